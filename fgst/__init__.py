@@ -1,0 +1,1 @@
+"""fgst: experiment sweeps of the FG-STFormer for skeleton-based action recognition."""

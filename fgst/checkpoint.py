@@ -1,0 +1,130 @@
+"""Checkpoints: directories ``{model.safetensors, state.pt, config.json}``, complete or not there at all.
+
+A training keeps one, ``epoch-00012`` inside its folder. A new one is written under a temporary name, renamed, and
+only then the older one goes: a process killed at any moment leaves a complete checkpoint behind. ``state.pt`` is
+read as tensors and plain values only, never as code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fgst.config import TrialConfig
+from fgst.errors import InputError
+from fgst.model import FGSTFormer
+from fgst.skeleton import Skeleton
+
+_NAME = re.compile(r"epoch-(\d{5,})")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network needs to be built again and used without its data set; the content of ``config.json``."""
+
+    config: TrialConfig
+    skeleton: Skeleton
+    classes: tuple[str, ...]
+    max_persons: int
+    dataset_name: str
+    dataset_digest: str
+
+    def build(self) -> FGSTFormer:
+        """The network with fresh weights."""
+        assert self.config.data.frames is not None, "a card holds a resolved configuration"
+        return FGSTFormer(self.config.model, self.skeleton, len(self.classes), frames=self.config.data.frames)
+
+    def write(self, path: Path) -> None:
+        content = {
+            "config": self.config.flat(),
+            "skeleton": self.skeleton.to_dict(),
+            "classes": list(self.classes),
+            "max_persons": self.max_persons,
+            "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """Raises :class:`InputError` if the file is missing or not a card."""
+        try:
+            content = json.loads(path.read_bytes())
+            return cls(
+                config=TrialConfig.from_flat(content["config"]),
+                skeleton=Skeleton.from_dict(content["skeleton"]),
+                classes=tuple(map(str, content["classes"])),
+                max_persons=int(content["max_persons"]),
+                dataset_name=str(content["dataset"]["name"]),
+                dataset_digest=str(content["dataset"]["digest"]),
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: is not a model's config.json ({error})") from None
+
+
+def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
+    """The network of a checkpoint, with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: if a file is missing, damaged or does not fit the other.
+    """
+    card = ModelCard.read(directory / "config.json")
+    model = card.build()
+    weights = directory / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{weights}: does not hold the weights of this network ({error})") from None
+    return model.eval(), card
+
+
+def save_checkpoint(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard, state: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of ``epoch`` into ``folder`` and remove older ones; returns its directory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"epoch-{epoch:05d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_file(model.state_dict(), temporary / "model.safetensors")
+        torch.save(dict(state), temporary / "state.pt")
+        card.write(temporary / "config.json")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for entry in folder.iterdir():
+        if entry != final and (_NAME.fullmatch(entry.name) or entry.name.endswith(".tmp")):
+            shutil.rmtree(entry, ignore_errors=True)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in ``folder``, if there is one."""
+    if not folder.is_dir():
+        return None
+    found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)]
+    return max(found, key=lambda entry: int(entry.name.removeprefix("epoch-")), default=None)
+
+
+def load_state(directory: Path) -> dict[str, Any]:
+    """What ``save_checkpoint`` was given as ``state``.
+
+    Raises:
+        InputError: if the file is missing, damaged, or holds anything but tensors and plain values.
+    """
+    path = directory / "state.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling can fail in any way; the file is bad in each
+        raise InputError(f"{path}: is damaged ({type(error).__name__}); remove {directory} to begin again") from None

@@ -1,0 +1,36 @@
+"""What a command does with bad input and with Ctrl-C: one clear line, and an exit code that scripts can read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong: the message says what, where, and what to do about it.
+
+    Every command turns it into one line on stderr and exit code 2, without a traceback.
+    """
+
+
+class Interrupted(Exception):
+    """Ctrl-C, after everything was saved; the message says how to go on."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's ``main`` and exit: 0 done, 2 bad input, 130 interrupted.
+
+    Anything else that goes wrong is a fault of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, Interrupted) as interruption:
+        print(f"interrupted. {interruption}".strip(), file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Point stdout elsewhere, or the flush at exit complains again.
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(141)

@@ -1,0 +1,100 @@
+"""Scores that know their clips, and the figures made from them. All accuracies are percentages (0 to 100)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+
+from fgst.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The network's scores for some clips, keyed by clip, so that nothing depends on an order.
+
+    Attributes:
+        clip_ids: ``(n,)`` names.
+        labels: ``(n,)`` true classes, int64.
+        scores: ``(n, classes)`` before the softmax, float32.
+    """
+
+    clip_ids: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.labels)
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """``(n,)`` the class with the highest score; of equals the lowest number."""
+        return self.scores.argmax(axis=1)
+
+    def top(self, k: int) -> float:
+        """Top-k accuracy in %: the true class is among the k best; equals count in order of their class number."""
+        own = np.take_along_axis(self.scores, self.labels[:, None], axis=1)
+        better = (self.scores > own).sum(axis=1)
+        equal_before = ((self.scores == own) & (np.arange(self.scores.shape[1]) < self.labels[:, None])).sum(axis=1)
+        return 100.0 * float(np.mean(better + equal_before < k))
+
+    def confusion(self) -> np.ndarray:
+        """``(classes, classes)`` counts, true class by row, predicted class by column."""
+        classes = self.scores.shape[1]
+        return np.bincount(self.labels * classes + self.predictions, minlength=classes**2).reshape(classes, classes)
+
+    def loss(self) -> float:
+        """Mean cross-entropy, without label smoothing, in nats."""
+        logits = self.scores.astype(np.float64)
+        highest = logits.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
+        return float(np.mean(log_sum - logits[np.arange(len(logits)), self.labels]))
+
+    def per_class(self, classes: Sequence[str]) -> list[dict[str, str | int | float | None]]:
+        """A row per class: ``class``, ``num_clips``, ``correct``, ``top1`` in % (``None`` for a class without clips)."""
+        matrix = self.confusion()
+        rows: list[dict[str, str | int | float | None]] = []
+        for label, name in enumerate(classes):
+            count, correct = int(matrix[label].sum()), int(matrix[label, label])
+            top1 = 100.0 * correct / count if count else None
+            rows.append({"class": name, "num_clips": count, "correct": correct, "top1": top1})
+        return rows
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as an Arrow file with columns ``clip_id``, ``label``, ``scores``."""
+        width = self.scores.shape[1]
+        values = pa.array(np.ascontiguousarray(self.scores, np.float32).reshape(-1))
+        table = pa.table(
+            {
+                "clip_id": pa.array([str(clip) for clip in self.clip_ids]),
+                "label": pa.array(self.labels.astype(np.int64)),
+                "scores": pa.FixedSizeListArray.from_arrays(values, width),
+            }
+        )
+        with ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scores:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: if the file is not that.
+        """
+        try:
+            table = ipc.open_file(pa.BufferReader(Path(path).read_bytes())).read_all().combine_chunks()
+            scores = table.column("scores").combine_chunks()
+            width = scores.type.list_size
+            return cls(
+                clip_ids=np.array(table.column("clip_id").to_pylist(), dtype=object),
+                labels=table.column("label").to_numpy(),
+                scores=scores.flatten().to_numpy(zero_copy_only=False).reshape(-1, width),
+            )
+        except (OSError, KeyError, AttributeError, pa.ArrowException) as error:
+            raise InputError(f"{path}: is not a file of scores ({error})") from None

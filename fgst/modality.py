@@ -1,0 +1,30 @@
+"""The four input modalities of the field: joint, bone, joint motion, bone motion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fgst.skeleton import Skeleton
+
+MODALITIES = ("joint", "bone", "joint_motion", "bone_motion")
+
+
+def bones(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """Bone vectors child - parent, stored at the child; the root's bone is zero. ``(…, N, 3)`` → ``(…, N, 3)``."""
+    return joints - joints[..., list(skeleton.parents), :]
+
+
+def motion(positions: Tensor) -> Tensor:
+    """Differences x[t+1] - x[t] along the frames, the last one zero. ``(…, T, N, 3)`` → ``(…, T, N, 3)``."""
+    steps = torch.zeros_like(positions)
+    torch.sub(positions[..., 1:, :, :], positions[..., :-1, :, :], out=steps[..., :-1, :, :])
+    return steps
+
+
+def to_modality(joints: Tensor, modality: str, skeleton: Skeleton) -> Tensor:
+    """Joint positions ``(…, T, N, 3)`` as one of :data:`MODALITIES`, in the same shape; bone comes before motion."""
+    if modality not in MODALITIES:
+        raise ValueError(f"data.modality is {modality!r}; it is one of {', '.join(MODALITIES)}")
+    result = bones(joints, skeleton) if modality.startswith("bone") else joints
+    return motion(result) if modality.endswith("motion") else result

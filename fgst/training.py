@@ -1,0 +1,225 @@
+"""Training of one trial: ``fit(config)`` yields one :class:`EpochResult` per epoch.
+
+It knows neither Ray nor MLflow: they, the progress bar and the tests consume what it yields. Everything random
+follows from (seed, epoch), so a training that is stopped and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fgst.batches import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipStore, choose_device, make_stores
+from fgst.checkpoint import ModelCard, latest_checkpoint, load_state, save_checkpoint
+from fgst.config import TrainConfig, TrialConfig
+from fgst.dataset import ArrowDataset
+from fgst.errors import InputError
+from fgst.metrics import Scores
+from fgst.model import FGSTFormer
+
+
+class DivergedError(RuntimeError):
+    """The loss is not a finite number any more."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What an epoch gave.
+
+    Attributes:
+        epoch: how many epochs are done, from 1.
+        metrics: by MLflow name: ``train/loss``, ``train/top1`` (on the augmented clips, while learning), ``lr``,
+            ``seconds``, ``clips_per_second``; ``val/loss``, ``val/top1``, ``val/top5`` unless everything trains;
+            ``test/loss``, ``test/top1``, ``test/top5`` at the last epoch only. Accuracies in %.
+        test: the scores of the test clips, at the last epoch only: they are measured once, never chosen by.
+        checkpoint: directory of this epoch's checkpoint, if checkpoints are kept.
+        replayed: the epoch was trained before an interruption and is told again, in case nobody heard.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    test: Scores | None = None
+    checkpoint: Path | None = None
+    replayed: bool = False
+
+
+def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
+    """Fill in what the configuration leaves to the data set: benchmark, recipe, frames, repeat, absolute path.
+
+    Raises:
+        InputError: if the configuration does not fit the data set; the message names the field.
+    """
+    config.model.check_skeleton(dataset.skeleton)
+    data, train = config.data, config.train
+    recipe = data.recipe or dataset.recipe
+    data = dataclasses.replace(
+        data,
+        dataset=str(dataset.path),
+        benchmark=dataset.benchmark(data.benchmark or "").name,
+        recipe=recipe,
+        frames=data.frames or RECIPE_FRAMES[recipe],
+    )
+    train = dataclasses.replace(train, repeat=train.repeat or RECIPE_REPEAT[recipe])
+    return dataclasses.replace(config, data=data, train=train)
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """The rate after ``progress`` epochs (fractions allowed): linear warm-up, then steps or half a cosine."""
+    share = progress / config.epochs
+    if share < config.warmup:
+        return config.lr * share / config.warmup
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * (share - config.warmup) / (1 - config.warmup)))
+    return config.lr * config.decay_factor ** sum(share >= at for at in config.decay_at)
+
+
+def score(
+    model: FGSTFormer, store: ClipStore, batch_size: int = EVALUATION_BATCH
+) -> Scores:
+    """The network's scores of every clip of a store, without augmentation."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        parts = [model(batch.clips).float().cpu().numpy() for batch in store.evaluation_batches(batch_size)]
+    model.train(was_training)
+    return Scores(clip_ids=store.clip_ids, labels=store.labels.cpu().numpy(), scores=np.concatenate(parts))
+
+
+def fit(
+    config: TrialConfig,
+    *,
+    dataset: ArrowDataset | None = None,
+    device: str = "auto",
+    checkpoints: Path | None = None,
+    on_step: Callable[[int, int, int], None] | None = None,
+) -> Iterator[EpochResult]:
+    """Train a trial, epoch by epoch.
+
+    Args:
+        config: the trial; what it leaves open is resolved against the data set.
+        dataset: the open data set, if the caller has it; otherwise ``config.data.dataset`` is opened.
+        device: "auto", "cpu", "cuda" …
+        checkpoints: folder that holds this trial's checkpoint. If one is there, training goes on from it, after
+            yielding its epoch once more; after each epoch it is replaced.
+        on_step: told (epoch from 1, steps done, steps of the epoch).
+
+    Yields:
+        an :class:`EpochResult` per epoch, after its checkpoint is on disk.
+
+    Raises:
+        InputError: if configuration, data set and checkpoint do not fit together.
+        DivergedError: if the loss stops being a number.
+    """
+    if dataset is None:
+        dataset = ArrowDataset(config.data.dataset)
+    config = resolve(config, dataset)
+    train = config.train
+    assert train.repeat is not None
+    where = choose_device(device)
+    stores = make_stores(dataset, config.data, where)
+    card = ModelCard(
+        config, dataset.skeleton, dataset.classes, dataset.max_persons, dataset.name, dataset.digest
+    )  # fmt: skip
+    torch.manual_seed(_seed(train.seed, 0))
+    model = card.build().to(where)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0,
+        weight_decay=train.weight_decay,
+    )  # fmt: skip
+
+    done = 0
+    found = latest_checkpoint(checkpoints) if checkpoints else None
+    if found is not None:
+        done, metrics = _restore(found, card, model, optimizer)
+        yield _finished(done, metrics, model, stores, train, found, replayed=True)
+
+    steps = stores["train"].steps(train.batch_size, train.repeat)
+    for epoch in range(done + 1, train.epochs + 1):
+        began = time.perf_counter()
+        torch.manual_seed(_seed(train.seed, epoch))
+        generator = torch.Generator(where).manual_seed(_seed(train.seed, epoch, 1))
+        model.train()
+        loss_sum = torch.zeros((), device=where)
+        correct = torch.zeros((), device=where)
+        clips = 0
+        lr = 0.0
+        for step, batch in enumerate(stores["train"].training_batches(train.batch_size, train.repeat, generator)):
+            lr = learning_rate(train, epoch - 1 + (step + 1) / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            logits = model(batch.clips)
+            loss = F.cross_entropy(logits, batch.labels, label_smoothing=train.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach() * len(batch.labels)
+            correct += (logits.detach().argmax(1) == batch.labels).sum()
+            clips += len(batch.labels)
+            if on_step is not None:
+                on_step(epoch, step + 1, steps)
+        metrics = {"train/loss": float(loss_sum) / clips, "train/top1": 100 * float(correct) / clips, "lr": lr}
+        if not math.isfinite(metrics["train/loss"]):
+            raise DivergedError(f"the loss is {metrics['train/loss']} in epoch {epoch}; try a lower train.lr")
+        seconds = time.perf_counter() - began
+        if "val" in stores:
+            metrics |= _accuracies("val", score(model, stores["val"]))
+        metrics |= {"seconds": time.perf_counter() - began, "clips_per_second": clips / seconds}
+        saved = None
+        if checkpoints is not None:
+            state = {"epoch": epoch, "optimizer": optimizer.state_dict(), "metrics": metrics}
+            saved = save_checkpoint(checkpoints, epoch, model, card, state)
+        yield _finished(epoch, metrics, model, stores, train, saved)
+
+
+def _finished(
+    epoch: int,
+    metrics: dict[str, float],
+    model: FGSTFormer,
+    stores: dict[str, ClipStore],
+    train: TrainConfig,
+    checkpoint: Path | None,
+    *,
+    replayed: bool = False,
+) -> EpochResult:
+    if epoch < train.epochs:
+        return EpochResult(epoch, metrics, checkpoint=checkpoint, replayed=replayed)
+    test = score(model, stores["test"])
+    return EpochResult(epoch, metrics | _accuracies("test", test), test, checkpoint, replayed)
+
+
+def _accuracies(split: str, scores: Scores) -> dict[str, float]:
+    return {f"{split}/loss": scores.loss(), f"{split}/top1": scores.top(1), f"{split}/top5": scores.top(5)}
+
+
+def _restore(
+    checkpoint: Path, card: ModelCard, model: FGSTFormer, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, float]]:
+    """Put a checkpoint's weights and optimiser state in place; returns its epoch and that epoch's metrics."""
+    from safetensors.torch import load_file
+
+    found = ModelCard.read(checkpoint / "config.json")
+    for name, value in card.config.flat().items():
+        was = found.config.flat()[name]
+        # The same clips may lie elsewhere by now (another node, a moved folder): the digest is what counts.
+        if was != value and name != "data.dataset":
+            raise InputError(f"{checkpoint}: was trained with {name} = {was}, not {value}; use that or begin anew")
+    if found.dataset_digest != card.dataset_digest:
+        raise InputError(f"{checkpoint}: was trained on other data (data set digest {found.dataset_digest[:12]}…)")
+    state: dict[str, Any] = load_state(checkpoint)
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["epoch"]), dict(state["metrics"])
+
+
+def _seed(*entropy: int) -> int:
+    """One 63-bit seed from several numbers, so that (seed 1, epoch 2) and (seed 2, epoch 1) have nothing in common."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
