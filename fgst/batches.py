@@ -184,7 +184,7 @@ def rotation(angles: Tensor, axis: str) -> Tensor:
 
 
 def even_frames(lengths: Tensor, count: int) -> Tensor:
-    """``int(linspace(0, length - 1, count))`` of each length ``(B,)``: ``(B, count)``, the same as NumPy's, to the bit."""
+    """``int(linspace(0, length - 1, count))`` of each length, ``(B,)`` → ``(B, count)``, as NumPy has it to the bit."""
     last = (lengths - 1).double()[:, None]
     positions = torch.arange(count, device=lengths.device, dtype=torch.float64) * (last / max(count - 1, 1))
     positions[:, -1:] = last if count > 1 else 0
@@ -217,5 +217,3 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device is {name}, but PyTorch sees no GPU; use --device cpu")
     return device
-
-

@@ -289,10 +289,16 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return _as(value, option)
         except (TypeError, ValueError):
             continue
-    expected = " or ".join("none" if o is type(None) else getattr(o, "__name__", str(o)) for o in accepted)
-    if any(typing.get_origin(option) is tuple for option in accepted):
-        expected += ", values separated by commas"
-    raise InputError(f"{name} is {value!r}; it takes {expected}")
+    raise InputError(f"{name} is {value!r}; it takes {' or '.join(map(_in_words, accepted))}")
+
+
+def _in_words(kind: Any) -> str:
+    if kind is type(None):
+        return "none"
+    if typing.get_origin(kind) is tuple:
+        element = typing.get_args(kind)[0]
+        return f"{element.__name__} values separated by commas" if element in (int, float) else "lists of names"
+    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}[kind.__name__]
 
 
 def _read_text(text: str) -> Any:

@@ -251,7 +251,8 @@ def write_dataset(
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
-        files, count = [], 0
+        files: list[dict[str, Any]] = []
+        count = 0
         for shard in _shards(_checked(clips, skeleton, len(classes)), shard_bytes):
             path = temporary / f"clips-{len(files):05d}.arrow"
             _write_file(path, shard, skeleton)

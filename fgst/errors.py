@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -32,5 +33,5 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader (`| head`) has gone. Point stdout elsewhere, or the flush at exit complains again.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         sys.exit(141)

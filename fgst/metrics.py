@@ -57,7 +57,7 @@ class Scores:
         return float(np.mean(log_sum - logits[np.arange(len(logits)), self.labels]))
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, str | int | float | None]]:
-        """A row per class: ``class``, ``num_clips``, ``correct``, ``top1`` in % (``None`` for a class without clips)."""
+        """A row per class: ``class``, ``num_clips``, ``correct``, ``top1`` in % (``None`` if the class has no clip)."""
         matrix = self.confusion()
         rows: list[dict[str, str | int | float | None]] = []
         for label, name in enumerate(classes):

@@ -38,7 +38,8 @@ class EpochResult:
     Attributes:
         epoch: how many epochs are done, from 1.
         metrics: by MLflow name: ``train/loss``, ``train/top1`` (on the augmented clips, while learning), ``lr``,
-            ``seconds``, ``clips_per_second``; ``val/loss``, ``val/top1``, ``val/top5`` unless everything trains;
+            ``clips_per_second`` of the training steps, ``minutes`` since the beginning, interruptions left out;
+            ``val/loss``, ``val/top1``, ``val/top5`` unless everything trains;
             ``test/loss``, ``test/top1``, ``test/top5`` at the last epoch only. Accuracies in %.
         test: the scores of the test clips, at the last epoch only: they are measured once, never chosen by.
         checkpoint: directory of this epoch's checkpoint, if checkpoints are kept.
@@ -82,9 +83,7 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.lr * config.decay_factor ** sum(share >= at for at in config.decay_at)
 
 
-def score(
-    model: FGSTFormer, store: ClipStore, batch_size: int = EVALUATION_BATCH
-) -> Scores:
+def score(model: FGSTFormer, store: ClipStore, batch_size: int = EVALUATION_BATCH) -> Scores:
     """The network's scores of every clip of a store, without augmentation."""
     was_training = model.training
     model.eval()
@@ -126,9 +125,7 @@ def fit(
     assert train.repeat is not None
     where = choose_device(device)
     stores = make_stores(dataset, config.data, where)
-    card = ModelCard(
-        config, dataset.skeleton, dataset.classes, dataset.max_persons, dataset.name, dataset.digest
-    )  # fmt: skip
+    card = ModelCard(config, dataset.skeleton, dataset.classes, dataset.max_persons, dataset.name, dataset.digest)
     torch.manual_seed(_seed(train.seed, 0))
     model = card.build().to(where)
     optimizer = torch.optim.SGD(
@@ -136,10 +133,11 @@ def fit(
         weight_decay=train.weight_decay,
     )  # fmt: skip
 
-    done = 0
+    done, minutes = 0, 0.0
     found = latest_checkpoint(checkpoints) if checkpoints else None
     if found is not None:
         done, metrics = _restore(found, card, model, optimizer)
+        minutes = metrics["minutes"]
         yield _finished(done, metrics, model, stores, train, found, replayed=True)
 
     steps = stores["train"].steps(train.batch_size, train.repeat)
@@ -172,7 +170,8 @@ def fit(
         seconds = time.perf_counter() - began
         if "val" in stores:
             metrics |= _accuracies("val", score(model, stores["val"]))
-        metrics |= {"seconds": time.perf_counter() - began, "clips_per_second": clips / seconds}
+        minutes += (time.perf_counter() - began) / 60
+        metrics |= {"clips_per_second": clips / seconds, "minutes": minutes}
         saved = None
         if checkpoints is not None:
             state = {"epoch": epoch, "optimizer": optimizer.state_dict(), "metrics": metrics}

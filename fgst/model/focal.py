@@ -44,6 +44,9 @@ class PartEmbedding(nn.Module):
     Parts differ in size; smaller ones are padded with zeros to the largest.
     """
 
+    index: Tensor
+    present: Tensor
+
     def __init__(self, channels: int, partition: Partition) -> None:
         super().__init__()
         largest = max(map(len, partition))

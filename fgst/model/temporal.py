@@ -17,6 +17,8 @@ class FGTFormer(nn.Module):
     halved: the convolution has stride 2, Q and K are taken at its frames, the shortcut is a linear at its frames.
     """
 
+    encoding: Tensor
+
     def __init__(self, channels_in: int, channels: int, frames: int, config: ModelConfig) -> None:
         super().__init__()
         self.heads = len(config.dilations)

@@ -1,0 +1,66 @@
+# `make sweep` and `make test` set up everything they need, once; `make help` lists the rest.
+PYTHON ?= python3
+# More arguments for the command, e.g. make sweep ARGS="--dataset datasets/nw-ucla --values 5,15"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WHAT := -c constraints.txt -e '.[test,dev]'
+
+.PHONY: help setup sweep test test-all check format ui clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make sweep     set up, then the K sweep on generated motion, tracked in MLflow (ARGS=… adds options)"
+	@echo "make test      set up, then the tests;  make test-all: also the slow ones"
+	@echo "make check     lint, format and types (ruff, mypy);  make format: apply the format"
+	@echo "make ui        MLflow UI on http://127.0.0.1:5000"
+	@echo "make setup     only the virtual environment in $(VENV)"
+	@echo "make clean     remove $(VENV) and caches (never data sets, checkpoints or runs)"
+
+setup: $(STAMP)
+
+# uv installs in seconds what pip installs in minutes, but does not read pip's settings: hand over the local wheels.
+# Without an NVIDIA GPU it is asked for PyTorch's CPU build, which saves gigabytes. Whatever fails, pip tries at last.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fgst needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@$(BIN)/python -c pass 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV) (a minute; several where nothing is cached)"
+	@links="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}"; \
+	torch="--torch-backend=cpu"; \
+	if [ -n "$$links" ] || command -v nvidia-smi >/dev/null 2>&1; then torch=""; fi; \
+	uv="$(BIN)/uv pip install --quiet --python $(BIN)/python"; \
+	{ $(BIN)/pip install --quiet --disable-pip-version-check uv && \
+		$$uv $$torch $${links:+--find-links "$$links"} $(WHAT); } || \
+	{ echo "uv could not; pip tries (minutes)"; $(BIN)/pip install $(WHAT); }
+	@touch $@
+
+sweep: $(STAMP)
+	@$(BIN)/python sweeps/focal_k.py $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# The store of the working directory, or the one that the environment names. Nobody else can reach it.
+ui: $(STAMP)
+	@echo "MLflow UI on http://127.0.0.1:$${PORT:-5000} (Ctrl-C ends it)"
+	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 \
+		--port $${PORT:-5000} --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -not -path './datasets/*' -prune -exec rm -rf {} +

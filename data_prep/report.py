@@ -1,0 +1,108 @@
+"""What the commands that prepare data share: their parser, their progress bar, and the report at the end."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fgst.dataset import ArrowDataset
+from fgst.errors import InputError
+
+Line = tuple[str, str]  # what it is, its value
+T = TypeVar("T")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose help is the module's docstring, and whose complaints are one line like all others."""
+
+    def __init__(self, module: str, doc: str | None) -> None:
+        super().__init__(
+            prog=f"python -m data_prep.{module}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def printable(name: str) -> str:
+    """A file name on one line and free of control characters, whatever an archive calls its members."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
+def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Pass the items on, with a progress bar on stderr when that is a terminal, and in silence otherwise."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=what)
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """A full disk or a lost permission is the user's to mend, so it gets one line as other bad input does."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); make room or name another") from None
+
+
+def describe(dataset: ArrowDataset) -> list[Line]:
+    """Clips per split of each benchmark, per class, and their lengths and persons."""
+    lines = []
+    for benchmark in dataset.benchmarks:
+        try:
+            splits = dataset.splits(benchmark.name, validation=0)
+            counts = f"{len(splits.train):,} train, {len(splits.test):,} test (by {benchmark.column})"
+        except InputError:
+            counts = "cannot be used: one of its splits has no clip"
+        lines.append((benchmark.name, counts))
+    frames, persons = dataset.columns["num_frames"], dataset.columns["num_persons"]
+    per_class = np.bincount(dataset.columns["label"], minlength=dataset.num_classes)
+    return [
+        *lines,
+        ("frames", f"{frames.min()} to {frames.max()}, median {np.median(frames):g}"),
+        ("persons", ", ".join(f"{count:,} clips of {m}" for m, count in zip(*_counted(persons), strict=True))),
+        ("subjects", str(len(np.unique(dataset.columns["subject"])))),
+        ("classes", str(dataset.num_classes)),
+        *(("", f"{count:6,}  {name}") for name, count in zip(dataset.classes, per_class, strict=True)),
+    ]
+
+
+def print_report(title: str, lines: Sequence[Line], dataset: ArrowDataset, out: Path, seconds: float) -> None:
+    """Print the report on stdout; its last lines are the commands to type next. ``out`` is shown as it was typed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+    size = sum(file.stat().st_size for file in dataset.path.iterdir())
+    everything = [
+        *lines,
+        *describe(dataset),
+        ("digest", dataset.digest),
+        ("lies at", f"{out} ({size / 1e6:.1f} MB)"),
+        ("took", f"{seconds:.1f} s"),
+    ]
+    print(title)
+    for label, value in everything:
+        print(f"  {label:<10}{value}")
+    where = shlex.quote(str(out))
+    print("next, train once or sweep K:")
+    print(f"  python -m fgst.train --dataset {where}")
+    print(f"  python sweeps/focal_k.py --dataset {where}", flush=True)
+
+
+def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.unique(values, return_counts=True)

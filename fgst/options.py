@@ -1,0 +1,101 @@
+"""Command-line options that training and sweeps share: which trial, on which data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fgst.config import PRESETS, PROTOCOLS, TrialConfig
+from fgst.errors import InputError
+from fgst.modality import MODALITIES
+
+
+def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool) -> None:
+    """The options that :func:`trial_config` reads."""
+    group = parser.add_argument_group("the trial")
+    group.add_argument(
+        "--dataset",
+        required=dataset_required,
+        metavar="DIR",
+        help="Arrow data set, made by python -m data_prep.nw_ucla or .demo"
+        + ("" if dataset_required else "; default: generated motion, prepared under datasets/demo"),
+    )
+    group.add_argument(
+        "--preset", choices=PRESETS, help="paper (§4.2; default on a GPU), small (default on a CPU) or tiny (seconds)"
+    )
+    group.add_argument("--epochs", type=positive(int), metavar="E", help="default: the preset's")
+    group.add_argument("--modality", choices=MODALITIES, help="default: joint")
+    group.add_argument("--benchmark", metavar="NAME", help="x-sub, x-view …; default: the data set's first")
+    group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="validation (default): hold training subjects out to choose by; paper: train on all training clips",
+    )
+    group.add_argument("--seed", type=natural, metavar="S", help="default: 0")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="overrides",
+        help="any other setting, e.g. --set model.focal_joints=12 --set train.lr=0.05 --set model.dilations=1,3",
+    )
+
+
+def add_tracking_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store; default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory",
+    )
+
+
+def trial_config(args: argparse.Namespace, dataset: str, *, has_gpu: bool) -> TrialConfig:
+    """The trial that the options describe; says on stderr which preset was taken when none was named.
+
+    Raises:
+        InputError: naming the option or field that is wrong.
+    """
+    preset = args.preset
+    if preset is None:
+        preset = "paper" if has_gpu else "small"
+        print(f"preset {preset} ({'there is a GPU' if has_gpu else 'no GPU'}); --preset chooses", file=sys.stderr)
+    values: dict[str, Any] = {"data.dataset": dataset}
+    for name, value in (
+        ("train.epochs", args.epochs),
+        ("data.modality", args.modality),
+        ("data.benchmark", args.benchmark),
+        ("data.protocol", args.protocol),
+        ("train.seed", args.seed),
+    ):
+        if value is not None:
+            values[name] = value
+    for override in args.overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"--set {override}: write FIELD=VALUE, e.g. --set model.focal_joints=12")
+        values[name.strip()] = text.strip()
+    return PRESETS[preset].with_values(values)
+
+
+def positive(kind: type) -> Callable[[str], Any]:
+    """An argparse type: a number above 0."""
+
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    convert.__name__ = "number"  # argparse names the type in its message
+    return convert
+
+
+def natural(text: str) -> int:
+    """An argparse type: 0, 1, 2 …"""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value

@@ -1,0 +1,267 @@
+"""Everything MLflow: where runs are kept, and what a training writes into its run.
+
+A sweep is a parent run, a trial a child run. A run is found again by the key of its trial, so a trial that was
+interrupted goes on in the run it began. This is the only module that imports mlflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before the import: the library would report its use to its makers, and waits for an answer where there is no network.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from fgst import figures
+from fgst.config import TrialConfig
+from fgst.errors import InputError
+from fgst.training import EpochResult
+
+KEY = "fgst.key"
+KIND = "fgst.kind"  # "trial" or "sweep"
+PARENT = "mlflow.parentRunId"
+REASON = "fgst.reason"
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def resolve_uri(uri: str | None = None) -> str:
+    """The tracking store: the one given, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+
+    Paths become absolute, since a trial runs in a directory of its own.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    for scheme in ("sqlite:///", "file://"):
+        if uri.startswith(scheme) and not uri.removeprefix(scheme).startswith(("/", "?")):
+            return scheme + str(Path(uri.removeprefix(scheme)).absolute())
+    return uri if "://" in uri else f"sqlite:///{Path(uri).absolute()}"
+
+
+class Tracking:
+    """A tracking store, opened; creates and migrates an sqlite one, so open it once before processes share it.
+
+    Raises:
+        InputError: if it cannot be reached or opened.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = resolve_uri(uri)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        if self.uri.startswith("sqlite:///"):
+            database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
+            if not database.parent.is_dir():
+                raise InputError(f"{self.uri}: there is no directory {database.parent} to keep the database in")
+        try:
+            self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self.client.search_experiments(max_results=1)
+        except Exception as error:  # the library raises whatever its database driver or HTTP client does
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"the tracking store {self.uri} does not answer: {message}") from None
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment of that name, created if need be."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            # Beside the database, not wherever the process happens to be.
+            database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
+            location = (database.parent / "mlruns" / name.replace("/", "-").replace(" ", "-")).as_uri()
+        try:
+            return self.client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            found = self.client.get_experiment_by_name(name)  # somebody else was faster
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def run(self, run_id: str) -> Run:
+        """The run of that id.
+
+        Raises:
+            InputError: if there is none in this store.
+        """
+        if not _RUN_ID.fullmatch(run_id):
+            raise InputError(f"run id {run_id!r} is not 32 hexadecimal digits")
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException:
+            raise InputError(f"there is no run {run_id} in {self.uri}; --tracking-uri names another store") from None
+
+    def start(
+        self, experiment: str, key: str, name: str, tags: Mapping[str, str], parent: str | None = None
+    ) -> TrackedRun:
+        """The run of a trial: the one with this key under this parent if it was begun before, or a new one."""
+        scope = f" and tags.`{PARENT}` = '{parent}'" if parent else ""
+        if parent:
+            found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'{scope}", max_results=1)
+            if found:
+                run = TrackedRun(self, found[0].info.run_id)
+                self.client.update_run(run.run_id, status="RUNNING")
+                return run
+        everything = {**tags, KEY: key, **({PARENT: parent} if parent else {}), "mlflow.runName": name}
+        created = self.client.create_run(experiment, run_name=name, tags=everything)
+        return TrackedRun(self, created.info.run_id)
+
+    def children(self, parent: str) -> list[Run]:
+        """All child runs of a sweep, in the order in which they were begun."""
+        experiment = self.run(parent).info.experiment_id
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [experiment], f"tags.`{PARENT}` = '{parent}'", ViewType.ACTIVE_ONLY, 1000, ["start_time ASC"], token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def unfinished(self, experiment: str, key: str) -> list[str]:
+        """Ids of runs of their own with this key that did not finish, the newest first."""
+        found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", order_by=["start_time DESC"])
+        return [r.info.run_id for r in found if r.info.status != "FINISHED" and PARENT not in r.data.tags]
+
+    @contextmanager
+    def artifacts(self, run_id: str, path: str) -> Iterator[Path]:
+        """A folder or file of a run's artifacts, as a local copy that is removed afterwards.
+
+        Raises:
+            InputError: if the run has no such artifact.
+        """
+        with tempfile.TemporaryDirectory(prefix="fgst-artifacts-") as folder:
+            try:
+                local = Path(self.client.download_artifacts(run_id, path, folder))
+            except Exception as error:  # depends on where artifacts are kept: OSError, MlflowException, HTTP errors
+                raise InputError(
+                    f"run {run_id} has no artifact {path!r} ({str(error).splitlines()[0]}); did its training finish?"
+                ) from None
+            yield local
+
+
+@dataclass
+class TrackedRun:
+    """A run that is being written."""
+
+    store: Tracking
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters as text: numbers as they are, lists as JSON. Writing the same ones again is fine."""
+        entities = [Param(k, v if isinstance(v, str) else json.dumps(v)) for k, v in params.items()]
+        self.store.client.log_batch(self.run_id, params=entities)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """All metrics of an epoch in one request."""
+        now = int(time.time() * 1000)
+        self.store.client.log_batch(self.run_id, [Metric(k, float(v), now, step) for k, v in metrics.items()])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.store.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def history(self, metric: str) -> dict[int, float]:
+        """Values by step."""
+        return {m.step: m.value for m in self.store.client.get_metric_history(self.run_id, metric)}
+
+    def log_artifacts(self, folder: Path) -> None:
+        """Everything inside a folder, with its sub-folders."""
+        self.store.client.log_artifacts(self.run_id, str(folder))
+
+    def finish(self, status: str = "FINISHED", reason: str = "") -> None:
+        """Close the run: FINISHED, FAILED or KILLED; the reason becomes a tag."""
+        if reason:
+            self.set_tags({REASON: reason[:5000]})
+        self.store.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
+
+
+def trial_tags(config: TrialConfig, dataset_name: str, dataset_digest: str) -> dict[str, str]:
+    """Tags of a trial's run: what it was trained on, from which code, where."""
+    return {
+        KIND: "trial",
+        "fgst.dataset": dataset_name,
+        "fgst.dataset_digest": dataset_digest,
+        "fgst.benchmark": str(config.data.benchmark),
+        "fgst.protocol": config.data.protocol,
+        "fgst.modality": config.data.modality,
+        "fgst.seed": str(config.train.seed),
+        "fgst.host": socket.gethostname(),
+        **_git_tags(),
+    }
+
+
+def track(run: TrackedRun, results: Iterator[EpochResult], classes: tuple[str, ...]) -> Iterator[EpochResult]:
+    """Pass a training's epochs on, and write each into ``run``; at the end the model, the scores and the figures.
+
+    The run's status is right for every end: FINISHED, FAILED with its reason, KILLED by Ctrl-C or by a consumer
+    that stopped listening.
+    """
+    try:
+        known = max(run.history("train/loss"), default=0)  # a resumed training repeats epochs that are logged
+        for result in results:
+            if result.epoch > known:
+                run.log_metrics(result.metrics, result.epoch)
+            if result.test is not None:
+                _log_outcome(run, result, classes)
+            yield result
+        run.finish()
+    except (KeyboardInterrupt, GeneratorExit):
+        run.finish("KILLED", "interrupted")
+        raise
+    except BaseException as error:
+        run.finish("FAILED", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _log_outcome(run: TrackedRun, result: EpochResult, classes: tuple[str, ...]) -> None:
+    assert result.test is not None
+    with tempfile.TemporaryDirectory(prefix="fgst-outcome-") as name:
+        folder = Path(name)
+        if result.checkpoint is not None:
+            (folder / "checkpoint").mkdir()
+            for file in ("model.safetensors", "config.json"):
+                shutil.copy2(result.checkpoint / file, folder / "checkpoint" / file)
+        (folder / "scores").mkdir()
+        result.test.save(folder / "scores" / "test.arrow")
+        (folder / "figures").mkdir()
+        figures.confusion(result.test, classes, folder / "figures" / "confusion.png")
+        curves = {m: run.history(m) for m in ("train/loss", "val/loss", "train/top1", "val/top1", "test/top1")}
+        figures.learning_curves(curves, folder / "figures" / "learning_curves.png")
+        run.log_artifacts(folder)
+
+
+def _git_tags() -> dict[str, str]:
+    """The commit of this code and whether it was changed since; nothing where it is no git checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "fgst.git_dirty": str(bool(changes)).lower()}

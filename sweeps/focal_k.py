@@ -1,0 +1,29 @@
+"""How many focal joints K should stage 2 keep? (Table 2 of the paper)
+
+Examples:
+  python sweeps/focal_k.py                                         generated motion, the preset for this machine
+  python sweeps/focal_k.py --dataset datasets/nw-ucla --preset tiny --values 5,15,20 --epochs 5
+  python sweeps/focal_k.py --dataset datasets/nw-ucla --protocol paper --seeds 3
+  python sweeps/focal_k.py --resume SWEEP_RUN_ID
+
+Each value of K is one trial per seed: a child run in MLflow, under the sweep's run. The best is chosen on held-out
+training subjects; the test clips are scored once, after the last epoch. The last line is the next command to type.
+"""
+
+from fgst.sweep import Question, main
+
+PAPER = {3: 88.6, 6: 88.9, 9: 89.0, 12: 89.2, 15: 89.5, 18: 89.2, 21: 89.3, 25: 89.1}
+
+question = Question(
+    name="focal_k",
+    title="How many focal joints K?",
+    axis="K",
+    settings=lambda k: {"model.focal_joints": k},
+    # The paper's values that the skeleton has joints for, and all of its joints.
+    values=lambda skeleton: [k for k in PAPER if k < skeleton.num_joints] + [skeleton.num_joints],
+    published=PAPER,
+    source="Table 2 (NTU-60 X-Sub, joint)",
+)
+
+if __name__ == "__main__":
+    main(question, __doc__)

@@ -1,0 +1,326 @@
+"""What must hold for the network whatever its weights: selection, symmetries, absent persons, presets, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fgst.config import PRESETS, ModelConfig
+from fgst.errors import InputError
+from fgst.model import FGSTFormer
+from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
+
+TINY: dict[str, Any] = {"channels": (8, 8, 16), "stage1_layers": 2, "stage2_layers": 1, "focal_joints": 6}
+
+
+def tiny(seed: int = 0, *, frames: int = 9, skeleton: Skeleton = NW_UCLA_20, **changes: Any) -> FGSTFormer:
+    torch.manual_seed(seed)
+    return FGSTFormer(ModelConfig(**(TINY | changes)), skeleton, 5, frames=frames)
+
+
+def clips_of(B: int, M: int = 1, T: int = 9, N: int = 20, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    pose = torch.randn(B, M, 1, N, 3, generator=generator)
+    return pose + 0.5 * torch.randn(B, M, T, N, 3, generator=generator)
+
+
+def selection(model: FGSTFormer, clips: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What goes into the focal selection, and what comes out: features, kept features, indices, scores."""
+    seen: list[Any] = []
+    hook = model.focal.register_forward_hook(lambda _module, inputs, outputs: seen.append((*inputs, *outputs)))
+    with torch.no_grad():
+        model(clips)
+    hook.remove()
+    return seen[0]
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+# --- the selection of focal joints ---
+
+
+def projection_gradient(*, gate: bool) -> Tensor | None:
+    model = tiny(focal_gate=gate)
+    cross_entropy(model(clips_of(4)), torch.arange(4)).backward()
+    return model.focal.projection.grad
+
+
+def test_the_gate_gives_the_projection_its_gradient() -> None:
+    gradient = projection_gradient(gate=True)
+    assert gradient is not None
+    assert gradient.abs().max() > 1e-6
+
+
+def test_without_the_gate_the_projection_gets_no_gradient() -> None:
+    gradient = projection_gradient(gate=False)
+    assert gradient is None or not gradient.any()
+
+
+def test_training_the_projection_alone_changes_which_joints_are_kept() -> None:
+    model, clips, labels = tiny().eval(), clips_of(8), torch.arange(8) % 5
+    before = selection(model, clips)[2]
+    projection, losses = model.focal.projection, []
+    for _ in range(10):
+        loss = cross_entropy(model(clips), labels)
+        (gradient,) = torch.autograd.grad(loss, [projection])
+        with torch.no_grad():
+            projection -= 5.0 * gradient
+        losses.append(float(loss.detach()))
+    after = selection(model, clips)[2]
+    assert (before != after).any()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("order", ["joint", "score"])
+@pytest.mark.parametrize("K", [1, 6, 20])
+def test_slots_hold_the_best_joints_in_their_order(order: str, gate: bool, K: int) -> None:
+    model = tiny(focal_order=order, focal_gate=gate, focal_joints=K).eval()
+    features, kept, index, scores = selection(model, clips_of(3))
+    projection = model.focal.projection
+    close(scores, torch.sigmoid((features * projection).sum(-1) / projection.square().sum().sqrt()))
+    assert index.shape == (3, 9, K)
+    steps = index.diff(dim=-1) if order == "joint" else -scores.gather(-1, index).diff(dim=-1)
+    assert (steps > 0).all()
+    worst_kept = scores.gather(-1, index).amin(-1)
+    assert ((scores >= worst_kept[..., None]).sum(-1) == K).all()  # so no joint left out beats one kept
+    for clip in range(3):
+        for frame in range(9):
+            for slot in range(K):
+                joint = index[clip, frame, slot]
+                factor = scores[clip, frame, joint] if gate else 1.0
+                close(kept[clip, frame, slot], features[clip, frame, joint] * factor)
+
+
+def test_the_length_of_the_projection_does_not_matter() -> None:
+    model, clips = tiny().eval(), clips_of(2)
+    with torch.no_grad():
+        before = model(clips)
+        model.focal.projection.mul_(17)
+        close(model(clips), before)
+
+
+# --- symmetries, and who is there ---
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_permuted_clips_get_permuted_scores(training: bool) -> None:
+    model, clips, order = tiny().train(training), clips_of(5, 2), torch.tensor([3, 0, 4, 1, 2])
+    clips[2, 1] = 0
+    with torch.no_grad():
+        close(model(clips[order]), model(clips)[order])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_order_of_persons_does_not_matter(training: bool) -> None:
+    model, clips = tiny().train(training), clips_of(4, 2)
+    clips[1, 1] = 0  # swapped, the first person is the one who is absent
+    with torch.no_grad():
+        close(model(clips.flip(1)), model(clips))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_absent_person_is_left_out(training: bool) -> None:
+    model, clips = tiny().train(training), clips_of(4, 2)
+    clips[:, 1] = 0
+    with torch.no_grad():
+        close(model(clips), model(clips[:, :1]))
+
+
+def test_present_persons_are_averaged_and_absent_ones_do_not_enter_the_batch_statistics() -> None:
+    model, clips = tiny().train(), clips_of(3, 2)
+    clips[1, 1] = 0
+    with torch.no_grad():
+        scores = model(clips)
+        a, b, c, d, e = model.features(torch.stack([clips[0, 0], clips[0, 1], clips[1, 0], clips[2, 0], clips[2, 1]]))
+        close(scores, model.head(torch.stack([(a + b) / 2, c, (d + e) / 2])))
+
+
+@pytest.mark.parametrize("persons", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_clip_of_nobody_gets_finite_scores_and_gradients(persons: int, training: bool) -> None:
+    model, clips = tiny().train(training), clips_of(3, persons)
+    clips[1] = 0
+    for batch in (clips, clips[1:2]):
+        model.zero_grad()
+        scores = model(batch)
+        assert scores.isfinite().all()
+        scores.sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_clip_of_nobody_leaves_the_others_alone() -> None:
+    model, clips = tiny().eval(), clips_of(3, 2)
+    with torch.no_grad():
+        whole = model(clips)
+        clips[1] = 0
+        emptied = model(clips)
+    close(emptied[[0, 2]], whole[[0, 2]])
+    assert (emptied[1] - whole[1]).abs().max() > 1e-6
+
+
+def test_evaluation_does_not_depend_on_the_rest_of_the_batch() -> None:
+    model, clips = tiny().eval(), clips_of(4, 2)
+    clips[2, 1] = 0
+    with torch.no_grad():
+        close(torch.cat([model(clip[None]) for clip in clips]), model(clips))
+
+
+# --- frames ---
+
+
+def test_shorter_clips_are_taken_and_scored_as_by_a_network_made_for_them() -> None:
+    long, short, clips = tiny(frames=9).eval(), tiny(1, frames=4).eval(), clips_of(2, T=4)
+    short.load_state_dict(long.state_dict())
+    with torch.no_grad():
+        close(long(clips), short(clips))
+
+
+def test_longer_clips_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"10 frames.* 9 at most"):
+        tiny(frames=9)(clips_of(2, T=10))
+
+
+def test_frames_are_halved_where_the_width_doubles() -> None:
+    model = tiny(frames=9, channels=(8, 16, 16, 32, 32), stage2_layers=3).eval()
+    shapes = []
+    for layer in (*model.stage1, *model.stage2):
+        layer[1].register_forward_hook(lambda _m, inputs, output: shapes.append((*inputs[0].shape, *output.shape)))
+    with torch.no_grad():
+        model(clips_of(2, T=9))
+    frames_and_widths = [(shape[1], shape[3], shape[5], shape[7]) for shape in shapes]
+    assert frames_and_widths == [(9, 8, 9, 8), (9, 8, 5, 16), (5, 16, 5, 16), (5, 16, 3, 32), (3, 32, 3, 32)]
+
+
+# --- the paper's figures, presets, weights on disk ---
+
+
+def test_the_default_is_the_papers() -> None:
+    assert dataclasses.asdict(ModelConfig()) == {
+        "channels": (64, 64, 128, 128, 256, 256, 256, 256),
+        "stage1_layers": 6,
+        "stage2_layers": 2,
+        "focal_joints": 15,
+        "parts": 10,
+        "dilations": (1, 2),
+        "kernel_size": 7,
+        "spatial_heads": 3,
+        "head_width": None,
+        "focal_gate": True,
+        "focal_order": "joint",
+        "norm": "batch",
+        "dropout": 0.0,
+    }
+
+
+def test_head_width_follows_the_channels_unless_given() -> None:
+    assert [ModelConfig().width_of_head(C) for C in (64, 128, 256)] == [16, 32, 64]
+    assert ModelConfig(head_width=20).width_of_head(256) == 20
+
+
+# Constants that a batch norm subtracts again: the biases of W_O, of the FFN's linear, and of the convolutions (the
+# rows of a softmax add up to 1, so a constant in V stays one in A V).
+INERT = re.compile(r".*(out\.linear|ffn\.linear|\.out|\.tcn\.\d)\.bias")
+
+
+def untrained_parameters(model: FGSTFormer) -> list[str]:
+    """Names of the parameters whose gradient is zero but for rounding; a missing or infinite one is an error."""
+    untrained = []
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if parameter.grad.abs().max() < 1e-12:
+            untrained.append(name)
+    return untrained
+
+
+@pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_every_parameter(preset: str, skeleton: Skeleton) -> None:
+    torch.manual_seed(0)
+    model = FGSTFormer(PRESETS[preset].model, skeleton, 10, frames=8)
+    scores = model(clips_of(3, 2, 8, skeleton.num_joints))
+    assert scores.shape == (3, 10)
+    cross_entropy(scores, torch.arange(3)).backward()
+    assert [name for name in untrained_parameters(model) if not INERT.fullmatch(name)] == []
+
+
+def test_with_layer_norm_no_parameter_is_inert() -> None:
+    model = tiny(norm="layer")
+    cross_entropy(model(clips_of(3)), torch.arange(3)).backward()
+    assert untrained_parameters(model) == []
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_weights_survive_safetensors(norm: str, tmp_path: Path) -> None:
+    model, clips = tiny(0, norm=norm), clips_of(3, 2)
+    with torch.no_grad():
+        model(clips)  # moves the running statistics, which have to be part of the state
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        other = tiny(1, norm=norm)
+        assert (other.eval()(clips) - model.eval()(clips)).abs().max() > 1e-3
+        other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        assert torch.equal(other(clips), model(clips))
+
+
+# --- configurations that cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("model.channels", {"channels": ()}),
+        ("model.channels", {"channels": (8, 8)}),
+        ("model.channels", {"channels": (8, 8, 4)}),
+        ("model.channels", {"channels": (8, 8, 24)}),
+        ("model.channels", {"channels": (8, 8, 12)}),
+        ("model.channels", {"channels": (2, 2, 2), "dilations": (1,)}),
+        ("model.channels", {"channels": (9, 9, 9)}),
+        ("model.channels", {"dilations": (1, 2, 3)}),
+        ("model.stage1_layers", {"stage1_layers": 0, "stage2_layers": 3}),
+        ("model.stage2_layers", {"stage1_layers": 3, "stage2_layers": 0}),
+        ("model.stage1_layers", {"stage1_layers": 3}),
+        ("model.stage2_layers", {"stage2_layers": 2}),
+        ("model.focal_joints", {"focal_joints": 0}),
+        ("model.focal_joints", {"focal_joints": 21}),
+        ("model.parts", {"parts": 0}),
+        ("model.parts", {"parts": 7}),
+        ("model.parts", {"parts": 25}),
+        ("model.parts", {"parts": ()}),
+        ("model.parts", {"parts": (NW_UCLA_20.joints[:19],)}),
+        ("model.parts", {"parts": (NW_UCLA_20.joints, ("head",))}),
+        ("model.parts", {"parts": (NW_UCLA_20.joints, ())}),
+        ("model.parts", {"parts": (NW_UCLA_20.joints[:19], ("tail",))}),
+        ("model.dilations", {"dilations": ()}),
+        ("model.dilations", {"dilations": (1, 0)}),
+        ("model.dilations", {"dilations": (-1, 2)}),
+        ("model.kernel_size", {"kernel_size": 4}),
+        ("model.kernel_size", {"kernel_size": -1}),
+        ("model.spatial_heads", {"spatial_heads": 0}),
+        ("model.head_width", {"head_width": 0}),
+        ("model.focal_order", {"focal_order": "size"}),
+        ("model.norm", {"norm": "group"}),
+        ("model.dropout", {"dropout": 1.0}),
+        ("model.dropout", {"dropout": -0.1}),
+        ("model.dropout", {"dropout": float("nan")}),
+    ],
+)
+def test_impossible_values_are_refused_by_name(field: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=field):
+        tiny(**changes)
+
+
+@pytest.mark.parametrize(("num_classes", "frames"), [(0, 9), (5, 0)])
+def test_a_network_without_classes_or_frames_is_refused(num_classes: int, frames: int) -> None:
+    with pytest.raises(ValueError, match="num_classes and frames"):
+        FGSTFormer(ModelConfig(**TINY), NW_UCLA_20, num_classes, frames=frames)

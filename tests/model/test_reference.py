@@ -1,0 +1,359 @@
+"""The whole network against a slow reading of Eq. 1-5 that shares nothing with it but the parameters.
+
+The reading goes clip by clip, person by person, frame by frame, joint by joint, head by head and tap by tap. A
+feature is a NumPy vector of C channels; the only products are a matrix with one vector and a vector with another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from fgst.config import ModelConfig
+from fgst.model import FGSTFormer
+from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
+
+NORM_EPSILON = 1e-5
+SLOPE = 0.01
+NUM_CLASSES = 5
+
+# The ten parts as the literature counts joints, from 1; five are the same with the parts of the trunk, of each arm
+# and of each leg put together.
+TEN_PARTS = {
+    "nw-ucla-20": [[3, 4], [1, 2], [5, 6], [7, 8], [9, 10], [11, 12], [13, 14], [15, 16], [17, 18], [19, 20]],
+    "ntu-25": [
+        [3, 4], [1, 2, 21], [5, 6], [7, 8, 22, 23], [9, 10], [11, 12, 24, 25], [13, 14], [15, 16], [17, 18], [19, 20],
+    ],
+}  # fmt: skip
+
+
+def partition_of(config: ModelConfig, skeleton: Skeleton) -> list[list[int]]:
+    """Parts as lists of joints from 0; the order inside a part is the order of its joints' features."""
+    ten = [[joint - 1 for joint in part] for part in TEN_PARTS[skeleton.name]]
+    if config.parts == 10:
+        return ten
+    if config.parts == 5:
+        head, torso, *limbs = ten
+        return [torso + head] + [limbs[i] + limbs[i + 1] for i in range(0, 8, 2)]
+    if config.parts == 1:
+        head, torso, *limbs = ten
+        return [[joint for part in (torso, head, *limbs) for joint in part]]
+    if config.parts == skeleton.num_joints:
+        return [[joint] for joint in range(skeleton.num_joints)]
+    return [[skeleton.joints.index(name) for name in part] for part in config.parts]
+
+
+def leaky(x: np.ndarray) -> np.ndarray:
+    return np.array([value if value > 0 else SLOPE * value for value in x])
+
+
+def softmax(logits: list[float]) -> list[float]:
+    highest = max(logits)
+    powers = [math.exp(logit - highest) for logit in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def sine_cosine(position: int, channels: int) -> np.ndarray:
+    """PE(pos, 2i) = sin(pos / 10000^(2i / C)), PE(pos, 2i + 1) = cos(pos / 10000^(2i / C))."""
+    code = np.zeros(channels)
+    for channel in range(channels):
+        angle = position / 10_000 ** (2 * (channel // 2) / channels)
+        code[channel] = math.sin(angle) if channel % 2 == 0 else math.cos(angle)
+    return code
+
+
+@dataclass
+class Reading:
+    """The network, read slowly. ``weights`` are the arrays of a ``state_dict``."""
+
+    weights: dict[str, np.ndarray]
+    config: ModelConfig
+    skeleton: Skeleton
+
+    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        y = self.weights[f"{name}.weight"] @ x
+        return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        if f"{name}.running_mean" in self.weights:
+            mean, variance = self.weights[f"{name}.running_mean"], self.weights[f"{name}.running_var"]
+        else:
+            mean, variance = sum(x) / len(x), sum((x - sum(x) / len(x)) ** 2) / len(x)
+        scaled = (x - mean) / np.sqrt(variance + NORM_EPSILON)
+        return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def qkv(self, name: str, x: np.ndarray, heads: int) -> list[list[np.ndarray]]:
+        """Queries, keys, values of one token: ``[piece][head]``; the rows of the weights are in that order."""
+        rows = self.linear(name, x)
+        width = len(rows) // (3 * heads)
+        return [
+            [rows[(piece * heads + head) * width : (piece * heads + head + 1) * width] for head in range(heads)]
+            for piece in range(3)
+        ]
+
+    def attention(
+        self,
+        queries: list[np.ndarray],
+        keys: list[np.ndarray],
+        values: list[np.ndarray],
+        added: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """Eq. 1 of one head; ``added`` is what the paper adds to the map after its softmax."""
+        out = []
+        for i, query in enumerate(queries):
+            row = softmax([float(query @ key) / math.sqrt(len(query)) for key in keys])
+            if added is not None:
+                row = [weight + float(extra) for weight, extra in zip(row, added[i], strict=True)]
+            out.append(sum(weight * value for weight, value in zip(row, values, strict=True)))
+        return out
+
+    def feed_forward(self, name: str, x: np.ndarray) -> np.ndarray:
+        return x + leaky(self.norm(f"{name}.norm.norm", self.linear(f"{name}.linear", x)))
+
+    def close(self, out: str, ffn: str, tokens: list[np.ndarray], heads: list[list[np.ndarray]]) -> list[np.ndarray]:
+        """After the heads: W_O, norm, residual, FFN. ``heads`` is ``[head][token]``."""
+        result = []
+        for i, token in enumerate(tokens):
+            joined = np.concatenate([head[i] for head in heads])
+            result.append(
+                self.feed_forward(ffn, token + self.norm(f"{out}.norm.norm", self.linear(f"{out}.linear", joined)))
+            )
+        return result
+
+    def basic_sformer(self, name: str, tokens: list[np.ndarray], codes: list[np.ndarray]) -> list[np.ndarray]:
+        """One frame through Fig. 3a."""
+        H = self.config.spatial_heads
+        projected = [self.qkv(f"{name}.qkv", token + code, H) for token, code in zip(tokens, codes, strict=True)]
+        heads = [
+            self.attention(
+                *([p[piece][h] for p in projected] for piece in range(3)), self.weights[f"{name}.global_map"][h]
+            )
+            for h in range(H)
+        ]
+        return self.close(f"{name}.out", f"{name}.ffn", tokens, heads)
+
+    def cross(
+        self,
+        name: str,
+        joints: list[np.ndarray],
+        parts: list[np.ndarray],
+        joint_codes: list[np.ndarray],
+        part_codes: list[np.ndarray],
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """One frame through Fig. 3b and Eq. 4, both ways from the same features."""
+        H = self.config.spatial_heads
+        of_joints = [self.qkv(f"{name}.joint_qkv", x + c, H) for x, c in zip(joints, joint_codes, strict=True)]
+        of_parts = [self.qkv(f"{name}.part_qkv", x + c, H) for x, c in zip(parts, part_codes, strict=True)]
+        to_joints, to_parts = [], []
+        for h in range(H):
+            q_j, k_j, v_j = ([token[piece][h] for token in of_joints] for piece in range(3))
+            q_p, k_p, v_p = ([token[piece][h] for token in of_parts] for piece in range(3))
+            to_joints.append(self.attention(q_j, k_p, v_p))
+            to_parts.append(self.attention(q_p, k_j, v_j))
+        return (
+            self.close(f"{name}.joint_out", f"{name}.joint_ffn", joints, to_joints),
+            self.close(f"{name}.part_out", f"{name}.part_ffn", parts, to_parts),
+        )
+
+    def temporal(self, name: str, track: list[np.ndarray], width: int) -> list[np.ndarray]:
+        """The frames of one joint or part through Eq. 5; ``width`` is the width it gets."""
+        stride = 2 if width > len(track[0]) else 1
+        T, heads = len(track), len(self.config.dilations)
+        encoded = [x + sine_cosine(t, len(x)) for t, x in enumerate(track)]
+        kept = range(0, T, stride)
+        d = width // heads
+        query_key = [self.linear(f"{name}.query_key", encoded[t]) for t in kept]
+        results = []
+        for h, dilation in enumerate(self.config.dilations):
+            queries = [rows[h * d : (h + 1) * d] for rows in query_key]
+            keys = [rows[(heads + h) * d : (heads + h + 1) * d] for rows in query_key]
+            taps = self.weights[f"{name}.tcn.{h}.weight"]  # (d, C_in, k_t, 1)
+            values = []
+            for t in kept:
+                value = self.weights[f"{name}.tcn.{h}.bias"].copy()
+                for tap in range(self.config.kernel_size):
+                    source = t + (tap - (self.config.kernel_size - 1) // 2) * dilation
+                    if 0 <= source < T:
+                        value += taps[:, :, tap, 0] @ encoded[source]
+                values.append(value)
+            fused = self.attention(queries, keys, values)
+            results.append([self.linear(f"{name}.head_linear.{h}", f) + v for f, v in zip(fused, values, strict=True)])
+        out = []
+        for i, t in enumerate(kept):
+            joined = np.concatenate([result[i] for result in results])
+            shortcut = track[t] if stride == 1 else self.linear(f"{name}.shortcut", track[t])
+            out.append(leaky(self.norm(f"{name}.norm.norm", self.linear(f"{name}.out", joined))) + shortcut)
+        return out
+
+    def tracks(self, name: str, frames: list[list[np.ndarray]], width: int) -> list[list[np.ndarray]]:
+        """:meth:`temporal` for every token of ``frames[t][token]``."""
+        tracks = [self.temporal(name, [frame[n] for frame in frames], width) for n in range(len(frames[0]))]
+        return [[track[t] for track in tracks] for t in range(len(tracks[0]))]
+
+    def focal(self, joints: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
+        """Eq. 2 and 3 of one frame: kept features and which joints they are."""
+        direction = self.weights["focal.projection"]
+        length = math.sqrt(sum(value**2 for value in direction))
+        scores = [1 / (1 + math.exp(-float(x @ direction) / length)) for x in joints]
+        ranking = sorted(range(len(joints)), key=lambda n: -scores[n])[: self.config.focal_joints]
+        if self.config.focal_order == "joint":
+            ranking = sorted(ranking)
+        return [joints[n] * (scores[n] if self.config.focal_gate else 1) for n in ranking], ranking
+
+    def part_features(self, joints: list[np.ndarray], partition: list[list[int]]) -> list[np.ndarray]:
+        largest = max(len(part) for part in partition)
+        out = []
+        for part in partition:
+            slots = [joints[n] for n in part] + [np.zeros_like(joints[0])] * (largest - len(part))
+            out.append(self.linear("parts.linear", np.concatenate(slots)))
+        return out
+
+    def person(self, coordinates: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
+        """``(T, N, 3)`` → both branches' averages side by side, and the focal joints of each frame."""
+        config, N = self.config, self.skeleton.num_joints
+        frames = []
+        for frame in coordinates:
+            normed = self.norm("input_norm", frame.reshape(-1))  # channel n·3 + c
+            frames.append([self.linear("embedding", normed[3 * n : 3 * n + 3]) for n in range(N)])
+        for layer, width in enumerate(config.channels[: config.stage1_layers]):
+            codes = [sine_cosine(n, len(frames[0][0])) for n in range(N)]
+            frames = [self.basic_sformer(f"stage1.{layer}.0", frame, codes) for frame in frames]
+            frames = self.tracks(f"stage1.{layer}.1", frames, width)
+
+        partition = partition_of(config, self.skeleton)
+        selected = [self.focal(frame) for frame in frames]
+        joints, focal = [features for features, _ in selected], [ranking for _, ranking in selected]
+        parts = [self.part_features(frame, partition) for frame in frames]
+        which = focal
+        for layer, width in enumerate(config.channels[config.stage1_layers :]):
+            name, width_in = f"stage2.{layer}", len(joints[0][0])
+            part_codes = [sine_cosine(p, width_in) for p in range(len(partition))]
+            for t in range(len(joints)):
+                # A focal joint is encoded as the joint that it is, whichever slot it came to.
+                joint_codes = [sine_cosine(n, width_in) for n in which[t]]
+                j = self.basic_sformer(f"{name}.0.joints", joints[t], joint_codes)
+                p = self.basic_sformer(f"{name}.0.parts", parts[t], part_codes)
+                joints[t], parts[t] = self.cross(f"{name}.0.cross", j, p, joint_codes, part_codes)
+            if width > width_in:
+                which = [which[t] for t in range(0, len(which), 2)]
+            joints, parts = self.tracks(f"{name}.1", joints, width), self.tracks(f"{name}.2", parts, width)
+
+        def average(branch: list[list[np.ndarray]]) -> np.ndarray:
+            return sum(x for frame in branch for x in frame) / sum(len(frame) for frame in branch)
+
+        return np.concatenate([average(joints), average(parts)]), focal
+
+    def scores(self, clips: np.ndarray) -> np.ndarray:
+        """``(B, M, T, N, 3)`` → ``(B, num_classes)``."""
+        rows = []
+        for clip in clips:
+            persons = [self.person(person)[0] for person in clip if np.any(person != 0)]
+            pooled = sum(persons) / len(persons)
+            rows.append(self.linear("head.3", leaky(self.linear("head.0", pooled))))
+        return np.stack(rows)
+
+
+def randomise(model: FGSTFormer, seed: int) -> None:
+    """Give every parameter and every running statistic a value that matters."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            tensor.copy_(0.5 + noise.abs())
+        elif name.endswith("running_mean"):
+            tensor.copy_(0.5 * noise)
+        elif name.endswith("num_batches_tracked"):
+            continue
+        elif name == "focal.projection":
+            tensor.copy_(3 * noise)  # far from unit length: its norm has to be divided out
+        elif name.endswith(("weight", "global_map")) and tensor.dim() > 1 and "global_map" not in name:
+            tensor.copy_(noise / math.sqrt(tensor[0].numel()))
+        else:
+            tensor.copy_(0.4 * noise + (1 if "norm" in name and name.endswith("weight") else 0))
+
+
+def make_clips(B: int, M: int, T: int, N: int, seed: int) -> np.ndarray:
+    """Clips of persons who move; with two persons, all but the first clip have lost the second one."""
+    rng = np.random.default_rng(seed)
+    clips = rng.normal(size=(B, M, 1, N, 3)) + 0.7 * rng.normal(size=(B, M, T, N, 3))
+    if M == 2:
+        clips[1:, 1] = 0
+    return clips
+
+
+UNEVEN = (
+    ("head", "shoulder_centre", "spine", "hip_centre", "left_shoulder"),
+    ("right_hand", "left_hand"),
+    ("left_elbow", "left_wrist", "right_shoulder", "right_elbow", "right_wrist"),
+    ("left_hip",),
+    ("right_foot", "right_hip", "right_knee", "right_ankle", "left_knee", "left_ankle", "left_foot"),
+)
+
+# (skeleton, persons, frames, what differs from eight-wide layers).
+CASES = {
+    "ucla": (NW_UCLA_20, 1, 6, {}),
+    "ntu two persons": (NTU_25, 2, 5, {}),
+    "widths double once": (NTU_25, 1, 7, {"channels": (8, 16, 16), "stage1_layers": 2}),
+    "widths double twice": (NW_UCLA_20, 2, 9, {"channels": (8, 16, 32), "stage1_layers": 2}),
+    "even number of frames halved": (NW_UCLA_20, 1, 8, {"channels": (8, 16, 32), "stage1_layers": 2}),
+    "doubles inside stage 2": (NW_UCLA_20, 1, 7, {"channels": (8, 8, 16, 16), "stage2_layers": 3}),
+    "doubles twice inside stage 2": (
+        NTU_25, 1, 9, {"channels": (8, 16, 32, 32), "stage2_layers": 3, "focal_order": "score", "focal_joints": 4},
+    ),
+    "one dilation": (NW_UCLA_20, 1, 7, {"dilations": (1,), "kernel_size": 3}),
+    "three dilations": (
+        NTU_25, 1, 9, {"dilations": (1, 2, 3), "channels": (12, 24), "kernel_size": 5, "focal_joints": 6},
+    ),
+    "an odd width": (NW_UCLA_20, 1, 7, {"dilations": (3, 1, 2), "channels": (9, 9), "kernel_size": 3}),
+    "one frame": (NW_UCLA_20, 2, 1, {"channels": (8, 16)}),
+    "one focal joint": (NTU_25, 1, 5, {"focal_joints": 1}),
+    "all joints focal": (NTU_25, 1, 4, {"focal_joints": 25, "parts": 5}),
+    "by score": (NTU_25, 2, 5, {"focal_order": "score", "parts": 25}),
+    "no gate": (NW_UCLA_20, 1, 6, {"focal_gate": False, "parts": 1}),
+    "no gate, by score": (NW_UCLA_20, 1, 6, {"focal_gate": False, "focal_order": "score", "parts": 20}),
+    "custom parts": (NW_UCLA_20, 1, 5, {"parts": UNEVEN, "channels": (8, 8, 8), "stage2_layers": 2}),
+    "layer norm": (NW_UCLA_20, 2, 7, {"norm": "layer", "channels": (8, 16, 16), "stage1_layers": 2, "parts": 5}),
+    "explicit head width": (NTU_25, 1, 5, {"head_width": 3, "spatial_heads": 1}),
+    "one wide spatial head": (NW_UCLA_20, 1, 5, {"head_width": 7, "spatial_heads": 3, "norm": "layer"}),
+    "more layers in stage 2": (NW_UCLA_20, 2, 5, {"channels": (8, 8, 8, 8), "stage2_layers": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_network_is_the_slow_reading(case: str) -> None:
+    skeleton, M, T, changes = CASES[case]
+    defaults = {"channels": (8, 8), "stage1_layers": 1, "stage2_layers": 1, "focal_joints": 7}
+    config = ModelConfig(**(defaults | changes))
+    seed = list(CASES).index(case)
+    model = FGSTFormer(config, skeleton, NUM_CLASSES, frames=T).eval()
+    randomise(model, seed)
+    clips = make_clips(2, M, T, skeleton.num_joints, seed)
+    reading = Reading({name: value.numpy() for name, value in model.state_dict().items()}, config, skeleton)
+
+    expected = reading.scores(clips)
+    with torch.no_grad():
+        actual = model(torch.from_numpy(clips)).numpy()
+
+    assert np.abs(expected[0] - expected[1]).max() > 0.01  # otherwise the comparison would say little
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10)
+
+
+def test_frames_choose_different_joints() -> None:
+    """The comparison above exercises a selection that changes from frame to frame."""
+    config = ModelConfig(channels=(8, 8), stage1_layers=1, stage2_layers=1, focal_joints=7)
+    model = FGSTFormer(config, NW_UCLA_20, NUM_CLASSES, frames=6).eval()
+    randomise(model, 0)
+    reading = Reading({name: value.numpy() for name, value in model.state_dict().items()}, config, NW_UCLA_20)
+    clip = make_clips(1, 1, 6, 20, 0)[0, 0]
+    _, focal = reading.person(clip)
+    assert len({tuple(ranking) for ranking in focal}) > 1
+
+    seen = []
+    model.focal.register_forward_hook(lambda _module, _inputs, output: seen.append(output[1]))
+    with torch.no_grad():
+        model(torch.from_numpy(clip)[None, None])
+    assert seen[0][0].tolist() == focal
