@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +100,9 @@ class Action:
 
 _SHAKE = (Move("right_shoulder", "x", -0.6, 0.15), Move("right_elbow", "x", -0.8, 0.25))
 _WAVE_LEFT = (Move("left_shoulder", "z", 1.0, 0.0), Move("left_elbow", "z", 1.5, 0.5))
-_WAVE_RIGHT = (Move("right_shoulder", "z", -1.0, 0.0), Move("right_elbow", "z", -1.5, 0.5))
+_WAVE_RIGHT = (Move("right_shoulder", "z", -1.0, 0.0), Move("right_elbow", "z", -1.5, -0.5))
 ACTIONS = (
-    Action("raise the left hand", 0.4, (Move("left_shoulder", "x", -1.1, 1.1), Move("left_elbow", "x", -0.2, 0.1))),
+    Action("raise the left hand", 0.4, (Move("left_shoulder", "x", -1.3, 1.3), Move("left_elbow", "x", -0.2, 0.1))),
     Action(
         "push the other person",
         0.5,
@@ -191,10 +192,10 @@ def make_demo(
     if seed < 0:
         raise InputError(f"--seed is {seed}; it must be 0 or more")
     check_output(out, overwrite=overwrite)
-    with writing_to(out):
+    with writing_to(out), closing(tracked(_clips(clips, classes, seed), clips, "generating clips")) as generated:
         return write_dataset(
             out,
-            tracked(_clips(clips, classes, seed), clips, "generating clips"),
+            generated,
             name="demo",
             skeleton=NTU_25,
             classes=[action.name for action in ACTIONS[:classes]],

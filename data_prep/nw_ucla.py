@@ -16,7 +16,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,15 +93,15 @@ def prepare(
         files, reading = list(found.files), Reading(strays=found.strays)
         files.sort(key=lambda file: (file.name, file.place))
         record: dict[str, Any] = {}  # filled by _clips at its end, before write_dataset looks at it
-        clips = _clips(source, files, reading, record, skip_bad=skip_bad)
-        first = next(clips, None)
-        if first is None:
-            place, fault = reading.left_out[0]
-            raise InputError(
-                f"{printable(str(source))}: none of its {reading.read} JSON files is a clip (the first, {place}: "
-                f"{fault}); name all_sqe.zip or its folder"
-            )
-        with writing_to(out):
+        # Closed before a message is printed, or the progress bar would be drawn over it.
+        with closing(_clips(source, files, reading, record, skip_bad=skip_bad)) as clips, writing_to(out):
+            first = next(clips, None)
+            if first is None:
+                place, fault = reading.left_out[0]
+                raise InputError(
+                    f"{printable(str(source))}: none of its {reading.read} JSON files is a clip (the first, {place}: "
+                    f"{fault}); name all_sqe.zip or its folder"
+                )
             dataset = write_dataset(
                 out,
                 itertools.chain([first], clips),
@@ -117,27 +118,28 @@ def prepare(
 
 def _clips(
     source: Path, files: Sequence[ClipFile], reading: Reading, record: dict[str, Any], *, skip_bad: bool
-) -> Iterator[Clip]:
+) -> Generator[Clip, None, None]:
     """Read the files one by one, keeping the account in ``reading``, and at the end in ``record``."""
     copies = {name: list(group) for name, group in itertools.groupby(files, key=lambda file: file.name)}
-    for file in tracked(files, len(files), "reading clips"):
-        reading.read += 1
-        try:
-            content = file.read()
-            if len(copies[file.name]) > 1:
-                _check_copies(file, copies[file.name], content)
-            clip = _parse(file.name, content)
-        except ClipError as fault:
-            if not skip_bad:
-                raise InputError(
-                    f"{printable(str(source))}: {file.place}: {fault}; mend or remove that file, or leave such files "
-                    "out with --skip-bad"
-                ) from None
-            reading.left_out.append((file.place, str(fault)))
-            continue
-        reading.kept += 1
-        reading.content.update(f"{file.name} {hashlib.sha256(content).hexdigest()}\n".encode())
-        yield clip
+    with closing(tracked(files, len(files), "reading clips")) as progress:
+        for file in progress:
+            reading.read += 1
+            try:
+                content = file.read()
+                if len(copies[file.name]) > 1:
+                    _check_copies(file, copies[file.name], content)
+                clip = _parse(file.name, content)
+            except ClipError as fault:
+                if not skip_bad:
+                    raise InputError(
+                        f"{printable(str(source))}: {file.place}: {fault}; mend or remove that file, or leave such "
+                        "files out with --skip-bad"
+                    ) from None
+                reading.left_out.append((file.place, str(fault)))
+                continue
+            reading.kept += 1
+            reading.content.update(f"{file.name} {hashlib.sha256(content).hexdigest()}\n".encode())
+            yield clip
     record.update(reading.record())
 
 

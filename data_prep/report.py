@@ -6,7 +6,7 @@ import argparse
 import io
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -42,8 +42,11 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
-def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Pass the items on, with a progress bar on stderr when that is a terminal, and in silence otherwise."""
+def tracked(items: Iterable[T], total: int, what: str) -> Generator[T, None, None]:
+    """Pass the items on, with a progress bar on stderr when that is a terminal, and in silence otherwise.
+
+    Close the generator when something goes wrong on the way, so that the bar is gone before a message is printed.
+    """
     if not sys.stderr.isatty():
         yield from items
         return

@@ -42,7 +42,7 @@ class Scores:
         own = np.take_along_axis(self.scores, self.labels[:, None], axis=1)
         better = (self.scores > own).sum(axis=1)
         equal_before = ((self.scores == own) & (np.arange(self.scores.shape[1]) < self.labels[:, None])).sum(axis=1)
-        return 100.0 * float(np.mean(better + equal_before < k))
+        return 100 * int((better + equal_before < k).sum()) / self.num_clips
 
     def confusion(self) -> np.ndarray:
         """``(classes, classes)`` counts, true class by row, predicted class by column."""

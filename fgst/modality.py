@@ -17,9 +17,8 @@ def bones(joints: Tensor, skeleton: Skeleton) -> Tensor:
 
 def motion(positions: Tensor) -> Tensor:
     """Differences x[t+1] - x[t] along the frames, the last one zero. ``(…, T, N, 3)`` → ``(…, T, N, 3)``."""
-    steps = torch.zeros_like(positions)
-    torch.sub(positions[..., 1:, :, :], positions[..., :-1, :, :], out=steps[..., :-1, :, :])
-    return steps
+    steps = positions[..., 1:, :, :] - positions[..., :-1, :, :]
+    return torch.cat([steps, torch.zeros_like(positions[..., :1, :, :])], dim=-3)
 
 
 def to_modality(joints: Tensor, modality: str, skeleton: Skeleton) -> Tensor:

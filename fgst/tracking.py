@@ -114,12 +114,17 @@ class Tracking:
         if parent:
             found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'{scope}", max_results=1)
             if found:
-                run = TrackedRun(self, found[0].info.run_id)
-                self.client.update_run(run.run_id, status="RUNNING")
-                return run
+                return self.reopen(found[0])
         everything = {**tags, KEY: key, **({PARENT: parent} if parent else {}), "mlflow.runName": name}
         created = self.client.create_run(experiment, run_name=name, tags=everything)
         return TrackedRun(self, created.info.run_id)
+
+    def reopen(self, run: Run) -> TrackedRun:
+        """Go on writing into a run that was ended, or whose process was killed."""
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        if REASON in run.data.tags:
+            self.client.delete_tag(run.info.run_id, REASON)
+        return TrackedRun(self, run.info.run_id)
 
     def children(self, parent: str) -> list[Run]:
         """All child runs of a sweep, in the order in which they were begun."""

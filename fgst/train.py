@@ -119,7 +119,7 @@ def _run_to_resume(
 ) -> TrackedRun | None:
     from filelock import FileLock, Timeout
 
-    from fgst.tracking import KEY, TrackedRun
+    from fgst.tracking import KEY
 
     if resume is None:
         return None
@@ -132,16 +132,14 @@ def _run_to_resume(
                     pass
             except Timeout:
                 continue  # it is running: leave it alone
-            store.client.update_run(run_id, status="RUNNING")
-            return TrackedRun(store, run_id)
+            return store.reopen(store.run(run_id))
         return None
     found = store.run(resume)
     if found.info.status == "FINISHED":
         raise InputError(f"run {resume} is finished; python -m fgst.evaluate --run-id {resume}")
     if found.data.tags.get(KEY) != key:
         raise InputError(f"run {resume} was begun with other settings or other data; give the same ones to go on")
-    store.client.update_run(resume, status="RUNNING")
-    return TrackedRun(store, resume)
+    return store.reopen(found)
 
 
 def _line(epoch: int, epochs: int, metrics: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,23 @@ def nw_ucla_zip() -> Path:
 def nw_ucla(nw_ucla_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
     """The real recordings as a data set."""
     return prepare(nw_ucla_zip, tmp_path_factory.mktemp("prepared") / "nw-ucla")[0]
+
+
+@pytest.fixture(scope="session")
+def _fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking store. MLflow takes seconds to make one, so tests get copies."""
+    from fgst.tracking import Tracking
+
+    folder = tmp_path_factory.mktemp("store")
+    Tracking(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def tracking_uri(_fresh_store: Path, tmp_path: Path) -> str:
+    """An empty tracking store of the test's own, ``mlflow.db`` in ``tmp_path``."""
+    shutil.copy(_fresh_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A skeleton of six joints, clips that a network of eight channels learns in seconds, and the data sets made of them."""
+"""A skeleton of six joints, clips that a network of eight channels learns in seconds, and data sets made of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fgst.dataset import ArrowDataset, Benchmark, Clip, write_dataset
 from fgst.skeleton import Skeleton
+
+if TYPE_CHECKING:  # fgst.config imports torch: a process that only writes a data set need not wait for it
+    from fgst.config import TrialConfig
 
 SKELETON = Skeleton(
     name="stick-6",
@@ -29,9 +31,6 @@ BENCHMARKS = (
     Benchmark("x-sub", "subject", train=(1, 2, 3, 4)),
     Benchmark("x-view", "camera", train=(1,), test=(2,)),
 )
-MODEL = ModelConfig(
-    channels=(8, 8, 16, 16), stage1_layers=2, stage2_layers=2, focal_joints=4, parts=3, kernel_size=3
-)  # fmt: skip
 
 
 def motion_clips(count: int = 36, *, seed: int = 0) -> Iterator[Clip]:
@@ -69,19 +68,30 @@ def write_small(out: Path, clips: Any = None, **changes: Any) -> ArrowDataset:
 
 def small_config(dataset: ArrowDataset | Path, **values: Any) -> TrialConfig:
     """A trial of a second or so; ``values`` by flat name with a double underscore for the dot: ``train__epochs=2``."""
+    from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
+
+    model = ModelConfig(
+        channels=(8, 8, 16, 16), stage1_layers=2, stage2_layers=2, focal_joints=4, parts=3, kernel_size=3
+    )  # fmt: skip
     path = str(dataset.path if isinstance(dataset, ArrowDataset) else dataset)
-    config = TrialConfig(MODEL, DataConfig(dataset=path, frames=8), TrainConfig(epochs=4, repeat=1, batch_size=8))
+    config = TrialConfig(model, DataConfig(dataset=path, frames=8), TrainConfig(epochs=4, repeat=1, batch_size=8))
     return config.with_values({name.replace("__", "."): value for name, value in values.items()})
 
 
-def start_python(script: str, *arguments: object, **popen: Any) -> subprocess.Popen[str]:
+def start_python(
+    script: str, *arguments: object, env_changes: dict[str, str] | None = None, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
     """Run a script in a process of its own that finds this module and the package under test."""
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": here, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen,
-    )  # fmt: skip
+        env=environment | (env_changes or {}),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def kill_when_told(process: subprocess.Popen[str], word: str) -> None:

@@ -17,6 +17,37 @@ from fgst.model.temporal import FGTFormer
 from fgst.skeleton import Skeleton
 
 
+class Stage1Layer(nn.Module):
+    """Basic-SFormer and FG-TFormer over all joints."""
+
+    def __init__(self, channels_in: int, channels: int, joints: int, frames: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.spatial = BasicSFormer(channels_in, joints, config)
+        self.temporal = FGTFormer(channels_in, channels, frames, config)
+
+    def forward(self, x: Tensor, encoding: Tensor) -> Tensor:
+        """``(B', T, N, C_in)`` → ``(B', T or ⌈T / 2⌉, N, C)``."""
+        return self.temporal(self.spatial(x, encoding))
+
+
+class Stage2Layer(nn.Module):
+    """FG-SFormer over both branches, then an FG-TFormer for each."""
+
+    def __init__(self, channels_in: int, channels: int, parts: int, frames: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.spatial = FGSFormer(channels_in, config.focal_joints, parts, config)
+        self.joint_temporal = FGTFormer(channels_in, channels, frames, config)
+        self.part_temporal = FGTFormer(channels_in, channels, frames, config)
+        self.stride = self.joint_temporal.stride
+
+    def forward(
+        self, joints: Tensor, parts: Tensor, joint_encoding: Tensor, part_encoding: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``(B', T, K, C_in)`` and ``(B', T, P, C_in)`` → the same with C channels and T or ⌈T / 2⌉ frames."""
+        joints, parts = self.spatial(joints, parts, joint_encoding, part_encoding)
+        return self.joint_temporal(joints), self.part_temporal(parts)
+
+
 class FGSTFormer(nn.Module):
     """Focal and Global Spatial-Temporal Transformer (Fig. 2).
 
@@ -37,7 +68,7 @@ class FGSTFormer(nn.Module):
     def __init__(self, config: ModelConfig, skeleton: Skeleton, num_classes: int, *, frames: int = 128) -> None:
         super().__init__()
         config.check_skeleton(skeleton)
-        if num_classes < 1 or frames < 1:
+        if min(num_classes, frames) < 1:
             raise ValueError(f"num_classes and frames must be at least 1, not {num_classes} and {frames}")
         self.config, self.frames, self.num_classes = config, frames, num_classes
         N = skeleton.num_joints
@@ -51,8 +82,7 @@ class FGSTFormer(nn.Module):
 
         self.stage1 = nn.ModuleList()
         for width_in, width in widths[:L1]:
-            spatial = BasicSFormer(width_in, N, config)
-            self.stage1.append(nn.ModuleList([spatial, FGTFormer(width_in, width, frames, config)]))
+            self.stage1.append(Stage1Layer(width_in, width, N, frames, config))
             frames = _halved(frames) if width > width_in else frames
 
         width = config.channels[L1 - 1]
@@ -61,10 +91,7 @@ class FGSTFormer(nn.Module):
 
         self.stage2 = nn.ModuleList()
         for width_in, width in widths[L1:]:
-            spatial2 = FGSFormer(width_in, config.focal_joints, len(partition), config)
-            joints = FGTFormer(width_in, width, frames, config)
-            parts = FGTFormer(width_in, width, frames, config)
-            self.stage2.append(nn.ModuleList([spatial2, joints, parts]))
+            self.stage2.append(Stage2Layer(width_in, width, len(partition), frames, config))
             frames = _halved(frames) if width > width_in else frames
 
         width = config.channels[-1]
@@ -85,8 +112,14 @@ class FGSTFormer(nn.Module):
 
         Returns:
             ``(B, num_classes)``.
+
+        Raises:
+            ValueError: if the clips have another shape, or more frames than the network was made for.
         """
-        B, M, T, N, _ = clips.shape
+        N = self.input_norm.num_features // 3
+        if clips.dim() != 5 or clips.shape[3:] != (N, 3):
+            raise ValueError(f"clips are {tuple(clips.shape)}, but this network takes (B, M, T, {N}, 3)")
+        B, M, T = clips.shape[:3]
         if T > self.frames:
             raise ValueError(f"clips have {T} frames, but this network was made for {self.frames} at most")
         persons = clips.flatten(0, 1)  # (B·M, T, N, 3)
@@ -105,15 +138,15 @@ class FGSTFormer(nn.Module):
         B, T, N, C0 = persons.shape
         x = self.input_norm(persons.reshape(B * T, N * C0)).view(B, T, N, C0)
         x = self.embedding(x)  # (B', T, N, C1)
-        for spatial, temporal in self.stage1:
-            x = temporal(spatial(x, self._encoding("joint", x)))
+        for layer in self.stage1:
+            x = layer(x, self._encoding("joint", x))
         joints, kept, _ = self.focal(x)  # (B', T, K, C), (B', T, K)
         parts = self.parts(x)  # (B', T, P, C)
-        for spatial, joint_temporal, part_temporal in self.stage2:
+        for layer in self.stage2:
+            # A focal joint carries the encoding of the joint it is, whatever its slot.
             joint_encoding = self._encoding("joint", joints)[kept]
-            joints, parts = spatial(joints, parts, joint_encoding, self._encoding("part", parts))
-            joints, parts = joint_temporal(joints), part_temporal(parts)
-            kept = kept[:, :: joint_temporal.stride]
+            joints, parts = layer(joints, parts, joint_encoding, self._encoding("part", parts))
+            kept = kept[:, :: layer.stride]
         return torch.cat([joints.mean((1, 2)), parts.mean((1, 2))], dim=-1)
 
     def _encoding(self, tokens: str, x: Tensor) -> Tensor:

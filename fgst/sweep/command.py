@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fgst.tracking import TrackedRun, Tracking
 
 DEMO = Path("datasets/demo")
+DEMO_EPOCHS = 30
 STORAGE_TAG = "fgst.storage"
 
 
@@ -95,7 +97,13 @@ def _asked(question: Question, args: argparse.Namespace) -> SweepSpec:
             raise InputError(
                 f"--values {args.values}: each value of {question.axis} is read as {question.read.__name__}"
             ) from None
-    where = args.dataset or str(_demo())
+    where = args.dataset
+    if where is None:
+        where = str(_demo())
+        if args.preset is None:
+            # The demo is there to show the way in minutes, whatever the machine.
+            args.preset, args.epochs = "tiny", args.epochs or DEMO_EPOCHS
+            print(f"preset tiny, {args.epochs} epochs (for the demo); --preset and --epochs choose", file=sys.stderr)
     base = trial_config(args, where, has_gpu=_has_gpu(args))
     return make_spec(question, base, ArrowDataset(where), values, args.seeds)
 
@@ -235,6 +243,8 @@ def _run(spec: SweepSpec, store: Tracking, parent: TrackedRun, storage: Path, ar
     for trial in failed:
         print(f"failed: {trial.name}: {outcomes[trial.key].reason}", file=sys.stderr)
     parent.finish("FAILED" if len(failed) == len(spec.trials) else "FINISHED")
+    if not failed:
+        shutil.rmtree(storage, ignore_errors=True)  # all of it is in MLflow now
     if len(failed) == len(spec.trials):
         sys.exit(1)
     from fgst.sweep.report import best_outcome

@@ -323,13 +323,13 @@ class TestBadZip:
         path = pack(tmp_path / "in.zip", self.members(), method)
         assert f"is compressed by method {method}: unpack" in refusal(capsys, path, tmp_path / "out")
 
-    @pytest.mark.parametrize("claim", [10, 4_000_000_000])
+    @pytest.mark.parametrize("claim", [10, 2 * module.MAX_FILE_BYTES, 4_000_000_000])
     def test_size_in_the_header_is_not_believed(
         self, claim: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """A member that says it is small and is huge, and the other way round."""
+        """A huge member that says it is small, one that says what it is, and a small one that says it is huge."""
         name = f"{NAME}.json"
-        content = b" " * (2 * module.MAX_FILE_BYTES) if claim == 10 else clip_json(NAME)
+        content = clip_json(NAME) if claim == 4_000_000_000 else b" " * (2 * module.MAX_FILE_BYTES)
         path = pack(tmp_path / "in.zip", {name: content})
         whole = bytearray(path.read_bytes())
         struct.pack_into("<I", whole, whole.find(b"PK\x01\x02") + 24, claim)
@@ -344,10 +344,11 @@ class TestBadZip:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(zipfile.ZipExtFile, "read", watched)
-            if claim == 10:
-                assert f"{name}: is damaged inside the zip" in refusal(capsys, path, tmp_path / "out")
-            else:
+            if claim == 4_000_000_000:
                 prepare(path, tmp_path / "out")  # the content is a clip, whatever the header says
+            else:
+                fault = "is damaged inside the zip" if claim == 10 else "is larger than the 16 MiB"
+                assert f"{name}: {fault}" in refusal(capsys, path, tmp_path / "out")
         assert sum(reads) <= module.MAX_FILE_BYTES + 1
 
     def test_nothing_is_unpacked(self, tmp_path: Path) -> None:
@@ -445,12 +446,14 @@ class TestSource:
         assert f"{tmp_path / 'out'}: cannot be written (No space left on device)" in line
 
 
-def test_a_bounded_read_never_takes_more_than_one_byte_too_many(tmp_path: Path) -> None:
-    (tmp_path / "big.json").write_bytes(b" " * 1000)
-    with (
-        sources.open_source(tmp_path, suffix=".json", max_bytes=999, hint="") as found,
-        pytest.raises(sources.ClipError, match="larger"),
-    ):
-        found.files[0].read()
+def test_a_file_is_read_up_to_its_bound_only(tmp_path: Path) -> None:
+    path = tmp_path / "big.json"
+    path.write_bytes(b" " * 1000)
     with sources.open_source(tmp_path, suffix=".json", max_bytes=1000, hint="") as found:
         assert len(found.files[0].read()) == 1000
+        os.truncate(path, 1001)
+        with pytest.raises(sources.ClipError, match="larger"):
+            found.files[0].read()
+        os.truncate(path, 1 << 40)  # more than fits into memory; takes no room on the disk
+        with pytest.raises(sources.ClipError, match="larger"):
+            found.files[0].read()

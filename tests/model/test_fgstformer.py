@@ -74,7 +74,7 @@ def test_training_the_projection_alone_changes_which_joints_are_kept() -> None:
         loss = cross_entropy(model(clips), labels)
         (gradient,) = torch.autograd.grad(loss, [projection])
         with torch.no_grad():
-            projection -= 5.0 * gradient
+            projection -= 20.0 * gradient
         losses.append(float(loss.detach()))
     after = selection(model, clips)[2]
     assert (before != after).any()
@@ -194,8 +194,8 @@ def test_longer_clips_are_refused() -> None:
 def test_frames_are_halved_where_the_width_doubles() -> None:
     model = tiny(frames=9, channels=(8, 16, 16, 32, 32), stage2_layers=3).eval()
     shapes = []
-    for layer in (*model.stage1, *model.stage2):
-        layer[1].register_forward_hook(lambda _m, inputs, output: shapes.append((*inputs[0].shape, *output.shape)))
+    for temporal in (*(layer.temporal for layer in model.stage1), *(layer.joint_temporal for layer in model.stage2)):
+        temporal.register_forward_hook(lambda _m, inputs, output: shapes.append((*inputs[0].shape, *output.shape)))
     with torch.no_grad():
         model(clips_of(2, T=9))
     frames_and_widths = [(shape[1], shape[3], shape[5], shape[7]) for shape in shapes]
@@ -206,7 +206,7 @@ def test_frames_are_halved_where_the_width_doubles() -> None:
 
 
 def test_the_default_is_the_papers() -> None:
-    assert dataclasses.asdict(ModelConfig()) == {
+    paper = {
         "channels": (64, 64, 128, 128, 256, 256, 256, 256),
         "stage1_layers": 6,
         "stage2_layers": 2,
@@ -215,12 +215,34 @@ def test_the_default_is_the_papers() -> None:
         "dilations": (1, 2),
         "kernel_size": 7,
         "spatial_heads": 3,
-        "head_width": None,
-        "focal_gate": True,
-        "focal_order": "joint",
-        "norm": "batch",
-        "dropout": 0.0,
     }
+    # Where the paper is silent or cannot be taken literally.
+    reading = {"head_width": None, "focal_gate": True, "focal_order": "joint", "norm": "batch", "dropout": 0.0}
+    default = dataclasses.asdict(ModelConfig())
+    assert {name: default[name] for name in paper | reading} == paper | reading
+
+
+def test_the_papers_network_halves_the_frames_at_the_third_and_fifth_layer() -> None:
+    model = FGSTFormer(ModelConfig(), NTU_25, 60, frames=128)
+    assert [layer.temporal.stride for layer in model.stage1] == [1, 1, 2, 1, 2, 1]
+    assert [(m.joint_temporal.stride, m.part_temporal.stride) for m in model.stage2] == [(1, 1), (1, 1)]
+    assert model.head[-1].out_features == 60
+
+
+def test_global_maps_start_as_averages() -> None:
+    for name, parameter in tiny(parts=5).named_parameters():
+        if name.endswith("global_map"):
+            tokens = 20 if name.startswith("stage1") else 6 if ".joints." in name else 5
+            assert parameter.shape == (3, tokens, tokens)
+            close(parameter.detach(), torch.full_like(parameter, 1 / tokens))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model, plain, clips = tiny(dropout=0.5), tiny(), clips_of(3)
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        close(model.eval()(clips), plain.eval()(clips))
+        assert (model.train()(clips) - plain.train()(clips)).abs().max() > 1e-3
 
 
 def test_head_width_follows_the_channels_unless_given() -> None:

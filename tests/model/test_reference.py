@@ -221,8 +221,8 @@ class Reading:
             frames.append([self.linear("embedding", normed[3 * n : 3 * n + 3]) for n in range(N)])
         for layer, width in enumerate(config.channels[: config.stage1_layers]):
             codes = [sine_cosine(n, len(frames[0][0])) for n in range(N)]
-            frames = [self.basic_sformer(f"stage1.{layer}.0", frame, codes) for frame in frames]
-            frames = self.tracks(f"stage1.{layer}.1", frames, width)
+            frames = [self.basic_sformer(f"stage1.{layer}.spatial", frame, codes) for frame in frames]
+            frames = self.tracks(f"stage1.{layer}.temporal", frames, width)
 
         partition = partition_of(config, self.skeleton)
         selected = [self.focal(frame) for frame in frames]
@@ -235,12 +235,15 @@ class Reading:
             for t in range(len(joints)):
                 # A focal joint is encoded as the joint that it is, whichever slot it came to.
                 joint_codes = [sine_cosine(n, width_in) for n in which[t]]
-                j = self.basic_sformer(f"{name}.0.joints", joints[t], joint_codes)
-                p = self.basic_sformer(f"{name}.0.parts", parts[t], part_codes)
-                joints[t], parts[t] = self.cross(f"{name}.0.cross", j, p, joint_codes, part_codes)
+                j = self.basic_sformer(f"{name}.spatial.joints", joints[t], joint_codes)
+                p = self.basic_sformer(f"{name}.spatial.parts", parts[t], part_codes)
+                joints[t], parts[t] = self.cross(f"{name}.spatial.cross", j, p, joint_codes, part_codes)
             if width > width_in:
                 which = [which[t] for t in range(0, len(which), 2)]
-            joints, parts = self.tracks(f"{name}.1", joints, width), self.tracks(f"{name}.2", parts, width)
+            joints, parts = (
+                self.tracks(f"{name}.joint_temporal", joints, width),
+                self.tracks(f"{name}.part_temporal", parts, width),
+            )
 
         def average(branch: list[list[np.ndarray]]) -> np.ndarray:
             return sum(x for frame in branch for x in frame) / sum(len(frame) for frame in branch)

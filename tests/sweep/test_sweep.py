@@ -1,0 +1,247 @@
+"""Whole sweeps as a user runs them: the script, real Ray, real MLflow; also killed and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import small
+from mlflow.entities import Run
+
+from fgst.sweep.spec import SweepSpec
+from fgst.tracking import KEY, Tracking
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--set", "model.channels=8,8,16,16", "--set", "model.stage1_layers=2", "--set", "model.stage2_layers=2"),
+    *("--set", "model.parts=3", "--set", "data.frames=8", "--set", "train.batch_size=8", "--set", "train.repeat=1"),
+]
+TIMEOUT = 300
+
+
+class Place:
+    """A working directory with a data set and a tracking store, in which sweeps are run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "sweeps" / "focal_k.py"), *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def sweep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=TIMEOUT)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def module(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *arguments], cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT
+        )
+
+    @property
+    def store(self) -> Tracking:
+        return Tracking(f"sqlite:///{self.folder}/mlflow.db")
+
+    def sweeps(self) -> list[Run]:
+        store = self.store
+        experiments = [e.experiment_id for e in store.client.search_experiments()]
+        return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'"))
+
+    def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int) -> str:
+        """The sweep's run id, once two of its trials have logged that epoch."""
+        end = time.monotonic() + TIMEOUT
+        while time.monotonic() < end:
+            assert process.poll() is None, process.communicate()
+            for run in self.sweeps():
+                children = self.store.children(run.info.run_id)
+                if sum("train/loss" in c.data.metrics and self.epochs(c) >= epoch for c in children) >= 2:
+                    return run.info.run_id
+            time.sleep(0.3)
+        raise AssertionError("no trial came that far")
+
+    def epochs(self, run: Run) -> int:
+        return len(self.store.client.get_metric_history(run.info.run_id, "train/loss"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, tracking_uri: str) -> Iterator[Place]:
+    del tracking_uri  # it lies in the working directory, where the script looks first
+    small.write_small(tmp_path / "data")
+    here = Place(tmp_path)
+    yield here
+    for process in here.processes:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # its whole session: Ray's processes too
+        except ProcessLookupError:
+            continue
+
+
+def figures(runs: list[Run]) -> dict[str, dict[str, float]]:
+    """What must not depend on interruptions: every metric but times, by trial key."""
+    timing = ("minutes", "clips_per_second")
+    return {r.data.tags[KEY]: {m: v for m, v in r.data.metrics.items() if m not in timing} for r in runs}
+
+
+def test_sweep_of_two_trials(place: Place) -> None:
+    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY)
+    assert done.returncode == 0, done.stderr
+    [parent] = place.sweeps()
+    children = place.store.children(parent.info.run_id)
+    assert parent.info.status == "FINISHED"
+    assert [c.info.status for c in children] == ["FINISHED"] * 2
+    assert {c.data.params["model.focal_joints"] for c in children} == {"2", "4"}
+
+    # The table has each value; the last line is the next command, and that command works on each trial.
+    assert re.search(r"│\s+2\b.*│", done.stdout)
+    assert re.search(r"│\s+4\b.*│", done.stdout)
+    last = done.stdout.strip().splitlines()[-1]
+    best = max(children, key=lambda c: c.data.metrics["val/top1"])
+    match = re.fullmatch(r"python -m fgst.evaluate --run-id ([0-9a-f]{32})", last)
+    assert match
+    named = next(c for c in children if c.info.run_id == match[1])
+    assert named.data.metrics["val/top1"] == best.data.metrics["val/top1"]
+    assert parent.data.tags["fgst.best_run"] == match[1]
+    for child in children:
+        report = place.module("fgst.evaluate", "--run-id", child.info.run_id, "--json")
+        assert report.returncode == 0, report.stderr
+        values = json.loads(report.stdout)  # exactly one object
+        assert values["top1"] == child.data.metrics["test/top1"]
+
+    with place.store.artifacts(parent.info.run_id, "") as folder:
+        spec = SweepSpec.from_json((folder / "sweep.json").read_text())
+        table = (folder / "table.csv").read_text().splitlines()
+        assert (folder / "figures" / "focal_k.png").stat().st_size > 5000
+    assert {trial.key for trial in spec.trials} == {c.data.tags[KEY] for c in children}
+    assert [line.partition(",")[0] for line in table] == ["K", "2", "4"]
+    assert not list((place.folder / "ray_results").iterdir())  # all is in MLflow, nothing is left over
+
+    refused = place.module("fgst.evaluate", "--run-id", parent.info.run_id)
+    assert refused.returncode == 2
+    assert match[1] in refused.stderr  # a sweep is no network; its best trial is named
+
+
+def test_driver_killed_and_resumed_ends_like_an_undisturbed_sweep(place: Place, tmp_path: Path) -> None:
+    settings = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
+    process = place.start(*settings, "--max-concurrent", "2")
+    sweep = place.wait_for_epoch(process, 2)
+    os.killpg(process.pid, signal.SIGKILL)  # the driver and all of Ray
+    process.communicate()
+    before = {r.data.tags[KEY]: r.info.run_id for r in place.store.children(sweep)}
+
+    done = place.sweep("--resume", sweep)
+    assert done.returncode == 0, done.stderr
+    children = place.store.children(sweep)
+    assert [c.info.status for c in children] == ["FINISHED"] * 3
+    after = {c.data.tags[KEY]: c.info.run_id for c in children}
+    assert before.items() <= after.items()  # each in the run that it began
+    assert [place.epochs(c) for c in children] == [14] * 3  # each epoch once
+
+    undisturbed = place.sweep(*settings)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    other = next(run.info.run_id for run in place.sweeps() if run.info.run_id != sweep)
+    assert figures(children) == figures(place.store.children(other))
+
+    again = place.sweep("--resume", sweep)  # nothing is left to do: the table and the next command, at once
+    assert again.returncode == 0, again.stderr
+    assert "3 of them finished before" in again.stderr
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+def test_killed_trial_process_is_started_again_in_its_run(place: Place) -> None:
+    process = place.start("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "14", *TINY)
+    sweep = place.wait_for_epoch(process, 2)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.name().startswith("ray::") and "ImplicitFunc" in child.name()
+    ]
+    assert workers
+    workers[0].kill()
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    children = place.store.children(sweep)
+    assert [c.info.status for c in children] == ["FINISHED"] * 2
+    assert [place.epochs(c) for c in children] == [14] * 2
+    assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(place: Place) -> None:
+    process = place.start("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "40", *TINY)
+    sweep = place.wait_for_epoch(process, 1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, err
+    assert f"python sweeps/focal_k.py --resume {sweep}" in err
+    assert "Traceback" not in err
+    assert place.store.run(sweep).info.status == "KILLED"
+    assert {c.info.status for c in place.store.children(sweep)} == {"KILLED"}
+
+
+def test_failed_trials_are_told_with_their_reason(place: Place) -> None:
+    settings = ["--set", "train.lr=1e30", "--set", "train.warmup=0"]
+    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY, *settings)
+    assert done.returncode == 1
+    assert done.stderr.count("DivergedError") == 2
+    assert "Traceback" not in done.stderr
+    [parent] = place.sweeps()
+    assert parent.info.status == "FAILED"
+    assert {c.info.status for c in place.store.children(parent.info.run_id)} == {"FAILED"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--dataset", "nowhere"], "nowhere"),
+        (["--dataset", "data", "--values", "2,7"], "model.focal_joints is 7"),
+        (["--dataset", "data", "--values", "two"], "--values two"),
+        (["--dataset", "data", "--set", "model.depth=3"], "model.depth"),
+        (["--dataset", "data", "--benchmark", "x-set"], "x-sub, x-view"),
+        (["--dataset", "data", "--tracking-uri", "sqlite:////nowhere/at/all.db"], "/nowhere/at"),
+        (["--resume", "0" * 32], "there is no run"),
+        (["--resume", "last"], "32 hexadecimal digits"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(place: Place, arguments: list[str], names: str) -> None:
+    asked = arguments if "--resume" in arguments else ["--preset", "tiny", *TINY, *arguments]
+    done = place.sweep(*asked)
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert names in line
+    assert "Traceback" not in done.stderr
+    assert not place.sweeps()
+
+
+def test_gpu_share_without_a_gpu_is_refused(place: Place) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = place.sweep("--dataset", "data", "--preset", "tiny", "--gpus-per-trial", "0.5", "--values", "2", *TINY)
+    assert done.returncode == 2
+    assert "Ray sees no GPU" in done.stderr
+
+
+def test_dry_run_prints_the_trials_and_starts_nothing(place: Place) -> None:
+    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--seeds", "2", "--dry-run", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert [f"K={k} joint s{s}" in done.stdout for k in (2, 4) for s in (0, 1)] == [True] * 4
+    assert not place.sweeps()

@@ -1,0 +1,381 @@
+"""Configurations: read as typed, refused by name, told apart by their digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+from small import SKELETON, start_python
+
+from fgst.config import PRESETS, DataConfig, ModelConfig, TrainConfig, TrialConfig
+from fgst.errors import InputError
+from fgst.skeleton import NTU_25, NW_UCLA_20
+
+BY_NAME = (("hip", "spine", "head"), ("left_hand", "right_hand"), ("foot",))
+
+# For each field another value than the default, that is fine on its own. Written out, so that a new field is missed.
+OTHER: dict[str, Any] = {
+    "model.channels": (64, 64, 64, 64, 128, 128, 256, 256),
+    "model.stage1_layers": 5,
+    "model.stage2_layers": 3,
+    "model.focal_joints": 9,
+    "model.parts": 5,
+    "model.dilations": (1, 2, 3, 4),
+    "model.kernel_size": 9,
+    "model.spatial_heads": 4,
+    "model.head_width": 16,
+    "model.focal_gate": False,
+    "model.focal_order": "score",
+    "model.norm": "layer",
+    "model.dropout": 0.1,
+    "data.dataset": "elsewhere",
+    "data.benchmark": "x-view",
+    "data.protocol": "paper",
+    "data.modality": "bone",
+    "data.recipe": "ntu",
+    "data.frames": 64,
+    "data.validation": 0.3,
+    "data.validation_seed": 1,
+    "train.epochs": 79,
+    "train.repeat": 2,
+    "train.batch_size": 64,
+    "train.lr": 0.02,
+    "train.momentum": 0.8,
+    "train.weight_decay": 1e-4,
+    "train.warmup": 0.1,
+    "train.schedule": "cosine",
+    "train.decay_at": (0.5,),
+    "train.decay_factor": 0.2,
+    "train.label_smoothing": 0.1,
+    "train.seed": 1,
+}
+# Those two change together: their sum is the number of channels.
+TOGETHER = {
+    "model.stage1_layers": {"model.stage1_layers": 5, "model.stage2_layers": 3},
+    "model.stage2_layers": {"model.stage2_layers": 3, "model.stage1_layers": 5},
+}
+
+
+def field_of(config: TrialConfig, name: str) -> Any:
+    section, attribute = name.split(".")
+    return getattr(getattr(config, section), attribute)
+
+
+# The paper's figures
+
+
+def test_the_defaults_are_the_paper_s() -> None:
+    """§4.2 of the paper."""
+    config = TrialConfig()
+    model, data, train = config.model, config.data, config.train
+    assert model.channels == (64, 64, 128, 128, 256, 256, 256, 256)
+    assert (model.stage1_layers, model.stage2_layers) == (6, 2)
+    assert (model.focal_joints, model.parts) == (15, 10)
+    assert (model.dilations, model.kernel_size, model.spatial_heads) == ((1, 2), 7, 3)
+    assert train.epochs == 80
+    assert train.batch_size == 32
+    assert train.lr == 0.01
+    assert (train.momentum, train.weight_decay) == (0.9, 5e-4)
+    assert train.warmup * 80 == 5
+    assert train.schedule == "step"
+    assert [at * 80 for at in train.decay_at] == [50, 70]
+    assert train.decay_factor == 0.1
+    assert train.label_smoothing == 0
+    assert (data.modality, data.protocol) == ("joint", "validation")
+    assert config == PRESETS["paper"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
+def test_every_preset_fits_the_paper_s_skeletons(preset: str, skeleton: Any) -> None:
+    PRESETS[preset].model.check_skeleton(skeleton)
+
+
+def test_configurations_are_frozen_and_hashable() -> None:
+    config = TrialConfig()
+    assert hash(config) == hash(TrialConfig())
+    for part, field in ((config, "model"), (config.model, "norm"), (config.data, "frames"), (config.train, "lr")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, field, None)
+
+
+# Flat
+
+
+VARIANTS = {
+    **PRESETS,
+    "parts by name": TrialConfig(model=ModelConfig(parts=BY_NAME)),
+    "all set": TrialConfig().with_values(OTHER),
+    "one dilation": TrialConfig(model=ModelConfig(dilations=(3,)), train=TrainConfig(decay_at=())),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_flat_and_back_is_the_same(variant: str) -> None:
+    config = VARIANTS[variant]
+    flat = config.flat()
+    assert TrialConfig.from_flat(flat) == config
+    assert hash(TrialConfig.from_flat(flat)) == hash(config)
+    assert TrialConfig.from_flat(json.loads(json.dumps(flat))) == config
+    assert TrialConfig.from_flat(flat).flat() == flat
+
+
+def test_flat_names_every_field_once_with_json_values() -> None:
+    assert set(TrialConfig().flat()) == set(OTHER)
+    flat = TrialConfig().with_values(OTHER).flat()
+    for name, value in OTHER.items():
+        assert flat[name] == (list(value) if isinstance(value, tuple) else value)
+    assert TrialConfig(model=ModelConfig(parts=BY_NAME)).flat()["model.parts"] == [list(part) for part in BY_NAME]
+
+
+def test_what_flat_leaves_out_is_the_default() -> None:
+    assert TrialConfig.from_flat({}) == TrialConfig()
+    assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(train=TrainConfig(seed=3))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_survive_as_texts(variant: str) -> None:
+    """As tracking servers keep parameters: every value as text."""
+    config = VARIANTS[variant]
+    for write in (json.dumps, lambda value: value if isinstance(value, str) else json.dumps(value)):
+        texts = {name: write(value) for name, value in config.flat().items() if not isinstance(value, str)}
+        strings = {name: value for name, value in config.flat().items() if isinstance(value, str)}
+        assert TrialConfig.from_flat(texts | strings) == config
+
+
+# As typed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("model.focal_joints", "12", 12),
+        ("model.focal_joints", " 12 ", 12),
+        ("model.dilations", "1,2", (1, 2)),
+        ("model.dilations", "1, 2, 3, 4", (1, 2, 3, 4)),
+        ("model.dilations", "[1, 2]", (1, 2)),
+        ("model.dilations", "2", (2,)),
+        ("model.dilations", "3", (3,)),
+        ("model.head_width", "none", None),
+        ("model.head_width", "None", None),
+        ("model.head_width", "8", 8),
+        ("model.focal_gate", "true", True),
+        ("model.focal_gate", "True", True),
+        ("model.focal_gate", "false", False),
+        ("model.parts", "5", 5),
+        ("model.parts", '[["hip", "spine"], ["head"]]', (("hip", "spine"), ("head",))),
+        ("model.norm", "layer", "layer"),
+        ("train.lr", "0.1", 0.1),
+        ("train.lr", "1", 1.0),
+        ("train.lr", "5e-3", 0.005),
+        ("train.lr", "1E-3", 0.001),
+        ("train.decay_at", "0.5", (0.5,)),
+        ("train.decay_at", "0.5,0.75", (0.5, 0.75)),
+        ("train.decay_at", "[]", ()),
+        ("train.schedule", "cosine", "cosine"),
+        ("train.repeat", "none", None),
+        ("train.repeat", "3", 3),
+        ("data.frames", "none", None),
+        ("data.benchmark", "x-view", "x-view"),
+        ("data.benchmark", "none", None),
+        ("data.benchmark", "2018", "2018"),
+        ("data.dataset", "12", "12"),
+        ("data.dataset", "none", "none"),
+        ("data.dataset", "sets/a,b", "sets/a,b"),
+        ("data.recipe", "ntu", "ntu"),
+    ],
+)
+def test_texts_are_read_as_the_field_s_type(name: str, text: str, value: Any) -> None:
+    start = TrialConfig(train=TrainConfig(repeat=7), data=DataConfig(frames=7, benchmark="b"))
+    found = field_of(start.with_values({name: text}), name)
+    assert found == value
+    assert type(found) is type(value)
+    if isinstance(value, tuple):
+        assert [type(item) for item in found] == [type(item) for item in value]
+
+
+def test_values_of_json_are_taken_as_they_are() -> None:
+    config = TrialConfig().with_values({"model.dilations": [1, 4], "train.lr": 1, "model.parts": [["a"], ["b"]]})
+    assert config.model.dilations == (1, 4)
+    assert config.model.parts == (("a",), ("b",))
+    assert type(config.train.lr) is float
+
+
+def test_several_values_are_checked_together() -> None:
+    both = {"model.stage1_layers": "5", "model.stage2_layers": "3"}
+    assert TrialConfig().with_values(both).model.stage2_layers == 3
+    with pytest.raises(InputError, match=r"model\.stage1_layers \+ model\.stage2_layers is 5 \+ 2 = 7"):
+        TrialConfig().with_values({"model.stage1_layers": "5"})
+
+
+def test_with_values_leaves_the_rest_and_the_original_alone() -> None:
+    start = TrialConfig().with_values(OTHER)
+    changed = start.with_values({"train.seed": 9})
+    assert start == TrialConfig().with_values(OTHER)
+    assert {name for name in OTHER if field_of(start, name) != field_of(changed, name)} == {"train.seed"}
+    assert start.with_values({}) == start
+
+
+# Refused
+
+
+def of_wrong_types() -> list[tuple[str, Any]]:
+    texts, numbers, flags = "some text", 1.5, True
+    wrong: dict[type, list[Any]] = {
+        bool: ["1", 1, "yes", None, [True]],
+        int: [texts, numbers, "1.5", flags, "true", [1], "1,2", "nan", {}],
+        float: [texts, flags, "true", [0.1], "0.1,0.2", "nan", "inf", "-Infinity", float("nan"), float("inf"), {}],
+        str: [3, numbers, flags, ["joint"], {}],
+        tuple: [texts, "1,a", flags, "true", None, "none", [[1]], {}, "1,,2"],
+    }
+    # Large beyond any number: neither a traceback nor a message of a screen.
+    wrong[float].append("1" + "0" * 400)
+    cases = []
+    for name, value in TrialConfig().with_values(OTHER).flat().items():
+        kind = tuple if isinstance(value, list) else type(value)
+        cases += [(name, bad) for bad in wrong[kind]]
+        if name not in ("model.head_width", "data.benchmark", "data.recipe", "data.frames", "train.repeat"):
+            cases.append((name, None))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "value"), of_wrong_types(), ids=lambda value: str(value)[:30])
+def test_a_value_of_a_wrong_type_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{re.escape(name)} "):
+        TrialConfig().with_values({name: value})
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"model.channels": []}, "model.channels is empty"),
+    ({"model.stage1_layers": 0}, "model.stage1_layers is 0"),
+    ({"model.stage2_layers": 0}, "model.stage2_layers is 0"),
+    ({"model.stage1_layers": 7}, "model.channels has 8 entries"),
+    ({"model.dilations": []}, "model.dilations is empty"),
+    ({"model.dilations": [1, 0]}, "model.dilations is"),
+    ({"model.dilations": [1, 2, 3]}, "model.channels holds 64, which 3 temporal heads"),
+    ({"model.channels": [2] * 8}, "model.channels holds 2"),
+    ({"model.channels": [64] * 7 + [96]}, "model.channels goes from 64 to 96"),
+    ({"model.channels": [64] * 7 + [32]}, "model.channels goes from 64 to 32"),
+    ({"model.kernel_size": 4}, "model.kernel_size is 4"),
+    ({"model.kernel_size": -1}, "model.kernel_size is -1"),
+    ({"model.spatial_heads": 0}, "model.spatial_heads is 0"),
+    ({"model.head_width": 0}, "model.head_width is 0"),
+    ({"model.focal_joints": 0}, "model.focal_joints is 0"),
+    ({"model.parts": 0}, "model.parts is 0"),
+    ({"model.focal_order": "random"}, "model.focal_order is 'random'; it is one of joint, score"),
+    ({"model.norm": "group"}, "model.norm is 'group'; it is one of batch, layer"),
+    ({"model.dropout": 1}, "model.dropout is 1"),
+    ({"model.dropout": -0.1}, "model.dropout is -0.1"),
+    ({"data.protocol": "test"}, "data.protocol is 'test'; it is one of validation, paper"),
+    ({"data.modality": "bones"}, "data.modality is 'bones'; it is one of joint, bone"),
+    ({"data.recipe": "kinetics"}, "data.recipe is 'kinetics'; it is one of nw-ucla, ntu"),
+    ({"data.frames": 1}, "data.frames is 1"),
+    ({"data.validation": 0}, "data.validation is 0"),
+    ({"data.validation": 1}, "data.validation is 1"),
+    ({"data.validation_seed": -1}, "data.validation_seed is -1"),
+    ({"train.epochs": 0}, "train.epochs is 0"),
+    ({"train.repeat": 0}, "train.repeat is 0"),
+    ({"train.batch_size": 1}, "train.batch_size is 1"),
+    ({"train.lr": 0}, "train.lr is 0"),
+    ({"train.lr": -0.1}, "train.lr is -0.1"),
+    ({"train.momentum": 1}, "train.momentum is 1"),
+    ({"train.momentum": -0.1}, "train.momentum is -0.1"),
+    ({"train.weight_decay": -1}, "train.weight_decay is -1"),
+    ({"train.warmup": 1}, "train.warmup is 1"),
+    ({"train.warmup": -0.1}, "train.warmup is -0.1"),
+    ({"train.schedule": "linear"}, "train.schedule is 'linear'; it is one of step, cosine"),
+    ({"train.decay_at": [50, 70]}, "train.decay_at is"),
+    ({"train.decay_at": [0]}, "train.decay_at is"),
+    ({"train.decay_factor": -1}, "train.decay_factor is -1"),
+    ({"train.decay_factor": 0}, "train.decay_factor is 0"),
+    ({"train.label_smoothing": 1}, "train.label_smoothing is 1"),
+    ({"train.seed": -1}, "train.seed is -1"),
+    ({"train.seed": 2**31}, "train.seed is 2147483648"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), IMPOSSIBLE, ids=[message for _, message in IMPOSSIBLE])
+def test_an_impossible_value_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        TrialConfig().with_values(values)
+
+
+def test_every_number_and_choice_has_its_limits_tested() -> None:
+    unlimited = {"model.focal_gate", "data.dataset", "data.benchmark"}
+    assert {name for values, _ in IMPOSSIBLE for name in values} == set(OTHER) - unlimited
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("model.focal_joint", "did you mean model.focal_joints?"),
+        ("model.focaljoints", "did you mean model.focal_joints?"),
+        ("train.epoch", "did you mean train.epochs?"),
+        ("lr", "did you mean train.lr?"),
+        ("seed", "did you mean train.seed?"),
+        ("data.lr", "did you mean train.lr?"),
+        ("focal_joints", "did you mean model.focal_joints?"),
+        ("", "there are model.channels, "),
+        ("nothing of the kind", "there are model.channels, "),
+    ],
+)
+def test_an_unknown_field_is_refused_with_a_suggestion(name: str, suggestion: str) -> None:
+    with pytest.raises(InputError, match=rf"^there is no setting '{re.escape(name)}'.*{re.escape(suggestion)}"):
+        TrialConfig().with_values({name: 1})
+
+
+def test_a_skeleton_that_does_not_fit_is_told_by_field() -> None:
+    fitting = ModelConfig(focal_joints=6, parts=BY_NAME)
+    fitting.check_skeleton(SKELETON)
+    with pytest.raises(InputError, match=r"model\.focal_joints is 7, but skeleton stick-6 has 6 joints"):
+        dataclasses.replace(fitting, focal_joints=7).check_skeleton(SKELETON)
+    with pytest.raises(InputError, match=r"model\.parts: no partition of skeleton stick-6 into 4 parts; .*1, 3, 6"):
+        dataclasses.replace(fitting, parts=4).check_skeleton(SKELETON)
+    with pytest.raises(InputError, match=r"model\.parts: .*no joint 'tail'"):
+        dataclasses.replace(fitting, parts=(("tail",),)).check_skeleton(SKELETON)
+    for parts in (BY_NAME[:2], (), (*BY_NAME, ("foot",)), (*BY_NAME, ())):
+        with pytest.raises(InputError, match=r"model\.parts: .*once"):
+            dataclasses.replace(fitting, parts=parts).check_skeleton(SKELETON)
+
+
+def test_the_width_of_a_head_follows_the_block_unless_it_is_given() -> None:
+    assert ModelConfig().width_of_head(64) == 16
+    assert ModelConfig(head_width=10).width_of_head(64) == 10
+
+
+# Digest
+
+
+@pytest.mark.parametrize("name", sorted(OTHER))
+def test_the_digest_changes_with_every_field(name: str) -> None:
+    start = TrialConfig()
+    changed = start.with_values(TOGETHER.get(name, {name: OTHER[name]}))
+    assert field_of(changed, name) == OTHER[name] != field_of(start, name)
+    assert changed.digest() != start.digest()
+    left_out = tuple(TOGETHER.get(name, [name]))
+    assert changed.digest(without=left_out) == start.digest(without=left_out)
+    assert changed.with_values({n: field_of(start, n) for n in left_out}).digest() == start.digest()
+
+
+def test_equal_configurations_have_equal_digests() -> None:
+    whole = TrialConfig(train=TrainConfig(lr=1, weight_decay=0))
+    assert whole == TrialConfig(train=TrainConfig(lr=1.0, weight_decay=0.0))
+    assert whole.digest() == TrialConfig(train=TrainConfig(lr=1.0, weight_decay=0.0)).digest()
+    assert TrialConfig.from_flat(whole.flat()).digest() == whole.digest()
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    script = """
+import json, sys
+from fgst.config import TrialConfig
+print(TrialConfig.from_flat(json.loads(sys.argv[1])).digest())
+"""
+    config = TrialConfig().with_values(OTHER | {"model.parts": BY_NAME})
+    values = config.flat()
+    shuffled = {name: values[name] for name in sorted(values, reverse=True)}
+    out, error = start_python(script, json.dumps(shuffled)).communicate()
+    assert out.strip() == config.digest(), error
+    assert len(config.digest()) == 64
