@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.report import CommandParser, print_report, tracked, writing_to
+from data_prep.report import print_report, tracked, writing_to
 from fgst.dataset import ArrowDataset, Benchmark, Clip, check_output, write_dataset
-from fgst.errors import InputError, run_command
+from fgst.errors import CommandParser, InputError, run_command
 from fgst.skeleton import NTU_25
 
 SUBJECTS, CAMERAS = 10, 2
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    parser = CommandParser("demo", __doc__)
+    parser = CommandParser("python -m data_prep.demo", __doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/demo")
     parser.add_argument("--clips", type=int, default=480, help="how many clips (%(default)s)")
     parser.add_argument("--classes", type=int, default=8, help=f"how many actions, 2 to {len(ACTIONS)} (%(default)s)")

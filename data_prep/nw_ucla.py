@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.report import CommandParser, Line, print_report, printable, tracked, writing_to
+from data_prep.report import Line, print_report, printable, tracked, writing_to
 from data_prep.sources import ClipError, ClipFile, open_source
 from fgst.dataset import ArrowDataset, Benchmark, Clip, check_output, write_dataset
-from fgst.errors import InputError, run_command
+from fgst.errors import CommandParser, InputError, run_command
 from fgst.skeleton import NW_UCLA_20
 
 CLASSES = (
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    parser = CommandParser("nw_ucla", __doc__)
+    parser = CommandParser("python -m data_prep.nw_ucla", __doc__)
     parser.add_argument("source", metavar="SOURCE", type=Path, help="all_sqe.zip, or the folder it unpacks to")
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/nw-ucla")
     parser.add_argument("--skip-bad", action="store_true", help="leave faulty files out and list them in the report")

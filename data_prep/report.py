@@ -1,15 +1,14 @@
-"""What the commands that prepare data share: their parser, their progress bar, and the report at the end."""
+"""What the commands that prepare data share: their progress bar, and the report at the end."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import shlex
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -20,21 +19,6 @@ from fgst.errors import InputError
 
 Line = tuple[str, str]  # what it is, its value
 T = TypeVar("T")
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser whose help is the module's docstring, and whose complaints are one line like all others."""
-
-    def __init__(self, module: str, doc: str | None) -> None:
-        super().__init__(
-            prog=f"python -m data_prep.{module}",
-            description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def printable(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -16,6 +18,18 @@ class InputError(ValueError):
 
 class Interrupted(Exception):
     """Ctrl-C, after everything was saved; the message says how to go on."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose help is the module's docstring, and whose complaints are one line like all others."""
+
+    def __init__(self, prog: str, doc: str | None) -> None:
+        super().__init__(
+            prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def run_command(main: Callable[[], None]) -> None:

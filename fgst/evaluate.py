@@ -18,14 +18,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fgst.errors import InputError, run_command
+from fgst.errors import CommandParser, InputError, run_command
 from fgst.options import add_tracking_option, positive
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fgst.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("python -m fgst.evaluate", __doc__)
     parser.add_argument("--run-id", required=True, metavar="RUN_ID", help="32 hexadecimal digits, as a sweep prints")
     parser.add_argument("--dataset", metavar="DIR", help="default: where the run found it")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")

@@ -6,6 +6,7 @@ interrupted goes on in the run it began. This is the only module that imports ml
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ class Tracking:
             database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
             location = (database.parent / "mlruns" / name.replace("/", "-").replace(" ", "-")).as_uri()
         try:
-            return self.client.create_experiment(name, artifact_location=location)
+            # The kind makes the UI open on training runs instead of chat traces.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return self.client.create_experiment(name, artifact_location=location, tags=kind)
         except MlflowException:
             found = self.client.get_experiment_by_name(name)  # somebody else was faster
             if found is None:
@@ -115,7 +118,7 @@ class Tracking:
             found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'{scope}", max_results=1)
             if found:
                 return self.reopen(found[0])
-        everything = {**tags, KEY: key, **({PARENT: parent} if parent else {}), "mlflow.runName": name}
+        everything = {**_source_tags(), **tags, KEY: key, **({PARENT: parent} if parent else {})}
         created = self.client.create_run(experiment, run_name=name, tags=everything)
         return TrackedRun(self, created.info.run_id)
 
@@ -207,8 +210,6 @@ def trial_tags(config: TrialConfig, dataset_name: str, dataset_digest: str) -> d
         "fgst.protocol": config.data.protocol,
         "fgst.modality": config.data.modality,
         "fgst.seed": str(config.train.seed),
-        "fgst.host": socket.gethostname(),
-        **_git_tags(),
     }
 
 
@@ -250,6 +251,14 @@ def _log_outcome(run: TrackedRun, result: EpochResult, classes: tuple[str, ...])
         curves = {m: run.history(m) for m in ("train/loss", "val/loss", "train/top1", "val/top1", "test/top1")}
         figures.learning_curves(curves, folder / "figures" / "learning_curves.png")
         run.log_artifacts(folder)
+
+
+def _source_tags() -> dict[str, str]:
+    """Who ran what, where, from which code; the commit only in a git checkout."""
+    tags = {"fgst.host": socket.gethostname(), "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):  # a container without an entry for the user
+        tags["mlflow.user"] = getpass.getuser()
+    return tags | _git_tags()
 
 
 def _git_tags() -> dict[str, str]:

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fgst.errors import InputError, Interrupted, run_command
+from fgst.errors import CommandParser, InputError, Interrupted, run_command
 from fgst.options import add_tracking_option, add_trial_options, positive, trial_config
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fgst.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("python -m fgst.train", __doc__)
     add_trial_options(parser, dataset_required=True)
     parser.add_argument(
         "--resume",
@@ -73,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = _run_to_resume(store, experiment, key, args.resume, root)
         if run is None:
             name = f"{config.data.modality} K={config.model.focal_joints} s{config.train.seed}"
-            run = store.start(experiment, key, name, trial_tags(config, dataset.name, dataset.digest))
+            tags = trial_tags(config, dataset.name, dataset.digest)
+            run = store.start(experiment, key, name, {**tags, "mlflow.source.name": "fgst.train"})
         folder = root / run.run_id
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgst.errors import InputError, Interrupted, run_command
+from fgst.errors import CommandParser, InputError, Interrupted, run_command
 from fgst.options import add_tracking_option, add_trial_options, positive, trial_config
 from fgst.sweep.spec import Question, SweepSpec, Trial, make_spec
 
@@ -30,10 +30,7 @@ def main(question: Question, doc: str | None = None) -> None:
 
 
 def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser:
-    script = f"sweeps/{question.name}.py"
-    parser = argparse.ArgumentParser(
-        prog=f"python {script}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(f"python sweeps/{question.name}.py", doc)
     group = parser.add_argument_group("the sweep")
     group.add_argument("--values", metavar="V,V,…", help=f"values of {question.axis}; default: the paper's")
     group.add_argument(
@@ -144,7 +141,12 @@ def _begin(store: Tracking, spec: SweepSpec, root: Path) -> tuple[TrackedRun, Pa
 
     experiment = store.experiment(spec.experiment)
     name = f"{spec.name} {spec.trials[0].config.data.modality}"
-    tags = {KIND: "sweep", "fgst.sweep": spec.name, "fgst.dataset_digest": spec.dataset_digest}
+    tags = {
+        KIND: "sweep",
+        "mlflow.source.name": f"sweeps/{spec.name}.py",
+        "fgst.sweep": spec.name,
+        "fgst.dataset_digest": spec.dataset_digest,
+    }
     parent = store.start(experiment, f"{spec.name}-{time.time_ns()}", name, tags)
     storage = root / parent.run_id
     try:
@@ -224,11 +226,11 @@ def _run(spec: SweepSpec, store: Tracking, parent: TrackedRun, storage: Path, ar
         if pending:
             with LiveView(spec, done=len(spec.trials) - len(pending)) as view:
                 run_on_ray(pending, context, resources, view.listen, died)
-    except InputError as error:
-        parent.finish("FAILED", str(error))
-        raise
     except KeyboardInterrupt:
         pass  # before Ray Tune listened for it; told below
+    except Exception as error:
+        parent.finish("FAILED", f"{type(error).__name__}: {error}")
+        raise
     outcomes = _outcomes(store, parent.run_id)
     ended = {key for key, outcome in outcomes.items() if outcome.status in ("FINISHED", "FAILED")}
     interrupted = [trial for trial in pending if trial.key not in ended]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def run_on_ray(
             "leave --address out to run on this machine"
         ) from None
     try:
-        each, concurrent = _shares(ray.cluster_resources(), resources, len(trials))
+        each = shares(ray.cluster_resources(), resources, len(trials))
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own_context = TrialContext(context.tracking_uri, context.experiment, context.parent, context.storage, threads)
         by_key = {trial.key: trial for trial in trials}
@@ -108,7 +108,7 @@ def run_on_ray(
             tune.with_resources(trainable, each),
             param_space={"key": tune.grid_search([trial.key for trial in trials])},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=resources.max_concurrent,
                 trial_dirname_creator=lambda trial: trial.config["key"],
             ),
             run_config=tune.RunConfig(
@@ -145,8 +145,12 @@ def _listener(by_key: dict[str, Trial], listen: Callable[[Progress], None], died
     return Listener()
 
 
-def _shares(available: dict[str, float], resources: Resources, trials: int) -> tuple[dict[str, float], int | None]:
-    """What each trial gets, and how many run at a time (``None``: as many as there is room for)."""
+def shares(available: Mapping[str, float], resources: Resources, trials: int) -> dict[str, float]:
+    """What each trial gets of a cluster: ``{"CPU": cores, "GPU": GPUs or a fraction}``.
+
+    Raises:
+        InputError: if the cluster can never give that; Ray would wait for ever.
+    """
     cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
     gpu = resources.gpus_per_trial if resources.gpus_per_trial is not None else (1.0 if gpus else 0.0)
     if gpu and not gpus:
@@ -160,7 +164,7 @@ def _shares(available: dict[str, float], resources: Resources, trials: int) -> t
         cpu = 1.0 if gpu else max(1.0, float(int(cpus // together)))
     if cpu > cpus:
         raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
-    return {"CPU": cpu, "GPU": gpu}, resources.max_concurrent
+    return {"CPU": cpu, "GPU": gpu}
 
 
 def _quieten() -> None:

@@ -45,7 +45,7 @@ def run_trial(
     store = Tracking(context.tracking_uri)
     checkpoints = Path(context.storage) / trial.key
     config = trial.config
-    tags: dict[str, str] = {"fgst.label": trial.label}
+    tags: dict[str, str] = {"fgst.label": trial.label, "mlflow.source.name": f"sweep {context.parent[:8]}"}
     run = None
     try:
         dataset = ArrowDataset(config.data.dataset)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import psutil
 import pytest
 import small
+import torch
 from mlflow.entities import Run
 
-from fgst.sweep.spec import SweepSpec
+from fgst.errors import InputError
+from fgst.sweep.command import sweep as run_sweep
+from fgst.sweep.engine import Resources, shares
+from fgst.sweep.spec import Question, SweepSpec
+from fgst.sweep.trial import TrialContext, run_trial
 from fgst.tracking import KEY, Tracking
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +33,7 @@ TINY = [
     *("--set", "model.parts=3", "--set", "data.frames=8", "--set", "train.batch_size=8", "--set", "train.repeat=1"),
 ]
 TIMEOUT = 300
+FOCAL_K: Question = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
 
 
 class Place:
@@ -57,7 +65,7 @@ class Place:
             [sys.executable, "-m", *arguments], cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT
         )
 
-    @property
+    @cached_property
     def store(self) -> Tracking:
         return Tracking(f"sqlite:///{self.folder}/mlflow.db")
 
@@ -75,7 +83,7 @@ class Place:
                 children = self.store.children(run.info.run_id)
                 if sum("train/loss" in c.data.metrics and self.epochs(c) >= epoch for c in children) >= 2:
                     return run.info.run_id
-            time.sleep(0.3)
+            time.sleep(0.5)
         raise AssertionError("no trial came that far")
 
     def epochs(self, run: Run) -> int:
@@ -99,6 +107,18 @@ def figures(runs: list[Run]) -> dict[str, dict[str, float]]:
     """What must not depend on interruptions: every metric but times, by trial key."""
     timing = ("minutes", "clips_per_second")
     return {r.data.tags[KEY]: {m: v for m, v in r.data.metrics.items() if m not in timing} for r in runs}
+
+
+def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:
+    """The figures of the same trials, trained here without Ray and without a pause."""
+    torch.set_num_threads(1)
+    with place.store.artifacts(sweep, "sweep.json") as file:
+        trials = SweepSpec.from_json(file.read_text()).trials
+    experiment = place.store.experiment("undisturbed")
+    parent = place.store.start(experiment, "undisturbed", "undisturbed", {}).run_id
+    context = TrialContext(place.store.uri, experiment, parent, str(place.folder / "storage"), 1)
+    assert [run_trial(trial, context) for trial in trials] == ["FINISHED"] * len(trials)
+    return figures(place.store.children(parent))
 
 
 def test_sweep_of_two_trials(place: Place) -> None:
@@ -139,6 +159,7 @@ def test_sweep_of_two_trials(place: Place) -> None:
     assert match[1] in refused.stderr  # a sweep is no network; its best trial is named
 
 
+@pytest.mark.slow
 def test_driver_killed_and_resumed_ends_like_an_undisturbed_sweep(place: Place, tmp_path: Path) -> None:
     settings = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
     process = place.start(*settings, "--max-concurrent", "2")
@@ -155,10 +176,7 @@ def test_driver_killed_and_resumed_ends_like_an_undisturbed_sweep(place: Place, 
     assert before.items() <= after.items()  # each in the run that it began
     assert [place.epochs(c) for c in children] == [14] * 3  # each epoch once
 
-    undisturbed = place.sweep(*settings)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    other = next(run.info.run_id for run in place.sweeps() if run.info.run_id != sweep)
-    assert figures(children) == figures(place.store.children(other))
+    assert figures(children) == undisturbed(place, sweep)
 
     again = place.sweep("--resume", sweep)  # nothing is left to do: the table and the next command, at once
     assert again.returncode == 0, again.stderr
@@ -196,6 +214,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(place: Place) -> None:
     assert {c.info.status for c in place.store.children(sweep)} == {"KILLED"}
 
 
+@pytest.mark.slow
 def test_failed_trials_are_told_with_their_reason(place: Place) -> None:
     settings = ["--set", "train.lr=1e30", "--set", "train.warmup=0"]
     done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY, *settings)
@@ -220,24 +239,51 @@ def test_failed_trials_are_told_with_their_reason(place: Place) -> None:
         (["--resume", "last"], "32 hexadecimal digits"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(place: Place, arguments: list[str], names: str) -> None:
+def test_bad_input_is_refused_before_anything_starts(
+    place: Place, arguments: list[str], names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.folder)
     asked = arguments if "--resume" in arguments else ["--preset", "tiny", *TINY, *arguments]
-    done = place.sweep(*asked)
-    assert done.returncode == 2, done.stderr
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert names in line
-    assert "Traceback" not in done.stderr
+    with pytest.raises(InputError, match=re.escape(names)):
+        run_sweep(FOCAL_K, argv=asked)
     assert not place.sweeps()
 
 
-def test_gpu_share_without_a_gpu_is_refused(place: Place) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    done = place.sweep("--dataset", "data", "--preset", "tiny", "--gpus-per-trial", "0.5", "--values", "2", *TINY)
+def test_bad_input_is_one_line_and_exit_code_2(place: Place) -> None:
+    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,7", *TINY)
     assert done.returncode == 2
-    assert "Ray sees no GPU" in done.stderr
+    assert done.stdout == ""
+    assert done.stderr == "error: model.focal_joints is 7, but skeleton stick-6 has 6 joints\n"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked", "given", "trials"),
+    [
+        ({"CPU": 2.0}, Resources(), {"CPU": 1.0, "GPU": 0.0}, 8),
+        ({"CPU": 16.0}, Resources(), {"CPU": 5.0, "GPU": 0.0}, 3),
+        ({"CPU": 16.0}, Resources(max_concurrent=2), {"CPU": 8.0, "GPU": 0.0}, 8),
+        ({"CPU": 16.0}, Resources(cpus_per_trial=2), {"CPU": 2.0, "GPU": 0.0}, 8),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(), {"CPU": 1.0, "GPU": 1.0}, 8),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(gpus_per_trial=0.25), {"CPU": 1.0, "GPU": 0.25}, 8),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(gpus_per_trial=0), {"CPU": 2.0, "GPU": 0.0}, 8),
+    ],
+)
+def test_shares_of_a_trial(cluster: dict[str, float], asked: Resources, given: dict[str, float], trials: int) -> None:
+    assert shares(cluster, asked, trials) == given
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked", "names"),
+    [
+        ({"CPU": 2.0}, Resources(gpus_per_trial=0.5), "Ray sees no GPU"),
+        ({"CPU": 2.0, "GPU": 1.0}, Resources(gpus_per_trial=2), "there are 1 GPUs"),
+        ({"CPU": 2.0}, Resources(cpus_per_trial=4), "there are 2 cores"),
+    ],
+)
+def test_what_the_cluster_can_never_give_is_refused(cluster: dict[str, float], asked: Resources, names: str) -> None:
+    # Ray would wait for it for ever.
+    with pytest.raises(InputError, match=names):
+        shares(cluster, asked, 1)
 
 
 def test_dry_run_prints_the_trials_and_starts_nothing(place: Place) -> None:
