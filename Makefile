@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	torch="--torch-backend=cpu"; \
 	if [ -n "$$links" ] || command -v nvidia-smi >/dev/null 2>&1; then torch=""; fi; \
 	uv="$(BIN)/uv pip install --quiet --python $(BIN)/python"; \
-	{ $(BIN)/pip install --quiet --disable-pip-version-check uv && \
+	{ $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
 		$$uv $$torch $${links:+--find-links "$$links"} $(WHAT); } || \
 	{ echo "uv could not; pip tries (minutes)"; $(BIN)/pip install $(WHAT); }
 	@touch $@

@@ -59,7 +59,7 @@ class ModelCard:
         """Raises :class:`InputError` if the file is missing or not a card."""
         try:
             content = json.loads(path.read_bytes())
-            return cls(
+            card = cls(
                 config=TrialConfig.from_flat(content["config"]),
                 skeleton=Skeleton.from_dict(content["skeleton"]),
                 classes=tuple(map(str, content["classes"])),
@@ -67,8 +67,12 @@ class ModelCard:
                 dataset_name=str(content["dataset"]["name"]),
                 dataset_digest=str(content["dataset"]["digest"]),
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            card.config.model.check_skeleton(card.skeleton)
+            if card.config.data.frames is None or not card.classes:
+                raise ValueError("it leaves data.frames open or has no classes")
+        except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: is not a model's config.json ({error})") from None
+        return card
 
 
 def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
@@ -79,12 +83,21 @@ def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
     """
     card = ModelCard.read(directory / "config.json")
     model = card.build()
+    load_weights(directory, model)
+    return model.eval(), card
+
+
+def load_weights(directory: Path, model: FGSTFormer) -> None:
+    """Put the weights of a checkpoint into a network.
+
+    Raises:
+        InputError: if the file is missing, damaged or of another network.
+    """
     weights = directory / "model.safetensors"
     try:
         model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{weights}: does not hold the weights of this network ({error})") from None
-    return model.eval(), card
 
 
 def save_checkpoint(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard, state: Mapping[str, Any]) -> Path:
@@ -92,15 +105,20 @@ def save_checkpoint(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"epoch-{epoch:05d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    aside = temporary.with_suffix(".old.tmp")
+    for leftover in (temporary, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     try:
         save_file(model.state_dict(), temporary / "model.safetensors")
         torch.save(dict(state), temporary / "state.pt")
         card.write(temporary / "config.json")
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # the same epoch once more: it steps aside, and comes back if the rename fails
+            final.rename(aside)
         temporary.rename(final)
     except BaseException:
+        if aside.exists():
+            aside.rename(final)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for entry in folder.iterdir():

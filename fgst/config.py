@@ -156,6 +156,7 @@ class DataConfig:
         if self.frames is not None:
             _require(self.frames >= 2, f"data.frames is {self.frames}; it must be at least 2")
         _require(0 < self.validation < 1, f"data.validation is {self.validation}; it must lie between 0 and 1")
+        _require(self.validation_seed >= 0, f"data.validation_seed is {self.validation_seed}; it must not be negative")
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ class TrainConfig:
             all(0 < at < 1 for at in self.decay_at),
             f"train.decay_at is {self.decay_at}; each is a share of the epochs, between 0 and 1",
         )
+        _require(self.decay_factor > 0, f"train.decay_factor is {self.decay_factor}; it must be positive")
         _require(
             0 <= self.label_smoothing < 1,
             f"train.label_smoothing is {self.label_smoothing}; it must be at least 0 and under 1",
@@ -222,7 +224,8 @@ class TrialConfig:
         """``{"model.channels": …, "data.dataset": …, …}`` with JSON values (tuples as lists)."""
         sections = dataclasses.asdict(self)
         return {
-            f"{section}.{name}": json.loads(json.dumps(value))
+            # A float that was given as 1 is 1.0: equal configurations are written, and digested, in one way.
+            f"{section}.{name}": float(value) if _FIELD_TYPES[section][name] is float else json.loads(json.dumps(value))
             for section, fields in sections.items()
             for name, value in fields.items()
         }
@@ -281,15 +284,25 @@ def _closest(name: str) -> str:
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """``value`` as a field of type ``kind``: from JSON values, or from text as typed on a command line."""
-    if isinstance(value, str) and kind is not str:
-        value = _read_text(value)
     accepted = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if isinstance(value, str) and str not in accepted:
+        value = _read_text(value)
+    elif isinstance(value, str) and kind is not str and value.lower() in ("none", "null", ""):
+        value = None
     for option in accepted:
         try:
             return _as(value, option)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
-    raise InputError(f"{name} is {value!r}; it takes {' or '.join(map(_in_words, accepted))}")
+    raise InputError(f"{name} is {_shortened(value)}; it takes {' or '.join(map(_in_words, accepted))}")
+
+
+def _shortened(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number beyond all bounds"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _in_words(kind: Any) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ FORMAT = 1
 DESCRIPTION = "dataset.json"
 RECIPES = ("nw-ucla", "ntu")
 INTEGER_COLUMNS = ("label", "subject", "camera", "setup", "replication", "num_persons", "num_frames")
+_FILE_NAME = re.compile(r"clips-\d{5,}\.arrow")
 SHARD_BYTES = 256 * 1024 * 1024
 
 
@@ -80,8 +82,8 @@ class ArrowDataset:
         clip_ids: array of the C clip names.
         columns: ``label``, ``subject``, ``camera``, ``setup``, ``replication``, ``num_persons``, ``num_frames``,
             each an int32 array ``(C,)``.
-        digest: SHA-256 over skeleton, classes and the digests of all files: two data sets with the same digest
-            hold the same clips.
+        digest: SHA-256 over skeleton, classes, benchmarks and the digests of all files: two data sets with the same
+            digest hold the same clips and split them in the same way.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
@@ -101,9 +103,13 @@ class ArrowDataset:
             self.source: dict[str, Any] = dict(description["source"])
             self.benchmarks = tuple(_read_benchmark(b) for b in description["benchmarks"])
             files = [(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in description["files"]]
+            if self.recipe not in RECIPES:
+                raise ValueError(f"recipe is {self.recipe!r}; it is one of {', '.join(RECIPES)}")
+            if not files or not self.benchmarks:
+                raise ValueError("it has no files or no benchmarks")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.path / DESCRIPTION}: not a data set description ({error!r})") from None
-        self.digest = _content_digest(self.skeleton, self.classes, [digest for _, _, digest in files])
+        self.digest = _content_digest(self.skeleton, self.classes, self.benchmarks, [digest for _, _, digest in files])
 
         tables = [self._open_file(*entry, verify=verify) for entry in files]
         N = self.skeleton.num_joints
@@ -120,6 +126,12 @@ class ArrowDataset:
         whole = pa.concat_tables(tables)
         self.clip_ids: np.ndarray = np.array(whole.column("clip_id").to_pylist(), dtype=object)
         self.columns = {name: whole.column(name).to_numpy().astype(np.int32) for name in INTEGER_COLUMNS}
+        labels = self.columns["label"]
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            raise InputError(
+                f"{self.path / DESCRIPTION}: names {len(self.classes)} classes, but there are clips of class "
+                f"{labels.min()} to {labels.max()}; prepare the data set again"
+            )
 
     def _open_file(self, name: str, size: int, sha256: str, *, verify: bool) -> pa.Table:
         path = self.path / name
@@ -245,6 +257,8 @@ def write_dataset(
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe is {recipe!r}; it is one of {', '.join(RECIPES)}")
+    if not benchmarks or any(benchmark.column not in INTEGER_COLUMNS for benchmark in benchmarks):
+        raise ValueError(f"benchmarks are {benchmarks!r}; there is at least one, each by {', '.join(INTEGER_COLUMNS)}")
     out = Path(out).absolute()
     check_output(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -258,6 +272,7 @@ def write_dataset(
             _write_file(path, shard, skeleton)
             files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)})
             count += len(shard)
+            del shard  # or its clips would stay in memory while the next ones gather
         if not files:
             raise InputError(f"{out}: there is no clip to write")
         description = {
@@ -290,6 +305,9 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not (out / DESCRIPTION).is_file():
             raise InputError(f"{out}: is not empty and not a data set; name another directory")
+        others = sorted(e.name for e in out.iterdir() if e.name != DESCRIPTION and not _FILE_NAME.fullmatch(e.name))
+        if others:
+            raise InputError(f"{out}: holds {others[0]} besides a data set; move that away or name another directory")
         if not overwrite:
             raise InputError(f"{out}: holds a data set already; --overwrite replaces it")
     existing = out
@@ -326,14 +344,16 @@ def _checked(clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> Ite
             raise InputError(
                 f"clip {clip.clip_id}: joints have shape {shape}, not (persons, frames, {skeleton.num_joints}, 3)"
             )
-        if not np.isfinite(clip.joints).all():
-            raise InputError(f"clip {clip.clip_id}: a coordinate is not a finite number")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found
+            joints = np.asarray(clip.joints, np.float32)
+        if not np.isfinite(joints).all():
+            raise InputError(f"clip {clip.clip_id}: a coordinate is not a finite number of 32 bits")
         if not 0 <= clip.label < num_classes:
             raise InputError(f"clip {clip.clip_id}: label {clip.label} is outside 0 to {num_classes - 1}")
         if clip.clip_id in seen:
             raise InputError(f"clip {clip.clip_id}: occurs twice")
         seen.add(clip.clip_id)
-        yield clip
+        yield replace(clip, joints=joints)
 
 
 def _shards(clips: Iterable[Clip], shard_bytes: int) -> Iterator[list[Clip]]:
@@ -385,10 +405,10 @@ def _move_into_place(temporary: Path, out: Path) -> None:
     try:
         temporary.rename(out)
     except BaseException:
-        (aside / "dataset").rename(out)
+        (aside / "dataset").rename(out)  # should even that fail, the old data set stays where it is now
+        aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -420,6 +440,9 @@ def _read_benchmark(fields: Mapping[str, Any]) -> Benchmark:
     )
 
 
-def _content_digest(skeleton: Skeleton, classes: Sequence[str], files: Sequence[str]) -> str:
-    content = json.dumps([FORMAT, skeleton.to_dict(), list(classes), list(files)], sort_keys=True)
+def _content_digest(
+    skeleton: Skeleton, classes: Sequence[str], benchmarks: Sequence[Benchmark], files: Sequence[str]
+) -> str:
+    rules = [asdict(benchmark) for benchmark in benchmarks]
+    content = json.dumps([FORMAT, skeleton.to_dict(), list(classes), rules, list(files)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

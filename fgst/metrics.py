@@ -38,9 +38,12 @@ class Scores:
         return self.scores.argmax(axis=1)
 
     def top(self, k: int) -> float:
-        """Top-k accuracy in %: the true class is among the k best; equals count in order of their class number."""
+        """Top-k accuracy in %: the true class is among the k best; equals count in order of their class number.
+
+        A score that is not a number counts as better than the true class: a diverged network is never right.
+        """
         own = np.take_along_axis(self.scores, self.labels[:, None], axis=1)
-        better = (self.scores > own).sum(axis=1)
+        better = (~(self.scores <= own)).sum(axis=1)
         equal_before = ((self.scores == own) & (np.arange(self.scores.shape[1]) < self.labels[:, None])).sum(axis=1)
         return 100 * int((better + equal_before < k).sum()) / self.num_clips
 
@@ -72,7 +75,7 @@ class Scores:
         values = pa.array(np.ascontiguousarray(self.scores, np.float32).reshape(-1))
         table = pa.table(
             {
-                "clip_id": pa.array([str(clip) for clip in self.clip_ids]),
+                "clip_id": pa.array([str(clip) for clip in self.clip_ids], pa.string()),
                 "label": pa.array(self.labels.astype(np.int64)),
                 "scores": pa.FixedSizeListArray.from_arrays(values, width),
             }
@@ -91,10 +94,17 @@ class Scores:
             table = ipc.open_file(pa.BufferReader(Path(path).read_bytes())).read_all().combine_chunks()
             scores = table.column("scores").combine_chunks()
             width = scores.type.list_size
+            kinds = {"clip_id": pa.string(), "label": pa.int64(), "scores": pa.list_(pa.float32(), width)}
+            for name, kind in kinds.items():
+                if table.column(name).type != kind or table.column(name).null_count:
+                    raise ValueError(f"column {name} does not hold {kind} throughout")
+            labels = table.column("label").to_numpy()
+            if labels.size and not 0 <= labels.min() <= labels.max() < width:
+                raise ValueError(f"a label is outside 0 to {width - 1}")
             return cls(
                 clip_ids=np.array(table.column("clip_id").to_pylist(), dtype=object),
-                labels=table.column("label").to_numpy(),
+                labels=labels,
                 scores=scores.flatten().to_numpy(zero_copy_only=False).reshape(-1, width),
             )
-        except (OSError, KeyError, AttributeError, pa.ArrowException) as error:
+        except (OSError, KeyError, AttributeError, ValueError, pa.ArrowException) as error:
             raise InputError(f"{path}: is not a file of scores ({error})") from None

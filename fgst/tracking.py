@@ -113,14 +113,17 @@ class Tracking:
         self, experiment: str, key: str, name: str, tags: Mapping[str, str], parent: str | None = None
     ) -> TrackedRun:
         """The run of a trial: the one with this key under this parent if it was begun before, or a new one."""
-        scope = f" and tags.`{PARENT}` = '{parent}'" if parent else ""
-        if parent:
-            found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'{scope}", max_results=1)
-            if found:
-                return self.reopen(found[0])
+        found = self.find(experiment, key, parent) if parent else None
+        if found is not None:
+            return self.reopen(found)
         everything = {**_source_tags(), **tags, KEY: key, **({PARENT: parent} if parent else {})}
         created = self.client.create_run(experiment, run_name=name, tags=everything)
         return TrackedRun(self, created.info.run_id)
+
+    def find(self, experiment: str, key: str, parent: str) -> Run | None:
+        """The child run with this key, if it was begun."""
+        wanted = f"tags.`{KEY}` = '{key}' and tags.`{PARENT}` = '{parent}'"
+        return next(iter(self.client.search_runs([experiment], wanted, max_results=1)), None)
 
     def reopen(self, run: Run) -> TrackedRun:
         """Go on writing into a run that was ended, or whose process was killed."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from fgst.batches import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipStore, choose_device, make_stores
-from fgst.checkpoint import ModelCard, latest_checkpoint, load_state, save_checkpoint
+from fgst.checkpoint import ModelCard, latest_checkpoint, load_state, load_weights, save_checkpoint
 from fgst.config import TrainConfig, TrialConfig
 from fgst.dataset import ArrowDataset
 from fgst.errors import InputError
@@ -165,11 +165,11 @@ def fit(
             if on_step is not None:
                 on_step(epoch, step + 1, steps)
         metrics = {"train/loss": float(loss_sum) / clips, "train/top1": 100 * float(correct) / clips, "lr": lr}
-        if not math.isfinite(metrics["train/loss"]):
-            raise DivergedError(f"the loss is {metrics['train/loss']} in epoch {epoch}; try a lower train.lr")
+        _require_finite(metrics, "train", epoch)
         seconds = time.perf_counter() - began
         if "val" in stores:
             metrics |= _accuracies("val", score(model, stores["val"]))
+            _require_finite(metrics, "val", epoch)  # the weights after the epoch's last step, which train/loss missed
         minutes += (time.perf_counter() - began) / 60
         metrics |= {"clips_per_second": clips / seconds, "minutes": minutes}
         saved = None
@@ -192,7 +192,15 @@ def _finished(
     if epoch < train.epochs:
         return EpochResult(epoch, metrics, checkpoint=checkpoint, replayed=replayed)
     test = score(model, stores["test"])
-    return EpochResult(epoch, metrics | _accuracies("test", test), test, checkpoint, replayed)
+    metrics = metrics | _accuracies("test", test)
+    _require_finite(metrics, "test", epoch)
+    return EpochResult(epoch, metrics, test, checkpoint, replayed)
+
+
+def _require_finite(metrics: dict[str, float], split: str, epoch: int) -> None:
+    loss = metrics[f"{split}/loss"]
+    if not math.isfinite(loss):
+        raise DivergedError(f"the {split} loss is {loss} in epoch {epoch}; try a lower train.lr")
 
 
 def _accuracies(split: str, scores: Scores) -> dict[str, float]:
@@ -203,8 +211,6 @@ def _restore(
     checkpoint: Path, card: ModelCard, model: FGSTFormer, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, float]]:
     """Put a checkpoint's weights and optimiser state in place; returns its epoch and that epoch's metrics."""
-    from safetensors.torch import load_file
-
     found = ModelCard.read(checkpoint / "config.json")
     for name, value in card.config.flat().items():
         was = found.config.flat()[name]
@@ -214,9 +220,13 @@ def _restore(
     if found.dataset_digest != card.dataset_digest:
         raise InputError(f"{checkpoint}: was trained on other data (data set digest {found.dataset_digest[:12]}…)")
     state: dict[str, Any] = load_state(checkpoint)
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"]), dict(state["metrics"])
+    load_weights(checkpoint, model)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["epoch"]), dict(state["metrics"])
+    except (KeyError, TypeError, ValueError) as error:
+        path = checkpoint / "state.pt"
+        raise InputError(f"{path}: is not of this training ({error!r}); remove {checkpoint}") from None
 
 
 def _seed(*entropy: int) -> int:

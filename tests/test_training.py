@@ -305,6 +305,12 @@ def test_the_same_configuration_gives_the_same_figures_and_another_seed_others(d
     assert scores[0] == scores[1] != scores[2]
 
 
+def test_every_epoch_draws_its_own_order_and_augmentation(dataset: ArrowDataset) -> None:
+    """A network that does not learn sees other frames, turned otherwise, in other company in each epoch."""
+    losses = [result.metrics["train/loss"] for result in run(small_config(dataset, train__lr=1e-12))]
+    assert min(np.diff(sorted(losses))) > 1e-5
+
+
 def test_trainings_that_take_turns_do_not_disturb_each_other(dataset: ArrowDataset) -> None:
     one = small_config(dataset, train__epochs=3, model__dropout=0.2)
     two = one.with_values({"train.seed": 1, "model.focal_joints": 3})
@@ -521,6 +527,12 @@ def test_a_training_that_diverges_says_so(tmp_path: Path, dataset: ArrowDataset,
     config = small_config(dataset, train__lr=1e30, train__batch_size=batch_size)
     with pytest.raises(DivergedError, match=r"epoch 1.*lower train\.lr"):
         run(config, tmp_path)
+
+
+def test_a_training_without_validation_that_diverges_says_so_at_once(dataset: ArrowDataset) -> None:
+    config = small_config(dataset, train__lr=1e30, data__protocol="paper")
+    with pytest.raises(DivergedError, match=r"epoch 1.*lower train\.lr"):
+        run(config)
 
 
 def test_a_training_that_diverges_in_its_very_last_step_says_so(dataset: ArrowDataset) -> None:

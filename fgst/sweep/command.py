@@ -285,9 +285,8 @@ def _report(spec: SweepSpec, outcomes: dict[str, TrialOutcome], parent: TrackedR
         )
         parent.log_artifacts(folder)
     if best is not None:
-        summary = {
-            f"best/{m.replace('/', '_')}": best.metrics[m] for m in ("val/top1", "test/top1") if m in best.metrics
-        }
+        # Under the trials' own names: MLflow's list shows sweeps folded, and sorts them by the same columns.
+        summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
         parent.log_metrics({**summary, "trials_finished": sum(row.finished for row in rows)}, step=0)
         parent.set_tags({"fgst.best_run": best.run_id, "fgst.best": label or ""})
 

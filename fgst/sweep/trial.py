@@ -43,6 +43,9 @@ def run_trial(
     if context.threads:
         torch.set_num_threads(context.threads)
     store = Tracking(context.tracking_uri)
+    before = store.find(context.experiment, trial.key, context.parent)
+    if before is not None and before.info.status == "FINISHED":
+        return "FINISHED"  # the process died between its last word and its end
     checkpoints = Path(context.storage) / trial.key
     config = trial.config
     tags: dict[str, str] = {"fgst.label": trial.label, "mlflow.source.name": f"sweep {context.parent[:8]}"}

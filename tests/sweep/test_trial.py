@@ -131,5 +131,15 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
     assert {name: run.data.metrics[name] for name in same} == {name: other.data.metrics[name] for name in same}
 
 
+def test_finished_trial_is_not_trained_again(dataset: ArrowDataset, context: TrialContext) -> None:
+    # Its process may die after the run was closed and before anybody heard; the checkpoint is gone by then.
+    trial = make_trial(dataset)
+    run_trial(trial, context)
+    told: list[dict[str, float]] = []
+    assert run_trial(trial, context, told.append) == "FINISHED"
+    assert told == []
+    assert len(Tracking(context.tracking_uri).children(context.parent)) == 1
+
+
 def _new_parent(store: Tracking, context: TrialContext) -> str:
     return store.start(context.experiment, "sweep-2", "another sweep", {"fgst.kind": "sweep"}).run_id
