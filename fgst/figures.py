@@ -82,7 +82,7 @@ def sweep_curve(
     known = [(x, published[label]) for x, label in zip(places, labels, strict=True) if label in published]
     if known:
         axes.plot(*zip(*known, strict=True), color=GREY, ls="--", marker="s", ms=4, label=f"paper, {source}")
-    axes.set_xticks(places, labels)
+    axes.set_xticks(places, [label.partition("=")[2] or label for label in labels])
     axes.set_xlabel(axis)
     axes.set_ylabel("top-1 [%]")
     axes.set_title(title, fontsize=10)
