@@ -151,7 +151,8 @@ def fit(
         clips = 0
         lr = 0.0
         for step, batch in enumerate(stores["train"].training_batches(train.batch_size, train.repeat, generator)):
-            lr = learning_rate(train, epoch - 1 + (step + 1) / steps)
+            # The middle of the step: no step is without a rate, and the last one of an epoch still belongs to it.
+            lr = learning_rate(train, epoch - 1 + (step + 0.5) / steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             logits = model(batch.clips)
@@ -200,7 +201,7 @@ def _finished(
 def _require_finite(metrics: dict[str, float], split: str, epoch: int) -> None:
     loss = metrics[f"{split}/loss"]
     if not math.isfinite(loss):
-        raise DivergedError(f"the {split} loss is {loss} in epoch {epoch}; try a lower train.lr")
+        raise DivergedError(f"the loss is {loss} in epoch {epoch}, {split} clips; try a lower train.lr")
 
 
 def _accuracies(split: str, scores: Scores) -> dict[str, float]:
