@@ -87,14 +87,19 @@ class Tracking:
             database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
             location = (database.parent / "mlruns" / name.replace("/", "-").replace(" ", "-")).as_uri()
         try:
-            # The kind makes the UI open on training runs instead of chat traces.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return self.client.create_experiment(name, artifact_location=location, tags=kind)
+            return self.client.create_experiment(name, artifact_location=location)
         except MlflowException:
             found = self.client.get_experiment_by_name(name)  # somebody else was faster
             if found is None:
                 raise
             return found.experiment_id
+
+    def where_to_look(self, experiment: str) -> str:
+        """How a person sees an experiment's runs; MLflow's front page shows chat traces instead."""
+        page = f"#/experiments/{experiment}/runs"
+        if self.uri.startswith(("http://", "https://")):
+            return f"{self.uri.rstrip('/')}/{page}"
+        return f"make ui, then http://127.0.0.1:5000/{page}"
 
     def run(self, run_id: str) -> Run:
         """The run of that id.

@@ -212,7 +212,7 @@ def _run(spec: SweepSpec, store: Tracking, parent: TrackedRun, storage: Path, ar
     print(
         f"{spec.title} {len(spec.trials)} trials on {spec.experiment}"
         + (f", {len(spec.trials) - len(pending)} of them finished before" if len(pending) < len(spec.trials) else "")
-        + f"\nsweep {parent.run_id} in {store.uri} (make ui shows it)",
+        + f"\nsweep {parent.run_id} in {store.uri}\nto look: {store.where_to_look(experiment)}",
         file=sys.stderr,
     )
     resources = Resources(args.address, args.cpus_per_trial, args.gpus_per_trial, args.max_concurrent)
