@@ -311,7 +311,7 @@ def _in_words(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]
         return f"{element.__name__} values separated by commas" if element in (int, float) else "lists of names"
-    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}[kind.__name__]
+    return {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text"}[kind.__name__]
 
 
 def _read_text(text: str) -> Any:

@@ -414,9 +414,14 @@ def _move_into_place(temporary: Path, out: Path) -> None:
 def _read_description(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
     if not path.exists():
-        raise InputError(f"{path}: no such directory; make a data set with python -m data_prep.nw_ucla or .demo")
+        raise InputError(f"{path}: no such directory; make one with python -m data_prep.nw_ucla or data_prep.demo")
+    if not path.is_dir():
+        raise InputError(f"{path}: is a file; name the directory of a data set")
     if not file.is_file():
-        raise InputError(f"{path}: is not a data set, it has no {DESCRIPTION}; make one with python -m data_prep.…")
+        raise InputError(
+            f"{path}: is not a data set, it has no {DESCRIPTION}; make one with python -m data_prep.nw_ucla or "
+            "data_prep.demo"
+        )
     try:
         description = json.loads(file.read_bytes())
     except ValueError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 
 class InputError(ValueError):
@@ -18,6 +20,25 @@ class InputError(ValueError):
 
 class Interrupted(Exception):
     """Ctrl-C, after everything was saved; the message says how to go on."""
+
+
+def require_listener(url: str, what: str) -> None:
+    """Look for a second or two whether somebody listens at ``scheme://host:port``; clients themselves try for minutes.
+
+    Raises:
+        InputError: if nobody does.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+        if not parts.hostname or port is None:
+            raise InputError(f"{what} {url} has no host and port")
+        with socket.create_connection((parts.hostname, port), timeout=10):
+            pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"nobody answers at {what} {url} ({error})") from None
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -24,7 +24,9 @@ from fgst.options import add_tracking_option, positive
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser("python -m fgst.evaluate", __doc__)
-    parser.add_argument("--run-id", required=True, metavar="RUN_ID", help="32 hexadecimal digits, as a sweep prints")
+    parser.add_argument(
+        "--run-id", required=True, metavar="RUN_ID", help="32 hexadecimal digits, as a training or a sweep prints"
+    )
     parser.add_argument("--dataset", metavar="DIR", help="default: where the run found it")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")

@@ -32,7 +32,7 @@ from mlflow.exceptions import MlflowException
 
 from fgst import figures
 from fgst.config import TrialConfig
-from fgst.errors import InputError
+from fgst.errors import InputError, require_listener
 from fgst.training import EpochResult
 
 KEY = "fgst.key"
@@ -69,6 +69,8 @@ class Tracking:
             database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
             if not database.parent.is_dir():
                 raise InputError(f"{self.uri}: there is no directory {database.parent} to keep the database in")
+        if self.uri.startswith(("http://", "https://")):
+            require_listener(self.uri, "the tracking server")
         try:
             self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             self.client.search_experiments(max_results=1)

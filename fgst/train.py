@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         run = _run_to_resume(store, experiment, key, args.resume, root)
         if run is None:
+            if args.resume:
+                print("no unfinished training of these settings: beginning one", file=sys.stderr)
             name = f"{config.data.modality} K={config.model.focal_joints} s{config.train.seed}"
             tags = trial_tags(config, dataset.name, dataset.digest)
             run = store.start(experiment, key, name, {**tags, "mlflow.source.name": "fgst.train"})
@@ -98,7 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             with bar:
                 for result in track(run, results, dataset.classes):
-                    bar.console.print(_line(result.epoch, config.train.epochs, result.metrics), highlight=False)
+                    if result.replayed:
+                        bar.console.print(f"going on after epoch {result.epoch}", highlight=False)
+                    else:
+                        bar.console.print(_line(result.epoch, config.train.epochs, result.metrics), highlight=False)
                     outcome = result
         except KeyboardInterrupt:
             raise Interrupted(f"Go on with: python -m fgst.train {_again(argv, run.run_id)}") from None

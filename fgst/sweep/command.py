@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgst.errors import CommandParser, InputError, Interrupted, run_command
+from fgst.errors import CommandParser, InputError, Interrupted, require_listener, run_command
 from fgst.options import add_tracking_option, add_trial_options, positive, trial_config
 from fgst.sweep.spec import Question, SweepSpec, Trial, make_spec
 
@@ -32,7 +32,11 @@ def main(question: Question, doc: str | None = None) -> None:
 def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser:
     parser = CommandParser(f"python sweeps/{question.name}.py", doc)
     group = parser.add_argument_group("the sweep")
-    group.add_argument("--values", metavar="V,V,…", help=f"values of {question.axis}; default: the paper's")
+    group.add_argument(
+        "--values",
+        metavar="V,V,…",
+        help=f"values of {question.axis}; default: those of the paper that fit the skeleton",
+    )
     group.add_argument(
         "--seeds",
         type=positive(int),
@@ -66,6 +70,8 @@ def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None
     args = parser.parse_args(argv)
     if args.storage and "://" in args.storage:
         raise InputError(f"--storage {args.storage}: name a directory (one that all nodes share, on a cluster)")
+    if args.address not in (None, "auto", "local"):
+        require_listener(args.address if "://" in args.address else f"ray://{args.address}", "--address")
     if args.resume:
         spec, storage, parent, store = _resumed(args)
     else:
@@ -92,7 +98,7 @@ def _asked(question: Question, args: argparse.Namespace) -> SweepSpec:
             values = [question.read(text.strip()) for text in args.values.split(",")]
         except ValueError:
             raise InputError(
-                f"--values {args.values}: each value of {question.axis} is read as {question.read.__name__}"
+                f"--values {args.values}: write values of {question.axis} separated by commas, e.g. 5,15"
             ) from None
     where = args.dataset
     if where is None:
@@ -203,9 +209,10 @@ def _run(spec: SweepSpec, store: Tracking, parent: TrackedRun, storage: Path, ar
     from fgst.sweep.trial import TrialContext
 
     experiment = store.run(parent.run_id).info.experiment_id
-    again = f"python sweeps/{spec.name}.py --resume {parent.run_id}"
-    if args.tracking_uri:
-        again += f" --tracking-uri {args.tracking_uri}"
+    again = f"python {sys.argv[0]} --resume {parent.run_id}"
+    for option in ("tracking_uri", "address", "cpus_per_trial", "gpus_per_trial", "max_concurrent"):
+        if getattr(args, option) is not None:
+            again += f" --{option.replace('_', '-')} {getattr(args, option)}"
     before = _outcomes(store, parent.run_id)
     pending = [t for t in spec.trials if t.key not in before or before[t.key].status != "FINISHED"]
     store.client.update_run(parent.run_id, status="RUNNING")
