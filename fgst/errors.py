@@ -23,7 +23,7 @@ class Interrupted(Exception):
 
 
 def require_listener(url: str, what: str) -> None:
-    """Look for a second or two whether somebody listens at ``scheme://host:port``; clients themselves try for minutes.
+    """Look, for 10 s at most, whether somebody listens at ``scheme://host:port``; clients themselves try for minutes.
 
     Raises:
         InputError: if nobody does.

@@ -23,7 +23,9 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
         + ("" if dataset_required else "; default: generated motion, prepared under datasets/demo"),
     )
     group.add_argument(
-        "--preset", choices=PRESETS, help="paper (§4.2; default on a GPU), small (default on a CPU) or tiny (seconds)"
+        "--preset",
+        choices=PRESETS,
+        help="paper (§4.2; default on a GPU), small (default on a CPU) or tiny (4 narrow layers)",
     )
     group.add_argument("--epochs", type=positive(int), metavar="E", help="default: the preset's")
     group.add_argument("--modality", choices=MODALITIES, help="default: joint")

@@ -7,7 +7,7 @@ Examples:
   python -m fgst.train --dataset datasets/nw-ucla --resume auto          go on after an interruption
 
 The last line is the next command to type, with the run's id. Every epoch leaves a checkpoint, so an interrupted
-training (Ctrl-C, kill, power) goes on from its last whole epoch and ends with the same figures.
+training (Ctrl-C, kill) goes on from its last whole epoch and ends with the same figures.
 """
 
 from __future__ import annotations
