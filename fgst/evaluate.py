@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fgst.errors import CommandParser, InputError, run_command
-from fgst.options import add_tracking_option, positive
+from fgst.options import add_device_options, add_tracking_option
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,8 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", metavar="DIR", help="default: where the run found it")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
-    parser.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: all cores")
+    add_device_options(parser)
     add_tracking_option(parser)
     return parser
 

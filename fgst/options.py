@@ -46,6 +46,12 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
     )
 
 
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Where a command that runs a network itself runs it."""
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
+    parser.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: all cores")
+
+
 def add_tracking_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracking-uri",

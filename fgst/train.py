@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fgst.errors import CommandParser, InputError, Interrupted, run_command
-from fgst.options import add_tracking_option, add_trial_options, positive, trial_config
+from fgst.options import add_device_options, add_tracking_option, add_trial_options, trial_config
 
 if TYPE_CHECKING:
     from fgst.tracking import TrackedRun, Tracking
@@ -37,8 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="auto: go on with the newest unfinished training of these settings, or begin one; or that run",
     )
     parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints", help="default: checkpoints")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
-    parser.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: all cores")
+    add_device_options(parser)
     add_tracking_option(parser)
     return parser
 
