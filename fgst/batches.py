@@ -28,9 +28,14 @@ RECIPE_REPEAT = {"nw-ucla": 5, "ntu": 1}
 
 @dataclass(frozen=True)
 class Batch:
-    """``clips`` is ``(B, M, T, N, 3)`` in the modality asked for, ``labels`` ``(B,)``, ``rows`` the clips' numbers."""
+    """Clips in the modality asked for.
+
+    ``clips`` is ``(B, M, T, N, 3)``, ``present`` ``(B, M)`` says which persons are there, ``labels`` ``(B,)``,
+    ``rows`` the clips' numbers.
+    """
 
     clips: Tensor
+    present: Tensor
     labels: Tensor
     rows: np.ndarray
 
@@ -77,7 +82,7 @@ class ClipStore:
         joints = make(index, int(self._host_lengths[chosen].max()), generator)
         present = torch.arange(self.max_persons, device=self.device) < self._persons[index, None]  # (B, M)
         joints = joints * present[:, :, None, None, None]
-        return Batch(to_modality(joints, self.modality, self.skeleton), self.labels[index], chosen)
+        return Batch(to_modality(joints, self.modality, self.skeleton), present, self.labels[index], chosen)
 
     def training_batches(self, batch_size: int, repeat: int, generator: torch.Generator) -> Iterator[Batch]:
         """``repeat`` passes over the clips, each in an order of its own; the last batch may be smaller.

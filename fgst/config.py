@@ -21,6 +21,8 @@ from fgst.skeleton import Skeleton
 
 NORMS = ("batch", "layer")
 FOCAL_ORDERS = ("joint", "score")
+TEMPORALS = ("fg", "attention", "convolution")
+PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("step", "cosine")
 PROTOCOLS = ("validation", "paper")
 
@@ -42,7 +44,12 @@ class ModelConfig:
         channels: width of each layer; where it doubles, that layer's FG-TFormer halves the frames.
         stage1_layers: L1 (Table 4), layers over all joints.
         stage2_layers: L2 (Table 4), layers over focal joints and body parts.
-        focal_joints: K (Table 2), joints kept in each frame.
+        focal_selection: stage 2 goes on with the focal joints of each frame (Table 1, model A); off, with all joints.
+        focal_joints: K (Table 2), joints kept in each frame; says nothing where ``focal_selection`` is off.
+        part_branch: stage 2 has a second branch, of body parts (Table 1, model B).
+        cross_attention: JP-CA between the two branches (Table 1, model C); needs ``part_branch``.
+        shared_branches: both branches of stage 2 go through the same weights; needs ``part_branch``.
+        temporal: "fg" is the FG-TFormer; "attention" the Basic-TFormer, "convolution" the TCN only (Table 3).
         parts: P, a number of body parts that the skeleton knows, or a partition by joint names.
         dilations: d_t of each temporal head; their number is the number of temporal heads.
         kernel_size: k_t of the temporal convolutions, in frames.
@@ -60,7 +67,12 @@ class ModelConfig:
     channels: tuple[int, ...] = (64, 64, 128, 128, 256, 256, 256, 256)
     stage1_layers: int = 6
     stage2_layers: int = 2
+    focal_selection: bool = True
     focal_joints: int = 15
+    part_branch: bool = True
+    cross_attention: bool = True
+    shared_branches: bool = False
+    temporal: str = "fg"
     parts: int | tuple[tuple[str, ...], ...] = 10
     dilations: tuple[int, ...] = (1, 2)
     kernel_size: int = 7
@@ -105,14 +117,22 @@ class ModelConfig:
             _require(self.parts >= 1, f"model.parts is {self.parts}; it must be at least 1")
         _one_of("model.focal_order", self.focal_order, FOCAL_ORDERS)
         _one_of("model.norm", self.norm, NORMS)
+        _one_of("model.temporal", self.temporal, TEMPORALS)
+        for name in ("cross_attention", "shared_branches"):
+            _require(
+                self.part_branch or not getattr(self, name),
+                f"model.{name} is on, but it takes two branches and model.part_branch is off; turn both off or both on",
+            )
         _require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be at least 0 and under 1")
 
     def check_skeleton(self, skeleton: Skeleton) -> None:
         """Raise :class:`InputError`, naming the field, if K or P does not fit the skeleton."""
         _require(
-            self.focal_joints <= skeleton.num_joints,
+            self.focal_joints <= skeleton.num_joints or not self.focal_selection,
             f"model.focal_joints is {self.focal_joints}, but skeleton {skeleton.name} has {skeleton.num_joints} joints",
         )
+        if not self.part_branch:
+            return
         try:
             skeleton.partition(self.parts)
         except ValueError as error:
@@ -174,6 +194,9 @@ class TrainConfig:
         decay_at: shares of the epochs (the paper's 50 and 70 of 80).
         decay_factor: of the step schedule.
         label_smoothing: of the cross-entropy.
+        ema: decay of a moving average of the weights, which is then what is scored and kept; 0 is none.
+        precision: of the training steps, "float32" or "bfloat16" (autocast; weights, optimiser and all scores stay
+            float32). bfloat16 pays on GPUs, and on processors with AVX512-BF16 or AMX.
         seed: of the initial weights, the order of the clips and the augmentation.
     """
 
@@ -188,6 +211,8 @@ class TrainConfig:
     decay_at: tuple[float, ...] = (50 / 80, 70 / 80)
     decay_factor: float = 0.1
     label_smoothing: float = 0.0
+    ema: float = 0.0
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -209,6 +234,8 @@ class TrainConfig:
             0 <= self.label_smoothing < 1,
             f"train.label_smoothing is {self.label_smoothing}; it must be at least 0 and under 1",
         )
+        _require(0 <= self.ema < 1, f"train.ema is {self.ema}; it must be at least 0 and under 1")
+        _one_of("train.precision", self.precision, PRECISIONS)
         _require(0 <= self.seed < 2**31, f"train.seed is {self.seed}; it must lie between 0 and 2147483647")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fgst.config import PRESETS, PROTOCOLS, TrialConfig
@@ -36,7 +36,11 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
         help="validation (default): hold training subjects out to choose by; paper: train on all training clips",
     )
     group.add_argument("--seed", type=natural, metavar="S", help="default: 0")
-    group.add_argument(
+    add_override_option(group)
+
+
+def add_override_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -80,12 +84,22 @@ def trial_config(args: argparse.Namespace, dataset: str, *, has_gpu: bool) -> Tr
     ):
         if value is not None:
             values[name] = value
-    for override in args.overrides:
+    return PRESETS[preset].with_values(values | read_overrides(args.overrides))
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, str]:
+    """``["model.focal_joints=12", …]`` as they were typed after --set → ``{"model.focal_joints": "12", …}``.
+
+    Raises:
+        InputError: if one is not FIELD=VALUE.
+    """
+    values = {}
+    for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise InputError(f"--set {override}: write FIELD=VALUE, e.g. --set model.focal_joints=12")
         values[name.strip()] = text.strip()
-    return PRESETS[preset].with_values(values)
+    return values
 
 
 def positive(kind: type) -> Callable[[str], Any]:

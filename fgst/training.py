@@ -6,6 +6,7 @@ follows from (seed, epoch), so a training that is stopped and resumed ends with 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -84,11 +85,11 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
 
 
 def score(model: FGSTFormer, store: ClipStore, batch_size: int = EVALUATION_BATCH) -> Scores:
-    """The network's scores of every clip of a store, without augmentation."""
+    """The network's scores of every clip of a store, without augmentation, in float32 whatever it was trained in."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        parts = [model(batch.clips).float().cpu().numpy() for batch in store.evaluation_batches(batch_size)]
+        parts = [model(b.clips, b.present).float().cpu().numpy() for b in store.evaluation_batches(batch_size)]
     model.train(was_training)
     return Scores(clip_ids=store.clip_ids, labels=store.labels.cpu().numpy(), scores=np.concatenate(parts))
 
@@ -133,12 +134,15 @@ def fit(
         weight_decay=train.weight_decay,
     )  # fmt: skip
 
+    # What is scored and kept: the network, or the moving average of its weights.
+    scored = copy.deepcopy(model) if train.ema else model
+
     done, minutes = 0, 0.0
     found = latest_checkpoint(checkpoints) if checkpoints else None
     if found is not None:
-        done, metrics = _restore(found, card, model, optimizer)
+        done, metrics = _restore(found, card, model, scored, optimizer)
         minutes = metrics["minutes"]
-        yield _finished(done, metrics, model, stores, train, found, replayed=True)
+        yield _finished(done, metrics, scored, stores, train, found, replayed=True)
 
     steps = stores["train"].steps(train.batch_size, train.repeat)
     for epoch in range(done + 1, train.epochs + 1):
@@ -155,11 +159,14 @@ def fit(
             lr = learning_rate(train, epoch - 1 + (step + 0.5) / steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            logits = model(batch.clips)
+            with torch.autocast(where.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+                logits = model(batch.clips, batch.present).float()
             loss = F.cross_entropy(logits, batch.labels, label_smoothing=train.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            if scored is not model:
+                _follow(scored, model, train.ema, (epoch - 1) * steps + step)
             loss_sum += loss.detach() * len(batch.labels)
             correct += (logits.detach().argmax(1) == batch.labels).sum()
             clips += len(batch.labels)
@@ -169,15 +176,28 @@ def fit(
         _require_finite(metrics, "train", epoch)
         seconds = time.perf_counter() - began
         if "val" in stores:
-            metrics |= _accuracies("val", score(model, stores["val"]))
+            metrics |= _accuracies("val", score(scored, stores["val"]))
             _require_finite(metrics, "val", epoch)  # the weights after the epoch's last step, which train/loss missed
         minutes += (time.perf_counter() - began) / 60
         metrics |= {"clips_per_second": clips / seconds, "minutes": minutes}
         saved = None
         if checkpoints is not None:
             state = {"epoch": epoch, "optimizer": optimizer.state_dict(), "metrics": metrics}
-            saved = save_checkpoint(checkpoints, epoch, model, card, state)
-        yield _finished(epoch, metrics, model, stores, train, saved)
+            if scored is not model:
+                state["weights"] = model.state_dict()
+            saved = save_checkpoint(checkpoints, epoch, scored, card, state)
+        yield _finished(epoch, metrics, scored, stores, train, saved)
+
+
+@torch.no_grad()
+def _follow(average: FGSTFormer, model: FGSTFormer, decay: float, step: int) -> None:
+    """Move the average of the weights and running statistics one step on; quicker at first, to forget the start."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, weight)
+        else:
+            mean.copy_(value)
 
 
 def _finished(
@@ -209,7 +229,7 @@ def _accuracies(split: str, scores: Scores) -> dict[str, float]:
 
 
 def _restore(
-    checkpoint: Path, card: ModelCard, model: FGSTFormer, optimizer: torch.optim.Optimizer
+    checkpoint: Path, card: ModelCard, model: FGSTFormer, scored: FGSTFormer, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, float]]:
     """Put a checkpoint's weights and optimiser state in place; returns its epoch and that epoch's metrics."""
     found = ModelCard.read(checkpoint / "config.json")
@@ -221,11 +241,13 @@ def _restore(
     if found.dataset_digest != card.dataset_digest:
         raise InputError(f"{checkpoint}: was trained on other data (data set digest {found.dataset_digest[:12]}…)")
     state: dict[str, Any] = load_state(checkpoint)
-    load_weights(checkpoint, model)
+    load_weights(checkpoint, scored)
     try:
+        if scored is not model:
+            model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["epoch"]), dict(state["metrics"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         path = checkpoint / "state.pt"
         raise InputError(f"{path}: is not of this training ({error!r}); remove {checkpoint}") from None
 

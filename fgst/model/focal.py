@@ -26,16 +26,17 @@ class FocalSelection(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(B', T, N, C)`` → kept features ``(B', T, K, C)``, indices ``(B', T, K)``, scores ``(B', T, N)``."""
-        scores = torch.sigmoid(x @ (self.projection / self.projection.norm()))
+        # Not a matrix product, which autocast would round: scores that are rounded alike make arbitrary choices.
+        scores = torch.sigmoid((x * (self.projection / self.projection.norm())).sum(-1))
         kept = scores.topk(self.focal_joints, dim=-1).indices  # by falling score
         if self.order == "joint":
             kept = kept.sort(dim=-1).values
         # The selection as a product with one-hot rows: small, and its gradient is a product too, so it is the same
         # in every run; the gradient of a gather adds up in any order on a GPU.
-        rows = F.one_hot(kept, x.shape[2]).to(x.dtype)  # (B', T, K, N)
+        rows = F.one_hot(kept, x.shape[2]).to(scores.dtype)  # (B', T, K, N)
         if self.gate:
             rows = rows * scores[:, :, None]
-        return rows @ x, kept, scores
+        return rows.to(x.dtype) @ x, kept, scores
 
 
 class PartEmbedding(nn.Module):
@@ -44,22 +45,20 @@ class PartEmbedding(nn.Module):
     Parts differ in size; smaller ones are padded with zeros to the largest.
     """
 
-    index: Tensor
-    present: Tensor
+    members: Tensor
 
-    def __init__(self, channels: int, partition: Partition) -> None:
+    def __init__(self, channels: int, partition: Partition, joints: int) -> None:
         super().__init__()
-        largest = max(map(len, partition))
-        index = torch.zeros(len(partition), largest, dtype=torch.long)
-        present = torch.zeros(len(partition), largest, 1)
-        for row, part in enumerate(partition):
-            index[row, : len(part)] = torch.tensor(part)
-            present[row, : len(part)] = 1
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("present", present, persistent=False)
-        self.linear = nn.Linear(largest * channels, channels)
+        self.parts, self.largest = len(partition), max(map(len, partition))
+        # Row p·largest + i picks the i-th joint of part p, and is zero where the part has none. A product with it, as
+        # in the focal selection.
+        members = torch.zeros(self.parts, self.largest, joints)
+        for row, part in zip(members, partition, strict=True):
+            row[range(len(part)), part] = 1
+        self.register_buffer("members", members.flatten(0, 1), persistent=False)
+        self.linear = nn.Linear(self.largest * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B', T, N, C)`` → ``(B', T, P, C)``."""
-        members = x[:, :, self.index] * self.present  # (B', T, P, largest, C)
-        return self.linear(members.flatten(-2))
+        picked = self.members.to(x.dtype) @ x  # (B', T, P·largest, C)
+        return self.linear(picked.view(*x.shape[:2], self.parts, -1))

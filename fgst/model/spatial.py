@@ -1,4 +1,8 @@
-"""Attention over the joints of a frame: Basic-SFormer, joint-part cross-attention, FG-SFormer (paper §3.1, §3.3)."""
+"""Attention over the joints of a frame: Basic-SFormer and joint-part cross-attention (paper §3.1, §3.3).
+
+In stage 2 a tensor of features holds one group of tokens, the focal joints or the parts, or, with shared branches,
+both one after the other: then both go through the same weights, and only the attention keeps them apart.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,49 @@ import torch
 from torch import Tensor, nn
 
 from fgst.config import ModelConfig
-from fgst.model.attention import FeedForward, HeadsOut, attention_map, split_heads
+from fgst.model.attention import SpatialProjections, attention_map
+
+
+def make_projections(channels: int, config: ModelConfig) -> SpatialProjections:
+    """Projections of a spatial block of that width."""
+    width = config.width_of_head(channels)
+    return SpatialProjections(channels, config.spatial_heads, width, config.norm, config.dropout)
 
 
 class BasicSFormer(nn.Module):
-    """Basic-SFormer block (Fig. 3a): in each frame, every token attends to every token.
+    """Basic-SFormer block (Fig. 3a): in each frame, every token attends to every token of its group.
 
-    map = softmax(Q Kᵀ / √d) + A_g with a learned global map A_g ``(H, N, N)``, the same for all frames and clips,
-    1/N at the start; then W_O and a residual, then the FFN.
+    map = softmax(Q Kᵀ / √d) + A_g with a learned global map A_g ``(H, n, n)`` for each group of n tokens, the same for
+    all frames and clips, 1/n at the start; then W_O and a residual, then the FFN.
     """
 
-    def __init__(self, channels: int, tokens: int, config: ModelConfig) -> None:
+    def __init__(self, channels: int, groups: tuple[int, ...], config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.spatial_heads
-        width = config.width_of_head(channels)
-        self.qkv = nn.Linear(channels, 3 * self.heads * width)
-        self.global_map = nn.Parameter(torch.full((self.heads, tokens, tokens), 1 / tokens))
-        self.out = HeadsOut(self.heads, width, channels, config.norm, config.dropout)
-        self.ffn = FeedForward(channels, config.norm, config.dropout)
+        self.groups = groups
+        self.projections = make_projections(channels, config)
+        self.global_maps = nn.ParameterList(torch.full((config.spatial_heads, n, n), 1 / n) for n in groups)
 
-    def forward(self, x: Tensor, encoding: Tensor) -> Tensor:
-        """``x`` is ``(B', T, N, C)``; ``encoding`` of the tokens ``(N, C)`` or ``(B', T, N, C)``."""
-        queries, keys, values = split_heads(self.qkv(x + encoding), 3, self.heads)
-        maps = attention_map(queries, keys) + self.global_map  # (B'·T, H, N, N)
-        return self.ffn(x + self.out(maps @ values, x.shape[0]))
+    def forward(self, x: Tensor, encoding: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """A block's pass.
+
+        Args:
+            x: ``(B', T, N, C)``, N the tokens of all groups.
+            encoding: of the tokens, ``(N, C)`` or ``(B', T, N, C)``.
+            maps: gets the map of each group, A_g included, ``(B', T, H, n, n)``, if it is given.
+
+        Returns:
+            ``(B', T, N, C)``.
+        """
+        qkv = self.projections.project(x, encoding)
+        attended = []
+        groups = [qkv] if len(self.groups) == 1 else qkv.split(self.groups, dim=3)
+        for tokens, global_map in zip(groups, self.global_maps, strict=True):
+            queries, keys, values = tokens.unbind(0)  # (B'·T, H, n, d) each
+            group_map = attention_map(queries, keys) + global_map.to(queries.dtype)
+            attended.append(group_map @ values)
+            if maps is not None:
+                maps.append(group_map.unflatten(0, x.shape[:2]))
+        return self.projections.finish(x, attended[0] if len(attended) == 1 else torch.cat(attended, dim=2))
 
 
 class JointPartCrossAttention(nn.Module):
@@ -39,45 +62,36 @@ class JointPartCrossAttention(nn.Module):
     maps come from the clip alone.
     """
 
-    def __init__(self, channels: int, config: ModelConfig) -> None:
+    def __init__(self, channels: int, groups: tuple[int, int], config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.spatial_heads
-        width = config.width_of_head(channels)
-        self.joint_qkv = nn.Linear(channels, 3 * self.heads * width)
-        self.part_qkv = nn.Linear(channels, 3 * self.heads * width)
-        self.joint_out = HeadsOut(self.heads, width, channels, config.norm, config.dropout)
-        self.part_out = HeadsOut(self.heads, width, channels, config.norm, config.dropout)
-        self.joint_ffn = FeedForward(channels, config.norm, config.dropout)
-        self.part_ffn = FeedForward(channels, config.norm, config.dropout)
-
-    def forward(
-        self, joints: Tensor, parts: Tensor, joint_encoding: Tensor, part_encoding: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``joints`` is ``(B', T, K, C)``, ``parts`` ``(B', T, P, C)``; both come back in their shapes."""
-        joint_q, joint_k, joint_v = split_heads(self.joint_qkv(joints + joint_encoding), 3, self.heads)
-        part_q, part_k, part_v = split_heads(self.part_qkv(parts + part_encoding), 3, self.heads)
-        to_joints = attention_map(joint_q, part_k) @ part_v  # A_jp V_P, (B'·T, H, K, d)
-        to_parts = attention_map(part_q, joint_k) @ joint_v  # A_pj V_J, (B'·T, H, P, d)
-        batch = joints.shape[0]
-        return (
-            self.joint_ffn(joints + self.joint_out(to_joints, batch)),
-            self.part_ffn(parts + self.part_out(to_parts, batch)),
+        self.groups = groups
+        self.projections = nn.ModuleList(
+            make_projections(channels, config) for _ in range(1 if config.shared_branches else 2)
         )
 
-
-class FGSFormer(nn.Module):
-    """FG-SFormer block of stage 2: a Basic-SFormer in each branch, then JP-CA between them (paper §3.3)."""
-
-    def __init__(self, channels: int, focal_joints: int, parts: int, config: ModelConfig) -> None:
-        super().__init__()
-        self.joints = BasicSFormer(channels, focal_joints, config)
-        self.parts = BasicSFormer(channels, parts, config)
-        self.cross = JointPartCrossAttention(channels, config)
-
     def forward(
-        self, joints: Tensor, parts: Tensor, joint_encoding: Tensor, part_encoding: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``joints`` is ``(B', T, K, C)``, ``parts`` ``(B', T, P, C)``; both come back in their shapes."""
-        joints = self.joints(joints, joint_encoding)
-        parts = self.parts(parts, part_encoding)
-        return self.cross(joints, parts, joint_encoding, part_encoding)
+        self, branches: list[Tensor], encodings: list[Tensor], maps: tuple[list[Tensor], list[Tensor]] | None = None
+    ) -> list[Tensor]:
+        """A block's pass.
+
+        Args:
+            branches: joints ``(B', T, K, C)`` and parts ``(B', T, P, C)``, or one tensor of both.
+            encodings: of the tokens of each.
+            maps: gets A_jp ``(B', T, H, K, P)`` in its first list, A_pj ``(B', T, H, P, K)`` in its second.
+
+        Returns:
+            ``branches`` in their shapes.
+        """
+        projected = [p.project(x, e) for p, x, e in zip(self.projections, branches, encodings, strict=True)]
+        joints, parts = projected if len(projected) == 2 else projected[0].split(self.groups, dim=3)
+        joint_queries, joint_keys, joint_values = joints.unbind(0)
+        part_queries, part_keys, part_values = parts.unbind(0)
+        part_to_joint = attention_map(joint_queries, part_keys)
+        joint_to_part = attention_map(part_queries, joint_keys)
+        if maps is not None:
+            for kept, attention in zip(maps, (part_to_joint, joint_to_part), strict=True):
+                kept.append(attention.unflatten(0, branches[0].shape[:2]))
+        attended = [part_to_joint @ part_values, joint_to_part @ joint_values]
+        if len(branches) == 1:
+            attended = [torch.cat(attended, dim=2)]
+        return [p.finish(x, a) for p, x, a in zip(self.projections, branches, attended, strict=True)]

@@ -111,30 +111,26 @@ class Reading:
             out.append(sum(weight * value for weight, value in zip(row, values, strict=True)))
         return out
 
-    def feed_forward(self, name: str, x: np.ndarray) -> np.ndarray:
-        return x + leaky(self.norm(f"{name}.norm.norm", self.linear(f"{name}.linear", x)))
+    def normed(self, name: str, x: np.ndarray) -> np.ndarray:
+        return self.norm(f"{name}.norm", self.linear(f"{name}.linear", x))
 
-    def close(self, out: str, ffn: str, tokens: list[np.ndarray], heads: list[list[np.ndarray]]) -> list[np.ndarray]:
+    def close(self, name: str, tokens: list[np.ndarray], heads: list[list[np.ndarray]]) -> list[np.ndarray]:
         """After the heads: W_O, norm, residual, FFN. ``heads`` is ``[head][token]``."""
         result = []
         for i, token in enumerate(tokens):
-            joined = np.concatenate([head[i] for head in heads])
-            result.append(
-                self.feed_forward(ffn, token + self.norm(f"{out}.norm.norm", self.linear(f"{out}.linear", joined)))
-            )
+            y = token + self.normed(f"{name}.out", np.concatenate([head[i] for head in heads]))
+            result.append(y + leaky(self.normed(f"{name}.ffn", y)))
         return result
 
-    def basic_sformer(self, name: str, tokens: list[np.ndarray], codes: list[np.ndarray]) -> list[np.ndarray]:
-        """One frame through Fig. 3a."""
+    def basic_sformer(
+        self, name: str, tokens: list[np.ndarray], codes: list[np.ndarray], group: int = 0
+    ) -> list[np.ndarray]:
+        """One frame through Fig. 3a; ``group`` says which of the block's global maps is added."""
         H = self.config.spatial_heads
-        projected = [self.qkv(f"{name}.qkv", token + code, H) for token, code in zip(tokens, codes, strict=True)]
-        heads = [
-            self.attention(
-                *([p[piece][h] for p in projected] for piece in range(3)), self.weights[f"{name}.global_map"][h]
-            )
-            for h in range(H)
-        ]
-        return self.close(f"{name}.out", f"{name}.ffn", tokens, heads)
+        shell, added = f"{name}.projections", self.weights[f"{name}.global_maps.{group}"]
+        projected = [self.qkv(f"{shell}.qkv", token + code, H) for token, code in zip(tokens, codes, strict=True)]
+        heads = [self.attention(*([p[piece][h] for p in projected] for piece in range(3)), added[h]) for h in range(H)]
+        return self.close(shell, tokens, heads)
 
     def cross(
         self,
@@ -146,18 +142,16 @@ class Reading:
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """One frame through Fig. 3b and Eq. 4, both ways from the same features."""
         H = self.config.spatial_heads
-        of_joints = [self.qkv(f"{name}.joint_qkv", x + c, H) for x, c in zip(joints, joint_codes, strict=True)]
-        of_parts = [self.qkv(f"{name}.part_qkv", x + c, H) for x, c in zip(parts, part_codes, strict=True)]
+        of_j, of_p = (f"{name}.projections.{0 if self.config.shared_branches else side}" for side in (0, 1))
+        of_joints = [self.qkv(f"{of_j}.qkv", x + c, H) for x, c in zip(joints, joint_codes, strict=True)]
+        of_parts = [self.qkv(f"{of_p}.qkv", x + c, H) for x, c in zip(parts, part_codes, strict=True)]
         to_joints, to_parts = [], []
         for h in range(H):
             q_j, k_j, v_j = ([token[piece][h] for token in of_joints] for piece in range(3))
             q_p, k_p, v_p = ([token[piece][h] for token in of_parts] for piece in range(3))
             to_joints.append(self.attention(q_j, k_p, v_p))
             to_parts.append(self.attention(q_p, k_j, v_j))
-        return (
-            self.close(f"{name}.joint_out", f"{name}.joint_ffn", joints, to_joints),
-            self.close(f"{name}.part_out", f"{name}.part_ffn", parts, to_parts),
-        )
+        return self.close(of_j, joints, to_joints), self.close(of_p, parts, to_parts)
 
     def temporal(self, name: str, track: list[np.ndarray], width: int) -> list[np.ndarray]:
         """The frames of one joint or part through Eq. 5; ``width`` is the width it gets."""
@@ -166,28 +160,41 @@ class Reading:
         encoded = [x + sine_cosine(t, len(x)) for t, x in enumerate(track)]
         kept = range(0, T, stride)
         d = width // heads
-        query_key = [self.linear(f"{name}.query_key", encoded[t]) for t in kept]
+        attends, convolves = self.config.temporal != "convolution", self.config.temporal != "attention"
+        # W_Q, then W_K, then (without convolutions) W_V, of head after head
+        rows = [self.linear(f"{name}.projection", encoded[t]) for t in kept] if attends else []
         results = []
         for h, dilation in enumerate(self.config.dilations):
-            queries = [rows[h * d : (h + 1) * d] for rows in query_key]
-            keys = [rows[(heads + h) * d : (heads + h + 1) * d] for rows in query_key]
-            taps = self.weights[f"{name}.tcn.{h}.weight"]  # (d, C_in, k_t, 1)
-            values = []
-            for t in kept:
-                value = self.weights[f"{name}.tcn.{h}.bias"].copy()
-                for tap in range(self.config.kernel_size):
-                    source = t + (tap - (self.config.kernel_size - 1) // 2) * dilation
-                    if 0 <= source < T:
-                        value += taps[:, :, tap, 0] @ encoded[source]
-                values.append(value)
+            if convolves:
+                values = [self.convolve(f"{name}.tcn.{h}", encoded, t, dilation) for t in kept]
+            else:
+                values = [row[(2 * heads + h) * d : (2 * heads + h + 1) * d] for row in rows]
+            if not attends:
+                results.append(values)
+                continue
+            queries = [row[h * d : (h + 1) * d] for row in rows]
+            keys = [row[(heads + h) * d : (heads + h + 1) * d] for row in rows]
             fused = self.attention(queries, keys, values)
-            results.append([self.linear(f"{name}.head_linear.{h}", f) + v for f, v in zip(fused, values, strict=True)])
+            if convolves:
+                linear = f"{name}.head_linear.{h}"
+                fused = [self.linear(linear, f) + v for f, v in zip(fused, values, strict=True)]
+            results.append(fused)
         out = []
         for i, t in enumerate(kept):
             joined = np.concatenate([result[i] for result in results])
             shortcut = track[t] if stride == 1 else self.linear(f"{name}.shortcut", track[t])
-            out.append(leaky(self.norm(f"{name}.norm.norm", self.linear(f"{name}.out", joined))) + shortcut)
+            out.append(leaky(self.normed(f"{name}.out", joined)) + shortcut)
         return out
+
+    def convolve(self, name: str, frames: list[np.ndarray], t: int, dilation: int) -> np.ndarray:
+        """A dilated convolution over the frames of a joint, at frame ``t``; outside of the clip there is nothing."""
+        taps = self.weights[f"{name}.weight"]  # (d, C_in, k_t, 1)
+        value = self.weights[f"{name}.bias"].copy()
+        for tap in range(self.config.kernel_size):
+            source = t + (tap - (self.config.kernel_size - 1) // 2) * dilation
+            if 0 <= source < len(frames):
+                value += taps[:, :, tap, 0] @ frames[source]
+        return value
 
     def tracks(self, name: str, frames: list[list[np.ndarray]], width: int) -> list[list[np.ndarray]]:
         """:meth:`temporal` for every token of ``frames[t][token]``."""
@@ -224,31 +231,36 @@ class Reading:
             frames = [self.basic_sformer(f"stage1.{layer}.spatial", frame, codes) for frame in frames]
             frames = self.tracks(f"stage1.{layer}.temporal", frames, width)
 
-        partition = partition_of(config, self.skeleton)
-        selected = [self.focal(frame) for frame in frames]
+        everyone = list(range(N))
+        selected = [self.focal(frame) if config.focal_selection else (frame, everyone) for frame in frames]
         joints, focal = [features for features, _ in selected], [ranking for _, ranking in selected]
-        parts = [self.part_features(frame, partition) for frame in frames]
-        which = focal
+        partition = partition_of(config, self.skeleton) if config.part_branch else []
+        parts = [self.part_features(frame, partition) for frame in frames] if partition else []
+        which, branches = focal, [joints, parts] if partition else [joints]
         for layer, width in enumerate(config.channels[config.stage1_layers :]):
             name, width_in = f"stage2.{layer}", len(joints[0][0])
+            own = [0, 0] if config.shared_branches else [0, 1]  # which weights a branch goes through
             part_codes = [sine_cosine(p, width_in) for p in range(len(partition))]
             for t in range(len(joints)):
                 # A focal joint is encoded as the joint that it is, whichever slot it came to.
-                joint_codes = [sine_cosine(n, width_in) for n in which[t]]
-                j = self.basic_sformer(f"{name}.spatial.joints", joints[t], joint_codes)
-                p = self.basic_sformer(f"{name}.spatial.parts", parts[t], part_codes)
-                joints[t], parts[t] = self.cross(f"{name}.spatial.cross", j, p, joint_codes, part_codes)
+                codes = [[sine_cosine(n, width_in) for n in which[t]], part_codes]
+                frame = [
+                    self.basic_sformer(f"{name}.spatial.{own[i]}", branch[t], codes[i], i - own[i])
+                    for i, branch in enumerate(branches)
+                ]
+                if config.cross_attention:
+                    frame = list(self.cross(f"{name}.cross", *frame, *codes))
+                for branch, features in zip(branches, frame, strict=True):
+                    branch[t] = features
             if width > width_in:
                 which = [which[t] for t in range(0, len(which), 2)]
-            joints, parts = (
-                self.tracks(f"{name}.joint_temporal", joints, width),
-                self.tracks(f"{name}.part_temporal", parts, width),
-            )
+            branches = [self.tracks(f"{name}.temporal.{own[i]}", branch, width) for i, branch in enumerate(branches)]
+            joints = branches[0]
 
         def average(branch: list[list[np.ndarray]]) -> np.ndarray:
             return sum(x for frame in branch for x in frame) / sum(len(frame) for frame in branch)
 
-        return np.concatenate([average(joints), average(parts)]), focal
+        return np.concatenate([average(branch) for branch in branches]), focal
 
     def scores(self, clips: np.ndarray) -> np.ndarray:
         """``(B, M, T, N, 3)`` → ``(B, num_classes)``."""
@@ -273,7 +285,7 @@ def randomise(model: FGSTFormer, seed: int) -> None:
             continue
         elif name == "focal.projection":
             tensor.copy_(3 * noise)  # far from unit length: its norm has to be divided out
-        elif name.endswith(("weight", "global_map")) and tensor.dim() > 1 and "global_map" not in name:
+        elif name.endswith("weight") and tensor.dim() > 1:
             tensor.copy_(noise / math.sqrt(tensor[0].numel()))
         else:
             tensor.copy_(0.4 * noise + (1 if "norm" in name and name.endswith("weight") else 0))
@@ -322,6 +334,18 @@ CASES = {
     "layer norm": (NW_UCLA_20, 2, 7, {"norm": "layer", "channels": (8, 16, 16), "stage1_layers": 2, "parts": 5}),
     "explicit head width": (NTU_25, 1, 5, {"head_width": 3, "spatial_heads": 1}),
     "one wide spatial head": (NW_UCLA_20, 1, 5, {"head_width": 7, "spatial_heads": 3, "norm": "layer"}),
+    "Basic-SFormer throughout": (
+        NTU_25, 2, 5, {"focal_selection": False, "part_branch": False, "cross_attention": False, "focal_joints": 99},
+    ),
+    "focal joints alone": (NW_UCLA_20, 1, 6, {"part_branch": False, "cross_attention": False}),
+    "two branches, no cross-attention": (NW_UCLA_20, 2, 5, {"cross_attention": False, "stage2_layers": 2, "channels": (8, 8, 16)}),
+    "all joints and parts": (NTU_25, 1, 5, {"focal_selection": False}),
+    "shared branches": (
+        NW_UCLA_20, 1, 7, {"shared_branches": True, "channels": (8, 8, 16, 16), "stage2_layers": 3, "focal_order": "score"},
+    ),
+    "shared branches, no cross-attention": (NTU_25, 2, 5, {"shared_branches": True, "cross_attention": False}),
+    "Basic-TFormer": (NW_UCLA_20, 1, 7, {"temporal": "attention", "channels": (8, 8, 16), "stage2_layers": 2}),
+    "TCN only": (NTU_25, 1, 9, {"temporal": "convolution", "channels": (8, 16, 16), "stage2_layers": 2}),
     "more layers in stage 2": (NW_UCLA_20, 2, 5, {"channels": (8, 8, 8, 8), "stage2_layers": 3}),
 }  # fmt: skip
 

@@ -1,0 +1,145 @@
+"""What the paper leaves open, one choice at a time, judged by validation only: ``python -m benchmarks.choices``.
+
+Each variation changes one thing of the base and is trained with several seeds; seed s also decides which training
+subjects are held out (fold s), so that every variation meets the same folds. The test clips are not looked at.
+
+Finished trainings are lines of ``--log``; the same command again trains what is missing, and prints the table.
+
+  python -m benchmarks.choices --dataset datasets/nw-ucla                     the list below, preset tiny
+  python -m benchmarks.choices --preset small --epochs 6 --only base ema-99   some of it, larger
+  python -m benchmarks.choices --vary wide=model.head_width=16,train.lr=0.1   a variation of one's own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "focal_order score": {"model.focal_order": "score"},
+    "focal_gate off": {"model.focal_gate": False},
+    "norm layer": {"model.norm": "layer"},
+    "head_width 8": {"model.head_width": 8},
+    "head_width 16": {"model.head_width": 16},
+    "shared_branches": {"model.shared_branches": True},
+    "dropout 0.1": {"model.dropout": 0.1},
+    "dropout 0.2": {"model.dropout": 0.2},
+    "label_smoothing 0": {"train.label_smoothing": 0.0},
+    "label_smoothing 0.2": {"train.label_smoothing": 0.2},
+    "lr 0.02": {"train.lr": 0.02},
+    "lr 0.1": {"train.lr": 0.1},
+    "schedule step": {"train.schedule": "step"},
+    "weight_decay 2e-3": {"train.weight_decay": 2e-3},
+    "frames 32": {"data.frames": 32},
+    "ema 0.99": {"train.ema": 0.99},
+    "ema 0.999": {"train.ema": 0.999},
+    "passes x2": {"train.repeat": 10},
+}
+# Student's t for a two-sided 95 % interval, by degrees of freedom.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def train(task: tuple[str, int, dict[str, Any], str, str, str]) -> None:
+    """Train one variation with one seed and note its last validation figures."""
+    name, seed, values, preset, key, log = task
+    import torch
+
+    torch.set_num_threads(1)
+    from fgst.config import PRESETS
+    from fgst.training import fit
+
+    config = PRESETS[preset].with_values(values | {"train.seed": seed, "data.validation_seed": seed})
+    began, metrics = time.perf_counter(), {}
+    for result in fit(config, device="cpu"):
+        metrics = result.metrics
+    # test/… is in there too, and stays out of the log: nothing is chosen by it
+    kept = {k: round(v, 4) for k, v in metrics.items() if not k.startswith("test/")}
+    line = {"key": key, "name": name, "seed": seed, "minutes": (time.perf_counter() - began) / 60, "metrics": kept}
+    with open(log, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"{name:22} seed {seed}  val {kept['val/top1']:5.1f} %  {line['minutes']:.1f} min", flush=True)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation over seeds, and the paired difference to the base with its 95 % interval."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for line in lines:
+        found.setdefault(line["name"], {})[line["seed"]] = line["metrics"]
+    base = found.get("base", {})
+    rows = ["| variation | n | val top-1 % | difference to base, 95 % | val loss | difference |", "|---|---|---|---|---|---|"]
+    for name, seeds in found.items():
+        paired = sorted(set(seeds) & set(base)) if name != "base" else []
+        cells = [name, str(len(seeds))]
+        for metric in ("val/top1", "val/loss"):
+            values = [m[metric] for m in seeds.values()]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+            differences = [seeds[s][metric] - base[s][metric] for s in paired]
+            if len(differences) > 1:
+                t = T95.get(len(differences) - 1, 1.96)
+                half = t * statistics.stdev(differences) / math.sqrt(len(differences))
+                cells.append(f"{statistics.mean(differences):+.2f} ± {half:.2f}")
+            else:
+                cells.append("")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="datasets/nw-ucla")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--epochs", type=int, default=6, help="of `repeat` passes each (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds and folds (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the variations")
+    parser.add_argument("--vary", action="append", default=[], metavar="NAME=FIELD=VALUE,…", help="one more variation")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at a time, a thread each")
+    parser.add_argument("--log", default="checkpoints/choices.jsonl", help="(default: %(default)s)")
+    options = parser.parse_args()
+
+    variations = dict(VARIATIONS)
+    for text in options.vary:
+        name, _, settings = text.partition("=")
+        variations[name] = dict(setting.split("=", 1) for setting in settings.split(","))
+    names = options.only or list(variations)
+    base = dict(setting.split("=", 1) for setting in options.set)
+    base |= {"data.dataset": options.dataset, "train.epochs": options.epochs}
+    log = Path(options.log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+
+    def key(name: str) -> str:
+        return json.dumps([options.preset, base | variations[name]], sort_keys=True)
+
+    keys = {key(name): name for name in names}
+
+    def finished() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        kept = [line | {"name": keys[line["key"]]} for line in lines if line["key"] in keys]
+        return sorted(kept, key=lambda line: names.index(line["name"]))
+
+    known = {(line["name"], line["seed"]) for line in finished()}
+    tasks = [
+        (name, seed, base | variations[name], options.preset, key(name), str(log))
+        for seed in range(options.seeds)
+        for name in names
+        if (name, seed) not in known
+    ]
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0")
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        for _ in pool.imap_unordered(train, tasks):
+            pass
+    print(table(finished()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Forward and training step of the network, as ratios in one run: ``python -m benchmarks.step_time``.
+
+Four things are timed at each shape, in turn, round after round, so that a busy machine slows them all alike:
+
+* the network (``fgst.model``), float32 and bfloat16 autocast;
+* the same equations as one would first write them (``benchmarks.literal``);
+* CTR-GCN (``benchmarks.ctr_gcn``), the public network that most of the field starts from;
+* the ceiling: every matrix product and convolution that the network's step calls, with the same shapes and types,
+  each alone on operands that lie ready. No implementation of these equations out of library products is faster.
+
+A step is forward, cross-entropy and backward; the optimiser is left out. The best of the rounds counts: everything
+that disturbs a measurement makes it longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.ctr_gcn import CTRGCN
+from benchmarks.literal import LiteralFGSTFormer
+from fgst.config import PRESETS, ModelConfig
+from fgst.model import FGSTFormer
+from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
+
+CLASSES = 60
+
+
+@dataclass(frozen=True)
+class Shape:
+    """B clips of M persons, T frames and the skeleton's N joints."""
+
+    name: str
+    B: int
+    T: int
+    M: int
+    skeleton: Skeleton
+
+    def clips(self, device: torch.device) -> Tensor:
+        return torch.randn(self.B, self.M, self.T, self.skeleton.num_joints, 3, device=device)
+
+
+CPU_SHAPES = (
+    Shape("NW-UCLA", 16, 64, 1, NW_UCLA_20),
+    Shape("NTU T=64", 4, 64, 2, NTU_25),
+    Shape("NTU T=128", 4, 128, 2, NTU_25),
+)
+GPU_SHAPES = (
+    Shape("NW-UCLA", 32, 52, 1, NW_UCLA_20),
+    Shape("NTU T=128", 32, 128, 2, NTU_25),
+)
+
+PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+    torch.ops.aten.bmm.out,
+    torch.ops.aten.baddbmm.out,
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.convolution_backward.default,
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the matrix products and convolutions that run under it: operator, shapes and types of the operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        if op in PRODUCTS:
+            described = tuple(_describe(a) for a in args)
+            options = tuple(sorted((k, v) for k, v in (kwargs or {}).items() if k != "out"))
+            self.calls[(op, described, options)] += 1
+        return result
+
+
+def _describe(value: Any) -> Any:
+    """A tensor as its shape, type and whether its channels lie last; lists as tuples; anything else as it is."""
+    if isinstance(value, Tensor):
+        last = value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+        turned = value.dim() in (2, 3) and value.stride(-1) != 1
+        return ("tensor", tuple(value.shape), value.dtype, "last" if last else "turned" if turned else "")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _operand(described: Any, device: torch.device) -> Any:
+    if not (isinstance(described, tuple) and described and described[0] == "tensor"):
+        return list(described) if isinstance(described, tuple) else described
+    _, shape, dtype, layout = described
+    if layout == "turned":
+        return torch.randn(*shape[:-2], shape[-1], shape[-2], device=device).to(dtype).transpose(-1, -2)
+    value = torch.randn(shape, device=device).to(dtype)
+    return value.contiguous(memory_format=torch.channels_last) if layout == "last" else value
+
+
+def products_of(step: Callable[[], object]) -> Counter[Any]:
+    """The products that ``step`` calls, with how often."""
+    with Recorder() as recorder:
+        step()
+    return recorder.calls
+
+
+def time_products(calls: Counter[Any], device: torch.device, repeats: int) -> float:
+    """Seconds of all the calls, each timed alone: the best of ``repeats``, times how often it is called."""
+    total = 0.0
+    for (op, described, options), count in calls.items():
+        # The out= variants are timed as the ones that allocate: the same product.
+        functional = {torch.ops.aten.bmm.out: torch.ops.aten.bmm.default,
+                      torch.ops.aten.baddbmm.out: torch.ops.aten.baddbmm.default}.get(op, op)  # fmt: skip
+        operands, keywords = [_operand(d, device) for d in described], dict(options)
+        call = lambda f=functional, a=operands, k=keywords: f(*a, **k)  # noqa: E731
+        call()
+        total += count * min(_seconds(call, device) for _ in range(repeats))
+    return total
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass
+class Contender:
+    """A network at a shape: its forward pass and its training step as calls, and their best times in seconds."""
+
+    name: str
+    forward: Callable[[], object]
+    step: Callable[[], object]
+    parameters: int
+    gflops: float
+    seconds: tuple[float, float] = (float("inf"), float("inf"))
+
+    def measure(self, device: torch.device) -> None:
+        forward, step = _seconds(self.forward, device), _seconds(self.step, device)
+        self.seconds = min(self.seconds[0], forward), min(self.seconds[1], step)
+
+
+def contender(name: str, model: nn.Module, shape: Shape, device: torch.device, dtype: torch.dtype) -> Contender:
+    model = model.to(device)
+    clips = shape.clips(device)
+    labels = torch.arange(shape.B, device=device) % CLASSES
+
+    def scores() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return model(clips)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return scores()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(scores().float(), labels).backward()
+
+    with FlopCounterMode(display=False) as counter:
+        scores()
+    parameters = sum(p.numel() for p in model.parameters())
+    return Contender(name, forward, step, parameters, counter.get_total_flops() / shape.B / 1e9)
+
+
+def measure(shape: Shape, config: ModelConfig, device: torch.device, rounds: int) -> None:
+    """Time everything at one shape and print its table."""
+    N = shape.skeleton.num_joints
+    types = [(torch.float32, "float32"), (torch.bfloat16, "bfloat16")]
+    rows: list[Contender] = []
+    ceilings = {}
+    for dtype, word in types:
+        torch.manual_seed(0)
+        ours = FGSTFormer(config, shape.skeleton, CLASSES, frames=shape.T)
+        rows.append(contender(f"fgst {word}", ours, shape, device, dtype))
+        ceilings[word] = products_of(rows[-1].forward), products_of(rows[-1].step)
+    literal = LiteralFGSTFormer(config, shape.skeleton, CLASSES)
+    rows.append(contender("literal float32", literal, shape, device, torch.float32))
+    reference = CTRGCN(shape.skeleton, CLASSES, persons=shape.M)
+    rows.append(contender("CTR-GCN float32", reference, shape, device, torch.float32))
+
+    for row in rows:
+        row.step()  # warm up
+    best = {word: (float("inf"), float("inf")) for word in ceilings}
+    for _ in range(rounds):
+        for row in rows:
+            row.measure(device)
+        for word, (forward, step) in ceilings.items():
+            now = time_products(forward, device, 2), time_products(step, device, 2)
+            best[word] = min(best[word][0], now[0]), min(best[word][1], now[1])
+
+    base = rows[-1].seconds
+    print(f"\n{shape.name}: B {shape.B}, T {shape.T}, N {N}, M {shape.M}")
+    print(f"{'':24}{'params':>9}{'GFLOPs':>9}{'forward':>11}{'step':>11}{'step /':>10}{'ceiling /':>11}{'GFLOP/s':>9}")
+    print(f"{'':24}{'M':>9}{'a clip':>9}{'ms':>11}{'ms':>11}{'CTR-GCN':>10}{'step':>11}{'':>9}")
+    for row in rows:
+        forward, step = row.seconds
+        word = row.name.split()[-1]
+        share = f"{best[word][1] / step:10.0%}" if not row.name.startswith("CTR") else ""
+        rate = 3 * row.gflops * shape.B / step
+        print(
+            f"{row.name:24}{row.parameters / 1e6:9.2f}{row.gflops:9.2f}{forward * 1e3:11.0f}{step * 1e3:11.0f}"
+            f"{step / base[1]:10.2f}{share:>11}{rate:9.0f}"
+        )
+    for word, (forward, step) in best.items():
+        rate = 3 * rows[0].gflops * shape.B / step
+        print(
+            f"{'ceiling ' + word:24}{'':9}{'':9}{forward * 1e3:11.0f}{step * 1e3:11.0f}{step / base[1]:10.2f}"
+            f"{'':>11}{rate:9.0f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="paper", choices=sorted(PRESETS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each thing (default: %(default)s)")
+    parser.add_argument("--shape", help="only the shapes whose name begins like this, e.g. NTU")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"preset {options.preset}, {where}, PyTorch {torch.__version__}; best of {options.rounds} rounds")
+    for shape in GPU_SHAPES if device.type == "cuda" else CPU_SHAPES:
+        if shape.name.startswith(options.shape or ""):
+            measure(shape, PRESETS[options.preset].model, device, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
