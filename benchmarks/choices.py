@@ -74,7 +74,10 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         found.setdefault(line["name"], {})[line["seed"]] = line["metrics"]
     base = found.get("base", {})
-    rows = ["| variation | n | val top-1 % | difference to base, 95 % | val loss | difference |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| variation | n | val top-1 % | difference to base, 95 % | val loss | difference |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name, seeds in found.items():
         paired = sorted(set(seeds) & set(base)) if name != "base" else []
         cells = [name, str(len(seeds))]

@@ -157,11 +157,9 @@ class LiteralFGSTFormer(nn.Module):
         if self.config.focal_gate:
             joints = joints * score.gather(2, index)[..., None]
         largest = max(map(len, self.partition))
-        parts = torch.stack(
-            [F.pad(x[:, :, list(part)].flatten(2), (0, (largest - len(part)) * x.shape[-1])) for part in self.partition],
-            dim=2,
-        )
-        parts = self.part_linear(parts)
+        parts = [x[:, :, list(part)].flatten(2) for part in self.partition]
+        parts = [F.pad(part, (0, largest * x.shape[-1] - part.shape[-1])) for part in parts]
+        parts = self.part_linear(torch.stack(parts, dim=2))
 
         for i, cross in enumerate(self.cross):
             code_j = sine_cosine(N, joints.shape[-1], x.device)[index]

@@ -21,7 +21,12 @@ OTHER: dict[str, Any] = {
     "model.channels": (64, 64, 64, 64, 128, 128, 256, 256),
     "model.stage1_layers": 5,
     "model.stage2_layers": 3,
+    "model.focal_selection": False,
     "model.focal_joints": 9,
+    "model.part_branch": False,
+    "model.cross_attention": False,
+    "model.shared_branches": True,
+    "model.temporal": "attention",
     "model.parts": 5,
     "model.dilations": (1, 2, 3, 4),
     "model.kernel_size": 9,
@@ -50,12 +55,15 @@ OTHER: dict[str, Any] = {
     "train.decay_at": (0.5,),
     "train.decay_factor": 0.2,
     "train.label_smoothing": 0.1,
+    "train.ema": 0.99,
+    "train.precision": "bfloat16",
     "train.seed": 1,
 }
-# Those two change together: their sum is the number of channels.
+# Those change together: the layers add up to the number of channels, and cross-attention takes two branches.
 TOGETHER = {
     "model.stage1_layers": {"model.stage1_layers": 5, "model.stage2_layers": 3},
     "model.stage2_layers": {"model.stage2_layers": 3, "model.stage1_layers": 5},
+    "model.part_branch": {"model.part_branch": False, "model.cross_attention": False},
 }
 
 
@@ -104,11 +112,14 @@ def test_configurations_are_frozen_and_hashable() -> None:
 
 # Flat
 
+# Shared branches are two.
+ALL_SET = OTHER | {"model.part_branch": True}
+
 
 VARIANTS = {
     **PRESETS,
     "parts by name": TrialConfig(model=ModelConfig(parts=BY_NAME)),
-    "all set": TrialConfig().with_values(OTHER),
+    "all set": TrialConfig().with_values(ALL_SET),
     "one dilation": TrialConfig(model=ModelConfig(dilations=(3,)), train=TrainConfig(decay_at=())),
 }
 
@@ -125,8 +136,8 @@ def test_flat_and_back_is_the_same(variant: str) -> None:
 
 def test_flat_names_every_field_once_with_json_values() -> None:
     assert set(TrialConfig().flat()) == set(OTHER)
-    flat = TrialConfig().with_values(OTHER).flat()
-    for name, value in OTHER.items():
+    flat = TrialConfig().with_values(ALL_SET).flat()
+    for name, value in ALL_SET.items():
         assert flat[name] == (list(value) if isinstance(value, tuple) else value)
     assert TrialConfig(model=ModelConfig(parts=BY_NAME)).flat()["model.parts"] == [list(part) for part in BY_NAME]
 
@@ -212,9 +223,9 @@ def test_several_values_are_checked_together() -> None:
 
 
 def test_with_values_leaves_the_rest_and_the_original_alone() -> None:
-    start = TrialConfig().with_values(OTHER)
+    start = TrialConfig().with_values(ALL_SET)
     changed = start.with_values({"train.seed": 9})
-    assert start == TrialConfig().with_values(OTHER)
+    assert start == TrialConfig().with_values(ALL_SET)
     assert {name for name in OTHER if field_of(start, name) != field_of(changed, name)} == {"train.seed"}
     assert start.with_values({}) == start
 
@@ -234,7 +245,7 @@ def of_wrong_types() -> list[tuple[str, Any]]:
     # Large beyond any number: neither a traceback nor a message of a screen.
     wrong[float].append("1" + "0" * 400)
     cases = []
-    for name, value in TrialConfig().with_values(OTHER).flat().items():
+    for name, value in TrialConfig().with_values(ALL_SET).flat().items():
         kind = tuple if isinstance(value, list) else type(value)
         cases += [(name, bad) for bad in wrong[kind]]
         if name not in ("model.head_width", "data.benchmark", "data.recipe", "data.frames", "train.repeat"):
@@ -266,6 +277,12 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"model.focal_joints": 0}, "model.focal_joints is 0"),
     ({"model.parts": 0}, "model.parts is 0"),
     ({"model.focal_order": "random"}, "model.focal_order is 'random'; it is one of joint, score"),
+    ({"model.temporal": "tcn"}, "model.temporal is 'tcn'; it is one of fg, attention, convolution"),
+    ({"model.part_branch": False}, "model.cross_attention is on, but it takes two branches and model.part_branch is"),
+    (
+        {"model.shared_branches": True, "model.cross_attention": False, "model.part_branch": False},
+        "model.shared_branches is on",
+    ),
     ({"model.norm": "group"}, "model.norm is 'group'; it is one of batch, layer"),
     ({"model.dropout": 1}, "model.dropout is 1"),
     ({"model.dropout": -0.1}, "model.dropout is -0.1"),
@@ -291,6 +308,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"train.decay_at": [0]}, "train.decay_at is"),
     ({"train.decay_factor": -1}, "train.decay_factor is -1"),
     ({"train.decay_factor": 0}, "train.decay_factor is 0"),
+    ({"train.ema": 1}, "train.ema is 1"),
+    ({"train.precision": "half"}, "train.precision is 'half'; it is one of float32, bfloat16"),
     ({"train.label_smoothing": 1}, "train.label_smoothing is 1"),
     ({"train.seed": -1}, "train.seed is -1"),
     ({"train.seed": 2**31}, "train.seed is 2147483648"),
@@ -304,7 +323,7 @@ def test_an_impossible_value_is_refused_by_name(values: dict[str, Any], message:
 
 
 def test_every_number_and_choice_has_its_limits_tested() -> None:
-    unlimited = {"model.focal_gate", "data.dataset", "data.benchmark"}
+    unlimited = {"model.focal_gate", "model.focal_selection", "data.dataset", "data.benchmark"}
     assert {name for values, _ in IMPOSSIBLE for name in values} == set(OTHER) - unlimited
 
 
@@ -373,7 +392,7 @@ import json, sys
 from fgst.config import TrialConfig
 print(TrialConfig.from_flat(json.loads(sys.argv[1])).digest())
 """
-    config = TrialConfig().with_values(OTHER | {"model.parts": BY_NAME})
+    config = TrialConfig().with_values(ALL_SET | {"model.parts": BY_NAME})
     values = config.flat()
     shuffled = {name: values[name] for name in sorted(values, reverse=True)}
     out, error = start_python(script, json.dumps(shuffled)).communicate()

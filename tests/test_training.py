@@ -92,6 +92,8 @@ def same_end(folder: Path, results: list[EpochResult], other: Path, others: list
 STEADY: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {"model__dropout": 0.3},
+    "moving average": {"train__ema": 0.9},
+    "bfloat16": {"train__precision": "bfloat16"},
     "cosine, nw-ucla": {
         "train__schedule": "cosine",
         "train__label_smoothing": 0.1,
@@ -229,7 +231,10 @@ def test_without_a_folder_nothing_is_kept(
         ("train.lr", 0.02),
         ("train.epochs", 5),
         ("train.batch_size", 9),
+        ("train.ema", 0.9),
+        ("train.precision", "bfloat16"),
         ("model.focal_joints", 3),
+        ("model.temporal", "convolution"),
         ("model.dropout", 0.1),
         ("model.focal_gate", False),
         ("data.modality", "bone"),
@@ -411,11 +416,18 @@ def test_on_step_counts_every_step_of_every_epoch(
 
 
 def test_the_loss_that_is_told_is_that_of_the_clips(dataset: ArrowDataset) -> None:
-    """With a rate too small to learn from, every epoch's loss is near that of an untrained network: ln 3."""
-    (result,) = run(small_config(dataset, train__epochs=1, train__lr=1e-9))
-    assert result.metrics["train/loss"] == pytest.approx(math.log(3), abs=0.2)
-    (smoothed,) = run(small_config(dataset, train__epochs=1, train__lr=1e-9, train__label_smoothing=0.9))
-    assert abs(smoothed.metrics["train/loss"] - math.log(3)) < abs(result.metrics["train/loss"] - math.log(3))
+    """With a rate too small to learn from, every epoch's loss is near that of an untrained network: ln 3.
+
+    And it is smoothed as asked: half the smoothing is half the way.
+    """
+    smoothings = (0.0, 0.45, 0.9)
+    losses = [
+        run(small_config(dataset, train__epochs=1, train__lr=1e-9, train__label_smoothing=s))[0].metrics["train/loss"]
+        for s in smoothings
+    ]
+    assert losses[0] == pytest.approx(math.log(3), abs=0.2)
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, abs=1e-5)
+    assert abs(losses[0] - losses[2]) > 1e-4
 
 
 def test_a_score_does_not_depend_on_the_batch(tmp_path: Path, dataset: ArrowDataset) -> None:
@@ -495,6 +507,66 @@ def test_the_optimiser_is_sgd_with_nesterov_momentum(tmp_path: Path, dataset: Ar
         torch.testing.assert_close(end[name], expected, rtol=1e-5, atol=1e-7)
         moved += not torch.equal(end[name], start[name])
     assert moved == len(names)
+
+
+def test_the_moving_average_is_what_is_scored_and_kept(tmp_path: Path, dataset: ArrowDataset) -> None:
+    """Three steps, redone from the weights after one, two and three of them; each step moves at most 1 - ema."""
+    config = small_config(dataset, train__epochs=1, train__ema=0.15)
+    clips = len(make_stores(dataset, resolve(config, dataset).data, CPU)["train"])
+    config = config.with_values({"train.batch_size": clips})
+    after = []
+    for steps in (1, 2, 3):
+        # The same order, augmentation and rates: only the number of passes before the end of the epoch differs.
+        folder = tmp_path / str(steps)
+        values = {"train.repeat": steps, "train.warmup": 0, "train.decay_at": []}
+        last = run(config.with_values(values), folder)[-1]
+        after.append(load_state(folder / "epoch-00001")["weights"])
+    kept = load_file(folder / "epoch-00001" / "model.safetensors")
+    start = load_file(run(config.with_values({"train.lr": 1e-30, "train.ema": 0}), tmp_path / "start")[-1].checkpoint
+                      / "model.safetensors")  # fmt: skip
+    moved = 0
+    for name, mean in start.items():
+        if not mean.is_floating_point() or "running" in name:
+            continue
+        for step, weights in enumerate(after):
+            mean = mean + (1 - min(0.15, (1 + step) / (10 + step))) * (weights[name] - mean)
+        torch.testing.assert_close(kept[name], mean, rtol=1e-5, atol=1e-6)
+        moved += not torch.allclose(kept[name], after[-1][name])
+    assert moved > 20
+    assert last.test is not None
+    model, card = load_model(folder / "epoch-00001")
+    store = make_stores(dataset, card.config.data, CPU)["test"]
+    assert score(model, store).scores.tobytes() == last.test.scores.tobytes()
+
+
+def test_bfloat16_trains_nearly_as_float32_and_is_scored_in_float32(tmp_path: Path, dataset: ArrowDataset) -> None:
+    config = small_config(dataset, train__epochs=2)
+    exact, rounded = run(config), run(config.with_values({"train.precision": "bfloat16"}), tmp_path)
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.metrics["train/loss"] != one.metrics["train/loss"]
+        assert other.metrics["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=0.02)
+    weights = load_file(tmp_path / "epoch-00002" / "model.safetensors")
+    assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
+    model, card = load_model(tmp_path / "epoch-00002")
+    store = make_stores(dataset, card.config.data, CPU)["test"]
+    assert rounded[-1].test is not None
+    assert score(model, store).scores.tobytes() == rounded[-1].test.scores.tobytes()
+
+
+def test_a_person_who_does_not_move_is_there_in_the_motion_modalities(tmp_path: Path) -> None:
+    clips = list(motion_clips())
+    pair = next(clip for clip in clips if clip.joints.shape[0] == 2)
+    still = np.repeat(pair.joints[1:, :1], pair.joints.shape[1], axis=1)
+    clips.append(dataclasses.replace(pair, clip_id="still", joints=np.concatenate([pair.joints[:1], still])))
+    clips.append(dataclasses.replace(pair, clip_id="alone", joints=pair.joints[:1]))
+    dataset = write_small(tmp_path / "data", clips)
+    config = resolve(small_config(dataset, data__modality="joint_motion"), dataset)
+    present = {}
+    for store in make_stores(dataset, config.data, CPU).values():
+        (batch,) = store.evaluation_batches()
+        present |= dict(zip(store.clip_ids, batch.present.tolist(), strict=True))
+    assert present["still"] == [True, True]
+    assert present["alone"] == [True, False]
 
 
 # Does it learn?

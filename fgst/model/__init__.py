@@ -1,5 +1,5 @@
 """The network of the paper."""
 
-from fgst.model.fgstformer import FGSTFormer
+from fgst.model.fgstformer import FGSTFormer, Maps
 
-__all__ = ["FGSTFormer"]
+__all__ = ["FGSTFormer", "Maps"]

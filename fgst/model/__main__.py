@@ -1,9 +1,9 @@
 """The layers of a network: output shapes, parameters, FLOPs, receptive field.
 
-  python -m fgst.model                                     the paper's network on NTU RGB+D clips
-  python -m fgst.model --preset small --dataset-shape nw-ucla
-  python -m fgst.model --set model.focal_joints=9 --set model.temporal=convolution
-  python -m fgst.model --dataset datasets/mine             clips as they come out of that data set
+python -m fgst.model                                     the paper's network on NTU RGB+D clips
+python -m fgst.model --preset small --dataset-shape nw-ucla
+python -m fgst.model --set model.focal_joints=9 --set model.temporal=convolution
+python -m fgst.model --dataset datasets/mine             clips as they come out of that data set
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fgst.config import PRESETS, ModelConfig, TrialConfig
 from fgst.dataset import ArrowDataset
 from fgst.errors import CommandParser, run_command
 from fgst.model.fgstformer import FGSTFormer
+from fgst.model.temporal import FGTFormer
 from fgst.options import add_override_option, read_overrides
 from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
@@ -96,7 +97,8 @@ def layer_table(config: ModelConfig, shape: ClipShape) -> tuple[list[LayerRow], 
             if config.temporal != "attention":
                 frames += (config.kernel_size - 1) * max(config.dilations) * step
             seen[name] = frames
-            step *= int(module.stride)
+            assert isinstance(module, FGTFormer)
+            step *= module.stride
         else:
             seen[name] = seen.get(name.replace("temporal.1", "temporal.0"), frames)
     rows = [

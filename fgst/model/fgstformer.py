@@ -74,11 +74,13 @@ class Stage1Layer(nn.Module):
 
     def forward(self, x: Tensor, encoding: Tensor, maps: Maps | None = None) -> Tensor:
         """``(B', T, N, C_in)`` → ``(B', T or ⌈T / 2⌉, N, C)``."""
-        spatial, temporal = (None, None) if maps is None else ([], [])
+        if maps is None:
+            return self.temporal(self.spatial(x, encoding))
+        spatial: list[Tensor] = []
+        temporal: list[Tensor] = []
         x = self.temporal(self.spatial(x, encoding, spatial), temporal)
-        if maps is not None:
-            maps.spatial.extend(map(maps._place, spatial))
-            maps.temporal.extend(map(maps._place, temporal))
+        maps.spatial.extend(map(maps._place, spatial))
+        maps.temporal.extend(map(maps._place, temporal))
         return x
 
 
@@ -99,11 +101,14 @@ class Stage2Layer(nn.Module):
             JointPartCrossAttention(channels_in, (tokens[0], tokens[1]), config) if config.cross_attention else None
         )
         self.temporal = nn.ModuleList(FGTFormer(channels_in, channels, frames, config) for _ in groups)
-        self.stride = self.temporal[0].stride
+        self.stride = 1 if channels_in == channels else 2
 
     def forward(self, branches: list[Tensor], encodings: list[Tensor], maps: Maps | None = None) -> list[Tensor]:
         """``(B', T, K, C_in)`` and ``(B', T, P, C_in)`` → the same with C channels and T or ⌈T / 2⌉ frames."""
-        spatial, cross, temporal = (None, None, None) if maps is None else ([], ([], []), [])
+        keep = maps is not None
+        spatial: list[Tensor] | None = [] if keep else None
+        cross: list[Tensor] | None = [] if keep else None
+        temporal: list[Tensor] | None = [] if keep else None
         branches = [
             block(x, encoding, spatial) for block, x, encoding in zip(self.spatial, branches, encodings, strict=True)
         ]
@@ -111,14 +116,15 @@ class Stage2Layer(nn.Module):
             branches = self.cross(branches, encodings, cross)
         branches = [block(x, temporal) for block, x in zip(self.temporal, branches, strict=True)]
         if maps is not None:
-            for kept, values in zip((maps.joint_spatial, maps.part_spatial), spatial, strict=False):
-                kept.append(maps._place(values))
-            for kept, values in zip((maps.part_to_joint, maps.joint_to_part), cross, strict=True):
-                kept.extend(map(maps._place, values))
-            if len(temporal) == 1 and len(self.tokens) == 2:
-                temporal = temporal[0].split(self.tokens, dim=1)
-            for kept, values in zip((maps.joint_temporal, maps.part_temporal), temporal, strict=False):
-                kept.append(maps._place(values))
+            if temporal and len(temporal) < len(self.tokens):  # shared branches
+                temporal = list(temporal[0].split(self.tokens, dim=1))
+            for lists, found in (
+                ((maps.joint_spatial, maps.part_spatial), spatial),
+                ((maps.part_to_joint, maps.joint_to_part), cross),
+                ((maps.joint_temporal, maps.part_temporal), temporal),
+            ):
+                for kept, values in zip(lists, found or [], strict=False):
+                    kept.append(maps._place(values))
         return branches
 
 

@@ -6,6 +6,8 @@ both one after the other: then both go through the same weights, and only the at
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -70,28 +72,28 @@ class JointPartCrossAttention(nn.Module):
         )
 
     def forward(
-        self, branches: list[Tensor], encodings: list[Tensor], maps: tuple[list[Tensor], list[Tensor]] | None = None
+        self, branches: list[Tensor], encodings: list[Tensor], maps: list[Tensor] | None = None
     ) -> list[Tensor]:
         """A block's pass.
 
         Args:
             branches: joints ``(B', T, K, C)`` and parts ``(B', T, P, C)``, or one tensor of both.
             encodings: of the tokens of each.
-            maps: gets A_jp ``(B', T, H, K, P)`` in its first list, A_pj ``(B', T, H, P, K)`` in its second.
+            maps: gets A_jp ``(B', T, H, K, P)`` and then A_pj ``(B', T, H, P, K)``.
 
         Returns:
             ``branches`` in their shapes.
         """
-        projected = [p.project(x, e) for p, x, e in zip(self.projections, branches, encodings, strict=True)]
-        joints, parts = projected if len(projected) == 2 else projected[0].split(self.groups, dim=3)
+        sides = cast(list[SpatialProjections], list(self.projections))
+        projected = [side.project(x, e) for side, x, e in zip(sides, branches, encodings, strict=True)]
+        joints, parts = projected[0].split(self.groups, dim=3) if len(projected) == 1 else projected
         joint_queries, joint_keys, joint_values = joints.unbind(0)
         part_queries, part_keys, part_values = parts.unbind(0)
         part_to_joint = attention_map(joint_queries, part_keys)
         joint_to_part = attention_map(part_queries, joint_keys)
         if maps is not None:
-            for kept, attention in zip(maps, (part_to_joint, joint_to_part), strict=True):
-                kept.append(attention.unflatten(0, branches[0].shape[:2]))
+            maps.extend(attention.unflatten(0, branches[0].shape[:2]) for attention in (part_to_joint, joint_to_part))
         attended = [part_to_joint @ part_values, joint_to_part @ joint_values]
         if len(branches) == 1:
             attended = [torch.cat(attended, dim=2)]
-        return [p.finish(x, a) for p, x, a in zip(self.projections, branches, attended, strict=True)]
+        return [side.finish(x, a) for side, x, a in zip(sides, branches, attended, strict=True)]

@@ -250,8 +250,8 @@ def test_head_width_follows_the_channels_unless_given() -> None:
     assert ModelConfig(head_width=20).width_of_head(256) == 20
 
 
-# Constants that the batch norm behind them subtracts again: the biases of the convolutions (the rows of a softmax add up
-# to 1, so a constant in V stays one in A V).
+# Constants that the batch norm behind them subtracts again: the biases of the convolutions (the rows of a softmax add
+# up to 1, so a constant in V stays one in A V).
 INERT = re.compile(r".*\.tcn\.\d\.bias")
 
 

@@ -338,10 +338,13 @@ CASES = {
         NTU_25, 2, 5, {"focal_selection": False, "part_branch": False, "cross_attention": False, "focal_joints": 99},
     ),
     "focal joints alone": (NW_UCLA_20, 1, 6, {"part_branch": False, "cross_attention": False}),
-    "two branches, no cross-attention": (NW_UCLA_20, 2, 5, {"cross_attention": False, "stage2_layers": 2, "channels": (8, 8, 16)}),
+    "two branches, no cross-attention": (
+        NW_UCLA_20, 2, 5, {"cross_attention": False, "stage2_layers": 2, "channels": (8, 8, 16)},
+    ),
     "all joints and parts": (NTU_25, 1, 5, {"focal_selection": False}),
     "shared branches": (
-        NW_UCLA_20, 1, 7, {"shared_branches": True, "channels": (8, 8, 16, 16), "stage2_layers": 3, "focal_order": "score"},
+        NW_UCLA_20, 1, 7,
+        {"shared_branches": True, "channels": (8, 8, 16, 16), "stage2_layers": 3, "focal_order": "score"},
     ),
     "shared branches, no cross-attention": (NTU_25, 2, 5, {"shared_branches": True, "cross_attention": False}),
     "Basic-TFormer": (NW_UCLA_20, 1, 7, {"temporal": "attention", "channels": (8, 8, 16), "stage2_layers": 2}),

@@ -1,0 +1,226 @@
+"""Every preset and every ablation of the paper's tables: it trains as it did, compiles, exports, and runs in bfloat16.
+
+``FGST_WRITE_GOLDEN=1 pytest tests/model/test_variants.py`` writes the golden losses anew, after a change that is meant
+to change them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fgst.config import PRESETS, ModelConfig
+from fgst.errors import InputError
+from fgst.model import FGSTFormer
+from fgst.skeleton import NTU_25, NW_UCLA_20
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+SMALL: dict[str, Any] = {"channels": (8, 8, 16), "stage1_layers": 2, "stage2_layers": 1, "focal_joints": 6}
+NO_CROSS = {"cross_attention": False}
+NO_PARTS = {"part_branch": False, **NO_CROSS}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Table 1, Basic-SFormer": {"focal_selection": False, **NO_PARTS},
+    "Table 1, A": NO_PARTS,
+    "Table 1, B": NO_CROSS,
+    "Table 1, C": {},
+    **{f"Table 2, K={K}": {"focal_joints": K} for K in (3, 6, 9, 12, 15, 18, 20)},
+    "Table 3, Basic-TFormer": {"temporal": "attention"},
+    "Table 3, TCN only": {"temporal": "convolution"},
+    **{f"Table 4, {L1}/{4 - L1}": {"channels": (8, 8, 16, 16), "stage1_layers": L1, "stage2_layers": 4 - L1}
+       for L1 in (1, 2, 3)},
+    **{f"P={P}": {"parts": P} for P in (1, 2, 5, 6, 10, 20)},
+    "dilations 1, 3": {"dilations": (1, 3)},
+    "dilations 1, 2, 3, 4": {"dilations": (1, 2, 3, 4)},
+    "one dilation": {"dilations": (1,)},
+    "no gate": {"focal_gate": False},
+    "order by score": {"focal_order": "score"},
+    "layer norm": {"norm": "layer"},
+    "head width 5": {"head_width": 5},
+    "dropout": {"dropout": 0.1},
+    "shared branches": {"shared_branches": True},
+    "shared branches without JP-CA": {"shared_branches": True, **NO_CROSS},
+    "parts without focal joints": {"focal_selection": False},
+}  # fmt: skip
+
+
+def clips_of(B: int, M: int, T: int, N: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    pose = torch.randn(B, M, 1, N, 3, generator=generator)
+    clips = pose + 0.5 * torch.randn(B, M, T, N, 3, generator=generator)
+    clips[-1, 1:] = 0
+    return clips
+
+
+def variant(name: str, frames: int = 9) -> FGSTFormer:
+    torch.manual_seed(0)
+    return FGSTFormer(ModelConfig(**(SMALL | VARIANTS[name])), NW_UCLA_20, 4, frames=frames)
+
+
+def three_steps(model: FGSTFormer, clips: Tensor) -> list[float]:
+    """The losses of three steps of the recipe's optimiser."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    losses = []
+    for step in range(3):
+        torch.manual_seed(step)
+        loss = cross_entropy(model(clips), torch.arange(len(clips)) % model.num_classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def check_golden(name: str, losses: list[float]) -> None:
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("FGST_WRITE_GOLDEN"):
+        golden[name] = losses
+        GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
+    assert losses == pytest.approx(golden[name], rel=1e-7)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_trains_as_it_did(name: str) -> None:
+    losses = three_steps(variant(name), clips_of(4, 2, 9, 20))
+    check_golden(name, losses)
+    assert losses[0] != losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("skeleton", [NW_UCLA_20, NTU_25], ids=lambda skeleton: skeleton.name)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_trains_as_it_did(preset: str, skeleton: Any) -> None:
+    torch.manual_seed(0)
+    model = FGSTFormer(PRESETS[preset].model, skeleton, 10, frames=8)
+    check_golden(f"preset {preset}, {skeleton.name}", three_steps(model, clips_of(3, 2, 8, skeleton.num_joints)))
+
+
+def test_every_golden_loss_belongs_to_a_variant() -> None:
+    presets = {f"preset {preset}, {skeleton.name}" for preset in PRESETS for skeleton in (NW_UCLA_20, NTU_25)}
+    assert set(json.loads(GOLDEN.read_text())) == set(VARIANTS) | presets
+
+
+def test_no_two_variants_are_the_same_network() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    same = {"Table 1, C", "Table 2, K=6", "P=10"}  # the small network as it is
+    losses = [tuple(golden[name]) for name in VARIANTS if name not in same]
+    assert len(set(losses)) == len(losses)
+    assert len({tuple(golden[name]) for name in same}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"part_branch": False}, "model.cross_attention"),
+        ({"part_branch": False, "cross_attention": False, "shared_branches": True}, "model.shared_branches"),
+        ({"temporal": "convolutional"}, "model.temporal"),
+    ],
+)
+def test_impossible_combinations_are_refused_by_name(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        ModelConfig(**changes)
+
+
+def test_what_an_ablation_leaves_out_is_not_checked() -> None:
+    skeleton = NW_UCLA_20
+    everyone = ModelConfig(focal_selection=False, focal_joints=25)
+    everyone.check_skeleton(skeleton)
+    ModelConfig(part_branch=False, cross_attention=False, parts=7).check_skeleton(skeleton)
+
+
+# --- other ways to run it ---
+
+
+@pytest.fixture
+def _single_precision() -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest deviation as a share of the spread of the scores."""
+    return float((actual.float() - expected).abs().max() / expected.std())
+
+
+def gradients(model: FGSTFormer) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.usefixtures("_single_precision")
+@pytest.mark.parametrize("name", ["Table 1, C", "Table 3, TCN only", "Table 3, Basic-TFormer", "shared branches"])
+def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
+    """Bounds: scores within 10 % of their spread, and the cosine between the gradients at least 0.99.
+
+    bfloat16 carries 8 bits, so each rounding is up to 0.4 %. All joints are kept: where two scores are nearly equal,
+    rounding decides which joint goes on, and no bound holds.
+    """
+    VARIANTS["agreement"] = VARIANTS[name] | {"focal_joints": 20, "channels": (32, 32, 64)}
+    model, clips = variant("agreement"), clips_of(8, 1, 9, 20)
+    del VARIANTS["agreement"]
+    labels = torch.arange(8) % 4
+    results = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            scores = model(clips)
+        cross_entropy(scores.float(), labels).backward()
+        results.append((scores.detach(), gradients(model)))
+    (scores, gradient), (rounded, other) = results
+    assert rounded.dtype == torch.bfloat16
+    assert relative_error(rounded, scores) < 0.1
+    assert torch.cosine_similarity(gradient, other, dim=0) > 0.99
+
+
+@pytest.mark.usefixtures("_single_precision")
+def test_under_autocast_no_block_falls_back_to_float32() -> None:
+    """One float32 operand lifts all that follows, and every product after it copies it down again."""
+    model, seen = variant("Table 1, C"), {}
+    for name, module in model.named_modules():
+        if name.endswith(("spatial", "temporal", "spatial.0", "temporal.0", "parts", "embedding")):
+            module.register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(clips_of(2, 1, 9, 20))
+    assert seen.pop("embedding") == torch.float32  # coordinates keep their precision
+    assert set(seen.values()) == {torch.bfloat16}
+    assert len(seen) >= 7
+
+
+@pytest.mark.usefixtures("_single_precision")
+@pytest.mark.parametrize("M", [1, 2])
+def test_a_network_without_graph_breaks(M: int) -> None:
+    """What ``torch.compile`` would make kernels of is the whole network in one piece; here without the kernels."""
+    torch.compiler.reset()
+    model, clips = variant("Table 1, C").eval(), clips_of(3, M, 9, 20)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(clips), model(clips), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.usefixtures("_single_precision")
+def test_compiled_training_agrees_with_eager() -> None:
+    """Bound: losses of three steps within 1e-4 of eager's."""
+    torch.compiler.reset()
+    clips = clips_of(4, 1, 9, 20)
+    eager = three_steps(variant("Table 1, C"), clips)
+    model = variant("Table 1, C")
+    model.compile()
+    assert three_steps(model, clips) == pytest.approx(eager, abs=1e-4)
+
+
+@pytest.mark.usefixtures("_single_precision")
+@pytest.mark.parametrize("M", [1, 2])
+@pytest.mark.parametrize("name", ["Table 1, C", "Table 1, Basic-SFormer", "shared branches"])
+def test_a_network_exports(name: str, M: int) -> None:
+    """For any number of clips; persons, frames and joints are those of the example."""
+    model, clips = variant(name).eval(), clips_of(3, M, 9, 20)
+    batch = torch.export.Dim("B", min=1, max=512)
+    exported = torch.export.export(model, (clips[:2],), dynamic_shapes=({0: batch},)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(clips), model(clips), rtol=0, atol=1e-5)
