@@ -10,17 +10,76 @@ Axes: B' clips times persons · T frames · N joints, K focal joints or P parts 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgst.config import ModelConfig
+from fgst.model import FGSTFormer
 from fgst.skeleton import Skeleton
 
 
+def literal_weights(model: FGSTFormer) -> dict[str, Tensor]:
+    """The weights of a network as the literal one names them: each head's matrices for themselves."""
+    config = model.config
+    weights: dict[str, Tensor] = {}
+
+    def norm(new: str, old: nn.Module) -> None:
+        weights.update({f"{new}.norm.{name}": value for name, value in old.state_dict().items()})
+
+    def linear(new: str, old: nn.Module) -> None:
+        weights.update({f"{new}.{name}": value for name, value in old.state_dict().items()})
+
+    def heads(old: nn.Linear, *names: str) -> None:
+        """Rows of a merged matrix: piece after piece, in each head after head."""
+        for name, value in old.state_dict().items():
+            pieces = value.unflatten(
+                0, (len(names), config.spatial_heads if len(names) == 3 else len(config.dilations), -1)
+            )
+            for new, piece in zip(names, pieces, strict=True):
+                weights.update({f"{new}.{h}.{name}": head for h, head in enumerate(piece)})
+
+    def projections(new: str, old: Any) -> None:
+        heads(old.qkv, f"{new}.query", f"{new}.key", f"{new}.value")
+        for part, block in (("out", old.out), ("ffn", old.ffn)):
+            linear(f"{new}.{part}", block.linear)
+            norm(f"{new}.{part}_norm", block.norm)
+
+    def spatial(new: str, old: Any) -> None:
+        projections(f"{new}.projections", old.projections)
+        weights[f"{new}.global_map"] = old.global_maps[0]
+
+    def temporal(new: str, old: Any) -> None:
+        heads(old.projection, f"{new}.query", f"{new}.key")
+        linear(f"{new}.tcn", old.tcn)
+        linear(f"{new}.W_h", old.head_linear)
+        linear(f"{new}.out", old.out.linear)
+        norm(f"{new}.norm", old.out.norm)
+        linear(f"{new}.shortcut", old.shortcut)
+
+    linear("input_norm", model.input_norm)
+    linear("embedding", model.embedding)
+    layer: Any
+    for i, layer in enumerate(model.stage1):
+        spatial(f"spatial.{i}", layer.spatial)
+        temporal(f"temporal.{i}", layer.temporal)
+    weights["projection"] = model.focal.projection.detach()
+    linear("part_linear", model.parts.linear)
+    for i, layer in enumerate(model.stage2):
+        for side, name in enumerate(("joint", "part")):
+            spatial(f"{name}_spatial.{i}", layer.spatial[side])
+            projections(f"cross.{i}.{name}s", layer.cross.projections[side])
+            temporal(f"{name}_temporal.{i}", layer.temporal[side])
+    hidden, _, _, classifier = model.head
+    linear("hidden", hidden)
+    linear("classifier", classifier)
+    return weights
+
+
 def sine_cosine(count: int, channels: int, device: torch.device) -> Tensor:
-    position = torch.arange(count, device=device)[:, None]
+    position = torch.arange(count, device=device, dtype=torch.get_default_dtype())[:, None]
     angle = position / 10_000 ** (torch.arange(0, channels, 2, device=device) / channels)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels]
 
@@ -42,8 +101,8 @@ class Projections(nn.Module):
         self.query = nn.ModuleList(nn.Linear(channels, width) for _ in range(heads))
         self.key = nn.ModuleList(nn.Linear(channels, width) for _ in range(heads))
         self.value = nn.ModuleList(nn.Linear(channels, width) for _ in range(heads))
-        self.out, self.out_norm = nn.Linear(heads * width, channels), Norm(channels)
-        self.ffn, self.ffn_norm = nn.Linear(channels, channels), Norm(channels)
+        self.out, self.out_norm = nn.Linear(heads * width, channels, bias=False), Norm(channels)
+        self.ffn, self.ffn_norm = nn.Linear(channels, channels, bias=False), Norm(channels)
 
     def finish(self, x: Tensor, heads: list[Tensor]) -> Tensor:
         x = x + self.out_norm(self.out(torch.cat(heads, dim=-1)))
@@ -99,7 +158,7 @@ class FGTFormer(nn.Module):
             for d in config.dilations
         )
         self.W_h = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(heads))
-        self.out, self.norm = nn.Linear(channels, channels), Norm(channels)
+        self.out, self.norm = nn.Linear(channels, channels, bias=False), Norm(channels)
         self.shortcut = nn.Linear(channels_in, channels) if self.stride == 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

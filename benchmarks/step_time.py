@@ -180,51 +180,59 @@ def contender(name: str, model: nn.Module, shape: Shape, device: torch.device, d
     return Contender(name, forward, step, parameters, counter.get_total_flops() / shape.B / 1e9)
 
 
-def measure(shape: Shape, config: ModelConfig, device: torch.device, rounds: int) -> None:
-    """Time everything at one shape and print its table."""
-    N = shape.skeleton.num_joints
-    types = [(torch.float32, "float32"), (torch.bfloat16, "bfloat16")]
-    rows: list[Contender] = []
-    ceilings = {}
-    for dtype, word in types:
-        torch.manual_seed(0)
-        ours = FGSTFormer(config, shape.skeleton, CLASSES, frames=shape.T)
-        rows.append(contender(f"fgst {word}", ours, shape, device, dtype))
-        ceilings[word] = products_of(rows[-1].forward), products_of(rows[-1].step)
+def contenders(shape: Shape, config: ModelConfig, device: torch.device, compiled: bool) -> list[Contender]:
+    """The network in its ways to run, the literal one, and last CTR-GCN."""
+    rows = []
+    for dtype, way in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+        for prefix in ("fgst", "fgst, compiled") if compiled else ("fgst",):
+            torch.manual_seed(0)
+            ours = FGSTFormer(config, shape.skeleton, CLASSES, frames=shape.T)
+            rows.append(contender(f"{prefix} {way}", ours, shape, device, dtype))
+            if "compiled" in prefix:  # after its FLOPs were counted
+                ours.compile()
     literal = LiteralFGSTFormer(config, shape.skeleton, CLASSES)
     rows.append(contender("literal float32", literal, shape, device, torch.float32))
     reference = CTRGCN(shape.skeleton, CLASSES, persons=shape.M)
     rows.append(contender("CTR-GCN float32", reference, shape, device, torch.float32))
+    return rows
 
+
+def measure(shape: Shape, config: ModelConfig, device: torch.device, rounds: int, *, compiled: bool = False) -> None:
+    """Time everything at one shape and print its table."""
+    rows = contenders(shape, config, device, compiled)
+    products = {
+        way: (products_of(row.forward), products_of(row.step))
+        for way in ("float32", "bfloat16")
+        for row in rows
+        if row.name == f"fgst {way}"
+    }
+    ceilings = dict.fromkeys(products, (float("inf"), float("inf")))
     for row in rows:
         row.step()  # warm up
-    best = {word: (float("inf"), float("inf")) for word in ceilings}
     for _ in range(rounds):
         for row in rows:
             row.measure(device)
-        for word, (forward, step) in ceilings.items():
-            now = time_products(forward, device, 2), time_products(step, device, 2)
-            best[word] = min(best[word][0], now[0]), min(best[word][1], now[1])
+        for way, calls in products.items():
+            forward, step = (time_products(each, device, repeats=2) for each in calls)
+            ceilings[way] = min(ceilings[way][0], forward), min(ceilings[way][1], step)
 
-    base = rows[-1].seconds
-    print(f"\n{shape.name}: B {shape.B}, T {shape.T}, N {N}, M {shape.M}")
-    print(f"{'':24}{'params':>9}{'GFLOPs':>9}{'forward':>11}{'step':>11}{'step /':>10}{'ceiling /':>11}{'GFLOP/s':>9}")
-    print(f"{'':24}{'M':>9}{'a clip':>9}{'ms':>11}{'ms':>11}{'CTR-GCN':>10}{'step':>11}{'':>9}")
+    reference = rows[-1].seconds[1]
+    print(f"\n{shape.name}: B {shape.B}, T {shape.T}, N {shape.skeleton.num_joints}, M {shape.M}")
+    print(f"{'':26}{'params':>8}{'GFLOPs':>9}{'forward':>10}{'step':>8}{'step over':>11}{'ceiling':>10}{'GFLOP/s':>9}")
+    print(f"{'':26}{'M':>8}{'a clip':>9}{'ms':>10}{'ms':>8}{'CTR-GCN':>11}{'over step':>10}{'in step':>9}")
+
+    def line(name: str, cost: str, seconds: tuple[float, float], share: str, gflops: float) -> None:
+        forward, step = seconds
+        rate = 3 * gflops * shape.B / step  # a backward pass is two forward passes
+        times = f"{forward * 1e3:10.0f}{step * 1e3:8.0f}{step / reference:11.2f}"
+        print(f"{name:26}{cost:17}{times}{share:>10}{rate:9.0f}")
+
     for row in rows:
-        forward, step = row.seconds
-        word = row.name.split()[-1]
-        share = f"{best[word][1] / step:10.0%}" if not row.name.startswith("CTR") else ""
-        rate = 3 * row.gflops * shape.B / step
-        print(
-            f"{row.name:24}{row.parameters / 1e6:9.2f}{row.gflops:9.2f}{forward * 1e3:11.0f}{step * 1e3:11.0f}"
-            f"{step / base[1]:10.2f}{share:>11}{rate:9.0f}"
-        )
-    for word, (forward, step) in best.items():
-        rate = 3 * rows[0].gflops * shape.B / step
-        print(
-            f"{'ceiling ' + word:24}{'':9}{'':9}{forward * 1e3:11.0f}{step * 1e3:11.0f}{step / base[1]:10.2f}"
-            f"{'':>11}{rate:9.0f}"
-        )
+        way = row.name.split()[-1]
+        share = "" if row is rows[-1] else f"{ceilings[way][1] / row.seconds[1]:.0%}"
+        line(row.name, f"{row.parameters / 1e6:8.2f}{row.gflops:9.2f}", row.seconds, share, row.gflops)
+    for way, seconds in ceilings.items():
+        line(f"ceiling {way}", "", seconds, "", rows[0].gflops)
 
 
 def main() -> None:
@@ -233,6 +241,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each thing (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile (minutes on a CPU)")
     parser.add_argument("--shape", help="only the shapes whose name begins like this, e.g. NTU")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -242,7 +251,7 @@ def main() -> None:
     print(f"preset {options.preset}, {where}, PyTorch {torch.__version__}; best of {options.rounds} rounds")
     for shape in GPU_SHAPES if device.type == "cuda" else CPU_SHAPES:
         if shape.name.startswith(options.shape or ""):
-            measure(shape, PRESETS[options.preset].model, device, options.rounds)
+            measure(shape, PRESETS[options.preset].model, device, options.rounds, compiled=options.compile)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""The benchmark compares what it says: the same equations, CTR-GCN's cost, and the products of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import step_time
+from benchmarks.ctr_gcn import CTRGCN
+from benchmarks.literal import LiteralFGSTFormer, literal_weights
+from fgst.config import ModelConfig
+from fgst.model import FGSTFormer
+from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
+
+SMALL = ModelConfig(channels=(8, 8, 16, 16), stage1_layers=2, stage2_layers=2, focal_joints=6)
+
+
+@pytest.fixture
+def _double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_double_precision")
+@pytest.mark.parametrize("order", ["joint", "score"])
+@pytest.mark.parametrize("skeleton", [NW_UCLA_20, NTU_25], ids=lambda skeleton: skeleton.name)
+def test_the_literal_network_is_the_same_network(skeleton: Skeleton, order: str) -> None:
+    """Scores and gradients, in training: the benchmark's two contenders do the same work."""
+    torch.manual_seed(0)
+    config = ModelConfig(channels=(8, 8, 16, 16), stage1_layers=2, stage2_layers=2, focal_joints=6, focal_order=order)
+    model, literal = FGSTFormer(config, skeleton, 4, frames=9), LiteralFGSTFormer(config, skeleton, 4)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    literal.load_state_dict(literal_weights(model))
+    clips = torch.randn(3, 2, 9, skeleton.num_joints, 3)
+    gradients = []
+    for network in (model, literal):
+        scores = network(clips)
+        cross_entropy(scores, torch.arange(3)).backward()
+        gradients.append((scores.detach(), network.embedding.weight.grad, network.input_norm.weight.grad))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_ctr_gcn_costs_what_the_public_one_costs() -> None:
+    """1.43 M parameters and 1.51 GFLOPs a clip at T 64, N 20."""
+    model, clips = CTRGCN(NW_UCLA_20, 10, persons=1), torch.randn(2, 1, 64, 20, 3)
+    with FlopCounterMode(display=False) as counter:
+        assert model(clips).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(1.43, abs=0.01)
+    assert counter.get_total_flops() / 2 / 1e9 == pytest.approx(1.51, abs=0.01)
+
+
+def test_the_ceiling_holds_the_products_of_the_step_and_no_others() -> None:
+    """Counted by their shapes, they are the FLOPs of forward and backward pass."""
+    model, clips = FGSTFormer(SMALL, NW_UCLA_20, 4, frames=9), torch.randn(2, 1, 9, 20, 3)
+
+    def step() -> None:
+        cross_entropy(model(clips), torch.arange(2)).backward()
+
+    calls = step_time.products_of(step)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flops = 0
+    for (op, described, options), count in calls.items():
+        operands = [step_time._operand(d, torch.device("cpu")) for d in described]
+        with FlopCounterMode(display=False) as one:
+            op(*operands, **dict(options))
+        flops += count * one.get_total_flops()
+    assert flops == counter.get_total_flops()
+    assert step_time.time_products(calls, torch.device("cpu"), 1) > 0
+
+
+def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    shape = step_time.Shape("small", 2, 8, 2, NTU_25)
+    step_time.measure(shape, SMALL, torch.device("cpu"), rounds=1)
+    out = capsys.readouterr().out
+    for word in ("fgst float32", "fgst bfloat16", "literal float32", "CTR-GCN float32", "ceiling bfloat16", "GFLOPs"):
+        assert word in out
