@@ -236,9 +236,11 @@ class FGSTFormer(nn.Module):
             # How many there are is not known to a compiler. Without batch statistics the others disturb nobody.
             features = self.features(persons, maps).unflatten(0, (B, M))
             return torch.where(present[..., None], features, 0).sum(1) / count
-        features = self.features(persons[present.flatten()], maps)
-        total = torch.zeros(B, features.shape[-1], dtype=features.dtype, device=features.device)
-        return total.index_add(0, present.nonzero()[:, 0], features) / count
+        there = present.flatten().nonzero()[:, 0]
+        features = self.features(persons[there], maps)
+        # Each to a place of its own, then a sum: it adds up in the same order every time, on a GPU too.
+        placed = features.new_zeros(B * M, features.shape[-1]).index_copy(0, there, features)
+        return placed.unflatten(0, (B, M)).sum(1) / count
 
     def features(self, persons: Tensor, maps: Maps | None = None) -> Tensor:
         """Each branch's average over its tokens and frames: ``(B', T, N, 3)`` → ``(B', branches·C)``."""
