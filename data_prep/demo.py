@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.report import print_report, tracked, writing_to
-from fgst.dataset import ArrowDataset, Benchmark, Clip, check_output, write_dataset
+from fgst.dataset import ArrowDataset, Benchmark, Clip
+from fgst.dataset_writer import check_output, write_dataset
 from fgst.errors import CommandParser, InputError, run_command
 from fgst.skeleton import NTU_25
 

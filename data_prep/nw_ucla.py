@@ -26,7 +26,8 @@ import numpy as np
 
 from data_prep.report import Line, print_report, printable, tracked, writing_to
 from data_prep.sources import ClipError, ClipFile, open_source
-from fgst.dataset import ArrowDataset, Benchmark, Clip, check_output, write_dataset
+from fgst.dataset import ArrowDataset, Benchmark, Clip
+from fgst.dataset_writer import check_output, write_dataset
 from fgst.errors import CommandParser, InputError, run_command
 from fgst.skeleton import NW_UCLA_20
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgst.dataset import ArrowDataset, Benchmark, Clip, write_dataset
+from fgst.dataset import ArrowDataset, Benchmark, Clip
+from fgst.dataset_writer import write_dataset
 from fgst.skeleton import Skeleton
 
 if TYPE_CHECKING:  # fgst.config imports torch: a process that only writes a data set need not wait for it

@@ -15,7 +15,8 @@ import torch
 
 from fgst.batches import ClipStore, choose_device, even_frames, make_stores, rotation
 from fgst.config import DataConfig
-from fgst.dataset import ArrowDataset, Benchmark, Clip, write_dataset
+from fgst.dataset import ArrowDataset, Benchmark, Clip
+from fgst.dataset_writer import write_dataset
 from fgst.errors import InputError
 from fgst.modality import MODALITIES, to_modality
 from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton

@@ -19,7 +19,8 @@ import pytest
 from pyarrow import ipc
 from small import BENCHMARKS, CLASSES, SKELETON, kill_when_told, motion_clips, start_python, write_small
 
-from fgst.dataset import ArrowDataset, Benchmark, Clip, check_output, file_digest, write_dataset
+from fgst.dataset import ArrowDataset, Benchmark, Clip, file_digest
+from fgst.dataset_writer import check_output, write_dataset
 from fgst.errors import InputError
 from fgst.skeleton import NTU_25
 
