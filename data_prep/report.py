@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 import sys
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,35 @@ def tracked(items: Iterable[T], total: int, what: str) -> Generator[T, None, Non
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(items, total=total, description=what)
+
+
+def tracked_clips(items: Iterable[tuple[T, int]], *, total: int, done: int) -> Generator[T, None, None]:
+    """Pass items on that stand for a number of clips each, telling clips per second and the time left on stderr.
+
+    On a terminal as a bar, otherwise as a line every half minute.
+    """
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("", total=total, completed=done)
+            began, start = time.monotonic(), done
+            for item, clips in items:
+                done += clips
+                rate = (done - start) / max(time.monotonic() - began, 1e-9)
+                progress.update(bar, completed=done, description=f"{rate:,.0f} clips/s")
+                yield item
+        return
+    began = told = time.monotonic()
+    start = done
+    for item, clips in items:
+        done += clips
+        now = time.monotonic()
+        if now - told >= 30:
+            rate = (done - start) / (now - began)
+            left = (total - done) / rate / 60
+            print(f"{done:,}/{total:,} clips, {rate:,.0f} clips/s, {left:.0f} min left", file=sys.stderr, flush=True)
+            told = now
+        yield item
 
 
 @contextmanager

@@ -35,11 +35,15 @@ class ClipFile:
     Attributes:
         name: its name without folder and suffix.
         place: its path inside the source, fit to be printed.
+        key: finds it again with :func:`read_again`, in another process too.
+        stamp: changes when its content does: size, and CRC or time of change.
         read: gives its content, or raises ClipError.
     """
 
     name: str
     place: str
+    key: str | int
+    stamp: tuple[int, int]
     read: Callable[[], bytes] = field(repr=False)
 
 
@@ -97,13 +101,19 @@ def _folder(source: Path, suffix: str, max_bytes: int) -> Source:
             if path.suffix.lower() != suffix:
                 strays += 1
                 continue
-            files.append(ClipFile(path.stem, printable(str(place)), functools.partial(_read_path, path, max_bytes)))
+            try:
+                status = path.stat()
+                stamp = status.st_size, status.st_mtime_ns
+            except OSError:  # a broken link: reading it will say so
+                stamp = -1, -1
+            read = functools.partial(_read_path, path, max_bytes)
+            files.append(ClipFile(path.stem, printable(str(place)), str(place), stamp, read))
     return Source(files, strays)
 
 
 def _zip(archive: zipfile.ZipFile, suffix: str, max_bytes: int) -> Source:
     files, strays = [], 0
-    for member in archive.infolist():
+    for key, member in enumerate(archive.infolist()):
         path = PurePosixPath(member.filename.replace("\\", "/"))  # some archivers of Windows write backslashes
         if member.is_dir() or not path.name or _is_foreign(path.parts):
             continue
@@ -111,8 +121,30 @@ def _zip(archive: zipfile.ZipFile, suffix: str, max_bytes: int) -> Source:
             strays += 1
             continue
         read = functools.partial(_read_member, archive, member, max_bytes)
-        files.append(ClipFile(path.stem, printable(str(path)), read))
+        files.append(ClipFile(path.stem, printable(str(path)), key, (member.file_size, member.CRC), read))
     return Source(files, strays)
+
+
+def read_again(source: Path, key: str | int, max_bytes: int) -> bytes:
+    """The content of a file of a source by its key, as :attr:`ClipFile.read` gives it.
+
+    Raises:
+        ClipError: if it cannot be read.
+    """
+    if isinstance(key, str):
+        return _read_path(source / key, max_bytes)
+    try:
+        archive = _archive(str(source))
+        member = archive.infolist()[key]
+    except (InputError, IndexError) as error:
+        raise ClipError(f"cannot be read any more ({error})") from None
+    return _read_member(archive, member, max_bytes)
+
+
+@functools.lru_cache(maxsize=16)
+def _archive(source: str) -> zipfile.ZipFile:
+    """A zip that stays open for as long as this process reads from it: listing 100,000 members takes a second."""
+    return _open_zip(Path(source))
 
 
 def _is_foreign(parts: Sequence[str]) -> bool:

@@ -30,7 +30,8 @@ from fgst.dataset import (
 from fgst.errors import InputError
 from fgst.skeleton import Skeleton
 
-_FILE_NAME = re.compile(r"clips-\d{5,}\.arrow")
+# What a data set's folder holds.
+_FILE_NAME = re.compile(r"clips-\d{5,}\.arrow|report\.(json|png)|" + re.escape(DESCRIPTION))
 SHARD_BYTES = 256 * 1024 * 1024
 
 
@@ -160,7 +161,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not (out / DESCRIPTION).is_file():
             raise InputError(f"{out}: is not empty and not a data set; name another directory")
-        others = sorted(e.name for e in out.iterdir() if e.name != DESCRIPTION and not _FILE_NAME.fullmatch(e.name))
+        others = sorted(e.name for e in out.iterdir() if not _FILE_NAME.fullmatch(e.name))
         if others:
             raise InputError(f"{out}: holds {others[0]} besides a data set; move that away or name another directory")
         if not overwrite:

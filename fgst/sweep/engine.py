@@ -6,18 +6,15 @@ and where it goes on is not Ray's: see ``trial.py``.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError
+from fgst.sweep.cluster import RESTARTS, ray_session
 from fgst.sweep.spec import Trial
 from fgst.sweep.trial import TrialContext, run_trial
-
-RESTARTS = 3  # of a trial whose process died, before it counts as failed
 
 
 @dataclass(frozen=True)
@@ -62,33 +59,10 @@ def run_on_ray(
     Raises:
         InputError: if no cluster answers at the address, or it can never give a trial what it asks for.
     """
-    _quieten()
-    import ray
-    from ray import tune
+    with ray_session(resources.address):
+        import ray
+        from ray import tune
 
-    environment = {
-        name: os.environ[name]
-        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_TRACKING_TOKEN")
-        if name in os.environ
-    }
-    began_here = not ray.is_initialized()
-    try:
-        if began_here:
-            local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 128 * 1024 * 1024}
-            ray.init(
-                # Without an address always a cluster of our own: never somebody else's that happens to run here.
-                address=resources.address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": environment},
-                **({} if resources.address else local),
-            )
-    except (ConnectionError, ValueError) as error:
-        raise InputError(
-            f"no Ray cluster answers at --address {resources.address} ({str(error).splitlines()[0]}); "
-            "leave --address out to run on this machine"
-        ) from None
-    try:
         each = shares(ray.cluster_resources(), resources, len(trials))
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own_context = TrialContext(context.tracking_uri, context.experiment, context.parent, context.storage, threads)
@@ -120,9 +94,6 @@ def run_on_ray(
             ),
         )
         tuner.fit()
-    finally:
-        if began_here:
-            ray.shutdown()
 
 
 def _listener(by_key: dict[str, Trial], listen: Callable[[Progress], None], died: Callable[[Trial, str], None]) -> Any:
@@ -165,18 +136,3 @@ def shares(available: Mapping[str, float], resources: Resources, trials: int) ->
     if cpu > cpus:
         raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
     return {"CPU": cpu, "GPU": gpu}
-
-
-def _quieten() -> None:
-    """Ray's notices would bury ours."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "1",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -1,0 +1,96 @@
+"""A Ray cluster for as long as it is needed: the one that is there, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from fgst.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+PASSED_ON = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_TRACKING_TOKEN")
+RESTARTS = 3  # of a piece of work whose process died, before it counts as failed
+
+
+@contextmanager
+def ray_session(address: str | None, **local: Any) -> Iterator[None]:
+    """Ray is initialised inside; what was started for it ends with it.
+
+    Args:
+        address: of a running cluster ("auto" finds it); ``None`` starts one of our own, never joining somebody else's.
+        local: arguments of ``ray.init`` for a cluster of our own.
+
+    Raises:
+        InputError: if no cluster answers at the address.
+    """
+    quieten()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    own = {"include_dashboard": False, "object_store_memory": 128 * 1024 * 1024} | local
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}},
+            **({} if address else own),
+        )
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at --address {address} ({str(error).splitlines()[0]}); "
+            "leave --address out to run on this machine"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def ray_map(
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, address: str | None, workers: int
+) -> Generator[Result, None, None]:
+    """Results of a function for each task, in the order in which they end, ``workers`` at a time.
+
+    A task whose worker dies is run again, three times.
+
+    Raises:
+        InputError: if no cluster answers at the address.
+    """
+    local: dict[str, Any] = {} if address else {"num_cpus": workers}
+    with ray_session(address, **local):
+        import ray
+
+        remote = ray.remote(num_cpus=1, max_retries=RESTARTS)(function)
+        waiting = list(reversed(tasks))
+        running: list[Any] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    running.append(remote.remote(waiting.pop()))
+                (done, *_), running = ray.wait(running)
+                yield ray.get(done)
+        finally:
+            for reference in running:
+                ray.cancel(reference)
+
+
+def quieten() -> None:
+    """Ray's notices would bury ours."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)

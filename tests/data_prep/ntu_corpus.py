@@ -1,0 +1,149 @@
+"""Files in the format of NTU RGB+D, with the oddities that real ones have, and what must become of each.
+
+The clips are generated: people of 25 joints who sway. Nothing here comes from the data set.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+FIRST_ID = 72057594037931101  # as the sensor numbers bodies: too large for a float to hold exactly
+
+
+@dataclass
+class Track:
+    """A body: its id, the frames that it is seen in, and its joints there, ``(F, 25, 3)``."""
+
+    number: int
+    frames: list[int]
+    joints: np.ndarray
+
+
+@dataclass
+class Case:
+    """A file, and what must become of it: ``(M, T)``, or the kind of fault; and what cleaning takes away."""
+
+    name: str
+    content: bytes
+    persons: int = 0
+    frames: int = 0
+    fault: str = ""
+    removed: Counter[str] = field(default_factory=Counter)
+
+
+def person(rng: np.random.Generator, frames: int, *, motion: float = 0.1, wide: bool = False) -> np.ndarray:
+    """``(frames, 25, 3)``: taller than wide, unless asked, and swaying."""
+    pose = rng.uniform(-1, 1, (25, 3)) * ((0.9, 0.2, 0.2) if wide else (0.2, 0.8, 0.2))
+    pose[:2] = ((-0.9, -0.2, 0), (0.9, 0.2, 0)) if wide else ((0, -0.8, 0), (0, 0.8, 0))  # so that the extent is sure
+    sway = motion * np.sin(np.arange(frames) / 5 + rng.uniform(0, 6))
+    return pose + np.stack([sway, 0.2 * sway, sway], axis=-1)[:, None] + (0.3, 0.1, 3.0)
+
+
+def text(num_frames: int, tracks: list[Track], *, number: Callable[[float], str] = "{:.7g}".format) -> bytes:
+    """The tracks as a ``.skeleton`` file."""
+    lines = [str(num_frames)]
+    for frame in range(num_frames):
+        here = [(t, t.frames.index(frame)) for t in tracks if frame in t.frames]
+        lines.append(str(len(here)))
+        for track, row in here:
+            lines += [f"{track.number} 0 1 1 1 1 0 0.02764709 0.05745083 2", "25"]
+            lines += [
+                " ".join(map(number, xyz)) + " 280.4124 197.7124 1036.218 515.6946 0.2265282 -0.02 0.97 -0.04 2"
+                for xyz in track.joints[row]
+            ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def one(rng: np.random.Generator, frames: int) -> list[Track]:
+    return [Track(FIRST_ID, list(range(frames)), person(rng, frames))]
+
+
+def _cases(rng: np.random.Generator, frames: int) -> list[tuple[bytes, int, int, str, dict[str, int]]]:
+    """Content, persons, frames, fault, removed: one of each oddity."""
+    whole = list(range(frames))
+    half = frames // 2
+    plain = text(frames, one(rng, frames))
+    lines = plain.split(b"\n")
+    pair = [*one(rng, frames), Track(FIRST_ID + 1, whole, person(rng, frames, motion=0.05))]
+    ghost = Track(FIRST_ID + 2, whole[3:9], person(rng, 6))
+    noise = Track(FIRST_ID + 3, whole, person(rng, frames, motion=2.0, wide=True))
+    single = Track(FIRST_ID + 4, [frames - 1], person(rng, 1))
+    broken = [
+        Track(FIRST_ID, whole[:half], person(rng, half)),
+        Track(FIRST_ID + 1, whole[half:], person(rng, frames - half)),
+    ]
+    crowd = [Track(FIRST_ID + i, whole, person(rng, frames, motion=0.1 * (4 - i))) for i in range(3)]
+    gap = [Track(FIRST_ID, whole[:5] + whole[9:], person(rng, frames - 4))]
+    partly = person(rng, frames, motion=0.3)
+    partly[:4] = person(rng, 4, wide=True)
+    mixed = [Track(FIRST_ID, whole, partly), Track(FIRST_ID + 1, whole, person(rng, frames, motion=0.01))]
+    ghosts = [Track(FIRST_ID + i, whole[2 * i : 2 * i + 2], person(rng, 2)) for i in range(3)]
+    return [
+        (plain, 1, frames, "", {}),
+        (plain.replace(b"\n", b"\r\n"), 1, frames, "", {}),
+        (plain[:-1], 1, frames, "", {}),
+        (plain.replace(b"280.4124 197.7124", b"NaN -NaN"), 1, frames, "", {}),
+        (text(frames, one(rng, frames), number="{:.8e}".format), 1, frames, "", {}),
+        (text(frames, pair), 2, frames, "", {}),
+        (text(frames, [*pair, ghost]), 2, frames, "", {"ghost bodies": 1}),
+        (text(frames, [*one(rng, frames), ghost, single]), 1, frames, "", {"ghost bodies": 2}),
+        (text(frames, [noise, *one(rng, frames)]), 1, frames, "", {"noise bodies": 1}),
+        (text(frames, broken), 1, frames, "", {"joined fragments": 1}),
+        (text(frames, crowd), 2, frames, "", {"further bodies": 1}),
+        (text(frames, gap), 1, frames - 4, "", {"empty frames": 4}),
+        (text(frames, mixed), 2, frames, "", {"noise frames": 4}),
+        (text(frames, []), 0, 0, "no usable body", {}),
+        (b"0\n", 0, 0, "no usable body", {}),
+        (text(frames, ghosts), 0, 0, "no usable body", {}),
+        (b"", 0, 0, "unreadable", {}),
+        (plain[: len(plain) // 2], 0, 0, "unreadable", {}),
+        (b"\n".join(lines[:-3]), 0, 0, "unreadable", {}),
+        (plain + b"0\n", 0, 0, "unreadable", {}),
+        (plain.replace(b"\n25\n", b"\n24\n", 1), 0, 0, "unreadable", {}),
+        (plain.replace(b"280.4124 ", b"", 1), 0, 0, "unreadable", {}),
+        (b"-1\n", 0, 0, "unreadable", {}),
+        (b"99999999999\n1\n", 0, 0, "unreadable", {}),
+        (lines[0] + b"\n4000000000\n", 0, 0, "unreadable", {}),
+        (b"\n".join([*lines[:4], b"inf " + lines[4].split(b" ", 1)[1], *lines[5:]]), 0, 0, "unreadable", {}),
+        (b"\n".join([*lines[:4], b"abc " + lines[4].split(b" ", 1)[1], *lines[5:]]), 0, 0, "unreadable", {}),
+        (plain.replace(b"\n1\n", b"\n1\0\n", 1), 0, 0, "unreadable", {}),
+        (b"\x1f\x8b\x08\x00" + plain, 0, 0, "unreadable", {}),
+    ]
+
+
+def corpus(count: int, *, seed: int = 0, actions: int = 60, setups: int = 17) -> list[Case]:
+    """``count`` files, the oddities in turn; names go through setups, cameras, subjects and actions."""
+    rng = np.random.default_rng(seed)
+    cases: list[Case] = []
+    kinds: list[tuple[bytes, int, int, str, dict[str, int]]] = []
+    for number in range(count):
+        if not kinds:
+            kinds = _cases(rng, frames=int(rng.integers(24, 48)))
+        content, persons, frames, fault, removed = kinds.pop(0)
+        action, rest = number % actions + 1, number // actions
+        camera, rest = rest % 3 + 1, rest // 3
+        subject, rest = rest % 40 + 1, rest // 40
+        name = f"S{rest % setups + 1:03d}C{camera:03d}P{subject:03d}R{1 + number % 2:03d}A{action:03d}"
+        cases.append(Case(name, content, persons, frames, fault, Counter(removed)))
+    return cases
+
+
+def write_folder(folder: Path, cases: list[Case]) -> Path:
+    folder.mkdir(parents=True)
+    for case in cases:
+        (folder / f"{case.name}.skeleton").write_bytes(case.content)
+    return folder
+
+
+def write_zip(path: Path, cases: list[Case]) -> Path:
+    """As the official ones: the files lie in one folder of the zip."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for case in cases:
+            archive.writestr(f"nturgb+d_skeletons/{case.name}.skeleton", case.content)
+    return path
