@@ -28,6 +28,8 @@ _PARSE = csv.ParseOptions(delimiter=" ", quote_char=False, newlines_in_values=Fa
 _CONVERT = csv.ConvertOptions(
     include_columns=_COLUMNS[:3], column_types=dict.fromkeys(_COLUMNS[:3], pa.float64()), null_values=[]
 )
+# Blanks that Python takes for the end of a field and Arrow does not, or the other way round; and what is no text.
+_ODD = (b"  ", b" \n", b"\n ", b"\t", b"\r", b"\v", b"\f", b"\0")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_skeleton(content: bytes) -> Recording:
 
 def _read_fast(content: bytes) -> Recording | None:
     """The file as nearly all are; ``None`` if anything about it is unusual or wrong."""
-    if not content.endswith(b"\n") or b"\r" in content or b"\0" in content:
+    if not content.endswith(b"\n") or any(odd in content for odd in _ODD):
         return None
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == 10).tolist()
     last = len(ends) - 1

@@ -17,7 +17,7 @@ from data_prep.sources import ClipError
 RNG = np.random.default_rng(0)
 PLAIN = text(3, one(RNG, 3))
 PAIR = text(4, [Track(FIRST_ID, [0, 1, 3], person(RNG, 3)), Track(FIRST_ID + 1, [1, 2], person(RNG, 2))])
-steady = settings(derandomize=True, deadline=None, max_examples=150)
+steady = settings(derandomize=True, deadline=None, max_examples=400)
 
 
 def same(one: Recording, other: Recording) -> None:
