@@ -289,8 +289,11 @@ def _finish(work: Path, out: Path, tasks: list[ShardTask], records: list[ShardRe
         recipe="ntu",
         source=report.source(),
     )
-    text = json.dumps(report.record(ArrowDataset(work, verify=False)), indent=1)
-    (work / "report.json").write_text(text + "\n")
+    dataset = ArrowDataset(work, verify=False)
+    (work / "report.json").write_text(json.dumps(report.record(dataset), indent=1) + "\n")
+    from fgst.figures import lengths
+
+    lengths(dataset.columns["num_frames"], work / "report.png")
     for task in tasks:
         task.record.unlink(missing_ok=True)
     (work / "plan").unlink(missing_ok=True)

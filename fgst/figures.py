@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fgst.metrics import Scores
+from fgst.skeleton import Skeleton
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
 
@@ -89,6 +90,78 @@ def sweep_curve(
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def clip_frames(joints: np.ndarray, skeleton: Skeleton, title: str, path: str | os.PathLike[str]) -> None:
+    """A clip as a row of skeletons over time, from the front above and from the side below; a colour a person.
+
+    Args:
+        joints: ``(M, T, N, 3)``; a person whose frame is all zero is not drawn there.
+    """
+    count = min(8, joints.shape[1])
+    chosen = np.linspace(0, joints.shape[1] - 1, count).round().astype(int)
+    figure, _ = _new(1.6 * count + 0.6, 4.6)
+    figure.clear()
+    axes = figure.subplots(2, count, squeeze=False)
+    for row, view in enumerate(("front", "side")):
+        for column, frame in enumerate(chosen):
+            _draw_skeleton(axes[row, column], joints, int(frame), skeleton, view)
+            axes[0, column].set_title(f"frame {frame + 1}", fontsize=8)
+        axes[row, 0].set_ylabel(view, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def clip_animation(
+    joints: np.ndarray, skeleton: Skeleton, title: str, path: str | os.PathLike[str], *, frames_per_second: int = 30
+) -> None:
+    """The same as a GIF, frame by frame, front and side beside each other."""
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
+    figure, axes = _new(6.4, 3.8, columns=2)
+
+    def draw(frame: int) -> list[Any]:
+        for side, view in zip(axes, ("front", "side"), strict=True):
+            side.clear()
+            _draw_skeleton(side, joints, frame, skeleton, view)
+            side.set_title(view, fontsize=9)
+        figure.suptitle(f"{title}, frame {frame + 1} of {joints.shape[1]}", fontsize=10)
+        return []
+
+    animation = FuncAnimation(figure, draw, frames=joints.shape[1], blit=False)
+    animation.save(Path(path), writer=PillowWriter(fps=frames_per_second), dpi=80)
+
+
+def _draw_skeleton(axes: Any, joints: np.ndarray, frame: int, skeleton: Skeleton, view: str) -> None:
+    """Bones and joints of every person in a frame; the axes are the same for all frames of the clip."""
+    across = 0 if view == "front" else 2
+    seen = np.asarray(joints.any(axis=(2, 3)))
+    points = joints[seen][..., [across, 1]].reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    centre, reach = (low + high) / 2, max(float((high - low).max()) / 2, 1e-6) * 1.1
+    for person in range(len(joints)):
+        if not seen[person, frame]:
+            continue
+        place, colour = joints[person, frame][:, [across, 1]], (BLUE, ORANGE, GREEN, GREY)[person % 4]
+        for joint, parent in enumerate(skeleton.parents):
+            axes.plot(*place[[joint, parent]].T, color=colour, linewidth=1.2)
+        axes.scatter(*place.T, s=5, color=colour)
+    axes.set_xlim(centre[0] - reach, centre[0] + reach)
+    axes.set_ylim(centre[1] - reach, centre[1] + reach)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def lengths(frames: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """How long the clips of a data set are: a histogram of their numbers of frames."""
+    figure, axes = _new(6, 3.2)
+    axes.hist(frames, bins=min(60, max(1, int(np.ptp(frames)))), color=BLUE)
+    axes.set_xlabel("frames")
+    axes.set_ylabel("clips")
+    axes.set_title(f"{len(frames):,} clips, median {np.median(frames):g} frames", fontsize=10)
+    axes.grid(alpha=0.3)
     _save(figure, path)
 
 
