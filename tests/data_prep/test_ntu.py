@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ntu_corpus import Case, corpus, write_folder, write_zip
+from small import kill_when_told, start_python
 
 from data_prep.ntu import main, prepare, read_exclude_list
 from fgst.dataset import ArrowDataset
@@ -176,3 +177,42 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path: Path, archive: Path) ->
     with pytest.raises(InputError, match="not empty"):
         prepare([archive], tmp_path / "out", edition="60", overwrite=True)
     assert (tmp_path / "out" / "mine.txt").read_text() == "x"
+
+
+KILLED = """
+import sys
+import data_prep.ntu as module
+from data_prep.ntu import main
+
+whole = module._made
+
+def told(tasks, workers, address):
+    for number, made in enumerate(whole(tasks, workers, address)):
+        yield made
+        if number == 1:
+            print("two shards", flush=True)
+
+module._made = told
+if __name__ == "__main__":
+    main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_four_workers_and_a_kill_in_the_middle_change_nothing(tmp_path: Path) -> None:
+    """The corpus of the acceptance: 5,000 files with every oddity, one worker, four, and four killed half-way."""
+    cases = corpus(5000)
+    source = write_zip(tmp_path / "skeletons.zip", cases)
+    command = [str(source), "--edition", "60"]
+    prepare([source], tmp_path / "one", edition="60", workers=1)
+    prepare([source], tmp_path / "four", edition="60", workers=4)
+    process = start_python(KILLED, command[0], tmp_path / "killed", *command[1:], "--workers", "4")
+    kill_when_told(process, "two shards")
+    assert not (tmp_path / "killed").exists()
+    kept = len(list((tmp_path / ".killed.preparing").glob("clips-*.json")))
+    assert kept >= 2
+    prepare([source], tmp_path / "killed", edition="60", workers=4)
+    assert contents(tmp_path / "one") == contents(tmp_path / "four") == contents(tmp_path / "killed")
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert report["clips"] == sum(not case.fault for case in cases)
+    assert report["left_out"] == dict(sorted(Counter(case.fault for case in cases if case.fault).items()))
