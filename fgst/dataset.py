@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from fgst.errors import InputError
+from fgst.remote import is_remote, local_copy
 from fgst.skeleton import Skeleton
 
 FORMAT = 1
@@ -72,7 +73,8 @@ class ArrowDataset:
     """A data set that is open for reading.
 
     Attributes:
-        path: its directory.
+        path: its directory on this machine.
+        location: what it was opened as: that directory, or the URI of which that directory is a copy.
         name, skeleton, classes, benchmarks, recipe, source: what ``dataset.json`` says.
         clip_ids: array of the C clip names.
         columns: ``label``, ``subject``, ``camera``, ``setup``, ``replication``, ``num_persons``, ``num_frames``,
@@ -82,12 +84,18 @@ class ArrowDataset:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
-        """Open the data set at ``path``; ``verify`` reads every byte once and checks it against its digest.
+        """Open the data set at ``path``, a directory or the URI of one.
+
+        ``verify`` reads every byte once and checks it against its digest.
 
         Raises:
             InputError: if there is no data set, or a file is missing, truncated, altered or of another format.
         """
-        self.path = Path(path).absolute()
+        if is_remote(path):
+            self.path, self.location = local_copy(str(path)), str(path)
+        else:
+            self.path = Path(path).absolute()
+            self.location = str(self.path)
         description = _read_description(self.path)
         self._description = description
         try:

@@ -65,7 +65,7 @@ def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
     recipe = data.recipe or dataset.recipe
     data = dataclasses.replace(
         data,
-        dataset=str(dataset.path),
+        dataset=dataset.location,
         benchmark=dataset.benchmark(data.benchmark or "").name,
         recipe=recipe,
         frames=data.frames or RECIPE_FRAMES[recipe],
