@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: Sequence[str] | None) -> None:
     parser = CommandParser("python -m data_prep.inspect", __doc__)
-    parser.add_argument("dataset", metavar="DIR", type=Path, help="the data set")
+    parser.add_argument("dataset", metavar="DIR", help="the data set: a directory, or s3://… gs://… file://…")
     parser.add_argument("--clip", metavar="NAME", help="draw this clip")
     parser.add_argument("--animate", action="store_true", help="as an animated GIF, 30 frames a second")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the picture; default: NAME.png or NAME.gif here")
@@ -61,7 +61,7 @@ def _run(argv: Sequence[str] | None) -> None:
             print(f"  {label:<10}{value}")
         return
     row = find_clip(dataset, args.clip)
-    out = args.out or Path(f"{printable(args.clip)}.{'gif' if args.animate else 'png'}")
+    out = args.out or Path(f"{printable(args.clip).replace('/', '_')}.{'gif' if args.animate else 'png'}")
     columns = {column: int(values[row]) for column, values in dataset.columns.items()}
     title = f"{args.clip}: {dataset.classes[columns['label']]}"
     from fgst.figures import clip_animation, clip_frames

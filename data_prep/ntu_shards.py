@@ -23,8 +23,8 @@ from fgst.dataset_writer import write_shard
 from fgst.skeleton import NTU_25
 
 CLIPS_PER_SHARD = 256
-# The longest clips take 4 MB. Beyond this a file is no clip, and reading it could take all memory.
-MAX_FILE_BYTES = 64 * 1024 * 1024
+# The longest clips take 4 MB. Beyond this a file is no clip, and a hostile one could take all memory (20 bytes a byte).
+MAX_FILE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)

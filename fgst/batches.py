@@ -1,7 +1,8 @@
 """Batches made on the device for all their clips at once: frames, augmentation, modality.
 
-The clips of a split are one tensor of frames on the device plus, for each clip, where it starts. Nothing here loops
-over clips.
+On a GPU the clips of a split are one tensor of frames there. On the CPU, and where they would take too much of the
+GPU's memory, they stay in the mapped files, which all processes of the machine share, and a batch copies its own.
+Nothing but that copy goes clip by clip.
 
 Axes: B clips · M persons · L frames of the longest clip of the batch · T frames of the network · N joints.
 """
@@ -21,9 +22,12 @@ from fgst.errors import InputError
 from fgst.modality import to_modality
 
 EVALUATION_BATCH = 64
+# Of a GPU's free memory that the frames of a split may take; the rest is for the network, and for other trials there.
+RESIDENT_SHARE = 0.25
 # What a data set's recipe means for the fields that a configuration leaves open.
 RECIPE_FRAMES = {"nw-ucla": 52, "ntu": 128}
 RECIPE_REPEAT = {"nw-ucla": 5, "ntu": 1}
+COLUMNS = ("num_frames", "num_persons", "label")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,35 @@ class Batch:
     rows: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Clips:
+    """Clips of a batch: frames ``(F, N·3)``, where each person's begin there ``(B, M)``, lengths ``(B,)`` in frames."""
+
+    frames: Tensor
+    first: Tensor
+    lengths: Tensor
+    longest: int
+
+    def take(self, frames: Tensor) -> Tensor:
+        """Frames ``(B, F)`` of each clip, for all its persons: ``(B, M, F, N·3)``."""
+        index = self.first[:, :, None] + frames[:, None, :]
+        # index_select copies rows; indexing by a tensor goes number by number, five times as slow on the CPU
+        return self.frames.index_select(0, index.view(-1)).view(*index.shape, -1)
+
+
+def _by_axis(joints: Tensor) -> Tensor:
+    """``(B, …, 3)`` → ``(B, 3, …)`` as ``(B, 3, S)``: x, y and z each in one piece.
+
+    Rotations and extents are ten times as fast so, on the CPU, as with x, y, z side by side.
+    """
+    return joints.reshape(len(joints), -1, 3).transpose(1, 2).contiguous()
+
+
+def _starts(sizes: Tensor) -> Tensor:
+    """Where each clip begins if they lie one after another."""
+    return sizes.cumsum(0) - sizes
+
+
 class ClipStore:
     """The clips of one split on a device, and how they become batches.
 
@@ -47,25 +80,36 @@ class ClipStore:
         dataset: the open data set.
         rows: which of its clips.
         config: modality; recipe and frames where they differ from the data set's own.
-        device: where frames are kept and batches are made.
+        device: where batches are made.
+        resident: keep all frames on the device; by default on a GPU that has room.
     """
 
-    def __init__(self, dataset: ArrowDataset, rows: np.ndarray, config: DataConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: ArrowDataset,
+        rows: np.ndarray,
+        config: DataConfig,
+        device: torch.device,
+        *,
+        resident: bool | None = None,
+    ) -> None:
         self.recipe = config.recipe or dataset.recipe
         self.frames = config.frames or RECIPE_FRAMES[self.recipe]
         self.modality, self.skeleton, self.device = config.modality, dataset.skeleton, device
         self.max_persons = dataset.max_persons
-        self.rows = rows
+        self.rows, self._dataset = rows, dataset
         self.clip_ids = dataset.clip_ids[rows]
-        lengths = dataset.columns["num_frames"][rows].astype(np.int64)
-        persons = dataset.columns["num_persons"][rows].astype(np.int64)
-        starts = np.cumsum(lengths * persons) - lengths * persons
-        self._host_lengths = lengths
-        self._frames = torch.from_numpy(dataset.gather(rows)).to(device)  # (all frames, N, 3)
-        self._starts, self._lengths, self._persons, self.labels = (
-            torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(device)
-            for values in (starts, lengths, persons, dataset.columns["label"][rows])
-        )
+        columns = {name: torch.from_numpy(dataset.columns[name][rows].astype(np.int64)) for name in COLUMNS}
+        self._host_lengths, self._host_persons = columns["num_frames"], columns["num_persons"]
+        self._host_sizes = self._host_lengths * self._host_persons
+        self._lengths, self._persons, self.labels = (columns[name].to(device) for name in COLUMNS)
+        self._frames: Tensor | None = None  # of all clips, (all frames, N, 3), where it is kept on the device
+        if resident is None:
+            size = int(self._host_sizes.sum()) * self.skeleton.num_joints * 3 * 4
+            resident = device.type == "cuda" and size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+        if resident:
+            self._frames = torch.from_numpy(dataset.gather(rows)).to(device)
+            self._starts = _starts(self._host_sizes).to(device)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,11 +121,22 @@ class ClipStore:
             chosen: ``(B,)`` integers.
             generator: of this store's device; draws the training frames and rotations.
         """
-        index = torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.int64)).to(self.device)
+        numbers = torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.int64))
+        index = numbers.to(self.device)
+        if self._frames is not None:
+            frames, starts = self._frames, self._starts[index]
+        else:
+            frames = torch.from_numpy(self._dataset.gather(self.rows[chosen])).to(self.device)
+            starts = _starts(self._host_sizes[numbers]).to(self.device)
+        person = torch.arange(self.max_persons, device=self.device)
+        present = person < self._persons[index, None]  # (B, M)
+        # Who is not there has the first person's frames at first, and is zeroed at the end.
+        first = starts[:, None] + torch.where(present, person, 0) * self._lengths[index, None]
+        clips = _Clips(frames.flatten(1), first, self._lengths[index], int(self._host_lengths[numbers].max()))
         make = self._nw_ucla if self.recipe == "nw-ucla" else self._ntu
-        joints = make(index, int(self._host_lengths[chosen].max()), generator)
-        present = torch.arange(self.max_persons, device=self.device) < self._persons[index, None]  # (B, M)
-        joints = joints * present[:, :, None, None, None]
+        joints = make(clips, generator)
+        if int(self._host_persons[numbers].min()) < self.max_persons:
+            joints = joints.mul_(present[:, :, None, None, None])
         return Batch(to_modality(joints, self.modality, self.skeleton), present, self.labels[index], chosen)
 
     def training_batches(self, batch_size: int, repeat: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -108,52 +163,45 @@ class ClipStore:
         full, rest = divmod(len(self) * repeat, batch_size)
         return full + (rest > 1 or len(self) * repeat == 1)
 
-    def _take(self, index: Tensor, frames: Tensor) -> Tensor:
-        """Frames ``(B, F)`` of clips ``(B,)`` for all M persons: ``(B, M, F, N, 3)``.
-
-        A person who is not there has the first person's frames here, and is zeroed at the end.
-        """
-        person = torch.arange(self.max_persons, device=self.device)
-        person = torch.where(person < self._persons[index, None], person, 0)  # (B, M)
-        first = self._starts[index, None] + person * self._lengths[index, None]
-        return self._frames[first[:, :, None] + frames[:, None, :]]
-
-    def _nw_ucla(self, index: Tensor, longest: int, generator: torch.Generator | None) -> Tensor:
+    def _nw_ucla(self, clips: _Clips, generator: torch.Generator | None) -> Tensor:
         """The recipe that the field shares for NW-UCLA, ``(B, M, T, N, 3)``.
 
         Centre on the spine of the first frame; in training rotate about y, then x, by angles uniform in ±60°;
         stretch each axis to [-1, 1] over the whole clip; take T frames: sorted draws with replacement in training,
         the floor of T evenly spaced positions in a test.
         """
-        B, T, length = len(index), self.frames, self._lengths[index, None]
+        length, centre = clips.lengths[:, None], 3 * self.skeleton.centre
         # The last frame repeats where a clip is shorter than the longest: it changes neither minimum nor maximum.
-        every = torch.arange(longest, device=self.device).expand(B, -1)
-        joints = self._take(index, torch.minimum(every, length - 1))
-        joints = joints - joints[:, :1, :1, self.skeleton.centre, None]
+        every = torch.arange(clips.longest, device=self.device).expand(len(length), -1)
+        joints = clips.take(torch.minimum(every, length - 1))  # (B, M, L, N·3)
+        B, M, L, T = *joints.shape[:3], self.frames
+        origin = joints[:, 0, 0, centre : centre + 3, None].clone()  # (B, 3, 1)
+        joints = _by_axis(joints) - origin
         if generator is not None:
             angles = (torch.rand(B, 2, generator=generator, device=self.device) * 2 - 1) * (torch.pi / 3)
-            turn = rotation(angles[:, 0], "x") @ rotation(angles[:, 1], "y")
-            joints = torch.einsum("bmtnc,bdc->bmtnd", joints, turn)
-        low = joints.amin((1, 2, 3), keepdim=True)
-        extent = joints.amax((1, 2, 3), keepdim=True) - low
-        # An axis without extent (all joints in a plane) has no scale: it becomes 0, not 0/0.
-        joints = torch.where(extent > 0, (joints - low) / extent.clamp_min(1e-12) * 2 - 1, 0.0)
-        if generator is not None:
+            joints = rotation(angles[:, 0], "x") @ rotation(angles[:, 1], "y") @ joints
             draws = torch.rand(B, T, generator=generator, device=self.device, dtype=torch.float64)
             frames = torch.minimum((draws * length).long(), length - 1).sort(dim=1).values
         else:
-            frames = even_frames(self._lengths[index], T)
-        return joints.gather(2, frames[:, None, :, None, None].expand(-1, joints.shape[1], -1, *joints.shape[3:]))
+            frames = even_frames(clips.lengths, T)
+        low = joints.amin(2, keepdim=True)
+        extent = joints.amax(2, keepdim=True) - low
+        rows = torch.arange(B * 3 * M, device=self.device).view(B, -1, 1) * L + frames[:, None]
+        joints = joints.view(B * 3 * M * L, -1).index_select(0, rows.view(-1)).view(B, 3, -1)
+        # An axis without extent (all joints in a plane) has no scale: it becomes 0, not 0/0.
+        flat = extent <= 0
+        scale, shift = (2 / extent).masked_fill_(flat, 0), torch.ones_like(extent).masked_fill_(flat, 0)
+        joints = joints.sub_(low).mul_(scale).sub_(shift)
+        return joints.transpose(1, 2).contiguous().view(B, M, T, -1, 3)
 
-    def _ntu(self, index: Tensor, longest: int, generator: torch.Generator | None) -> Tensor:
+    def _ntu(self, clips: _Clips, generator: torch.Generator | None) -> Tensor:
         """The recipe that the field shares for NTU RGB+D, ``(B, M, T, N, 3)``.
 
         Training: crop a random half to whole of the clip, but at least 64 frames if it has them, and rotate by one
         angle uniform in ±0.3 rad about each axis. Test: the centre 95 %. Either is resized to T frames by linear
         interpolation.
         """
-        del longest
-        B, T, length = len(index), self.frames, self._lengths[index]
+        B, T, length = len(clips.lengths), self.frames, clips.lengths
         if generator is not None:
             draws = torch.rand(B, 2, generator=generator, device=self.device, dtype=torch.float64)
             kept = (length * (0.5 + 0.5 * draws[:, 0])).floor().long().clamp_min(64).minimum(length)
@@ -165,15 +213,13 @@ class ClipStore:
         position = torch.minimum(position.clamp_min(0), kept[:, None] - 1.0)
         before = position.floor().long()
         after = torch.minimum(before + 1, kept[:, None] - 1)
-        weight = (position - before).float()[:, None, :, None, None]
-        joints = torch.lerp(
-            self._take(index, first[:, None] + before), self._take(index, first[:, None] + after), weight
-        )
+        weight = (position - before).float()[:, None, :, None]
+        joints = torch.lerp(clips.take(first[:, None] + before), clips.take(first[:, None] + after), weight)
         if generator is not None:
             angles = (torch.rand(B, 3, generator=generator, device=self.device) * 2 - 1) * 0.3
             turn = rotation(angles[:, 2], "z") @ rotation(angles[:, 1], "y") @ rotation(angles[:, 0], "x")
-            joints = torch.einsum("bmtnc,bdc->bmtnd", joints, turn)
-        return joints
+            joints = (turn @ _by_axis(joints)).transpose(1, 2).contiguous()
+        return joints.view(B, -1, T, self.skeleton.num_joints, 3)
 
 
 def rotation(angles: Tensor, axis: str) -> Tensor:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fgst.errors import CommandParser, InputError, run_command
-from fgst.options import add_device_options, add_tracking_option
+from fgst.options import add_cache_option, add_device_options, add_tracking_option
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run-id", required=True, metavar="RUN_ID", help="32 hexadecimal digits, as a training or a sweep prints"
     )
-    parser.add_argument("--dataset", metavar="DIR", help="default: where the run found it")
+    parser.add_argument("--dataset", metavar="DIR", help="a directory or URI; default: where the run found it")
+    add_cache_option(parser)
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="default: test")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
     add_device_options(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fgst.config import PRESETS, PROTOCOLS, TrialConfig
 from fgst.errors import InputError
 from fgst.modality import MODALITIES
+from fgst.remote import read_size
 
 
 def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool) -> None:
@@ -19,9 +21,10 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
         "--dataset",
         required=dataset_required,
         metavar="DIR",
-        help="Arrow data set, made by python -m data_prep.nw_ucla or .demo"
+        help="Arrow data set made by python -m data_prep.nw_ucla, .ntu or .custom: a directory, or s3://… gs://… file://…"
         + ("" if dataset_required else "; default: generated motion, prepared under datasets/demo"),
     )
+    add_cache_option(group)
     group.add_argument(
         "--preset",
         choices=PRESETS,
@@ -48,6 +51,24 @@ def add_override_option(parser: argparse._ActionsContainer) -> None:
         dest="overrides",
         help="any other setting, e.g. --set model.focal_joints=12 --set train.lr=0.05 --set model.dilations=1,3",
     )
+
+
+def add_cache_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--cache-limit",
+        action=_CacheLimit,
+        metavar="SIZE",
+        help="of the copies in $FGST_CACHE (~/.cache/fgst) of data sets behind a URI, e.g. 50G: those used last stay; "
+        "default: $FGST_CACHE_LIMIT, else none",
+    )
+
+
+class _CacheLimit(argparse.Action):
+    """Into the environment, where opening a data set looks, in this process and in those that it starts."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        read_size(values, option_string or "")
+        os.environ["FGST_CACHE_LIMIT"] = values
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

@@ -471,3 +471,22 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
         choose_device("cuda")
     with pytest.raises(InputError, match="'quantum'"):
         choose_device("quantum")
+
+
+# --- where the frames are ---
+
+
+@recipes
+def test_frames_on_the_device_and_in_the_files_give_the_same_batches(recipe: str, tmp_path: Path) -> None:
+    joints = SKELETONS[recipe].num_joints
+    dataset = write(tmp_path, [moving(1 + i % 2, 9 + 5 * i, joints, i) for i in range(9)], recipe, shard_bytes=20_000)
+    assert len(list(dataset.path.glob("*.arrow"))) > 1
+    rows = np.array([8, 2, 5, 0, 7])
+    stores = [ClipStore(dataset, rows, DataConfig(frames=16), CPU, resident=resident) for resident in (True, False)]
+    for training in (True, False):
+        a, b = (
+            store.batch(np.array([3, 0, 3, 4, 1]), torch.Generator().manual_seed(1) if training else None)
+            for store in stores
+        )
+        for one, other in ((a.clips, b.clips), (a.present, b.present), (a.labels, b.labels)):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -12,7 +12,9 @@ from fgst.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-PASSED_ON = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_TRACKING_TOKEN")
+PASSED_ON = (
+    "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_TRACKING_TOKEN", "FGST_CACHE_LIMIT",
+)  # fmt: skip
 RESTARTS = 3  # of a piece of work whose process died, before it counts as failed
 
 

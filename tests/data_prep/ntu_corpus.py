@@ -126,10 +126,12 @@ def corpus(count: int, *, seed: int = 0, actions: int = 60, setups: int = 17) ->
         if not kinds:
             kinds = _cases(rng, frames=int(rng.integers(24, 48)))
         content, persons, frames, fault, removed = kinds.pop(0)
-        action, rest = number % actions + 1, number // actions
-        camera, rest = rest % 3 + 1, rest // 3
-        subject, rest = rest % 40 + 1, rest // 40
-        name = f"S{rest % setups + 1:03d}C{camera:03d}P{subject:03d}R{1 + number % 2:03d}A{action:03d}"
+        # Skewed, so that even a small corpus has several of each; still every name once.
+        turn, action = divmod(number, actions)
+        camera, subject = turn + number, turn // 3 + number
+        setup = turn // 120 + turn + number
+        name = f"S{setup % setups + 1:03d}C{camera % 3 + 1:03d}P{subject % 40 + 1:03d}"
+        name += f"R{1 + number % 2:03d}A{action + 1:03d}"
         cases.append(Case(name, content, persons, frames, fault, Counter(removed)))
     return cases
 

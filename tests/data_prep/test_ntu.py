@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -177,6 +178,57 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path: Path, archive: Path) ->
     with pytest.raises(InputError, match="not empty"):
         prepare([archive], tmp_path / "out", edition="60", overwrite=True)
     assert (tmp_path / "out" / "mine.txt").read_text() == "x"
+
+
+def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
+    """Ratios of a thousand, names that climb out of the folder, names that are no clip's: faults, or clips like others."""
+    good = cases[0]
+    others = {
+        "S001C001P001R001A002": b"\0" * 40_000_000,
+        "S001C001P001R001A003": b"9999999\n" + b"0\n" * 20_000_000,
+        "S001C001P001R001A004": b"99999999\n" + b"1\n" * 7_000_000,
+    }
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"../../../{good.name}.skeleton", good.content)
+        archive.writestr("/etc/S099C999P001R001A001.skeleton", good.content)
+        archive.writestr("S001C001P001R001A000.skeleton", good.content)
+        archive.writestr("S001C001P001R001A061.skeleton", good.content)
+        archive.writestr("\x1b[31mred.skeleton", good.content)
+        archive.writestr("readme.txt", b"hello")
+        for name, content in others.items():
+            archive.writestr(f"{name}.skeleton", content)
+    assert (tmp_path / "bad.zip").stat().st_size < 200_000
+    before = set(tmp_path.parent.rglob("*.skeleton"))
+    dataset, report = prepare([tmp_path / "bad.zip"], tmp_path / "out", edition="60")
+    assert list(dataset.clip_ids) == [good.name]
+    assert set(tmp_path.parent.rglob("*.skeleton")) == before
+    assert report.reasons() == {"unreadable": 3, "not a clip": 3, "not in this edition": 1}
+    assert report.strays == 1
+    text = (dataset.path / "report.json").read_text()
+    assert "larger than the 16 MiB" in text
+    assert "\\u001b" not in text
+
+
+@pytest.mark.parametrize(
+    ("edition", "benchmark"), [("60", "x-sub"), ("60", "x-view"), ("120", "x-sub"), ("120", "x-set")]
+)
+def test_training_on_it(edition: str, benchmark: str, tmp_path: Path) -> None:
+    from fgst.config import PRESETS
+    from fgst.training import fit
+
+    source = write_folder(tmp_path / "in", corpus(230, actions=8, setups=32 if edition == "120" else 17))
+    dataset, _ = prepare([source], tmp_path / "out", edition=edition)
+    config = PRESETS["tiny"].with_values(
+        {"data.benchmark": benchmark, "train.epochs": 1, "data.frames": 16, "train.lr": 0.01}
+    )
+    (result,) = fit(config, dataset=dataset, device="cpu")
+    assert result.test is not None
+    rule = dataset.benchmark(benchmark)
+    values = dataset.columns[rule.column]
+    tested = set(dataset.clip_ids[~np.isin(values, rule.train)])
+    assert set(result.test.clip_ids) == tested
+    assert 10 < len(tested) < len(dataset) - 10
+    assert {"val/top1", "test/top1"} <= set(result.metrics)
 
 
 KILLED = """
