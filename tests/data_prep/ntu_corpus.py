@@ -149,3 +149,9 @@ def write_zip(path: Path, cases: list[Case]) -> Path:
         for case in cases:
             archive.writestr(f"nturgb+d_skeletons/{case.name}.skeleton", case.content)
     return path
+
+
+if __name__ == "__main__":  # python tests/data_prep/ntu_corpus.py corpus.zip 5000
+    import sys
+
+    write_zip(Path(sys.argv[1]), corpus(int(sys.argv[2])))

@@ -231,6 +231,19 @@ def test_training_on_it(edition: str, benchmark: str, tmp_path: Path) -> None:
     assert {"val/top1", "test/top1"} <= set(result.metrics)
 
 
+@pytest.mark.slow
+def test_on_a_cluster_that_is_there(tmp_path: Path, made: Path, archive: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        prepare([archive], tmp_path / "out", edition="60", workers=2, address=cluster.address)
+    finally:
+        cluster.shutdown()
+    assert contents(tmp_path / "out") == contents(made)
+
+
 KILLED = """
 import sys
 import data_prep.ntu as module
