@@ -28,8 +28,8 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
     group.add_argument(
         "--preset",
         choices=PRESETS,
-        help="paper (§4.2; default on a GPU), best (its network, trained as validation chose), small (default on a CPU) "
-        "or tiny (4 narrow layers)",
+        help="paper (§4.2; default on a GPU), best (its network, trained as validation chose), "
+        "small (default on a CPU) or tiny (4 narrow layers)",
     )
     group.add_argument("--epochs", type=positive(int), metavar="E", help="default: the preset's")
     group.add_argument("--modality", choices=MODALITIES, help="default: joint")

@@ -61,7 +61,7 @@ def test_a_trial_on_a_data_set_in_a_bucket(bucket, tmp_path: Path, capsys: pytes
 
 def test_what_is_wrong_in_a_bucket_is_one_message(bucket, tmp_path: Path) -> None:
     for uri in ("s3://motion/nothing", "s3://nobody-has-this/x"):
-        with pytest.raises(InputError, match="is not a data set|cannot be read"):
+        with pytest.raises(InputError, match=r"is not a data set|cannot be read"):
             ArrowDataset(uri)
     here = write_small(tmp_path / "here", shard_bytes=6000)
     uri = upload(bucket, here, "half")

@@ -181,7 +181,7 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path: Path, archive: Path) ->
 
 
 def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
-    """Ratios of a thousand, names that climb out of the folder, names that are no clip's: faults, or clips like others."""
+    """Ratios of a thousand, names that climb, names that are no clip's: faults, or clips like others."""
     good = cases[0]
     others = {
         "S001C001P001R001A002": b"\0" * 40_000_000,
