@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fgst.config import TrialConfig
@@ -13,6 +14,46 @@ from fgst.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.skeleton import Skeleton
 from fgst.training import resolve
+
+Point = dict[str, Any]  # a value (number or text) by parameter name
+
+SEARCHES = ("grid", "optuna", "random", "nsga2")
+# What can be asked for, whether more is better, and the metric that trials log it under.
+OBJECTIVES = {
+    "val_top1": ("maximize", "val/top1"),
+    "flops": ("minimize", "model/gflops"),
+    "params": ("minimize", "model/parameters"),
+    "latency": ("minimize", "model/latency_ms"),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Something that a sweep varies.
+
+    Attributes:
+        name: as tables call it, e.g. ``K``.
+        values: what a grid goes through and a search chooses from: numbers or texts.
+        low, high: both ends of a range, for searches, where there are no ``values``; whole numbers make it integer.
+        log: the range is searched by ratios.
+        when: another parameter and the values of it for which this one exists; ``None`` is always.
+    """
+
+    name: str
+    values: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    when: tuple[str, tuple[Any, ...]] | None = None
+
+    def exists(self, point: Mapping[str, Any]) -> bool:
+        """Whether it has a value beside those chosen before it."""
+        return self.when is None or point.get(self.when[0]) in self.when[1]
+
+    @property
+    def integer(self) -> bool:
+        """Whether its range holds whole numbers only."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 @dataclass(frozen=True)
@@ -22,22 +63,22 @@ class Question:
     Attributes:
         name: of the script, e.g. ``focal_k``.
         title: the question in words.
-        axis: heading of the swept setting, e.g. ``K``.
-        settings: the fields that one value stands for, e.g. ``lambda k: {"model.focal_joints": k}``.
-        values: the values asked for by default, for a skeleton.
-        read: one value from a command line's text.
-        published: the paper's top-1 in %, by value.
+        parameters: what is varied, for a skeleton and the trial that everything else is taken from.
+        settings: the fields that a point stands for, e.g. ``lambda p: {"model.focal_joints": p["K"]}``.
+        published: the paper's top-1 in %, by label, e.g. ``{"K=15": 89.5}``.
         source: where these stand, e.g. "Table 2 (NTU-60 X-Sub, joint)".
+        baseline: label of the row that the others are compared with; the first row if it is not among them.
+        search: how points are chosen unless the command line says otherwise: one of ``SEARCHES``.
     """
 
     name: str
     title: str
-    axis: str
-    settings: Callable[[Any], Mapping[str, Any]]
-    values: Callable[[Skeleton], Sequence[Any]]
-    read: Callable[[str], Any] = int
-    published: Mapping[Any, float] = field(default_factory=dict)
+    parameters: Callable[[Skeleton, TrialConfig], Sequence[Parameter]]
+    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    published: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    baseline: str = ""
+    search: str = "grid"
 
 
 @dataclass(frozen=True)
@@ -51,42 +92,79 @@ class Trial:
     @property
     def name(self) -> str:
         """What a person reads in the MLflow UI, e.g. ``K=15 joint s0``."""
-        return f"{self.label} {self.config.data.modality} s{self.config.train.seed}"
+        modality = self.config.data.modality
+        # The modality is said once, also where it is what the sweep varies.
+        what = self.label if self.label.endswith(f"={modality}") else f"{self.label} {modality}"
+        return f"{what} s{self.config.train.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"label": self.label, "key": self.key, "config": self.config.flat()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Trial:
+        return cls(content["label"], TrialConfig.from_flat(content["config"]), content["key"])
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Successive halving on epochs: at epochs ``grace``, ``grace · reduction``, … the best 1 / ``reduction`` go on."""
+
+    grace: int
+    reduction: int
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A sweep: its trials, in order, and what its table says beside them. JSON all through."""
+    """A sweep: JSON all through.
+
+    Attributes:
+        name, title, published, source, baseline: of its question.
+        parameters: what is varied.
+        search: one of ``SEARCHES``.
+        seeds: trainings of each point, from the base's seed on.
+        limit: trainings that a search may begin; ``None`` for a grid, which has its own number.
+        objectives: of a search, one or two names of ``OBJECTIVES``.
+        early_stop: ``None`` if every trial is trained to its end.
+        first: points that a search tries before its own.
+        base: the trial that points are changes of; its seed is the search's too.
+        trials: those of a grid, in order; empty for a search, which makes them one after another.
+        dataset_name, dataset_digest: what all are trained on.
+    """
 
     name: str
     title: str
-    axis: str
+    parameters: tuple[Parameter, ...]
+    search: str
+    seeds: int
+    limit: int | None
+    objectives: tuple[str, ...]
+    early_stop: EarlyStop | None
+    first: tuple[tuple[tuple[str, Any], ...], ...]
+    base: TrialConfig
     trials: tuple[Trial, ...]
     published: tuple[tuple[str, float], ...]
     source: str
+    baseline: str
     dataset_name: str
     dataset_digest: str
 
     @property
     def experiment(self) -> str:
         """The MLflow experiment: one per data set and benchmark."""
-        return f"{self.dataset_name} {self.trials[0].config.data.benchmark}"
+        return f"{self.dataset_name} {self.base.data.benchmark}"
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The swept values, each once, in order."""
-        return tuple(dict.fromkeys(trial.label for trial in self.trials))
+    def axis(self) -> str:
+        """Heading of what is varied, e.g. ``K``."""
+        return " ".join(parameter.name for parameter in self.parameters)
+
+    @property
+    def total(self) -> int:
+        """How many trainings it is, at most."""
+        return len(self.trials) if self.limit is None else self.limit
 
     def to_json(self) -> str:
-        content = {
-            "name": self.name,
-            "title": self.title,
-            "axis": self.axis,
-            "trials": [{"label": t.label, "key": t.key, "config": t.config.flat()} for t in self.trials],
-            "published": [list(pair) for pair in self.published],
-            "source": self.source,
-            "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
-        }
+        content = asdict(self) | {"base": self.base.flat(), "trials": [trial.to_dict() for trial in self.trials]}
         return json.dumps(content, indent=1) + "\n"
 
     @classmethod
@@ -98,48 +176,141 @@ class SweepSpec:
         """
         try:
             content = json.loads(text)
+            stop = content["early_stop"]
             return cls(
-                name=content["name"],
-                title=content["title"],
-                axis=content["axis"],
-                trials=tuple(
-                    Trial(t["label"], TrialConfig.from_flat(t["config"]), t["key"]) for t in content["trials"]
-                ),
-                published=tuple((str(label), float(figure)) for label, figure in content["published"]),
-                source=content["source"],
-                dataset_name=content["dataset"]["name"],
-                dataset_digest=content["dataset"]["digest"],
+                **content
+                | {
+                    "parameters": tuple(_read_parameter(p) for p in content["parameters"]),
+                    "objectives": tuple(content["objectives"]),
+                    "early_stop": stop and EarlyStop(**stop),
+                    "first": tuple(tuple((name, value) for name, value in point) for point in content["first"]),
+                    "base": TrialConfig.from_flat(content["base"]),
+                    "trials": tuple(Trial.from_dict(t) for t in content["trials"]),
+                    "published": tuple((str(label), float(figure)) for label, figure in content["published"]),
+                }
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the sweep's specification cannot be read ({error!r})") from None
 
 
-def make_spec(
-    question: Question, base: TrialConfig, dataset: ArrowDataset, values: Sequence[Any] | None, seeds: int
-) -> SweepSpec:
-    """The grid of a question: each value with each of ``seeds`` seeds, the seeds of ``base`` and those after it.
+def _read_parameter(content: dict[str, Any]) -> Parameter:
+    when = content["when"]
+    return Parameter(**content | {"values": tuple(content["values"]), "when": when and (when[0], tuple(when[1]))})
+
+
+def label_of(point: Mapping[str, Any]) -> str:
+    """``K=15``, or ``K=15 P=10``."""
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in point.items()
+    )
+
+
+def points_of(parameters: Sequence[Parameter]) -> Iterator[Point]:
+    """The grid: every combination that exists, the last parameter fastest.
 
     Raises:
-        InputError: if a value does not fit the network or the data set, or occurs twice; before anything is started.
+        InputError: if a parameter is a range.
     """
-    chosen = list(question.values(dataset.skeleton)) if values is None else list(values)
-    if len(set(chosen)) != len(chosen):
-        raise InputError(f"--values names a value twice: {', '.join(map(str, chosen))}")
-    trials = []
-    for value in chosen:
-        for seed in range(base.train.seed, base.train.seed + seeds):
-            settings = {**question.settings(value), "train.seed": seed}
-            config = resolve(base.with_values(settings), dataset)
-            identity = json.dumps([config.digest(without=("data.dataset",)), dataset.digest])
-            key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-            trials.append(Trial(f"{question.axis}={value}", config, key))
+    for parameter in parameters:
+        if not parameter.values:
+            raise InputError(
+                f"{parameter.name} is a range, which no grid goes through; use --search optuna or --values"
+            )
+    seen = set()
+    for chosen in itertools.product(*(parameter.values for parameter in parameters)):
+        point: Point = {}
+        for parameter, value in zip(parameters, chosen, strict=True):
+            if parameter.exists(point):
+                point[parameter.name] = value
+        if (label := label_of(point)) not in seen:
+            seen.add(label)
+            yield point
+
+
+class Trials:
+    """Makes the trials of a question on a data set: a point and a seed → a :class:`Trial`."""
+
+    def __init__(self, question: Question, base: TrialConfig, dataset: ArrowDataset) -> None:
+        self.question, self.base, self.dataset = question, base, dataset
+
+    def make(self, point: Mapping[str, Any], seed: int) -> Trial:
+        """Raises InputError, naming the field, if the network or the data set cannot be so."""
+        settings = {**self.question.settings(point), "train.seed": seed}
+        config = resolve(self.base.with_values(settings), self.dataset)
+        identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])
+        return Trial(label_of(point), config, hashlib.sha256(identity.encode()).hexdigest()[:32])
+
+
+def make_spec(
+    question: Question,
+    base: TrialConfig,
+    dataset: ArrowDataset,
+    *,
+    values: Sequence[Any] | None = None,
+    seeds: int = 1,
+    search: str | None = None,
+    limit: int = 20,
+    objectives: Sequence[str] = ("val_top1",),
+    early_stop: EarlyStop | None = None,
+    first: Sequence[Mapping[str, Any]] = (),
+) -> SweepSpec:
+    """Check a sweep and write it down.
+
+    Args:
+        values: instead of the question's own, for its one parameter.
+        limit: trainings of a search.
+        first: points to try first.
+
+    Raises:
+        InputError: if anything in it is impossible; before anything is started.
+    """
+    base = resolve(base, dataset)
+    parameters = list(question.parameters(dataset.skeleton, base))
+    search = search or question.search
+    if values is not None:
+        if len(parameters) != 1:
+            names = ", ".join(parameter.name for parameter in parameters)
+            raise InputError(f"--values is for one parameter, but {question.name} has {names}; fix others by --set")
+        if len(set(values)) != len(values):
+            raise InputError(f"--values names a value twice: {', '.join(map(str, values))}")
+        parameters = [Parameter(parameters[0].name, tuple(values))]
+    make = Trials(question, base, dataset).make
+    range_of_seeds = range(base.train.seed, base.train.seed + seeds)
+    trials: tuple[Trial, ...] = ()
+    if search == "grid":
+        trials = tuple(make(point, seed) for point in points_of(parameters) for seed in range_of_seeds)
+    else:
+        if base.data.protocol == "paper":
+            raise InputError(
+                "a search chooses by validation, and --protocol paper holds nothing out; search first, then train what "
+                "it found with --protocol paper"
+            )
+        known = [parameter.name for parameter in parameters]
+        for point in first:
+            if unknown := [name for name in point if name not in known]:
+                raise InputError(f"--enqueue names {unknown[0]}, which is not searched; there are {', '.join(known)}")
+            make(point, base.train.seed)
+    if early_stop is not None:
+        if base.data.protocol == "paper":
+            raise InputError("--early-stop compares by validation, and --protocol paper holds nothing out")
+        if len(objectives) > 1:
+            raise InputError("--early-stop needs one objective; with two, what is behind in one may lead in the other")
+    labels = {trial.label for trial in trials}
     return SweepSpec(
         name=question.name,
         title=question.title,
-        axis=question.axis,
-        trials=tuple(trials),
-        published=tuple((f"{question.axis}={v}", f) for v, f in question.published.items() if v in chosen),
+        parameters=tuple(parameters),
+        search=search,
+        seeds=seeds,
+        limit=None if search == "grid" else limit,
+        objectives=tuple(objectives),
+        early_stop=early_stop,
+        first=tuple(tuple(point.items()) for point in first) if search != "grid" else (),
+        base=base,
+        trials=trials,
+        published=tuple((label, f) for label, f in question.published.items() if not trials or label in labels),
         source=question.source,
+        baseline=question.baseline,
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
     )
