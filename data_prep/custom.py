@@ -150,6 +150,17 @@ def prepare(
     for benchmark in benchmarks:
         if not any(row.get(benchmark.column) for row in rows):
             raise InputError(f"{labels}: has no {benchmark.column}, by which benchmark {benchmark.name} splits")
+    for number, benchmark in enumerate(benchmarks):
+        if benchmark.name in [other.name for other in benchmarks[:number]]:
+            raise InputError(f"--benchmark {benchmark.name}: is there twice; give each a name of its own")
+        values = [int(row.get(benchmark.column) or 0) for row in rows]
+        trained = sum(value in benchmark.train for value in values)
+        if trained in (0, len(rows)):
+            split = "train" if trained == 0 else "test"
+            raise InputError(
+                f"--benchmark {benchmark.name}: leaves no clip to {split}; {benchmark.column} is one of "
+                f"{', '.join(map(str, sorted(set(values))[:20]))}"
+            )
     classes = sorted({row["label"] for row in rows})
     source: dict[str, Any] = {"made_by": "data_prep.custom"}  # completed by _clips before it is written
     found = tracked(_clips(clips, rows, body, classes, source), total=len(rows), what="clips")

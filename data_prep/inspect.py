@@ -29,7 +29,10 @@ def find_clip(dataset: ArrowDataset, name: str) -> int:
     if len(rows):
         return int(rows[0])
     near = difflib.get_close_matches(name, dataset.clip_ids.tolist(), n=3, cutoff=0.4)
-    raise InputError(f"--clip {name}: {dataset.name} has no clip of that name; near it are {', '.join(near) or 'none'}")
+    raise InputError(
+        f"--clip {name}: {dataset.name} has no clip of that name; "
+        + (f"near it are {', '.join(near)}" if near else f"its first is {dataset.clip_ids[0]}")
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +49,9 @@ def _run(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     if args.clip is None and (args.animate or args.out):
         raise InputError("--animate and --out draw a clip: name it with --clip")
+    ending = ".gif" if args.animate else ".png"
+    if args.out and args.out.suffix.lower() != ending:
+        raise InputError(f"--out {args.out}: name a file that ends in {ending}")
     dataset = ArrowDataset(args.dataset)  # checks sizes, digests, columns, labels
     _check_values(dataset)
     if args.clip is None:
@@ -61,7 +67,7 @@ def _run(argv: Sequence[str] | None) -> None:
             print(f"  {label:<10}{value}")
         return
     row = find_clip(dataset, args.clip)
-    out = args.out or Path(f"{printable(args.clip).replace('/', '_')}.{'gif' if args.animate else 'png'}")
+    out = args.out or Path(f"{printable(args.clip).replace('/', '_')}{ending}")
     columns = {column: int(values[row]) for column, values in dataset.columns.items()}
     title = f"{args.clip}: {dataset.classes[columns['label']]}"
     from fgst.figures import clip_animation, clip_frames
@@ -70,7 +76,8 @@ def _run(argv: Sequence[str] | None) -> None:
         (clip_animation if args.animate else clip_frames)(dataset.clip(row), dataset.skeleton, title, out)
     print(title)
     for column, number in columns.items():
-        print(f"  {column:<12}{number}")
+        known = number or column == "label"  # 0 stands for "not recorded"
+        print(f"  {column:<12}{number if known else '-'}")
     print(f"  drawn to    {out}")
 
 

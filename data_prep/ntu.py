@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
@@ -36,9 +37,10 @@ from data_prep.report import Line, print_report, printable, tracked_clips, writi
 from data_prep.sources import ClipError, ClipFile, open_source, read_again
 from fgst.dataset import ArrowDataset
 from fgst.dataset_writer import check_output, move_into_place, write_description
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.errors import CommandParser, InputError, Interrupted, run_command
 from fgst.skeleton import NTU_25
 
+SHOWN = 5  # unreadable files that the summary names
 PLAN = 1  # changes when the same files would give another data set
 HINT = "name the zip of skeletons as it was downloaded, or the folder that it unpacks to"
 
@@ -240,6 +242,8 @@ def _all_records(tasks: list[ShardTask], workers: int, address: str | None) -> l
     """Make the shards that are missing, telling how far it is."""
     records = {task.index: record for task in tasks if (record := finished(task)) is not None}
     missing = [task for task in tasks if task.index not in records]
+    if records:
+        print(f"going on: {len(records):,} of {len(tasks):,} files are there", file=sys.stderr, flush=True)
     total = sum(len(task.entries) for task in tasks)
     done = total - sum(len(task.entries) for task in missing)
     with closing(tracked_clips(_made(missing, workers, address), total=total, done=done)) as made:
@@ -344,19 +348,26 @@ def _run(argv: Sequence[str] | None) -> None:
         raise InputError(f"--workers is {args.workers}; it must be at least 1")
     exclude = read_exclude_list(args.exclude_list) if args.exclude_list else []
     began = time.monotonic()
-    dataset, report = prepare(
-        args.sources, args.out, edition=args.edition, exclude=exclude, workers=args.workers, address=args.address,
-        overwrite=args.overwrite,
-    )  # fmt: skip
+    try:
+        dataset, report = prepare(
+            args.sources, args.out, edition=args.edition, exclude=exclude, workers=args.workers, address=args.address,
+            overwrite=args.overwrite,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted("What is done is kept beside OUT: the same command goes on.") from None
     reasons = report.reasons()
+    unreadable = [f"{place}: {fault}" for place, kind, fault in report.left_out if kind == "unreadable"]
     lines: list[Line] = [
         ("read", f"{report.files:,} .skeleton files"),
         ("kept", f"{report.kept:,} clips"),
         ("left out", f"{len(report.left_out):,} files (named in {args.out}/report.json)"),
         *(("", f"{count:6,}  {kind}") for kind, count in sorted(reasons.items())),
-        *(("", f"        {place}: {fault}") for place, kind, fault in report.left_out if kind == "unreadable"),
+        *(("", f"        {line}") for line in unreadable[:SHOWN]),
+        *[("", f"        and {len(unreadable) - SHOWN:,} more in the report")] * (len(unreadable) > SHOWN),
         ("cleaned", ", ".join(f"{count:,} {what}" for what, count in sorted(report.removed.items())) or "nothing"),
     ]
+    if exclude:
+        lines.append(("excluded", f"{reasons['excluded']:,} of the {len(exclude):,} names on the list are here"))
     if report.strays:
         lines.append(("ignored", f"{report.strays:,} files that are not .skeleton"))
     print_report(f"NTU RGB+D {args.edition}", lines, dataset, args.out, time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shlex
 import sys
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fgst.dataset import ArrowDataset
 from fgst.errors import InputError
+from fgst.skeleton import Skeleton
 
 Line = tuple[str, str]  # what it is, its value
 T = TypeVar("T")
@@ -75,7 +77,8 @@ def writing_to(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); make room or name another") from None
+        mend = "make room, or name another" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another"
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); {mend}") from None
 
 
 def describe(dataset: ArrowDataset) -> list[Line]:
@@ -116,9 +119,18 @@ def print_report(title: str, lines: Sequence[Line], dataset: ArrowDataset, out: 
     for label, value in everything:
         print(f"  {label:<10}{value}")
     where = shlex.quote(str(out))
+    focal, parts = _settings(dataset.skeleton)
     print("next, train once or sweep K:")
-    print(f"  python -m fgst.train --dataset {where}")
-    print(f"  python sweeps/focal_k.py --dataset {where}", flush=True)
+    print(f"  python -m fgst.train --dataset {where}{focal}{parts}")
+    print(f"  python sweeps/focal_k.py --dataset {where}{parts}", flush=True)
+
+
+def _settings(skeleton: Skeleton) -> tuple[str, str]:
+    """What a skeleton needs where the paper's K = 15 or P = 10 is not for it: options to type."""
+    joints, known = skeleton.num_joints, skeleton.known_parts
+    focal = "" if joints >= 15 else f" --set model.focal_joints={-(-3 * joints // 5)}"
+    fitting = max((count for count in known if count <= 10), default=known[0])
+    return focal, "" if 10 in known else f" --set model.parts={fitting}"
 
 
 def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,13 @@ class Batch:
     labels: Tensor
     rows: np.ndarray
 
+    def parts(self, count: int) -> Iterator[Batch]:
+        """The batch in ``count`` pieces of about the same size, or as it is."""
+        size = -(-len(self.labels) // count)
+        for start in range(0, len(self.labels), size) if count > 1 else (0,):
+            part = slice(start, start + size)
+            yield Batch(self.clips[part], self.present[part], self.labels[part], self.rows[part])
+
 
 @dataclass(frozen=True)
 class _Clips:

@@ -129,7 +129,8 @@ class ModelConfig:
         """Raise :class:`InputError`, naming the field, if K or P does not fit the skeleton."""
         _require(
             self.focal_joints <= skeleton.num_joints or not self.focal_selection,
-            f"model.focal_joints is {self.focal_joints}, but skeleton {skeleton.name} has {skeleton.num_joints} joints",
+            f"model.focal_joints is {self.focal_joints}, but skeleton {skeleton.name} has {skeleton.num_joints} "
+            f"joints; e.g. --set model.focal_joints={-(-3 * skeleton.num_joints // 5)}",
         )
         if not self.part_branch:
             return

@@ -254,13 +254,15 @@ def arrow_schema(skeleton: Skeleton) -> pa.Schema:
 def _read_description(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
     if not path.exists():
-        raise InputError(f"{path}: no such directory; make one with python -m data_prep.nw_ucla or data_prep.demo")
+        raise InputError(
+            f"{path}: no such directory; make one with python -m data_prep.nw_ucla, .ntu, .custom or .demo"
+        )
     if not path.is_dir():
         raise InputError(f"{path}: is a file; name the directory of a data set")
     if not file.is_file():
         raise InputError(
-            f"{path}: is not a data set, it has no {DESCRIPTION}; make one with python -m data_prep.nw_ucla or "
-            "data_prep.demo"
+            f"{path}: is not a data set, it has no {DESCRIPTION}; make one with python -m data_prep.nw_ucla, "
+            ".ntu, .custom or .demo"
         )
     try:
         description = json.loads(file.read_bytes())

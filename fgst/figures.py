@@ -157,7 +157,9 @@ def _draw_skeleton(axes: Any, joints: np.ndarray, frame: int, skeleton: Skeleton
 def lengths(frames: np.ndarray, path: str | os.PathLike[str]) -> None:
     """How long the clips of a data set are: a histogram of their numbers of frames."""
     figure, axes = _new(6, 3.2)
-    axes.hist(frames, bins=min(60, max(1, int(np.ptp(frames)))), color=BLUE)
+    # Bins of whole frames, all equally wide: the last one holds no more lengths than the others.
+    width = max(1, -(-(int(np.ptp(frames)) + 1) // 60))
+    axes.hist(frames, bins=np.arange(frames.min(), frames.max() + width + 1, width) - 0.5, color=BLUE)
     axes.set_xlabel("frames")
     axes.set_ylabel("clips")
     axes.set_title(f"{len(frames):,} clips, median {np.median(frames):g} frames", fontsize=10)

@@ -151,7 +151,9 @@ def _copy(
 
 
 def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    unit, name = next((unit, name) for unit, name in units if size >= unit or unit == 1e3)
+    return f"{size / unit:.1f} {name}"
 
 
 def _digest(path: Path) -> str:
@@ -164,7 +166,9 @@ def _make_room(folder: Path, needed: int) -> None:
     limit = cache_limit()
     if limit is not None:
         if needed > limit:
-            raise InputError(f"FGST_CACHE_LIMIT is {_shown(limit)}, but the data set takes {_shown(needed)}")
+            raise InputError(
+                f"--cache-limit (FGST_CACHE_LIMIT) is {_shown(limit)}, but the data set takes {_shown(needed)}"
+            )
         others = [entry for entry in folder.parent.iterdir() if (entry / DESCRIPTION).is_file() and entry != folder]
         sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in others}
         for entry in sorted(others, key=lambda entry: entry.stat().st_mtime):

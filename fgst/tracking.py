@@ -14,9 +14,10 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ KEY = "fgst.key"
 KIND = "fgst.kind"  # "trial" or "sweep"
 PARENT = "mlflow.parentRunId"
 REASON = "fgst.reason"
+ENDING = "fgst.ending"  # of a sweep's trial: finished, pruned, failed or interrupted; MLflow knows no "pruned"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -69,6 +71,8 @@ class Tracking:
             database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
             if not database.parent.is_dir():
                 raise InputError(f"{self.uri}: there is no directory {database.parent} to keep the database in")
+            if not database.exists():
+                _create_database(database)
         if self.uri.startswith(("http://", "https://")):
             require_listener(self.uri, "the tracking server")
         try:
@@ -135,8 +139,9 @@ class Tracking:
     def reopen(self, run: Run) -> TrackedRun:
         """Go on writing into a run that was ended, or whose process was killed."""
         self.client.update_run(run.info.run_id, status="RUNNING")
-        if REASON in run.data.tags:
-            self.client.delete_tag(run.info.run_id, REASON)
+        for tag in (REASON, ENDING):
+            if tag in run.data.tags:
+                self.client.delete_tag(run.info.run_id, tag)
         return TrackedRun(self, run.info.run_id)
 
     def children(self, parent: str) -> list[Run]:
@@ -203,11 +208,25 @@ class TrackedRun:
         """Everything inside a folder, with its sub-folders."""
         self.store.client.log_artifacts(self.run_id, str(folder))
 
+    def go_on(self) -> None:
+        """Running again, after an end that was not the last word."""
+        self.store.reopen(self.store.run(self.run_id))
+
     def finish(self, status: str = "FINISHED", reason: str = "") -> None:
         """Close the run: FINISHED, FAILED or KILLED; the reason becomes a tag."""
         if reason:
             self.set_tags({REASON: reason[:5000]})
         self.store.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
+
+
+def _create_database(database: Path) -> None:
+    """Make an sqlite store whole or not at all: MLflow takes seconds, and cannot go on with one that was cut short."""
+    print(f"making the tracking store {database} (once)", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as folder:
+        whole = Path(folder) / database.name
+        MlflowClient(tracking_uri=f"sqlite:///{whole}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # somebody else was faster
+            os.link(whole, database)
 
 
 def trial_tags(config: TrialConfig, dataset_name: str, dataset_digest: str) -> dict[str, str]:
@@ -223,7 +242,9 @@ def trial_tags(config: TrialConfig, dataset_name: str, dataset_digest: str) -> d
     }
 
 
-def track(run: TrackedRun, results: Iterator[EpochResult], classes: tuple[str, ...]) -> Iterator[EpochResult]:
+def track(
+    run: TrackedRun, results: Iterator[EpochResult], classes: tuple[str, ...]
+) -> Generator[EpochResult, None, None]:
     """Pass a training's epochs on, and write each into ``run``; at the end the model, the scores and the figures.
 
     The run's status is right for every end: FINISHED, FAILED with its reason, KILLED by Ctrl-C or by a consumer
@@ -238,7 +259,10 @@ def track(run: TrackedRun, results: Iterator[EpochResult], classes: tuple[str, .
                 _log_outcome(run, result, classes)
             yield result
         run.finish()
-    except (KeyboardInterrupt, GeneratorExit):
+    except GeneratorExit:
+        run.finish("KILLED")  # whoever stopped listening says why
+        raise
+    except KeyboardInterrupt:
         run.finish("KILLED", "interrupted")
         raise
     except BaseException as error:

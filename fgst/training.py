@@ -101,6 +101,7 @@ def fit(
     device: str = "auto",
     checkpoints: Path | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
+    micro_batches: int = 1,
 ) -> Iterator[EpochResult]:
     """Train a trial, epoch by epoch.
 
@@ -111,6 +112,8 @@ def fit(
         checkpoints: folder that holds this trial's checkpoint. If one is there, training goes on from it, after
             yielding its epoch once more; after each epoch it is replaced.
         on_step: told (epoch from 1, steps done, steps of the epoch).
+        micro_batches: parts that each batch goes through the network in, one after another, their gradients added up:
+            takes less memory. Batch norm then sees the parts, so the figures are not those of whole batches.
 
     Yields:
         an :class:`EpochResult` per epoch, after its checkpoint is on disk.
@@ -159,16 +162,17 @@ def fit(
             lr = learning_rate(train, epoch - 1 + (step + 0.5) / steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with torch.autocast(where.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-                logits = model(batch.clips, batch.present).float()
-            loss = F.cross_entropy(logits, batch.labels, label_smoothing=train.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for part in batch.parts(micro_batches):
+                with torch.autocast(where.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+                    logits = model(part.clips, part.present).float()
+                loss = F.cross_entropy(logits, part.labels, label_smoothing=train.label_smoothing)
+                (loss * (len(part.labels) / len(batch.labels))).backward()
+                loss_sum += loss.detach() * len(part.labels)
+                correct += (logits.detach().argmax(1) == part.labels).sum()
             optimizer.step()
             if scored is not model:
                 _follow(scored, model, train.ema, (epoch - 1) * steps + step)
-            loss_sum += loss.detach() * len(batch.labels)
-            correct += (logits.detach().argmax(1) == batch.labels).sum()
             clips += len(batch.labels)
             if on_step is not None:
                 on_step(epoch, step + 1, steps)

@@ -10,19 +10,21 @@ Each value of K is one trial per seed: a child run in MLflow, under the sweep's 
 training subjects; the test clips are scored once, after the last epoch. The last line is the next command to type.
 """
 
-from fgst.sweep import Question, main
+from fgst.sweep import Parameter, Question, main
 
 PAPER = {3: 88.6, 6: 88.9, 9: 89.0, 12: 89.2, 15: 89.5, 18: 89.2, 21: 89.3, 25: 89.1}
 
 question = Question(
     name="focal_k",
     title="How many focal joints K?",
-    axis="K",
-    settings=lambda k: {"model.focal_joints": k},
     # The paper's values that the skeleton has joints for, and all of its joints.
-    values=lambda skeleton: [k for k in PAPER if k < skeleton.num_joints] + [skeleton.num_joints],
-    published=PAPER,
+    parameters=lambda skeleton, base: [
+        Parameter("K", (*(k for k in PAPER if k < skeleton.num_joints), skeleton.num_joints))
+    ],
+    settings=lambda point, base: {"model.focal_joints": point["K"]},
+    published={f"K={k}": top1 for k, top1 in PAPER.items()},
     source="Table 2 (NTU-60 X-Sub, joint)",
+    baseline="K=15",
 )
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ SKELETON = Skeleton(
 POSE = np.array([[0, 0, 0], [0, 0.5, 0.1], [0, 1, 0], [-0.6, 0.5, 0.3], [0.6, 0.5, 0], [0.1, -1, 0.2]], np.float32)
 CLASSES = ("left hand", "right hand", "foot")  # the class names the joint that moves
 SUBJECTS = 6
+# Metrics that no two runs have in common.
+TIMINGS = ("minutes", "clips_per_second", "device_seconds", "peak_memory_gib", "cost", "model/latency_ms")
 BENCHMARKS = (
     Benchmark("x-sub", "subject", train=(1, 2, 3, 4)),
     Benchmark("x-view", "camera", train=(1,), test=(2,)),

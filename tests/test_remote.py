@@ -141,7 +141,7 @@ def test_the_limit_keeps_what_was_used_last(cache: Path, tmp_path: Path, monkeyp
     assert [path.is_dir() for path in (first, second, third)] == [True, False, True]
     monkeypatch.setenv("FGST_CACHE_LIMIT", "1k")
     shutil.rmtree(third)
-    with pytest.raises(InputError, match=r"FGST_CACHE_LIMIT is 0.0 MB, but"):
+    with pytest.raises(InputError, match=r"FGST_CACHE_LIMIT\) is 1.0 kB, but"):
         local_copy(uris[2])
 
 

@@ -1,6 +1,6 @@
-"""Sweeps: what is asked (``spec``), where trials run (``engine``), what is read afterwards (``report``)."""
+"""Sweeps: what is asked (``spec``), what is next (``search``), where it runs (``engine``), what is read (``page``)."""
 
 from fgst.sweep.command import main
-from fgst.sweep.spec import Question
+from fgst.sweep.spec import Parameter, Question
 
-__all__ = ["Question", "main"]
+__all__ = ["Parameter", "Question", "main"]

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fgst.errors import CommandParser, InputError, Interrupted, require_listener, run_command
+from fgst.errors import CommandParser, InputError, require_listener, run_command
 from fgst.options import add_tracking_option, add_trial_options, positive, trial_config
-from fgst.sweep.spec import Question, SweepSpec, Trial, make_spec
-
-if TYPE_CHECKING:
-    from fgst.sweep.report import TrialOutcome
-    from fgst.tracking import TrackedRun, Tracking
+from fgst.sweep.spec import OBJECTIVES, SEARCHES, EarlyStop, Question, SweepSpec, Trials, make_spec
 
 DEMO = Path("datasets/demo")
 DEMO_EPOCHS = 30
-STORAGE_TAG = "fgst.storage"
+# A finished sweep is described by these: they cannot be changed when it is resumed.
+_ASKED = (
+    "dataset", "preset", "epochs", "modality", "benchmark", "protocol", "seed", "values", "seeds", "search",
+    "objectives", "enqueue", "also", "early_stop", "grace", "reduction",
+)  # fmt: skip
+# These say where and how it runs, and are repeated in the command that resumes.
+_KEPT = (
+    "tracking_uri", "address", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "study_storage", "price_per_hour",
+)  # fmt: skip
 
 
 def main(question: Question, doc: str | None = None) -> None:
@@ -33,73 +35,98 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
     parser = CommandParser(f"python sweeps/{question.name}.py", doc)
     group = parser.add_argument_group("the sweep")
     group.add_argument(
-        "--values",
-        metavar="V,V,…",
-        help=f"values of {question.axis}; default: those of the paper that fit the skeleton",
+        "--values", metavar="V,V,…", help="values to go through; default: the script's (; may part them)"
+    )
+    group.add_argument("--seeds", type=positive(int), metavar="N", help="trainings of each (default 1): mean ± std")
+    group.add_argument(
+        "--search",
+        choices=SEARCHES,
+        help=f"grid: all; optuna: TPE; random; nsga2: for two objectives; default here: {question.search}",
+    )
+    group.add_argument("--trials", type=positive(int), metavar="N", help="trainings of a search (default 20)")
+    group.add_argument(
+        "--objectives",
+        metavar="O,O",
+        help=f"of a search: {', '.join(name for name in OBJECTIVES if name != 'test_top1')}; two give a Pareto front",
     )
     group.add_argument(
-        "--seeds",
-        type=positive(int),
-        default=1,
-        metavar="N",
-        help="seeds per value (default 1): mean ± std in the table",
+        "--enqueue",
+        action="append",
+        metavar="NAME=V,…",
+        help="a point that a search tries first (may be repeated); default: the paper's setting; none: no such point",
     )
+    group.add_argument("--also", metavar="NAME,…", help="vary these too, where the script offers any on request")
+    stop = parser.add_argument_group("stopping")
+    stop.add_argument(
+        "--early-stop",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="successive halving (ASHA) by validation, on epochs; default: every trial is trained to its end",
+    )
+    stop.add_argument("--grace", type=positive(int), metavar="E", help="epochs before the first rung; default: 1/9")
+    stop.add_argument("--reduction", type=positive(int), metavar="R", help="1/R go on at a rung (default 3)")
+    stop.add_argument("--max-hours", type=positive(float), metavar="H", help="stop then, with all that is known")
+    stop.add_argument("--max-trials", type=positive(int), metavar="N", help="begin no more than these, this time")
+    stop.add_argument("--until-top1", type=positive(float), metavar="P", help="stop when a trial validates at P %%")
     group.add_argument("--resume", metavar="SWEEP_RUN_ID", help="go on with a sweep that was interrupted")
-    group.add_argument("--dry-run", action="store_true", help="print the trials and stop")
+    group.add_argument("--dry-run", action="store_true", help="print trials, sizes and estimated cost, and stop")
     add_trial_options(parser, dataset_required=False)
     place = parser.add_argument_group("where it runs")
+    place.add_argument("--local", action="store_true", help="in this process, one trial after another, without Ray")
     place.add_argument("--cpus-per-trial", type=positive(float), metavar="N", help="default: the cores divided")
     place.add_argument(
         "--gpus-per-trial",
         type=_share,
         metavar="N",
-        help="default: 1 if there is a GPU; 0.25 lets four trials share it",
+        help="default: 1 if there is a GPU; 0.25 lets four trials share it; auto: measured first",
     )
     place.add_argument("--max-concurrent", type=positive(int), metavar="N", help="trials at a time; default: what fits")
     place.add_argument(
         "--address", metavar="ADDRESS", help="a running Ray cluster (auto finds it); default: this machine"
     )
     place.add_argument("--storage", metavar="DIR", default="ray_results", help="checkpoints; default: ray_results")
+    place.add_argument(
+        "--study-storage", metavar="URL", help="Optuna's, for optuna-dashboard; default: optuna.db under --storage"
+    )
+    place.add_argument("--price-per-hour", type=positive(float), metavar="P", help="of a GPU (of a core on the CPU)")
     add_tracking_option(parser)
     return parser
 
 
 def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None = None) -> None:
     """What :func:`main` does, for a given command line; raises instead of exiting."""
-    parser = build_parser(question, doc)
-    args = parser.parse_args(argv)
+    args = build_parser(question, doc).parse_args(argv)
     if args.storage and "://" in args.storage:
         raise InputError(f"--storage {args.storage}: name a directory (one that all nodes share, on a cluster)")
+    if args.local and args.address:
+        raise InputError("--local runs in this process, --address on a cluster: give one of them")
     if args.address not in (None, "auto", "local"):
         require_listener(args.address if "://" in args.address else f"ray://{args.address}", "--address")
-    if args.resume:
-        spec, storage, parent, store = _resumed(args)
-    else:
-        spec = _asked(question, args)
-        if args.dry_run:
-            _print_plan(spec)
-            return
-        from fgst.tracking import Tracking
-
-        store = Tracking(args.tracking_uri)
-        parent, storage = _begin(store, spec, Path(args.storage).absolute())
-    if args.dry_run:
-        _print_plan(spec)
-        return
-    _run(spec, store, parent, storage, args)
-
-
-def _asked(question: Question, args: argparse.Namespace) -> SweepSpec:
     from fgst.dataset import ArrowDataset
 
-    values = None
-    if args.values is not None:
-        try:
-            values = [question.read(text.strip()) for text in args.values.split(",")]
-        except ValueError:
-            raise InputError(
-                f"--values {args.values}: write values of {question.axis} separated by commas, e.g. 5,15"
-            ) from None
+    if args.resume:
+        from fgst.sweep.session import begun
+
+        spec, session = begun(question, args.resume, _ignored(args), args)
+        dataset = ArrowDataset(spec.base.data.dataset)
+        if dataset.digest != spec.dataset_digest:
+            raise InputError(f"{dataset.path}: is not the data that the sweep was begun on (its digest differs)")
+        trials = Trials(question, spec.base, dataset)
+    else:
+        spec, trials = _asked(question, args)
+        if not args.dry_run:
+            from fgst.sweep.session import begin
+
+            session = begin(spec, args)
+    if args.dry_run:
+        _print_plan(spec, trials, args)
+        return
+    session.run(spec, trials, args, _again(args, session.parent.run_id))
+
+
+def _asked(question: Question, args: argparse.Namespace) -> tuple[SweepSpec, Trials]:
+    from fgst.dataset import ArrowDataset
+
     where = args.dataset
     if where is None:
         where = str(_demo())
@@ -108,7 +135,76 @@ def _asked(question: Question, args: argparse.Namespace) -> SweepSpec:
             args.preset, args.epochs = "tiny", args.epochs or DEMO_EPOCHS
             print(f"preset tiny, {args.epochs} epochs (for the demo); --preset and --epochs choose", file=sys.stderr)
     base = trial_config(args, where, has_gpu=_has_gpu(args))
-    return make_spec(question, base, ArrowDataset(where), values, args.seeds)
+    dataset = ArrowDataset(where)
+    objectives = tuple(args.objectives.split(",")) if args.objectives else ("val_top1",)
+    search = args.search or ("nsga2" if len(objectives) > 1 and question.search != "grid" else question.search)
+    _check_search(search, objectives, args)
+    spec = make_spec(
+        question, base, dataset,
+        values=None if args.values is None else _values(args.values),
+        also=args.also.split(",") if args.also else (),
+        seeds=args.seeds or 1,
+        search=search,
+        limit=args.trials or 20,
+        objectives=objectives,
+        early_stop=_early_stop(base.train.epochs, args),
+        first=None if args.enqueue is None else [_point(text) for text in args.enqueue if text != "none"],
+    )  # fmt: skip
+    return spec, Trials(question, spec.base, dataset)
+
+
+def _check_search(search: str, objectives: tuple[str, ...], args: argparse.Namespace) -> None:
+    offered = [name for name in OBJECTIVES if name != "test_top1"]
+    if unknown := [name for name in objectives if name not in offered]:
+        raise InputError(f"--objectives names {unknown[0]!r}; there are {', '.join(offered)}")
+    if len(set(objectives)) != len(objectives) or len(objectives) > 2:
+        raise InputError(f"--objectives {args.objectives}: name one, or two that differ")
+    if search == "grid" and (args.trials or args.objectives or args.enqueue):
+        option = "--trials" if args.trials else "--objectives" if args.objectives else "--enqueue"
+        raise InputError(f"{option} is for a search, and a grid trains all there is; add --search optuna")
+    if search == "nsga2" and len(objectives) == 1:
+        raise InputError("--search nsga2 is for two objectives, e.g. --objectives val_top1,flops")
+
+
+def _early_stop(epochs: int, args: argparse.Namespace) -> EarlyStop | None:
+    if not args.early_stop:
+        if args.grace or args.reduction:
+            raise InputError("--grace and --reduction shape --early-stop: add it")
+        return None
+    grace, reduction = args.grace or max(1, epochs // 9), args.reduction or 3
+    if grace >= epochs:
+        raise InputError(f"--grace {grace}: there are {epochs} epochs, so nothing would be stopped")
+    if reduction < 2:
+        raise InputError(f"--reduction {reduction}: at least 2")
+    return EarlyStop(grace, reduction)
+
+
+def _values(text: str) -> list[Any]:
+    """``5,15`` or, for values that hold commas, ``1,2;1,3``: numbers where they are numbers."""
+    separator = ";" if ";" in text else ","
+    parts = [part.strip() for part in text.split(separator)]
+    if not all(parts):
+        raise InputError(f"--values {text}: write values separated by commas, e.g. 5,15")
+    return [part if separator == ";" else _scalar(part) for part in parts]
+
+
+def _point(text: str) -> dict[str, Any]:
+    """``K=15,P=10`` → ``{"K": 15, "P": 10}``."""
+    point = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or not value.strip():
+            raise InputError(f"--enqueue {text}: write NAME=VALUE,…, e.g. K=15,P=10")
+        point[name.strip()] = _scalar(value.strip())
+    return point
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else text
 
 
 def _demo() -> Path:
@@ -125,180 +221,49 @@ def _demo() -> Path:
 
 
 def _has_gpu(args: argparse.Namespace) -> bool:
-    if args.gpus_per_trial is not None:
+    if isinstance(args.gpus_per_trial, float):
         return args.gpus_per_trial > 0
     import torch
 
     return torch.cuda.is_available()
 
 
-def _print_plan(spec: SweepSpec) -> None:
-    print(f"{spec.title} {len(spec.trials)} trials on {spec.experiment}:")
-    for trial in spec.trials:
-        print(f"  {trial.name}  {trial.config.train.epochs} epochs")
-    settings = spec.trials[0].config.flat()
-    same = [n for n, v in settings.items() if all(t.config.flat()[n] == v for t in spec.trials)]
-    print("the same in all: " + ", ".join(f"{name}={settings[name]}" for name in same))
+def _print_plan(spec: SweepSpec, trials: Trials, args: argparse.Namespace) -> None:
+    import os
 
+    from fgst.sweep.plan import make_plan, print_plan
 
-def _begin(store: Tracking, spec: SweepSpec, root: Path) -> tuple[TrackedRun, Path]:
-    """Open the sweep's run, with its specification inside, so that it can be taken up from its id alone."""
-    from fgst.tracking import KIND
-
-    experiment = store.experiment(spec.experiment)
-    name = f"{spec.name} {spec.trials[0].config.data.modality}"
-    tags = {
-        KIND: "sweep",
-        "mlflow.source.name": f"sweeps/{spec.name}.py",
-        "fgst.sweep": spec.name,
-        "fgst.dataset_digest": spec.dataset_digest,
-    }
-    parent = store.start(experiment, f"{spec.name}-{time.time_ns()}", name, tags)
-    storage = root / parent.run_id
-    try:
-        storage.mkdir(parents=True)
-    except OSError as error:
-        parent.finish("FAILED", str(error))
-        raise InputError(f"--storage {root}: cannot be written ({error.strerror})") from None
-    parent.set_tags({STORAGE_TAG: str(storage)})
-    varied = {"trials": len(spec.trials), "values": [label.partition("=")[2] for label in spec.labels]}
-    parent.log_params({"sweep": spec.name, **varied})
-    with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
-        (Path(folder) / "sweep.json").write_text(spec.to_json())
-        parent.log_artifacts(Path(folder))
-    return parent, storage
-
-
-def _resumed(args: argparse.Namespace) -> tuple[SweepSpec, Path, TrackedRun, Tracking]:
-    from fgst.tracking import KIND, TrackedRun, Tracking
-
-    store = Tracking(args.tracking_uri)
-    run = store.run(args.resume)
-    if run.data.tags.get(KIND) != "sweep" or STORAGE_TAG not in run.data.tags:
-        raise InputError(f"run {args.resume} is not a sweep; --resume takes the id that the sweep printed at its start")
-    with store.artifacts(args.resume, "sweep.json") as file:
-        spec = SweepSpec.from_json(file.read_text())
-    ignored = [
-        name
-        for name in ("dataset", "preset", "epochs", "modality", "benchmark", "protocol", "seed", "values")
-        if getattr(args, name) is not None
-    ]
-    if ignored or args.overrides:
-        what = ", ".join([f"--{name}" for name in ignored] + ["--set"] * bool(args.overrides))
-        raise InputError(f"--resume goes on with the sweep as it was begun; leave {what} out")
-    storage = Path(run.data.tags[STORAGE_TAG])
-    storage.mkdir(parents=True, exist_ok=True)
-    return spec, storage, TrackedRun(store, args.resume), store
-
-
-def _outcomes(store: Tracking, parent: str) -> dict[str, TrialOutcome]:
-    from fgst.sweep.report import TrialOutcome
-    from fgst.tracking import KEY, REASON
-
-    outcomes = {}
-    for run in store.children(parent):
-        tags = run.data.tags
-        key = tags.get(KEY, "")
-        outcomes[key] = TrialOutcome(key, run.info.run_id, run.info.status, run.data.metrics, tags.get(REASON, ""))
-    return outcomes
-
-
-def _run(spec: SweepSpec, store: Tracking, parent: TrackedRun, storage: Path, args: argparse.Namespace) -> None:
-    from fgst.sweep.engine import Resources, run_on_ray
-    from fgst.sweep.live import LiveView
-    from fgst.sweep.trial import TrialContext
-
-    experiment = store.run(parent.run_id).info.experiment_id
-    again = f"python {sys.argv[0]} --resume {parent.run_id}"
-    for option in ("tracking_uri", "address", "cpus_per_trial", "gpus_per_trial", "max_concurrent"):
-        if getattr(args, option) is not None:
-            again += f" --{option.replace('_', '-')} {getattr(args, option)}"
-    before = _outcomes(store, parent.run_id)
-    pending = [t for t in spec.trials if t.key not in before or before[t.key].status != "FINISHED"]
-    store.client.update_run(parent.run_id, status="RUNNING")
-    print(
-        f"{spec.title} {len(spec.trials)} trials on {spec.experiment}"
-        + (f", {len(spec.trials) - len(pending)} of them finished before" if len(pending) < len(spec.trials) else "")
-        + f"\nsweep {parent.run_id} in {store.uri}\nto look: {store.where_to_look(experiment)}",
-        file=sys.stderr,
+    cores = len(os.sched_getaffinity(0))
+    if _has_gpu(args):
+        share = args.gpus_per_trial if isinstance(args.gpus_per_trial, float) else 1.0
+        device, threads, together = "cuda", None, max(1, int(1 / share))
+    else:
+        together = 1 if args.local else min(spec.total, args.max_concurrent or cores, cores)
+        device, threads = "cpu", max(1, int(args.cpus_per_trial or cores // together))
+    print_plan(
+        make_plan(spec, trials, device=device, threads=threads, together=together, price_per_hour=args.price_per_hour)
     )
-    resources = Resources(args.address, args.cpus_per_trial, args.gpus_per_trial, args.max_concurrent)
-    context = TrialContext(store.uri, experiment, parent.run_id, str(storage), None)
-
-    def died(trial: Trial, reason: str) -> None:
-        run = store.start(experiment, trial.key, trial.name, {"fgst.label": trial.label}, parent.run_id)
-        run.finish("FAILED", reason)
-
-    try:
-        if pending:
-            with LiveView(spec, done=len(spec.trials) - len(pending)) as view:
-                run_on_ray(pending, context, resources, view.listen, died)
-    except KeyboardInterrupt:
-        pass  # before Ray Tune listened for it; told below
-    except Exception as error:
-        parent.finish("FAILED", f"{type(error).__name__}: {error}")
-        raise
-    outcomes = _outcomes(store, parent.run_id)
-    ended = {key for key, outcome in outcomes.items() if outcome.status in ("FINISHED", "FAILED")}
-    interrupted = [trial for trial in pending if trial.key not in ended]
-    for trial in interrupted:
-        if trial.key in outcomes and outcomes[trial.key].status == "RUNNING":
-            store.client.set_terminated(outcomes[trial.key].run_id, "KILLED")
-    _report(spec, outcomes, parent)
-    if interrupted:
-        parent.finish("KILLED", "interrupted")
-        raise Interrupted(f"{len(interrupted)} of {len(spec.trials)} trials are not finished. Go on with: {again}")
-    failed = [t for t in spec.trials if t.key in outcomes and outcomes[t.key].status == "FAILED"]
-    for trial in failed:
-        print(f"failed: {trial.name}: {outcomes[trial.key].reason}", file=sys.stderr)
-    parent.finish("FAILED" if len(failed) == len(spec.trials) else "FINISHED")
-    if not failed:
-        shutil.rmtree(storage, ignore_errors=True)  # all of it is in MLflow now
-    if len(failed) == len(spec.trials):
-        sys.exit(1)
-    from fgst.sweep.report import best_outcome
-
-    best = best_outcome(spec, outcomes)
-    assert best is not None
-    if failed:
-        print(f"{len(failed)} of {len(spec.trials)} trials failed; try them again with: {again}", file=sys.stderr)
-    print(
-        "the best trial by validation:"
-        if "val/top1" in best.metrics
-        else "a trial (nothing was held out to choose by):"
-    )
-    uri = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
-    print(f"python -m fgst.evaluate --run-id {best.run_id}{uri}", flush=True)
-    if failed:
-        sys.exit(1)
 
 
-def _report(spec: SweepSpec, outcomes: dict[str, TrialOutcome], parent: TrackedRun) -> None:
-    from fgst import figures
-    from fgst.sweep.report import best_outcome, make_rows, print_table, to_csv
-
-    rows = make_rows(spec, outcomes)
-    best = best_outcome(spec, outcomes)
-    chosen = best is not None and "val/top1" in best.metrics
-    label = next((t.label for t in spec.trials if best is not None and t.key == best.key), None)
-    print_table(spec, rows, label if chosen else None)
-    with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
-        folder = Path(name)
-        (folder / "table.csv").write_text(to_csv(spec, rows))
-        (folder / "figures").mkdir()
-        as_dicts: list[dict[str, Any]] = [row.to_dict() for row in rows]
-        figures.sweep_curve(
-            as_dicts, spec.axis, spec.title, dict(spec.published), spec.source, folder / "figures" / f"{spec.name}.png"
-        )
-        parent.log_artifacts(folder)
-    if best is not None:
-        # Under the trials' own names: MLflow's list shows sweeps folded, and sorts them by the same columns.
-        summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
-        parent.log_metrics({**summary, "trials_finished": sum(row.finished for row in rows)}, step=0)
-        parent.set_tags({"fgst.best_run": best.run_id, "fgst.best": label or ""})
+def _ignored(args: argparse.Namespace) -> list[str]:
+    """Options that a resumed sweep does not take: it goes on as it was begun."""
+    given = [f"--{name.replace('_', '-')}" for name in _ASKED if getattr(args, name) is not None]
+    return given + ["--set"] * bool(args.overrides)
 
 
-def _share(text: str) -> float:
+def _again(args: argparse.Namespace, sweep_id: str) -> str:
+    import shlex
+
+    words = ["python", sys.argv[0], "--resume", sweep_id]
+    for name in _KEPT:
+        if getattr(args, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    return shlex.join(words + ["--local"] * args.local)
+
+
+def _share(text: str) -> float | str:
+    if text == "auto":
+        return text
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is below 0")

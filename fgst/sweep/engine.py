@@ -1,20 +1,25 @@
-"""Where trials run: Ray Tune, on this machine or on a cluster.
+"""Where trials run: Ray Tune, on this machine or on a cluster; or this very process, one after another.
 
-Ray decides when and where a trial runs and starts it again if its process dies. What a trial is, what it has done
-and where it goes on is not Ray's: see ``trial.py``.
+Which trial is next, and which one stops early, is the search's to say; what a trial is, what it has done and where it
+goes on is not the engine's either: see ``search.py`` and ``trial.py``. Ray decides when and where a trial runs, and
+starts it again if its process or its node dies. Both places give the same figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError
+from fgst.sweep.budget import Budget
 from fgst.sweep.cluster import RESTARTS, ray_session
+from fgst.sweep.search import Search
 from fgst.sweep.spec import Trial
-from fgst.sweep.trial import TrialContext, run_trial
+from fgst.sweep.trial import StopTrial, TrialContext, run_trial
 
 
 @dataclass(frozen=True)
@@ -36,25 +41,82 @@ class Resources:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a trial has just done; ``state`` is "running", "FINISHED" or "FAILED"."""
+    """What a trial has just done; ``state`` is "running" after an epoch, else how it ended."""
 
     trial: Trial
     state: str
     metrics: dict[str, float]
+    reason: str = ""
+
+
+Listener = Callable[[Progress], None]
+
+
+class _Course:
+    """What the engine and the search tell each other, the same for both places."""
+
+    def __init__(self, search: Search, budget: Budget, listen: Listener) -> None:
+        self._search, self._budget, self._listen = search, budget, listen
+        self.trials: dict[str, Trial] = {}
+        self._last: dict[str, dict[str, float]] = {}
+        self._stopped: dict[str, str] = {}
+
+    def next(self) -> Trial | None:
+        """The trial to begin now, if there is one."""
+        trial = self._search.ask() if self._budget.may_begin() else None
+        if trial is not None:
+            self._budget.began()
+            self.trials[trial.key] = trial
+        return trial
+
+    @property
+    def over(self) -> bool:
+        """Whether :meth:`next` will never give another trial."""
+        return self._search.exhausted or not self._budget.may_begin()
+
+    def epoch(self, key: str, metrics: dict[str, float]) -> str:
+        """Take note of an epoch; how the trial is to end now, or "" if it is to go on."""
+        self._last[key] = metrics
+        self._listen(Progress(self.trials[key], "running", metrics))
+        if self._search.result(key, int(metrics["epoch"]), metrics):
+            self._stopped[key] = "pruned"
+        elif self._budget.must_stop() and int(metrics["epoch"]) < self.trials[key].config.train.epochs:
+            self._stopped[key] = "interrupted"
+        return self._stopped.get(key, "")
+
+    def end(self, key: str, ending: str, reason: str = "") -> None:
+        """Take note of an end: as the trial says, unless it was stopped."""
+        ending = self._stopped.get(key, ending)
+        metrics = self._last.get(key, {})
+        if ending == "disk full":
+            self._budget.disk_full()
+            ending = "interrupted"
+        if ending == "finished":
+            self._budget.finished(metrics)
+        self._search.tell(key, ending, metrics, self.trials[key])
+        self._listen(Progress(self.trials[key], ending, metrics, reason))
+
+
+def run_here(search: Search, context: TrialContext, budget: Budget, listen: Listener) -> None:
+    """Run trials in this process, one after another."""
+    course = _Course(search, budget, listen)
+    while (trial := course.next()) is not None:
+
+        def report(metrics: dict[str, float], key: str = trial.key) -> None:
+            if ending := course.epoch(key, metrics):
+                raise StopTrial(ending)
+
+        course.end(trial.key, run_trial(trial, context, report))
 
 
 def run_on_ray(
-    trials: Sequence[Trial],
-    context: TrialContext,
-    resources: Resources,
-    listen: Callable[[Progress], None],
-    died: Callable[[Trial, str], None],
+    search: Search, context: TrialContext, resources: Resources, budget: Budget, listen: Listener, total: int
 ) -> None:
     """Run trials to their end, or to Ctrl-C: what is not finished then can be run again, and goes on.
 
     Args:
         listen: told of every epoch and every end.
-        died: told of a trial whose process died too often, with the reason.
+        total: how many trials there may be.
 
     Raises:
         InputError: if no cluster answers at the address, or it can never give a trial what it asks for.
@@ -63,57 +125,115 @@ def run_on_ray(
         import ray
         from ray import tune
 
-        each = shares(ray.cluster_resources(), resources, len(trials))
+        available = ray.cluster_resources()
+        each = shares(available, resources, total)
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
-        own_context = TrialContext(context.tracking_uri, context.experiment, context.parent, context.storage, threads)
-        by_key = {trial.key: trial for trial in trials}
+        own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
+        course = _Course(search, budget, listen)
 
         def trainable(config: dict[str, Any]) -> dict[str, Any]:
-            # Ray pickles this function with the trials in it; they are small.
+            # Ray pickles this function with the context in it; it is small.
             def report(metrics: dict[str, float]) -> None:
                 tune.report({**metrics, "state": "running"})
 
-            return {"state": run_trial(by_key[config["key"]], own_context, report)}
+            trial = Trial.from_dict(json.loads(config["trial"]))
+            # Tune wants the search algorithm's metric in every result.
+            return {"state": run_trial(trial, own, report), "epoch": trial.config.train.epochs}
 
         # Ray's own files; nothing of ours is read from them again.
         folder = Path(context.storage) / "ray"
         folder.mkdir(parents=True, exist_ok=True)
         tuner = tune.Tuner(
             tune.with_resources(trainable, each),
-            param_space={"key": tune.grid_search([trial.key for trial in trials])},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=resources.max_concurrent,
-                trial_dirname_creator=lambda trial: trial.config["key"],
+                search_alg=_searcher(course),
+                scheduler=_scheduler(course),
+                num_samples=-1,
+                # On a cluster that grows, more may fit than there is now.
+                max_concurrent_trials=resources.max_concurrent
+                or (None if resources.address else fitting(available, each)),
+                reuse_actors=True,
+                trial_dirname_creator=_key,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
-                callbacks=[_listener(by_key, listen, died)],
+                callbacks=[_callback(course)],
                 verbose=0,
             ),
         )
         tuner.fit()
 
 
-def _listener(by_key: dict[str, Trial], listen: Callable[[Progress], None], died: Callable[[Trial, str], None]) -> Any:
-    """A Tune callback that passes on what trials do."""
+def _key(trial: Any) -> str:
+    """The key of ours that a trial of Tune's has."""
+    return str(json.loads(trial.config["trial"])["key"])
+
+
+def _searcher(course: _Course) -> Any:
+    """A Tune search algorithm that passes on our own."""
+    from ray.tune.search import Searcher
+
+    class Asker(Searcher):
+        def __init__(self) -> None:
+            super().__init__(metric="epoch", mode="max")  # Tune asks for some; nothing is compared by them
+
+        def suggest(self, trial_id: str) -> Any:
+            trial = course.next()
+            if trial is not None:
+                return {"trial": json.dumps(trial.to_dict())}
+            return Searcher.FINISHED if course.over else None
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            pass  # the callback hears it
+
+        def save(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).write_bytes(b"")  # what it knows is in the study and in MLflow
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise NotImplementedError
+
+        def __reduce__(self) -> Any:
+            return (Searcher, ())  # Tune writes its settings down; the study has a database, and stays here
+
+    return Asker()
+
+
+def _scheduler(course: _Course) -> Any:
+    """A Tune scheduler that stops the trials which are to stop."""
+    from ray.tune.schedulers import FIFOScheduler
+
+    class Stops(FIFOScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if result.get("state") != "running":
+                return str(FIFOScheduler.CONTINUE)
+            metrics = {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            stop = course.epoch(_key(trial), metrics)
+            return str(FIFOScheduler.STOP if stop else FIFOScheduler.CONTINUE)
+
+        def __reduce__(self) -> Any:
+            return (FIFOScheduler, ())
+
+    return Stops()
+
+
+def _callback(course: _Course) -> Any:
+    """A Tune callback that takes note of ends."""
     from ray import tune
 
-    class Listener(tune.Callback):
-        def __reduce__(self) -> Any:
-            # Tune writes its settings down, this among them; the listeners have files and locks, and stay here.
-            return (tune.Callback, ())
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            metrics = {k: v for k, v in result.items() if isinstance(v, int | float)}
-            listen(Progress(by_key[trial.config["key"]], str(result.get("state", "running")), metrics))
+    class Ends(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            state = str((trial.last_result or {}).get("state", "failed"))
+            course.end(_key(trial), state if state != "running" else "interrupted")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            died(by_key[trial.config["key"]], f"its process died {RESTARTS + 1} times")
-            listen(Progress(by_key[trial.config["key"]], "FAILED", {}))
+            course.end(_key(trial), "failed", f"its process died {RESTARTS + 1} times")
 
-    return Listener()
+        def __reduce__(self) -> Any:
+            return (tune.Callback, ())
+
+    return Ends()
 
 
 def shares(available: Mapping[str, float], resources: Resources, trials: int) -> dict[str, float]:
@@ -136,3 +256,8 @@ def shares(available: Mapping[str, float], resources: Resources, trials: int) ->
     if cpu > cpus:
         raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
     return {"CPU": cpu, "GPU": gpu}
+
+
+def fitting(available: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many trials fit at a time."""
+    return max(1, int(min(available.get(kind, 0.0) / share for kind, share in each.items() if share) + 1e-9))

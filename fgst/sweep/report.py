@@ -1,79 +1,15 @@
-"""What a sweep leaves to read: the table, as text and CSV, and the curve."""
+"""The table that a sweep leaves, as text and as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from fgst.sweep.spec import SweepSpec
+from fgst.sweep.statistics import Difference, MeanStd, Row
 
-MeanStd = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """How a trial stands in MLflow: its run, status, last metrics, and the reason if it failed."""
-
-    key: str
-    run_id: str
-    status: str
-    metrics: Mapping[str, float]
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One swept value: mean and standard deviation over its seeds; ``None`` where no trial has the figure.
-
-    Accuracies in %, ``minutes`` of training per trial.
-    """
-
-    label: str
-    finished: int
-    trials: int
-    val: MeanStd | None
-    test: MeanStd | None
-    minutes: MeanStd | None
-    published: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as :func:`fgst.figures.sweep_curve` takes it."""
-        return {"label": self.label, "val": self.val, "test": self.test}
-
-
-def make_rows(spec: SweepSpec, outcomes: Mapping[str, TrialOutcome]) -> list[Row]:
-    """A row per swept value, in order; ``outcomes`` by trial key, of the trials that were begun."""
-    published = dict(spec.published)
-    rows = []
-    for label in spec.labels:
-        trials = [trial for trial in spec.trials if trial.label == label]
-        finished = [outcomes[t.key] for t in trials if t.key in outcomes and outcomes[t.key].status == "FINISHED"]
-        rows.append(
-            Row(
-                label=label,
-                finished=len(finished),
-                trials=len(trials),
-                val=_mean_std(finished, "val/top1"),
-                test=_mean_std(finished, "test/top1"),
-                minutes=_mean_std(finished, "minutes"),
-                published=published.get(label),
-            )
-        )
-    return rows
-
-
-def best_outcome(spec: SweepSpec, outcomes: Mapping[str, TrialOutcome]) -> TrialOutcome | None:
-    """The finished trial with the highest validation top-1; of equals the first.
-
-    Where all clips train (protocol paper) there is nothing to choose by, and the test clips are not for choosing:
-    then it is the first trial that finished.
-    """
-    finished = [outcomes[t.key] for t in spec.trials if t.key in outcomes and outcomes[t.key].status == "FINISHED"]
-    return max(finished, key=lambda outcome: outcome.metrics.get("val/top1", 0.0), default=None)
+SHOWN = 20  # rows of a search that a terminal shows
 
 
 def format_figure(figure: MeanStd | None) -> str:
@@ -84,45 +20,68 @@ def format_figure(figure: MeanStd | None) -> str:
     return f"{mean:.1f} ± {std:.1f}" if std == std and std > 0 else f"{mean:.1f}"
 
 
+def format_difference(difference: Difference | None) -> str:
+    """``+0.8 ± 0.5``; in brackets where that is within noise."""
+    if difference is None:
+        return "-"
+    text = f"{difference.mean:+.1f} ± {difference.half_width:.1f}"
+    return text if difference.beyond_noise else f"({text})"
+
+
 def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
     """The table as CSV, unrounded."""
     text = io.StringIO()
     writer = csv.writer(text)
     columns = ("val_top1", "test_top1", "minutes")
     names = [f"{column}_{kind}" for column in columns for kind in ("mean", "std")]
-    writer.writerow([spec.axis, "finished", "trials", *names, "paper_top1"])
+    differences = [f"{split}_difference{kind}" for split in ("val", "test") for kind in ("", "_half_width_95")]
+    writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1"])
     for row in rows:
         figures = [value for figure in (row.val, row.test, row.minutes) for value in (figure or ("", ""))]
-        writer.writerow([row.label.partition("=")[2], row.finished, row.trials, *figures, row.published or ""])
+        for difference in (row.val_difference, row.test_difference):
+            figures += (difference.mean, difference.half_width) if difference else ("", "")
+        published = "" if row.published is None else row.published
+        writer.writerow([short(spec, row.label), row.finished, row.trials, row.pruned, row.failed, *figures, published])
     return text.getvalue()
 
 
+def short(spec: SweepSpec, label: str) -> str:
+    """A row's label under its heading: the value alone where one thing is varied."""
+    return label.partition("=")[2] if len(spec.parameters) == 1 else label
+
+
 def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> None:
-    """The table on stdout; the row of the best trial (by validation) is marked."""
+    """The table on stdout; the best row (by validation) is marked."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
-    table.add_column(spec.axis, justify="right")
-    seeds = max(row.trials for row in rows)
-    headings = ["validation\ntop-1 %", "test\ntop-1 %", "minutes", "paper\ntop-1 %"]
-    for heading in ([f"finished\n(of {seeds})"] if seeds > 1 else []) + headings:
+    table.add_column(spec.axis if len(spec.parameters) == 1 else "trial", justify="right")
+    several = any(row.trials > 1 for row in rows)
+    compared = any(row.val_difference or row.test_difference for row in rows)
+    published = any(row.published is not None for row in rows)
+    halted = any(row.pruned or row.failed for row in rows)
+    paper = spec.base.data.protocol == "paper"
+    headings = ["finished"] * several + ["stopped,\nfailed"] * halted
+    headings += ["validation\ntop-1 %"] * (not paper) + ["test\ntop-1 %"]
+    headings += ["difference\n95 %"] * compared + ["minutes"] + ["paper\ntop-1 %"] * published
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for row in rows:
-        cells = [row.label.partition("=")[2] + (" *" if row.label == best else "")]
-        if seeds > 1:
-            cells.append(str(row.finished))
-        published = "-" if row.published is None else f"{row.published:.1f}"
-        table.add_row(*cells, *map(format_figure, (row.val, row.test, row.minutes)), published)
-    if spec.published:
-        table.caption = f"paper: {spec.source}" + (" · * best by validation" if best else "")
-    elif best:
-        table.caption = "* best by validation"
-    Console(highlight=False).print(table)
-
-
-def _mean_std(outcomes: Sequence[TrialOutcome], metric: str) -> MeanStd | None:
-    values = [outcome.metrics[metric] for outcome in outcomes if metric in outcome.metrics]
-    if not values:
-        return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    shown = rows if spec.search == "grid" else rows[:SHOWN]
+    for row in shown:
+        cells = [short(spec, row.label) + (" *" if row.label == best else "")]
+        cells += [f"{row.finished} of {row.trials}"] * several
+        cells += [f"{row.pruned}, {row.failed}"] * halted
+        cells += [format_figure(row.val)] * (not paper) + [format_figure(row.test)]
+        cells += [format_difference(row.test_difference if paper else row.val_difference)] * compared
+        cells.append(format_figure(row.minutes))
+        cells += ["-" if row.published is None else f"{row.published:.1f}"] * published
+        table.add_row(*cells)
+    notes = [f"paper: {spec.source}"] * published + ["* best by validation"] * (best is not None)
+    if compared:
+        what = "test" if paper else "validation"
+        notes.append(f"difference: {what}, to {spec.baseline or rows[0].label}, same seeds; (within noise)")
+    if len(shown) < len(rows):
+        notes.append(f"{len(rows) - len(shown)} more in the report")
+    table.caption = " · ".join(notes) or None
+    Console(highlight=False, width=None).print(table)

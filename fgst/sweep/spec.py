@@ -24,6 +24,7 @@ OBJECTIVES = {
     "flops": ("minimize", "model/gflops"),
     "params": ("minimize", "model/parameters"),
     "latency": ("minimize", "model/latency_ms"),
+    "test_top1": ("maximize", "test/top1"),  # of tables where nothing is held out; never to search by
 }
 
 
@@ -37,6 +38,8 @@ class Parameter:
         low, high: both ends of a range, for searches, where there are no ``values``; whole numbers make it integer.
         log: the range is searched by ratios.
         when: another parameter and the values of it for which this one exists; ``None`` is always.
+        field: the setting that it is, where it is one; ``--enqueue`` takes that name too.
+        on_request: varied only if ``--also`` names it.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Parameter:
     high: float | None = None
     log: bool = False
     when: tuple[str, tuple[Any, ...]] | None = None
+    field: str = ""
+    on_request: bool = False
 
     def exists(self, point: Mapping[str, Any]) -> bool:
         """Whether it has a value beside those chosen before it."""
@@ -55,6 +60,17 @@ class Parameter:
         """Whether its range holds whole numbers only."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is among those that it may have."""
+        if self.values:
+            return value in self.values
+        if not isinstance(value, int | float) or (self.integer and value != int(value)):
+            return False
+        return self.low is not None and self.high is not None and self.low <= value <= self.high
+
+    def in_words(self) -> str:
+        return ", ".join(map(str, self.values)) if self.values else f"{self.low} to {self.high}"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -64,21 +80,23 @@ class Question:
         name: of the script, e.g. ``focal_k``.
         title: the question in words.
         parameters: what is varied, for a skeleton and the trial that everything else is taken from.
-        settings: the fields that a point stands for, e.g. ``lambda p: {"model.focal_joints": p["K"]}``.
+        settings: the fields that a point stands for, e.g. ``lambda p, base: {"model.focal_joints": p["K"]}``.
         published: the paper's top-1 in %, by label, e.g. ``{"K=15": 89.5}``.
         source: where these stand, e.g. "Table 2 (NTU-60 X-Sub, joint)".
         baseline: label of the row that the others are compared with; the first row if it is not among them.
         search: how points are chosen unless the command line says otherwise: one of ``SEARCHES``.
+        first: the point that a search tries first unless the command line says otherwise: the paper's setting.
     """
 
     name: str
     title: str
     parameters: Callable[[Skeleton, TrialConfig], Sequence[Parameter]]
-    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    settings: Callable[[Mapping[str, Any], TrialConfig], Mapping[str, Any]]
     published: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     baseline: str = ""
     search: str = "grid"
+    first: Callable[[Skeleton, TrialConfig], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,7 @@ class Trial:
     label: str
     config: TrialConfig
     key: str
+    point: tuple[tuple[str, Any], ...]
 
     @property
     def name(self) -> str:
@@ -98,11 +117,12 @@ class Trial:
         return f"{what} s{self.config.train.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"label": self.label, "key": self.key, "config": self.config.flat()}
+        return {"label": self.label, "key": self.key, "config": self.config.flat(), "point": list(self.point)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Trial:
-        return cls(content["label"], TrialConfig.from_flat(content["config"]), content["key"])
+        point = tuple((str(name), value) for name, value in content["point"])
+        return cls(content["label"], TrialConfig.from_flat(content["config"]), content["key"], point)
 
 
 @dataclass(frozen=True)
@@ -200,9 +220,8 @@ def _read_parameter(content: dict[str, Any]) -> Parameter:
 
 def label_of(point: Mapping[str, Any]) -> str:
     """``K=15``, or ``K=15 P=10``."""
-    return " ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in point.items()
-    )
+    texts = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in point.items()}
+    return " ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def points_of(parameters: Sequence[Parameter]) -> Iterator[Point]:
@@ -214,7 +233,7 @@ def points_of(parameters: Sequence[Parameter]) -> Iterator[Point]:
     for parameter in parameters:
         if not parameter.values:
             raise InputError(
-                f"{parameter.name} is a range, which no grid goes through; use --search optuna or --values"
+                f"{parameter.name} is a range, which no grid goes through; --search optuna chooses from it"
             )
     seen = set()
     for chosen in itertools.product(*(parameter.values for parameter in parameters)):
@@ -235,10 +254,11 @@ class Trials:
 
     def make(self, point: Mapping[str, Any], seed: int) -> Trial:
         """Raises InputError, naming the field, if the network or the data set cannot be so."""
-        settings = {**self.question.settings(point), "train.seed": seed}
+        settings = {**self.question.settings(point, self.base), "train.seed": seed}
         config = resolve(self.base.with_values(settings), self.dataset)
         identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])
-        return Trial(label_of(point), config, hashlib.sha256(identity.encode()).hexdigest()[:32])
+        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        return Trial(label_of(point), config, key, tuple(point.items()))
 
 
 def make_spec(
@@ -247,25 +267,31 @@ def make_spec(
     dataset: ArrowDataset,
     *,
     values: Sequence[Any] | None = None,
+    also: Sequence[str] = (),
     seeds: int = 1,
     search: str | None = None,
     limit: int = 20,
     objectives: Sequence[str] = ("val_top1",),
     early_stop: EarlyStop | None = None,
-    first: Sequence[Mapping[str, Any]] = (),
+    first: Sequence[Mapping[str, Any]] | None = None,
 ) -> SweepSpec:
     """Check a sweep and write it down.
 
     Args:
         values: instead of the question's own, for its one parameter.
+        also: parameters to vary that are varied only on request.
         limit: trainings of a search.
-        first: points to try first.
+        first: points to try first; ``None`` is the question's own.
 
     Raises:
         InputError: if anything in it is impossible; before anything is started.
     """
     base = resolve(base, dataset)
-    parameters = list(question.parameters(dataset.skeleton, base))
+    offered = list(question.parameters(dataset.skeleton, base))
+    requestable = [p.name for p in offered if p.on_request]
+    if unknown := [name for name in also if name not in requestable]:
+        raise InputError(f"--also names {unknown[0]}; {question.name} has {', '.join(requestable) or 'nothing to add'}")
+    parameters = [p for p in offered if not p.on_request or p.name in also]
     search = search or question.search
     if values is not None:
         if len(parameters) != 1:
@@ -285,16 +311,21 @@ def make_spec(
                 "a search chooses by validation, and --protocol paper holds nothing out; search first, then train what "
                 "it found with --protocol paper"
             )
-        known = [parameter.name for parameter in parameters]
+        own = question.first(dataset.skeleton, base) if question.first else {}
+        # What the paper fixes may not exist for this skeleton or preset.
+        own = {p.name: own[p.name] for p in parameters if p.name in own and p.holds(own[p.name])}
+        if first is None:
+            first = [own] if all(p.name in own for p in parameters if p.when is None) else []
+        first = [_checked(point, own, parameters) for point in first]
         for point in first:
-            if unknown := [name for name in point if name not in known]:
-                raise InputError(f"--enqueue names {unknown[0]}, which is not searched; there are {', '.join(known)}")
             make(point, base.train.seed)
     if early_stop is not None:
         if base.data.protocol == "paper":
             raise InputError("--early-stop compares by validation, and --protocol paper holds nothing out")
         if len(objectives) > 1:
             raise InputError("--early-stop needs one objective; with two, what is behind in one may lead in the other")
+    if base.data.protocol == "paper":
+        objectives = ("test_top1",)
     labels = {trial.label for trial in trials}
     return SweepSpec(
         name=question.name,
@@ -305,7 +336,7 @@ def make_spec(
         limit=None if search == "grid" else limit,
         objectives=tuple(objectives),
         early_stop=early_stop,
-        first=tuple(tuple(point.items()) for point in first) if search != "grid" else (),
+        first=tuple(tuple(point.items()) for point in first or ()) if search != "grid" else (),
         base=base,
         trials=trials,
         published=tuple((label, f) for label, f in question.published.items() if not trials or label in labels),
@@ -314,3 +345,28 @@ def make_spec(
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
     )
+
+
+def _checked(point: Mapping[str, Any], own: Mapping[str, Any], parameters: Sequence[Parameter]) -> Point:
+    """A point that somebody gave, in the order of the parameters; what it leaves out is as in ``own``.
+
+    Raises:
+        InputError: if it names one that there is not, leaves one out, or has a value outside of what is searched.
+    """
+    names = {parameter.field: parameter.name for parameter in parameters if parameter.field}
+    point = {names.get(name, name): value for name, value in point.items()}
+    known = [parameter.name for parameter in parameters]
+    if unknown := [name for name in point if name not in known]:
+        raise InputError(f"--enqueue names {unknown[0]}, which is not searched; there are {', '.join(known)}")
+    point = {**own, **point}
+    whole: Point = {}
+    for parameter in parameters:
+        if not parameter.exists(whole):
+            continue
+        if parameter.name not in point:
+            raise InputError(f"--enqueue leaves out {parameter.name}; it takes {parameter.in_words()}")
+        value = point[parameter.name]
+        if not parameter.holds(value):
+            raise InputError(f"--enqueue has {parameter.name}={value}; it takes {parameter.in_words()}")
+        whole[parameter.name] = value
+    return whole

@@ -6,61 +6,191 @@ found again by that key. So it may be killed and started again at any moment, by
 
 from __future__ import annotations
 
+import errno
+import json
+import resource
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fgst.sweep.spec import Trial
+
+if TYPE_CHECKING:
+    from fgst.tracking import TrackedRun
+
+MICRO_BATCHES = "fgst.micro_batches"
+
+
+class StopTrial(Exception):
+    """Raised by whoever listens to a trial that is not to go on; its argument is how it ends: pruned, interrupted."""
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """Where a trial belongs: its store, its sweep's run, and the folder (shared by all nodes) for its checkpoint."""
+    """Where a trial belongs.
+
+    Attributes:
+        tracking_uri, experiment, parent: its store, experiment and sweep's run.
+        storage: the folder for its checkpoint, shared by all nodes.
+        threads: CPU threads; ``None`` leaves them as they are.
+        devices: GPUs, or cores on the CPU, that it has; for its account.
+        price_per_hour: of a GPU, or of a core on the CPU.
+        latency: measure how long the network takes for one clip.
+    """
 
     tracking_uri: str
     experiment: str
     parent: str
     storage: str
-    threads: int | None
+    threads: int | None = None
+    devices: float = 1.0
+    price_per_hour: float | None = None
+    latency: bool = False
 
 
 def run_trial(
     trial: Trial, context: TrialContext, report: Callable[[dict[str, float]], None] = lambda metrics: None
 ) -> str:
-    """Train ``trial`` to its end, telling ``report`` the metrics of each epoch; returns its MLflow status.
+    """Train ``trial`` to its end, telling ``report`` the metrics of each epoch.
 
-    A training that fails by itself (bad data, a loss that is no number, memory) is FAILED in MLflow with its
-    reason, and the sweep goes on: to start it again would only fail again. What kills the process is another matter,
-    and left to whoever started it.
+    A training that fails by itself (bad data, a loss that is no number, memory) is FAILED in MLflow with its reason,
+    and the sweep goes on: to start it again would only fail again. Out of memory is tried once more with half the
+    clips at a time. What kills the process is another matter, and left to whoever started it.
+
+    Returns:
+        "finished"; "failed"; what ``report`` stopped it as; "disk full", where it may go on when there is room.
     """
     import torch
 
     from fgst.dataset import ArrowDataset
-    from fgst.tracking import Tracking, track, trial_tags
-    from fgst.training import fit
+    from fgst.tracking import ENDING, Tracking, trial_tags
 
     if context.threads:
         torch.set_num_threads(context.threads)
     store = Tracking(context.tracking_uri)
     before = store.find(context.experiment, trial.key, context.parent)
     if before is not None and before.info.status == "FINISHED":
-        return "FINISHED"  # the process died between its last word and its end
-    checkpoints = Path(context.storage) / trial.key
+        return "finished"  # the process died between its last word and its end
     config = trial.config
-    tags: dict[str, str] = {"fgst.label": trial.label, "mlflow.source.name": f"sweep {context.parent[:8]}"}
+    tags = {
+        "fgst.label": trial.label,
+        "fgst.point": json.dumps(list(trial.point)),
+        "mlflow.source.name": f"sweep {context.parent[:8]}",
+    }
+    micro_batches = int(before.data.tags.get(MICRO_BATCHES, "1")) if before is not None else 1
     run = None
     try:
         dataset = ArrowDataset(config.data.dataset)
         tags |= trial_tags(config, dataset.name, dataset.digest)
         run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
         run.log_params(config.flat())
-        for result in track(run, fit(config, dataset=dataset, checkpoints=checkpoints), dataset.classes):
-            report({"epoch": result.epoch, **result.metrics})
+        _train(trial, context, run, dataset, report, micro_batches)
+    except StopTrial as stop:
+        return str(stop)
     except Exception as error:
+        if _disk_full(error):
+            return "disk full"
         if run is None:  # it did not come as far as opening its run
             run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
-            run.finish("FAILED", f"{type(error).__name__}: {error}")
-        return "FAILED"
-    shutil.rmtree(checkpoints, ignore_errors=True)  # the model is among the run's artifacts now
-    return "FINISHED"
+        run.finish("FAILED", f"{type(error).__name__}: {error}")
+        run.set_tags({ENDING: "failed"})
+        return "failed"
+    run.set_tags({ENDING: "finished"})
+    shutil.rmtree(Path(context.storage) / trial.key, ignore_errors=True)  # the model is among the run's artifacts now
+    return "finished"
+
+
+def _train(
+    trial: Trial,
+    context: TrialContext,
+    run: TrackedRun,
+    dataset: object,
+    report: Callable[[dict[str, float]], None],
+    micro_batches: int,
+) -> None:
+    """Train and write it all down; out of memory, once more with half the clips at a time."""
+    import torch
+
+    from fgst.dataset import ArrowDataset
+    from fgst.sweep.cost import model_cost
+    from fgst.tracking import track
+    from fgst.training import fit
+
+    assert isinstance(dataset, ArrowDataset)
+    checkpoints = Path(context.storage) / trial.key
+    cost = model_cost(trial.config, dataset)
+    shape = {"model/parameters": cost.parameters, "model/gflops": cost.gflops}
+    if context.latency:
+        shape["model/latency_ms"] = _latency(trial, dataset)
+    while True:
+        training = fit(trial.config, dataset=dataset, checkpoints=checkpoints, micro_batches=micro_batches)
+        account = (_accounted(result, context, shape) for result in training)
+        try:
+            with closing(track(run, account, dataset.classes)) as results:
+                for result in results:
+                    report({"epoch": result.epoch, **result.metrics})
+            return
+        except (MemoryError, RuntimeError) as error:
+            if micro_batches > 1 or not _out_of_memory(error):
+                raise
+        micro_batches = 2
+        run.set_tags({MICRO_BATCHES: "2"})
+        run.go_on()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _accounted(result, context: TrialContext, shape: dict[str, float]):  # type: ignore[no-untyped-def]
+    """An epoch's result with what it cost so far."""
+    import dataclasses
+
+    import torch
+
+    seconds = 60 * result.metrics["minutes"] * context.devices
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_reserved() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    extra = {"device_seconds": seconds, "peak_memory_gib": peak, **shape}
+    if context.price_per_hour is not None:
+        extra["cost"] = seconds / 3600 * context.price_per_hour
+    return dataclasses.replace(result, metrics={**result.metrics, **extra})
+
+
+def _latency(trial: Trial, dataset) -> float:  # type: ignore[no-untyped-def]
+    """Milliseconds that the trial's network takes for one clip here."""
+    import dataclasses
+
+    import numpy as np
+
+    from fgst.batches import ClipStore, choose_device
+    from fgst.model import FGSTFormer
+    from fgst.sweep.cost import latency_ms
+
+    device = choose_device()
+    store = ClipStore(dataset, np.arange(1), dataclasses.replace(trial.config.data), device)
+    model = FGSTFormer(trial.config.model, dataset.skeleton, dataset.num_classes, frames=store.frames).to(device)
+    return latency_ms(model, store.batch(np.arange(1)))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    words = str(error)
+    return "not enough memory" in words or "can't allocate memory" in words or "out of memory" in words
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is a full disk, here or under the tracking store."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "disk is full" in str(error) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -53,6 +53,7 @@ def test_damage_and_bad_input_are_named(made: Path, capsys: pytest.CaptureFixtur
 
     assert "near it are clip-0" in error("--clip", "clip-4")
     assert "--clip" in error("--animate")
+    assert "ends in .png" in error("--clip", "clip-004", "--out", "clip.xyz")
     (file,) = made.glob("*.arrow")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

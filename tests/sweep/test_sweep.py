@@ -105,8 +105,7 @@ def place(tmp_path: Path, tracking_uri: str) -> Iterator[Place]:
 
 def figures(runs: list[Run]) -> dict[str, dict[str, float]]:
     """What must not depend on interruptions: every metric but times, by trial key."""
-    timing = ("minutes", "clips_per_second")
-    return {r.data.tags[KEY]: {m: v for m, v in r.data.metrics.items() if m not in timing} for r in runs}
+    return {r.data.tags[KEY]: {m: v for m, v in r.data.metrics.items() if m not in small.TIMINGS} for r in runs}
 
 
 def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:
@@ -117,7 +116,7 @@ def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:
     experiment = place.store.experiment("undisturbed")
     parent = place.store.start(experiment, "undisturbed", "undisturbed", {}).run_id
     context = TrialContext(place.store.uri, experiment, parent, str(place.folder / "storage"), 1)
-    assert [run_trial(trial, context) for trial in trials] == ["FINISHED"] * len(trials)
+    assert [run_trial(trial, context) for trial in trials] == ["finished"] * len(trials)
     return figures(place.store.children(parent))
 
 
@@ -149,10 +148,14 @@ def test_sweep_of_two_trials(place: Place) -> None:
     with place.store.artifacts(parent.info.run_id, "") as folder:
         spec = SweepSpec.from_json((folder / "sweep.json").read_text())
         table = (folder / "table.csv").read_text().splitlines()
-        assert (folder / "figures" / "focal_k.png").stat().st_size > 5000
+        page = (folder / "report.html").read_text()
+        assert list((folder / "figures").glob("*.png"))
+    assert spec.title in page
+    assert f"python -m fgst.evaluate --run-id {match[1]}" in page
     assert {trial.key for trial in spec.trials} == {c.data.tags[KEY] for c in children}
     assert [line.partition(",")[0] for line in table] == ["K", "2", "4"]
-    assert not list((place.folder / "ray_results").iterdir())  # all is in MLflow, nothing is left over
+    # All is in MLflow, nothing is left over but the study.
+    assert [path.name for path in (place.folder / "ray_results").iterdir()] == ["optuna.db"]
 
     refused = place.module("fgst.evaluate", "--run-id", parent.info.run_id)
     assert refused.returncode == 2
@@ -256,7 +259,10 @@ def test_bad_input_is_one_line_and_exit_code_2(place: Place) -> None:
     done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,7", *TINY)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: model.focal_joints is 7, but skeleton stick-6 has 6 joints\n"
+    assert (
+        done.stderr
+        == "error: model.focal_joints is 7, but skeleton stick-6 has 6 joints; e.g. --set model.focal_joints=4\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from questions import FOCAL_K
 
 from fgst.dataset import ArrowDataset
 from fgst.evaluate import evaluate
 from fgst.metrics import Scores
-from fgst.sweep.spec import Question, Trial, make_spec
+from fgst.sweep.spec import Trial, make_spec
 from fgst.sweep.trial import TrialContext, run_trial
 from fgst.tracking import KEY, PARENT, Tracking
-
-QUESTION = Question("focal_k", "How many?", "K", lambda k: {"model.focal_joints": k}, lambda skeleton: [2])
 
 
 @pytest.fixture
@@ -34,13 +33,13 @@ def context(tmp_path: Path, tracking_uri: str) -> TrialContext:
 
 
 def make_trial(dataset: ArrowDataset, **values: object) -> Trial:
-    return make_spec(QUESTION, small.small_config(dataset, **values), dataset, None, 1).trials[0]
+    return make_spec(FOCAL_K, small.small_config(dataset, **values), dataset, values=[2]).trials[0]
 
 
 def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDataset, context: TrialContext) -> None:
     told: list[dict[str, float]] = []
     trial = make_trial(dataset)
-    assert run_trial(trial, context, told.append) == "FINISHED"
+    assert run_trial(trial, context, told.append) == "finished"
     store = Tracking(context.tracking_uri)
     [run] = store.children(context.parent)
     assert run.info.status == "FINISHED"
@@ -84,7 +83,7 @@ def test_evaluate_repeats_the_logged_accuracy_exactly(dataset: ArrowDataset, con
 
 def test_failure_is_told_with_its_reason_and_does_not_raise(dataset: ArrowDataset, context: TrialContext) -> None:
     trial = make_trial(dataset, train__lr=1e30, train__warmup=0.0)
-    assert run_trial(trial, context) == "FAILED"
+    assert run_trial(trial, context) == "failed"
     [run] = Tracking(context.tracking_uri).children(context.parent)
     assert run.info.status == "FAILED"
     assert "DivergedError: the loss is" in run.data.tags["fgst.reason"]
@@ -95,7 +94,7 @@ def test_missing_data_fails_the_trial_in_mlflow_too(
 ) -> None:
     trial = make_trial(dataset)
     gone = dataclasses.replace(trial, config=trial.config.with_values({"data.dataset": str(tmp_path / "gone")}))
-    assert run_trial(gone, context) == "FAILED"
+    assert run_trial(gone, context) == "failed"
     [run] = Tracking(context.tracking_uri).children(context.parent)
     assert run.info.status == "FAILED"
     assert "no such directory" in run.data.tags["fgst.reason"]
@@ -114,7 +113,7 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
     with pytest.raises(Killed):
         run_trial(trial, context, die_after_two)
     told: list[dict[str, float]] = []
-    assert run_trial(trial, context, told.append) == "FINISHED"
+    assert run_trial(trial, context, told.append) == "finished"
     store = Tracking(context.tracking_uri)
     [run] = store.children(context.parent)
     assert run.info.status == "FINISHED"
@@ -127,7 +126,7 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
     run_trial(trial, undisturbed)
     [other] = store.children(undisturbed.parent)
     assert other.data.tags[KEY] == run.data.tags[KEY]
-    same = [name for name in run.data.metrics if name not in ("minutes", "clips_per_second")]
+    same = [name for name in run.data.metrics if name not in small.TIMINGS]
     assert {name: run.data.metrics[name] for name in same} == {name: other.data.metrics[name] for name in same}
 
 
@@ -136,7 +135,7 @@ def test_finished_trial_is_not_trained_again(dataset: ArrowDataset, context: Tri
     trial = make_trial(dataset)
     run_trial(trial, context)
     told: list[dict[str, float]] = []
-    assert run_trial(trial, context, told.append) == "FINISHED"
+    assert run_trial(trial, context, told.append) == "finished"
     assert told == []
     assert len(Tracking(context.tracking_uri).children(context.parent)) == 1
 

@@ -1,0 +1,297 @@
+"""A sweep from its beginning, or from where it was, to what it leaves: runs in MLflow, table, page, next command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgst.errors import InputError, Interrupted
+from fgst.sweep.budget import Budget
+from fgst.sweep.engine import Progress, Resources, run_here, run_on_ray
+from fgst.sweep.live import LiveView
+from fgst.sweep.report import print_table, to_csv
+from fgst.sweep.search import Search
+from fgst.sweep.spec import Question, SweepSpec, Trials
+from fgst.sweep.statistics import Outcome, best_outcome, make_rows
+from fgst.sweep.trial import MICRO_BATCHES, TrialContext
+from fgst.tracking import ENDING, KEY, KIND, REASON, TrackedRun, Tracking
+
+STORAGE = "fgst.storage"
+STUDY = "fgst.study_storage"
+_ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
+
+
+def begin(spec: SweepSpec, args: argparse.Namespace) -> Session:
+    """Open the sweep's run, with its specification inside, so that it can be taken up from its id alone."""
+    store = Tracking(args.tracking_uri)
+    root = Path(args.storage).absolute()
+    experiment = store.experiment(spec.experiment)
+    name = f"{spec.name} {spec.base.data.modality}"
+    tags = {
+        KIND: "sweep",
+        "mlflow.source.name": f"sweeps/{spec.name}.py",
+        "fgst.sweep": spec.name,
+        "fgst.dataset_digest": spec.dataset_digest,
+        "fgst.protocol": spec.base.data.protocol,
+    }
+    parent = store.start(experiment, f"{spec.name}-{time.time_ns()}", name, tags)
+    storage = root / parent.run_id
+    try:
+        storage.mkdir(parents=True)
+    except OSError as error:
+        parent.finish("FAILED", str(error))
+        raise InputError(f"--storage {root}: cannot be written ({error.strerror})") from None
+    study = args.study_storage or f"sqlite:///{root / 'optuna.db'}"
+    parent.set_tags({STORAGE: str(storage), STUDY: study})
+    varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
+    parent.log_params(
+        {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
+        | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
+    )
+    with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
+        (Path(folder) / "sweep.json").write_text(spec.to_json())
+        parent.log_artifacts(Path(folder))
+    return Session(store, experiment, parent, storage, study)
+
+
+def begun(
+    question: Question, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace
+) -> tuple[SweepSpec, Session]:
+    """A sweep that was begun, by the id of its run.
+
+    Raises:
+        InputError: if there is no such sweep, it is another question's, or options were given that it cannot follow.
+    """
+    store = Tracking(args.tracking_uri)
+    run = store.run(sweep_id)
+    if run.data.tags.get(KIND) != "sweep" or STORAGE not in run.data.tags:
+        raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
+    with store.artifacts(sweep_id, "sweep.json") as file:
+        spec = SweepSpec.from_json(file.read_text())
+    if spec.name != question.name:
+        raise InputError(f"run {sweep_id} is a sweep of sweeps/{spec.name}.py; resume it with that script")
+    if ignored:
+        raise InputError(f"--resume goes on with the sweep as it was begun; leave {', '.join(ignored)} out")
+    if args.trials:
+        import dataclasses
+
+        if spec.search == "grid":
+            raise InputError("--trials is for a search, and this sweep is a grid")
+        spec = dataclasses.replace(spec, limit=args.trials)
+    storage = Path(run.data.tags[STORAGE])
+    storage.mkdir(parents=True, exist_ok=True)
+    study = args.study_storage or run.data.tags.get(STUDY) or f"sqlite:///{storage.parent / 'optuna.db'}"
+    return spec, Session(store, run.info.experiment_id, TrackedRun(store, sweep_id), storage, study)
+
+
+@dataclass
+class Session:
+    """A sweep's run in MLflow, its folder for checkpoints and its study."""
+
+    store: Tracking
+    experiment: str
+    parent: TrackedRun
+    storage: Path
+    study: str
+
+    def outcomes(self) -> list[Outcome]:
+        """How all trials stand that were begun, in the order in which they were."""
+        found = []
+        for run in self.store.children(self.parent.run_id):
+            tags = run.data.tags
+            point = dict(json.loads(tags.get("fgst.point", "[]")))
+            ending = tags.get(ENDING) or _ENDED.get(run.info.status, "running")
+            found.append(
+                Outcome(
+                    tags.get(KEY, ""), tags.get("fgst.label", ""), int(tags.get("fgst.seed", "0")), point,
+                    run.info.run_id, ending, run.data.metrics, tags.get(REASON, ""),
+                )
+            )  # fmt: skip
+        return found
+
+    def run(self, spec: SweepSpec, trials: Trials, args: argparse.Namespace, again: str) -> None:
+        """Run what is not done yet, and tell what came of all.
+
+        Raises:
+            Interrupted: if something is left to do that the user has to ask for again.
+        """
+        before = self.outcomes()
+        done = sum(outcome.ending in ("finished", "pruned") for outcome in before)
+        search = Search(spec, trials, self.study, self.parent.run_id, before)
+        self.store.client.update_run(self.parent.run_id, status="RUNNING")
+        print(
+            f"{spec.title} {spec.total} trials on {spec.experiment}"
+            + (f", {done} of them finished before" if done else "")
+            + f"\nsweep {self.parent.run_id} in {self.store.uri}\nto look: {self.store.where_to_look(self.experiment)}",
+            file=sys.stderr,
+        )
+        budget = Budget(args.max_hours, args.max_trials, args.until_top1)
+        context = TrialContext(
+            self.store.uri, self.experiment, self.parent.run_id, str(self.storage),
+            price_per_hour=args.price_per_hour, latency="latency" in spec.objectives,
+        )  # fmt: skip
+        interrupted = False
+        try:
+            if not search.exhausted:
+                with LiveView(spec, done) as view:
+
+                    def listen(progress: Progress) -> None:
+                        self._settle(progress)
+                        view.listen(progress)
+
+                    self._train(search, context, budget, listen, args)
+        except KeyboardInterrupt:
+            interrupted = True
+        except Exception as error:
+            self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
+            raise
+        self._conclude(spec, search, budget, again, interrupted)
+
+    def _train(
+        self, search: Search, context: TrialContext, budget: Budget, listen: Any, args: argparse.Namespace
+    ) -> None:
+        import dataclasses
+        import os
+
+        if args.local:
+            cores = len(os.sched_getaffinity(0))
+            threads = int(args.cpus_per_trial or cores)
+            run_here(search, dataclasses.replace(context, threads=threads, devices=threads), budget, listen)
+            return
+        gpus = args.gpus_per_trial
+        if gpus == "auto":
+            gpus = _measured_share(search.spec)
+        resources = Resources(args.address, args.cpus_per_trial, gpus, args.max_concurrent)
+        run_on_ray(search, context, resources, budget, listen, search.spec.total)
+
+    def _settle(self, progress: Progress) -> None:
+        """Write down how a trial ended, where the trial itself could not."""
+        if progress.state in ("running", "finished"):
+            return
+        trial = progress.trial
+        if progress.state == "failed" and not progress.reason:
+            return  # it has said so itself
+        run = self.store.start(
+            self.experiment, trial.key, trial.name,
+            {"fgst.label": trial.label, "fgst.point": json.dumps(list(trial.point)), KIND: "trial",
+             "fgst.seed": str(trial.config.train.seed)},
+            self.parent.run_id,
+        )  # fmt: skip
+        if progress.state == "failed":
+            run.finish("FAILED", progress.reason)
+        elif progress.state == "pruned":
+            run.finish("KILLED", f"stopped early after epoch {progress.metrics.get('epoch', 0):g}")
+            shutil.rmtree(self.storage / trial.key, ignore_errors=True)
+        else:
+            run.finish("KILLED")
+        run.set_tags({ENDING: progress.state})
+
+    def _conclude(self, spec: SweepSpec, search: Search, budget: Budget, again: str, interrupted: bool) -> None:
+        outcomes = self.outcomes()
+        for outcome in outcomes:
+            if outcome.ending == "running":
+                self.store.client.set_terminated(outcome.run_id, "KILLED")
+                self.store.client.set_tag(outcome.run_id, ENDING, "interrupted")
+        outcomes = [o if o.ending != "running" else self._as_interrupted(o) for o in outcomes]
+        failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
+        begun_again = [outcome for outcome in outcomes if outcome.ending == "interrupted"]
+        left = begun_again or not search.exhausted
+        notes = [f"stopped by {budget.stopped}"] if budget.stopped else []
+        self._report(spec, outcomes, search, again, notes)
+        for outcome in failed:
+            print(f"failed: {outcome.label} s{outcome.seed}: {outcome.reason}", file=sys.stderr)
+        disk_full = "disk" in budget.stopped
+        if left and (interrupted or disk_full or not budget.stopped):
+            self.parent.finish("KILLED", budget.stopped or "interrupted")
+            what = f"{len(begun_again)} trials are in the middle" if begun_again else "not all trials were begun"
+            raise Interrupted(f"{budget.stopped + ': ' if disk_full else ''}{what}. Go on with: {again}")
+        best = best_outcome(spec, outcomes)
+        self.parent.set_tags({"fgst.stopped": budget.stopped} if budget.stopped else {})
+        self.parent.finish("FINISHED" if best is not None else "FAILED")
+        if not failed and not left:
+            shutil.rmtree(self.storage, ignore_errors=True)  # all of it is in MLflow now
+        if left:
+            print(f"stopped by {budget.stopped}; what is left goes on with: {again}", file=sys.stderr)
+        if best is None:
+            sys.exit(1)
+        if failed:
+            print(f"{len(failed)} of {len(outcomes)} trials failed; try them again with: {again}", file=sys.stderr)
+        chosen = "val/top1" in best.metrics
+        print("the best trial by validation:" if chosen else "a trial (nothing was held out to choose by):")
+        print(f"python -m fgst.evaluate --run-id {best.run_id}{self._uri(again)}", flush=True)
+        if failed:
+            sys.exit(1)
+
+    @staticmethod
+    def _uri(again: str) -> str:
+        words = again.split()
+        return f" --tracking-uri {words[words.index('--tracking-uri') + 1]}" if "--tracking-uri" in words else ""
+
+    @staticmethod
+    def _as_interrupted(outcome: Outcome) -> Outcome:
+        import dataclasses
+
+        return dataclasses.replace(outcome, ending="interrupted")
+
+    def _report(self, spec: SweepSpec, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
+        """Table on stdout; table, page and pictures into the sweep's run; the best's figures as its own."""
+        from fgst.sweep.page import Told, write_page
+
+        rows = make_rows(spec, outcomes)
+        best = best_outcome(spec, outcomes)
+        print_table(spec, rows, best.label if best is not None and "val/top1" in best.metrics else None)
+        halved = [o.label for o in outcomes if self._halved(o.run_id)]
+        notes = notes + [f"out of memory, so half the batch at a time: {', '.join(halved)}"] * bool(halved)
+        histories = {
+            o.run_id: {m: TrackedRun(self.store, o.run_id).history(m) for m in ("val/top1", "train/loss")}
+            for o in outcomes
+        }
+        told = Told(spec, outcomes, histories, search.study, self.parent.run_id, again, notes)
+        with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
+            folder = Path(name)
+            (folder / "table.csv").write_text(to_csv(spec, rows))
+            write_page(told, folder)
+            self.parent.log_artifacts(folder)
+        if best is not None:
+            # Under the trials' own names: MLflow's list shows sweeps folded, and sorts them by the same columns.
+            summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
+            for name in ("device_seconds", "cost"):
+                if any(name in o.metrics for o in outcomes):
+                    summary[name] = sum(o.metrics.get(name, 0.0) for o in outcomes)
+            for ending in ("finished", "pruned", "failed"):
+                summary[f"trials_{ending}"] = sum(o.ending == ending for o in outcomes)
+            self.parent.log_metrics(summary, step=0)
+            self.parent.set_tags({"fgst.best_run": best.run_id, "fgst.best": best.label})
+
+    def _halved(self, run_id: str) -> bool:
+        return MICRO_BATCHES in self.store.run(run_id).data.tags
+
+
+def _measured_share(spec: SweepSpec) -> float:
+    """The share of this machine's GPU that a trial gets, by measurement."""
+    import torch
+
+    from fgst.sweep.packing import choose_share, probe
+
+    if not torch.cuda.is_available():
+        raise InputError("--gpus-per-trial auto measures on this machine, and PyTorch sees no GPU here; give a number")
+    print("measuring how many trials share the GPU best", file=sys.stderr)
+    measured: dict[int, tuple[float, float]] = {}
+
+    def throughput(count: int) -> float:
+        measured[count] = probe(spec.base, spec.base.data.dataset, "cuda", count)
+        return measured[count][0]
+
+    _, memory = probe(spec.base, spec.base.data.dataset, "cuda", 1)
+    share = choose_share(memory, torch.cuda.get_device_properties(0).total_memory / 2**30, throughput)
+    told = ", ".join(f"{count}: {rate:,.0f} clips/s" for count, (rate, _) in measured.items())
+    print(f"--gpus-per-trial {share:g} ({told}; {memory:.1f} GiB a trial)", file=sys.stderr)
+    return share

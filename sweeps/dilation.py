@@ -1,0 +1,23 @@
+"""How many temporal heads, and how far apart are the frames that each one's convolution sees?
+
+Examples:
+  python sweeps/dilation.py                                        generated motion, the preset for this machine
+  python sweeps/dilation.py --dataset datasets/nw-ucla --preset small --values "1,2;1,3;1,2,3,4"
+
+A value is one dilation per temporal head; semicolons stand between values. The paper has 1,2 and no table of it.
+"""
+
+from fgst.sweep import Parameter, Question, main
+
+question = Question(
+    name="dilation",
+    title="Which dilations of the temporal heads?",
+    parameters=lambda skeleton, base: [
+        Parameter("dilations", ("1", "2", "1,1", "1,2", "1,3", "1,4", "2,3", "1,2,3,4"))
+    ],
+    settings=lambda point, base: {"model.dilations": str(point["dilations"])},
+    baseline="dilations=1,2",
+)
+
+if __name__ == "__main__":
+    main(question, __doc__)

@@ -1,0 +1,34 @@
+"""How should the layers be split between stage 1 (all joints) and stage 2 (focal joints, parts)? (Table 4 of the paper)
+
+Examples:
+  python sweeps/layers.py                                          generated motion, the preset for this machine
+  python sweeps/layers.py --dataset datasets/nw-ucla --preset small --epochs 8
+  python sweeps/layers.py --dataset datasets/nw-ucla --protocol paper --seeds 3 --values 5/3,6/2,7/1
+
+The number of layers stays that of the preset: eight for paper, best and small, four for tiny.
+"""
+
+from fgst.sweep import Parameter, Question, main
+
+PAPER = {"4/4": 88.8, "5/3": 89.0, "6/2": 89.5, "7/1": 89.0}
+
+
+def splits(layers: int) -> tuple[str, ...]:
+    """The paper's for eight layers; else all that there are."""
+    return tuple(PAPER) if layers == 8 else tuple(f"{first}/{layers - first}" for first in range(1, layers))
+
+
+question = Question(
+    name="layers",
+    title="How many layers L1 over all joints, L2 over focal joints and parts?",
+    parameters=lambda skeleton, base: [Parameter("L1/L2", splits(len(base.model.channels)))],
+    settings=lambda point, base: dict(
+        zip(("model.stage1_layers", "model.stage2_layers"), str(point["L1/L2"]).split("/"), strict=False)
+    ),
+    published={f"L1/L2={split}": top1 for split, top1 in PAPER.items()},
+    source="Table 4 (NTU-60 X-Sub, joint)",
+    baseline="L1/L2=6/2",
+)
+
+if __name__ == "__main__":
+    main(question, __doc__)

@@ -1,0 +1,22 @@
+"""Into how many body parts P should stage 2 divide the skeleton?
+
+Examples:
+  python sweeps/parts_p.py                                         generated motion, the preset for this machine
+  python sweeps/parts_p.py --dataset datasets/nw-ucla --preset small --values 1,5,10 --seeds 3
+
+The default is every partition that the skeleton knows, up to each joint its own part. The paper has P = 10 and no
+table of it.
+"""
+
+from fgst.sweep import Parameter, Question, main
+
+question = Question(
+    name="parts_p",
+    title="How many body parts P?",
+    parameters=lambda skeleton, base: [Parameter("P", skeleton.known_parts)],
+    settings=lambda point, base: {"model.parts": point["P"]},
+    baseline="P=10",
+)
+
+if __name__ == "__main__":
+    main(question, __doc__)

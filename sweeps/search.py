@@ -1,0 +1,76 @@
+"""Which K, P, layers and dilations are best together? A search by Optuna over all of them.
+
+Examples:
+  python sweeps/search.py --trials 50 --dry-run                    what it would try and cost; starts nothing
+  python sweeps/search.py --dataset datasets/nw-ucla --preset small --trials 50 --early-stop
+  python sweeps/search.py --dataset datasets/nw-ucla --trials 30 --also lr,dropout --enqueue "K=12,P=5"
+  python sweeps/search.py --dataset datasets/nw-ucla --trials 40 --search nsga2 --objectives val_top1,flops
+
+The paper's setting is tried first. L1 is the number of layers over all joints, the others are stage 2; heads is the
+number of temporal heads, d1 … d4 their dilations.
+"""
+
+from fgst.sweep import Parameter, Question, main
+
+DILATIONS = ("d1", "d2", "d3", "d4")
+
+
+def parameters(skeleton, base):
+    heads = tuple(heads for heads in (1, 2, 4) if all(width % heads == 0 for width in base.model.channels))
+    frames = base.data.frames
+    return [
+        Parameter("K", low=2, high=skeleton.num_joints, field="model.focal_joints"),
+        Parameter("P", skeleton.known_parts, field="model.parts"),
+        Parameter("L1", low=1, high=len(base.model.channels) - 1, field="model.stage1_layers"),
+        Parameter("heads", heads),
+        *(
+            Parameter(name, low=1, high=4, when=("heads", tuple(h for h in heads if h > head)))
+            for head, name in enumerate(DILATIONS)
+        ),
+        Parameter("lr", low=0.005, high=0.2, log=True, field="train.lr", on_request=True),
+        Parameter("weight_decay", low=1e-5, high=1e-2, log=True, field="train.weight_decay", on_request=True),
+        Parameter("dropout", low=0.0, high=0.4, field="model.dropout", on_request=True),
+        Parameter("frames", (frames // 2, frames, 2 * frames), field="data.frames", on_request=True),
+    ]
+
+
+def settings(point, base):
+    fields = {
+        "lr": "train.lr",
+        "weight_decay": "train.weight_decay",
+        "dropout": "model.dropout",
+        "frames": "data.frames",
+    }
+    return {
+        "model.focal_joints": point["K"],
+        "model.parts": point["P"],
+        "model.stage1_layers": point["L1"],
+        "model.stage2_layers": len(base.model.channels) - point["L1"],
+        # Sorted: which head has which dilation makes no other network.
+        "model.dilations": sorted(point[name] for name in DILATIONS if name in point),
+        **{field: point[name] for name, field in fields.items() if name in point},
+    }
+
+
+def first(skeleton, base):
+    """The base's own setting, which is the paper's unless --set says otherwise."""
+    model = base.model
+    dilations = dict(zip(DILATIONS, model.dilations, strict=False))
+    more = {"lr": base.train.lr, "weight_decay": base.train.weight_decay, "dropout": model.dropout}
+    return {
+        "K": model.focal_joints, "P": model.parts, "L1": model.stage1_layers, "heads": len(model.dilations),
+        **dilations, **more, "frames": base.data.frames,
+    }  # fmt: skip
+
+
+question = Question(
+    name="search",
+    title="Which K, P, layers and dilations are best together?",
+    parameters=parameters,
+    settings=settings,
+    search="optuna",
+    first=first,
+)
+
+if __name__ == "__main__":
+    main(question, __doc__)

@@ -1,0 +1,33 @@
+"""What does each spatial block add: focal joints, body parts, attention between them? (Table 1 of the paper)
+
+Examples:
+  python sweeps/spatial_blocks.py                                  generated motion, the preset for this machine
+  python sweeps/spatial_blocks.py --dataset datasets/nw-ucla --preset small --epochs 8 --seeds 3
+  python sweeps/spatial_blocks.py --dataset datasets/nw-ucla --values "Basic-SFormer,+ JP-CA"
+
+Each row has all that the rows above it have.
+"""
+
+from fgst.sweep import Parameter, Question, main
+
+FLAGS = ("model.focal_selection", "model.part_branch", "model.cross_attention")
+ROWS = {
+    "Basic-SFormer": (False, False, False),
+    "+ focal joints": (True, False, False),
+    "+ body parts": (True, True, False),
+    "+ JP-CA": (True, True, True),
+}
+PAPER = dict(zip(ROWS, (87.8, 88.3, 89.1, 89.5), strict=True))
+
+question = Question(
+    name="spatial_blocks",
+    title="What does each spatial block add?",
+    parameters=lambda skeleton, base: [Parameter("blocks", tuple(ROWS))],
+    settings=lambda point, base: dict(zip(FLAGS, ROWS[point["blocks"]], strict=True)),
+    published={f"blocks={row}": top1 for row, top1 in PAPER.items()},
+    source="Table 1 (NTU-60 X-Sub, joint)",
+    baseline="blocks=Basic-SFormer",
+)
+
+if __name__ == "__main__":
+    main(question, __doc__)

@@ -1,0 +1,34 @@
+"""The tracking store: made whole or not at all."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from small import start_python
+
+from fgst.tracking import Tracking
+
+MAKE = "import sys; from fgst.tracking import Tracking; print('now', flush=True); Tracking(sys.argv[1]); print('made')"
+
+
+def test_a_store_whose_making_was_interrupted_is_made_by_the_next(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for delay in (0.3, 1.5):  # into the making, which takes seconds
+        process = start_python(MAKE, uri)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    store = Tracking(uri)
+    assert store.experiment("one") == store.experiment("one")
+
+
+def test_processes_that_make_it_at_once_share_it(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    processes = [start_python(MAKE, uri) for _ in range(3)]
+    assert [process.communicate()[0].splitlines()[-1] for process in processes] == ["made"] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    Tracking(uri).experiment("one")
