@@ -80,7 +80,6 @@ class Evil:
         ("labels.csv", "clip_id,label,subject\nz,x,1\nb,y,2\n", "there is no z.npy"),
         ("labels.csv", "clip_id,label,subject\n../skeleton,x,1\nb,y,2\n", "leaves the folder"),
         ("labels.csv", "clip_id,label,subject\na,x,1\nb,y,1\n", "leaves no clip to test; subject is one of 1"),
-        ("labels.csv", "clip_id,label,subject\na,x,1\nb,y,1\n", "leaves no clip to test; subject is one of 1"),
         ("labels.csv", "clip_id,label\na,x\n", "has no subject, by which benchmark x-sub splits"),
         ("skeleton.json", "{", "is not a skeleton"),
         ("skeleton.json", json.dumps(SKELETON | {"centre": "elbow"}), "name 'elbow'"),
