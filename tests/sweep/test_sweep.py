@@ -1,4 +1,4 @@
-"""Whole sweeps as a user runs them: the script, real Ray, real MLflow; also killed and interrupted."""
+"""Whole sweeps as a user runs them: the script, real Ray, real MLflow."""
 
 from __future__ import annotations
 
@@ -7,117 +7,17 @@ import os
 import re
 import runpy
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
 
-import psutil
 import pytest
-import small
-import torch
-from mlflow.entities import Run
+from place import ROOT, TIMEOUT, TINY, Place
 
 from fgst.errors import InputError
 from fgst.sweep.command import sweep as run_sweep
 from fgst.sweep.engine import Resources, shares
 from fgst.sweep.spec import Question, SweepSpec
-from fgst.sweep.trial import TrialContext, run_trial
-from fgst.tracking import KEY, Tracking
+from fgst.tracking import KEY
 
-ROOT = Path(__file__).parents[2]
-TINY = [
-    *("--set", "model.channels=8,8,16,16", "--set", "model.stage1_layers=2", "--set", "model.stage2_layers=2"),
-    *("--set", "model.parts=3", "--set", "data.frames=8", "--set", "train.batch_size=8", "--set", "train.repeat=1"),
-]
-TIMEOUT = 300
 FOCAL_K: Question = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
-
-
-class Place:
-    """A working directory with a data set and a tracking store, in which sweeps are run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.processes: list[subprocess.Popen[str]] = []
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "sweeps" / "focal_k.py"), *arguments],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.processes.append(process)
-        return process
-
-    def sweep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=TIMEOUT)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def module(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *arguments], cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT
-        )
-
-    @cached_property
-    def store(self) -> Tracking:
-        return Tracking(f"sqlite:///{self.folder}/mlflow.db")
-
-    def sweeps(self) -> list[Run]:
-        store = self.store
-        experiments = [e.experiment_id for e in store.client.search_experiments()]
-        return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'"))
-
-    def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int) -> str:
-        """The sweep's run id, once two of its trials have logged that epoch."""
-        end = time.monotonic() + TIMEOUT
-        while time.monotonic() < end:
-            assert process.poll() is None, process.communicate()
-            for run in self.sweeps():
-                children = self.store.children(run.info.run_id)
-                if sum("train/loss" in c.data.metrics and self.epochs(c) >= epoch for c in children) >= 2:
-                    return run.info.run_id
-            time.sleep(0.5)
-        raise AssertionError("no trial came that far")
-
-    def epochs(self, run: Run) -> int:
-        return len(self.store.client.get_metric_history(run.info.run_id, "train/loss"))
-
-
-@pytest.fixture
-def place(tmp_path: Path, tracking_uri: str) -> Iterator[Place]:
-    del tracking_uri  # it lies in the working directory, where the script looks first
-    small.write_small(tmp_path / "data")
-    here = Place(tmp_path)
-    yield here
-    for process in here.processes:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)  # its whole session: Ray's processes too
-        except ProcessLookupError:
-            continue
-
-
-def figures(runs: list[Run]) -> dict[str, dict[str, float]]:
-    """What must not depend on interruptions: every metric but times, by trial key."""
-    return {r.data.tags[KEY]: {m: v for m, v in r.data.metrics.items() if m not in small.TIMINGS} for r in runs}
-
-
-def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:
-    """The figures of the same trials, trained here without Ray and without a pause."""
-    torch.set_num_threads(1)
-    with place.store.artifacts(sweep, "sweep.json") as file:
-        trials = SweepSpec.from_json(file.read_text()).trials
-    experiment = place.store.experiment("undisturbed")
-    parent = place.store.start(experiment, "undisturbed", "undisturbed", {}).run_id
-    context = TrialContext(place.store.uri, experiment, parent, str(place.folder / "storage"), 1)
-    assert [run_trial(trial, context) for trial in trials] == ["finished"] * len(trials)
-    return figures(place.store.children(parent))
 
 
 def test_sweep_of_two_trials(place: Place) -> None:
@@ -160,49 +60,6 @@ def test_sweep_of_two_trials(place: Place) -> None:
     refused = place.module("fgst.evaluate", "--run-id", parent.info.run_id)
     assert refused.returncode == 2
     assert match[1] in refused.stderr  # a sweep is no network; its best trial is named
-
-
-@pytest.mark.slow
-def test_driver_killed_and_resumed_ends_like_an_undisturbed_sweep(place: Place, tmp_path: Path) -> None:
-    settings = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
-    process = place.start(*settings, "--max-concurrent", "2")
-    sweep = place.wait_for_epoch(process, 2)
-    os.killpg(process.pid, signal.SIGKILL)  # the driver and all of Ray
-    process.communicate()
-    before = {r.data.tags[KEY]: r.info.run_id for r in place.store.children(sweep)}
-
-    done = place.sweep("--resume", sweep)
-    assert done.returncode == 0, done.stderr
-    children = place.store.children(sweep)
-    assert [c.info.status for c in children] == ["FINISHED"] * 3
-    after = {c.data.tags[KEY]: c.info.run_id for c in children}
-    assert before.items() <= after.items()  # each in the run that it began
-    assert [place.epochs(c) for c in children] == [14] * 3  # each epoch once
-
-    assert figures(children) == undisturbed(place, sweep)
-
-    again = place.sweep("--resume", sweep)  # nothing is left to do: the table and the next command, at once
-    assert again.returncode == 0, again.stderr
-    assert "3 of them finished before" in again.stderr
-    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
-
-
-def test_killed_trial_process_is_started_again_in_its_run(place: Place) -> None:
-    process = place.start("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "14", *TINY)
-    sweep = place.wait_for_epoch(process, 2)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.name().startswith("ray::") and "ImplicitFunc" in child.name()
-    ]
-    assert workers
-    workers[0].kill()
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, err
-    children = place.store.children(sweep)
-    assert [c.info.status for c in children] == ["FINISHED"] * 2
-    assert [place.epochs(c) for c in children] == [14] * 2
-    assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(place: Place) -> None:

@@ -1,0 +1,133 @@
+"""Nothing is lost: processes, drivers, nodes and everything killed by SIGKILL, on the real thing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import optuna
+import psutil
+import pytest
+from place import TIMEOUT, TINY, Place, figures, undisturbed
+
+from fgst.tracking import ENDING, KEY
+
+GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
+
+
+def as_if_nothing_had_been(place: Place, sweep: str, before: dict[str, str], trials: int = 3) -> None:
+    """All trials are finished, each in the run that it began, each epoch once, with the figures of a quiet sweep."""
+    children = place.store.children(sweep)
+    assert [c.info.status for c in children] == ["FINISHED"] * trials
+    assert {c.data.tags[ENDING] for c in children} == {"finished"}
+    assert before.items() <= {c.data.tags[KEY]: c.info.run_id for c in children}.items()
+    assert [place.epochs(c) for c in children] == [14] * trials
+    assert figures(children) == undisturbed(place, sweep)
+    study = optuna.load_study(study_name=sweep, storage=f"sqlite:///{place.folder}/ray_results/optuna.db")
+    known = {t.user_attrs["key"]: t for t in study.trials if t.state.is_finished()}
+    for child in children:
+        assert known[child.data.tags[KEY]].value == child.data.metrics["val/top1"]
+        assert sorted(known[child.data.tags[KEY]].intermediate_values) == list(range(1, 15))
+
+
+def begun(place: Place, sweep: str) -> dict[str, str]:
+    return {r.data.tags[KEY]: r.info.run_id for r in place.store.children(sweep)}
+
+
+def test_killed_trial_process_is_started_again_in_its_run(place: Place) -> None:
+    process = place.start(*GRID[:4], "--values", "2,4", *GRID[6:])
+    sweep = place.wait_for_epoch(process, 2)
+    before = begun(place, sweep)
+    workers = place.workers(process)
+    assert workers
+    workers[0].kill()
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    as_if_nothing_had_been(place, sweep, before, trials=2)
+    assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
+
+
+def _everything(pid: int) -> None:
+    os.killpg(pid, signal.SIGKILL)
+
+
+def _driver_alone(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [_everything, _driver_alone])
+def test_killed_driver_and_a_resume(place: Place, kill: Callable[[int], None]) -> None:
+    process = place.start(*GRID, "--max-concurrent", "2")
+    sweep = place.wait_for_epoch(process, 2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    kill(process.pid)
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive  # Ray's processes do not outlive the driver that started them
+    before = begun(place, sweep)
+
+    done = place.sweep("--resume", sweep)
+    assert done.returncode == 0, done.stderr
+    as_if_nothing_had_been(place, sweep, before)
+
+    again = place.sweep("--resume", sweep)  # nothing is left to do: the table and the next command, at once
+    assert again.returncode == 0, again.stderr
+    assert "3 of them finished before" in again.stderr
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_killed_node_gives_its_trials_to_the_other(place: Place) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = place.start(*GRID, "--address", cluster.address)
+        sweep = place.wait_for_epoch(process, 2)
+        before = begun(place, sweep)
+        cluster.remove_node(node, allow_graceful=False)
+        _, err = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, err
+    finally:
+        cluster.shutdown()
+    as_if_nothing_had_been(place, sweep, before)
+
+
+@pytest.mark.slow
+def test_killed_search_goes_on_with_its_history(place: Place) -> None:
+    settings = ["--dataset", "data", "--preset", "tiny", "--epochs", "6", "--trials", "8", "--early-stop", *TINY]
+    settings += ["--grace", "1", "--max-concurrent", "1"]
+    process = place.start(*settings, script="search")
+    sweep = ""
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:  # three trials have ended, one is under way
+        for run in place.sweeps():
+            sweep = run.info.run_id
+            children = place.store.children(sweep)
+            if len(children) >= 4 and place.epochs(children[-1]) >= 1:
+                break
+        else:
+            time.sleep(0.3)
+            continue
+        break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = begun(place, sweep)
+    done = place.sweep("--resume", sweep, script="search")
+    assert done.returncode == 0, done.stderr
+    whole = place.sweep(*settings, script="search")  # the same search, undisturbed
+    assert whole.returncode == 0, whole.stderr
+    other = next(run.info.run_id for run in place.sweeps() if run.info.run_id != sweep)
+    assert before.items() <= begun(place, sweep).items()
+    assert begun(place, sweep).keys() == begun(place, other).keys()
+    assert figures(place.store.children(sweep)) == figures(place.store.children(other))
+    studies = [
+        optuna.load_study(study_name=name, storage=f"sqlite:///{place.folder}/ray_results/optuna.db")
+        for name in (sweep, other)
+    ]
+    told = [[(t.params, t.state, t.value, t.intermediate_values) for t in study.trials] for study in studies]
+    assert told[0] == told[1]
