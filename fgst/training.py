@@ -61,6 +61,11 @@ def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
         InputError: if the configuration does not fit the data set; the message names the field.
     """
     config.model.check_skeleton(dataset.skeleton)
+    return fill_in(config, dataset)
+
+
+def fill_in(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
+    """What :func:`resolve` does, for a network that need not fit yet: a sweep sets more of it."""
     data, train = config.data, config.train
     recipe = data.recipe or dataset.recipe
     data = dataclasses.replace(

@@ -29,7 +29,7 @@ body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.2rem 4rem; background: 
   font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-p { margin: .5rem 0; max-width: 46rem; }
+p { margin: .5rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 .soft, caption, figcaption { color: var(--soft); font-size: .9rem; }
 .answer { font-size: 1.1rem; border-left: 4px solid var(--accent); padding: .2rem 0 .2rem .9rem; margin: 1.2rem 0; }
 .wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
@@ -37,6 +37,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: .38rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
+td:first-child { white-space: normal; min-width: 7rem; }
 tr:last-child td { border-bottom: 0; }
 tr.best td { background: var(--mark); font-weight: 600; }
 td.text { white-space: normal; overflow-wrap: anywhere; }
@@ -123,7 +124,7 @@ def _heading(told: Told) -> str:
     train = spec.base.train
     facts = (
         f"{spec.dataset_name}, {spec.base.data.benchmark}, {spec.base.data.modality}, protocol "
-        f"{spec.base.data.protocol}; {train.epochs} epochs of {train.repeat} passes, channels "
+        f"{spec.base.data.protocol}; {train.epochs} epochs, {train.repeat} passes in each, channels "
         f"{', '.join(map(str, spec.base.model.channels))}. {spec.total} trials by {spec.search}: {ended}."
     )
     return f'<h1>{_text(spec.title)}</h1>\n<p class="soft">{_text(facts)}</p>'
@@ -164,6 +165,8 @@ def _table(spec: SweepSpec, outcomes: Sequence[Outcome], rows: Sequence[Row], be
         ),
     ]
     used = [(heading, cell) for heading, cell, wanted in columns if wanted]
+    if spec.search != "grid":
+        rows = [row for row in rows if row.finished]
     shown = rows if spec.search == "grid" else rows[:SHOWN]
     mark = best.label if best is not None and METRIC in best.metrics else None
     text = _grid([h for h, _ in used], [[c(row) for _, c in used] for row in shown], [r.label == mark for r in shown])
@@ -239,7 +242,7 @@ def _importances(study: Any) -> tuple[dict[str, float], str]:
         return {}, "there are two objectives"
     complete = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
     if len(complete) < 4:
-        return {}, f"{len(complete)} trials ran to the end, and that is too few"
+        return {}, f"of all trials {len(complete)} ran to the end, and that is too few"
     try:
         return dict(optuna.importance.get_param_importances(study)), ""
     except (ValueError, RuntimeError) as error:

@@ -67,9 +67,14 @@ def learning(histories: Mapping[str, Mapping[int, float]], best: str | None, wha
 
 def slices(spec: SweepSpec, outcomes: Sequence[Outcome], path: Path) -> None:
     """Validation top-1 against each thing that is varied; trials that were stopped early are hollow."""
-    count = len(spec.parameters)
-    figure, axes = _new(min(3 * count, 14), 3.2, columns=count)
-    for parameter, one in zip(spec.parameters, np.atleast_1d(axes), strict=True):
+    columns = min(4, len(spec.parameters))
+    lines = -(-len(spec.parameters) // columns)
+    figure, first = _new(2.4 * columns, 2.4 * lines)
+    first.remove()
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for unused in axes[len(spec.parameters) :]:
+        unused.remove()
+    for parameter, one in zip(spec.parameters, axes, strict=False):
         there = [o for o in outcomes if parameter.name in o.point and METRIC in o.metrics]
         numeric = all(_is_number(str(o.point[parameter.name])) for o in there)
         texts = sorted({str(o.point[parameter.name]) for o in there})
@@ -85,7 +90,7 @@ def slices(spec: SweepSpec, outcomes: Sequence[Outcome], path: Path) -> None:
             one.set_xscale("log")
         one.set_xlabel(parameter.name)
         one.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("validation top-1 [%]")
+    figure.supylabel("validation top-1 [%]", fontsize=9)
     _save(figure, path)
 
 

@@ -101,7 +101,7 @@ def make_plan(
     threads = threads or before
     torch.set_num_threads(threads)
     try:
-        step = cost.calibrate(spec.base, dataset, device)
+        step = cost.calibrate((first or chosen)[0].config, dataset, device)
         every = [estimate(t.label if spec.limit else t.name, t.config, dataset, step, on_gpu) for t in chosen + first]
     finally:
         torch.set_num_threads(before)
@@ -133,7 +133,7 @@ def make_plan(
         disk=spec.total * statistics.fmean(e.artifacts for e in estimates)
         + 2 * together * max(e.checkpoint for e in every),
         same=common,
-        how=f"Times are ±30 %: a step of {step.clips} clips of the base trial, alone on {where}, took "
+        how=f"Times are ±30 %: a step of {step.clips} clips of the first trial, alone on {where}, took "
         f"{step.seconds:.2g} s just now, others follow by FLOPs and memory. Starting a trial takes seconds more.",
     )
 

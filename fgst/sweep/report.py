@@ -50,24 +50,27 @@ def short(spec: SweepSpec, label: str) -> str:
     return label.partition("=")[2] if len(spec.parameters) == 1 else label
 
 
-def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> None:
-    """The table on stdout; the best row (by validation) is marked."""
+def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> None:
+    """The table on stdout; the best row (by validation) is marked. A search's shows what ran to the end."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
-    table.add_column(spec.axis if len(spec.parameters) == 1 else "trial", justify="right")
+    table.add_column(
+        spec.axis if len(spec.parameters) == 1 else "trial", justify="right", no_wrap=len(spec.parameters) > 1
+    )
     several = any(row.trials > 1 for row in rows)
     compared = any(row.val_difference or row.test_difference for row in rows)
     published = any(row.published is not None for row in rows)
-    halted = any(row.pruned or row.failed for row in rows)
+    halted = spec.search == "grid" and any(row.pruned or row.failed for row in rows)
     paper = spec.base.data.protocol == "paper"
     headings = ["finished"] * several + ["stopped,\nfailed"] * halted
     headings += ["validation\ntop-1 %"] * (not paper) + ["test\ntop-1 %"]
     headings += ["difference\n95 %"] * compared + ["minutes"] + ["paper\ntop-1 %"] * published
     for heading in headings:
         table.add_column(heading, justify="right")
-    shown = rows if spec.search == "grid" else rows[:SHOWN]
+    ended = rows if spec.search == "grid" else [row for row in rows if row.finished]
+    shown = ended if spec.search == "grid" else ended[:SHOWN]
     for row in shown:
         cells = [short(spec, row.label) + (" *" if row.label == best else "")]
         cells += [f"{row.finished} of {row.trials}"] * several
@@ -80,8 +83,14 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> None:
     notes = [f"paper: {spec.source}"] * published + ["* best by validation"] * (best is not None)
     if compared:
         what = "test" if paper else "validation"
-        notes.append(f"difference: {what}, to {spec.baseline or rows[0].label}, same seeds; (within noise)")
-    if len(shown) < len(rows):
-        notes.append(f"{len(rows) - len(shown)} more in the report")
+        notes.append(f"difference: {what}, to {baseline}, same seeds; (within noise)")
+    if len(shown) < len(ended):
+        notes.append(f"{len(ended) - len(shown)} more in the report")
+    if spec.search != "grid":
+        for count, what in (
+            (sum(row.pruned for row in rows), "stopped early"),
+            (sum(r.failed for r in rows), "failed"),
+        ):
+            notes += [f"{count} {what}"] * bool(count)
     table.caption = " · ".join(notes) or None
     Console(highlight=False, width=None).print(table)

@@ -20,7 +20,7 @@ from fgst.sweep.live import LiveView
 from fgst.sweep.report import print_table, to_csv
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Question, SweepSpec, Trials
-from fgst.sweep.statistics import Outcome, best_outcome, make_rows
+from fgst.sweep.statistics import Outcome, baseline_of, best_outcome, make_rows
 from fgst.sweep.trial import MICRO_BATCHES, TrialContext
 from fgst.tracking import ENDING, KEY, KIND, REASON, TrackedRun, Tracking
 
@@ -247,7 +247,8 @@ class Session:
 
         rows = make_rows(spec, outcomes)
         best = best_outcome(spec, outcomes)
-        print_table(spec, rows, best.label if best is not None and "val/top1" in best.metrics else None)
+        marked = best.label if best is not None and "val/top1" in best.metrics else None
+        print_table(spec, rows, marked, baseline_of(spec, outcomes))
         halved = [o.label for o in outcomes if self._halved(o.run_id)]
         notes = notes + [f"out of memory, so half the batch at a time: {', '.join(halved)}"] * bool(halved)
         histories = {
@@ -284,13 +285,16 @@ def _measured_share(spec: SweepSpec) -> float:
     if not torch.cuda.is_available():
         raise InputError("--gpus-per-trial auto measures on this machine, and PyTorch sees no GPU here; give a number")
     print("measuring how many trials share the GPU best", file=sys.stderr)
+    config = spec.trials[0].config if spec.trials else spec.base
     measured: dict[int, tuple[float, float]] = {}
 
     def throughput(count: int) -> float:
-        measured[count] = probe(spec.base, spec.base.data.dataset, "cuda", count)
+        if count not in measured:
+            measured[count] = probe(config, config.data.dataset, "cuda", count)
         return measured[count][0]
 
-    _, memory = probe(spec.base, spec.base.data.dataset, "cuda", 1)
+    throughput(1)
+    memory = measured[1][1]
     share = choose_share(memory, torch.cuda.get_device_properties(0).total_memory / 2**30, throughput)
     told = ", ".join(f"{count}: {rate:,.0f} clips/s" for count, (rate, _) in measured.items())
     print(f"--gpus-per-trial {share:g} ({told}; {memory:.1f} GiB a trial)", file=sys.stderr)

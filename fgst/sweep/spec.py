@@ -13,7 +13,7 @@ from fgst.config import TrialConfig
 from fgst.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.skeleton import Skeleton
-from fgst.training import resolve
+from fgst.training import fill_in, resolve
 
 Point = dict[str, Any]  # a value (number or text) by parameter name
 
@@ -254,7 +254,12 @@ class Trials:
 
     def make(self, point: Mapping[str, Any], seed: int) -> Trial:
         """Raises InputError, naming the field, if the network or the data set cannot be so."""
-        settings = {**self.question.settings(point, self.base), "train.seed": seed}
+        try:
+            settings = {**self.question.settings(point, self.base), "train.seed": seed}
+        except (KeyError, ValueError, TypeError):  # a script's own table has no such row
+            offered = self.question.parameters(self.dataset.skeleton, self.base)
+            words = "; ".join(f"{p.name}: {p.in_words()}" for p in offered if p.name in point)
+            raise InputError(f"--values: there is no {label_of(point)}; {words}") from None
         config = resolve(self.base.with_values(settings), self.dataset)
         identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -286,7 +291,7 @@ def make_spec(
     Raises:
         InputError: if anything in it is impossible; before anything is started.
     """
-    base = resolve(base, dataset)
+    base = fill_in(base, dataset)
     offered = list(question.parameters(dataset.skeleton, base))
     requestable = [p.name for p in offered if p.on_request]
     if unknown := [name for name in also if name not in requestable]:
@@ -297,6 +302,10 @@ def make_spec(
         if len(parameters) != 1:
             names = ", ".join(parameter.name for parameter in parameters)
             raise InputError(f"--values is for one parameter, but {question.name} has {names}; fix others by --set")
+        if wrong := [v for v in values if isinstance(v, str) and _numeric(parameters[0])]:
+            raise InputError(
+                f"--values {wrong[0]}: {parameters[0].name} takes numbers, e.g. {parameters[0].in_words()}"
+            )
         if len(set(values)) != len(values):
             raise InputError(f"--values names a value twice: {', '.join(map(str, values))}")
         parameters = [Parameter(parameters[0].name, tuple(values))]
@@ -345,6 +354,10 @@ def make_spec(
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
     )
+
+
+def _numeric(parameter: Parameter) -> bool:
+    return not any(isinstance(value, str) for value in parameter.values)
 
 
 def _checked(point: Mapping[str, Any], own: Mapping[str, Any], parameters: Sequence[Parameter]) -> Point:
