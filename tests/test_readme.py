@@ -32,6 +32,21 @@ def test_maps_on_request() -> None:
     assert names["maps"].focal_joints.shape == (2, 1, 16, 5)
 
 
+def test_a_sweep_of_one_s_own() -> None:
+    from fgst.config import PRESETS
+    from fgst.skeleton import NTU_25
+    from fgst.sweep.spec import points_of
+
+    text = (README.parent / "sweeps" / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {"__name__": "kernel"}
+    exec(block, names)
+    base = PRESETS["paper"]
+    points = list(points_of(names["question"].parameters(NTU_25, base)))
+    configs = [base.with_values(names["question"].settings(point, base)) for point in points]
+    assert [config.model.kernel_size for config in configs] == [3, 5, 7, 9]
+
+
 def test_every_row_of_the_ablations_is_a_network() -> None:
     from fgst.config import TrialConfig
     from fgst.options import read_overrides

@@ -5,49 +5,66 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import statistics
-from collections import Counter
+import struct
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgst.sweep import pictures
-from fgst.sweep.report import format_difference, format_figure, short
+from fgst.sweep.pictures import METRIC
+from fgst.sweep.report import format_figure, short
 from fgst.sweep.spec import OBJECTIVES, SweepSpec
-from fgst.sweep.statistics import ENDINGS, Outcome, Row, baseline_of, best_outcome, make_rows, rank_report
+from fgst.sweep.statistics import ENDINGS, Difference, Outcome, Row, baseline_of, best_outcome, make_rows, rank_report
 
 SHOWN = 30  # rows of a search
-METRIC = "val/top1"
 STYLE = """
-:root { color-scheme: light dark; --text: #1c1f23; --soft: #5c6670; --line: #d9dee3; --back: #fcfcfb; --card: #fff;
-  --mark: #fff3dc; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8ea; --soft: #a0a8b0; --line: #3a4148; --back: #17191c;
-  --card: #1f2327; --mark: #3d3420; --accent: #56b4e9; } }
+:root { color-scheme: light dark; --text: #1c2126; --soft: #5a646e; --line: #dfe4e8; --back: #f7f8f9; --card: #fff;
+  --mark: #eaf3f9; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e7ea; --soft: #a2abb4; --line: #363d44; --back: #15181b;
+  --card: #1d2125; --mark: #1c2f3b; --accent: #56b4e9; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.2rem 4rem; background: var(--back); color: var(--text);
-  font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0 auto; max-width: 56rem; padding: 2.6rem 1.2rem 4rem; background: var(--back); color: var(--text);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1rem; text-wrap: balance; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .6rem; }
 p { margin: .5rem 0; max-width: 46rem; overflow-wrap: anywhere; }
-.soft, caption, figcaption { color: var(--soft); font-size: .9rem; }
-.answer { font-size: 1.1rem; border-left: 4px solid var(--accent); padding: .2rem 0 .2rem .9rem; margin: 1.2rem 0; }
-.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .38rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td:first-child { white-space: normal; min-width: 7rem; }
-tr:last-child td { border-bottom: 0; }
+.soft, figcaption { color: var(--soft); font-size: .88rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.1rem; margin: 0; font-size: .92rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+.answer { font-size: 1.12rem; background: var(--mark); border-left: 4px solid var(--accent); border-radius: 0 8px 8px 0;
+  padding: .8rem 1.1rem; margin: 1.4rem 0; max-width: none; }
+.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  margin: .7rem 0; width: fit-content; min-width: min(100%, 22rem); max-width: 100%; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .42rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; font-size: .84rem; line-height: 1.3; vertical-align: bottom;
+  white-space: pre; }
+.text { text-align: left; } td.text { white-space: normal; min-width: 7rem; }
+tbody tr:last-child td { border-bottom: 0; }
 tr.best td { background: var(--mark); font-weight: 600; }
-td.text { white-space: normal; overflow-wrap: anywhere; }
-figure { margin: .8rem 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-code, pre { font: .86rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem;
-  white-space: pre-wrap; }
+.tag { color: var(--soft); border: 1px solid var(--line); border-radius: 1em; padding: 0 .5em; margin: 0 .35em;
+  font-size: .76rem; font-weight: 400; white-space: nowrap; }
+tr.best .tag { border-color: var(--accent); }
+figure { margin: .9rem 0; }
+figure img { display: block; width: 100%; height: auto; padding: .7rem; margin-bottom: .4rem; background: #fff;
+  border: 1px solid var(--line); border-radius: 10px; }
+code, pre { font: .85rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .9rem;
+  margin: .4rem 0; white-space: pre-wrap; }
 summary { cursor: pointer; color: var(--accent); }
-@media print { body { max-width: none; } figure, .wide { break-inside: avoid; } }
+@media (max-width: 30rem) { body { padding: 1.4rem .8rem 3rem; } h1 { font-size: 1.45rem; }
+  figure img { padding: .2rem; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .35rem; } th, td { padding: .4rem .6rem; }
+  td.text:first-child { min-width: 10.5rem; font-size: .82rem; } }
+@media print { :root { --text: #000; --soft: #444; --line: #ccc; --back: #fff; --card: #fff; --mark: #f0f4f7; }
+  body { max-width: none; padding: 0; } figure, tr, pre { break-inside: avoid; } h2 { break-after: avoid; }
+  .wide { overflow: visible; } }
 """
 
 
@@ -56,10 +73,10 @@ class Told:
     """What the page tells.
 
     Attributes:
-        histories: by run id and metric, values by epoch.
+        histories: by run id and metric (``val/top1``, ``train/loss``), values by epoch.
         study: Optuna's, or ``None``.
         sweep_id: MLflow run id of the sweep.
-        again: the command that goes on with it.
+        again: the command that goes on with it, or repeats its table.
         notes: what the reader must know, e.g. why it stopped.
     """
 
@@ -72,274 +89,401 @@ class Told:
     notes: Sequence[str] = ()
 
 
+class Markup(str):
+    """Text that is HTML already; everything else is escaped on its way into the page."""
+
+
 def write_page(told: Told, folder: Path) -> Path:
-    """Write ``report.html`` and the pictures in it, under ``figures``, into a folder; returns the page."""
+    """Write ``report.html``, and the pictures that it holds once more under ``figures``; returns the page."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     body = "\n".join(_sections(told, folder / "figures"))
     page = folder / "report.html"
     page.write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(told.spec.title)}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{_text(told.spec.title)}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n",
+        encoding="utf-8",
     )
     return page
 
 
 def _sections(told: Told, folder: Path) -> Iterator[str]:
     spec, outcomes = told.spec, told.outcomes
-    rows, best = make_rows(spec, outcomes), best_outcome(spec, outcomes)
+    rows, best, baseline = make_rows(spec, outcomes), best_outcome(spec, outcomes), baseline_of(spec, outcomes)
     yield _heading(told)
-    yield _answer(spec, rows, best)
+    yield _answer(spec, rows, best, baseline)
     yield from (f'<p class="soft">Note: {_text(note)}.</p>' for note in told.notes)
-    yield "<h2>Table</h2>" + _table(spec, outcomes, rows, best)
-    finished = [o for o in outcomes if o.ending == "finished"]
-    if len(spec.parameters) == 1 and finished and spec.search == "grid":
-        yield _figure(folder / "curve.png", lambda path: pictures.curve(spec, rows, path), "Accuracy by what is varied")
-    yield from _front(spec, finished, folder)
-    curves = {o.run_id: h for o in outcomes if (h := told.histories.get(o.run_id, {}).get(METRIC))}
-    what = "validation top-1 [%]"
-    if not curves:
-        curves = {o.run_id: h for o in outcomes if (h := told.histories.get(o.run_id, {}).get("train/loss"))}
-        what = "training loss"
-    if curves:
-        best_run = best.run_id if best is not None and what != "training loss" else None
-        yield "<h2>Learning curves</h2>" + _figure(
-            folder / "learning.png", lambda path: pictures.learning(curves, best_run, what, path),
-            "Learning curves: one line per trial; a line that ends early was stopped",
-        )  # fmt: skip
-    yield from _searched(told, folder)
+    yield from _table(spec, rows, best, baseline)
+    yield from _curve(spec, rows, folder)
+    yield from _front(spec, outcomes, folder)
+    yield from _learning(told, best, folder)
+    yield from _searched(told, best, folder)
     yield from _ranks(told)
-    failed = [o for o in outcomes if o.ending == "failed"]
-    if failed:
-        cells = [[f"{o.label} s{o.seed}", o.reason] for o in failed]
-        yield "<h2>Failed trials</h2>" + _grid(["trial", "reason"], cells, text=(0, 1))
+    yield from _failures(outcomes)
     yield from _cost(told)
     yield _settings(spec)
     yield _repeat(told, best)
 
 
 def _heading(told: Told) -> str:
-    spec, count = told.spec, Counter(o.ending for o in told.outcomes)
-    ended = ", ".join(f"{count[ending]} {ending}" for ending in ENDINGS if count[ending]) or "none begun"
-    train = spec.base.train
-    facts = (
-        f"{spec.dataset_name}, {spec.base.data.benchmark}, {spec.base.data.modality}, protocol "
-        f"{spec.base.data.protocol}; {train.epochs} epochs, {train.repeat} passes in each, channels "
-        f"{', '.join(map(str, spec.base.model.channels))}. {spec.total} trials by {spec.search}: {ended}."
-    )
-    return f'<h1>{_text(spec.title)}</h1>\n<p class="soft">{_text(facts)}</p>'
+    spec, base, count = told.spec, told.spec.base, Counter(o.ending for o in told.outcomes)
+    data, model, train = base.data, base.model, base.train
+    words = {"pruned": "stopped early"}
+    ended = ", ".join(f"{count[ending]} {words.get(ending, ending)}" for ending in ENDINGS if count[ending])
+    protocol = "paper: all training clips are trained on, and the test clips report"
+    if data.protocol != "paper":
+        protocol = f"{data.protocol}: {_share(data.validation)} of the training subjects are held out to choose by"
+    planned = f"{spec.total} by {spec.search}" if spec.search == "grid" else f"up to {spec.total} by {spec.search}"
+    facts = {
+        "data": " · ".join(str(part) for part in (spec.dataset_name, data.benchmark, data.modality) if part),
+        "protocol": protocol,
+        "network": f"{model.stage1_layers} + {model.stage2_layers} layers, {min(model.channels)} to "
+        f"{max(model.channels)} channels, K = {model.focal_joints}, unless varied",
+        "training": f"{_several(train.epochs, 'epoch')} of {_several(train.repeat or 1, 'pass', 'passes')}, "
+        f"batches of {train.batch_size}, {train.precision}, {_several(spec.seeds, 'seed')}",
+        "trials": f"{planned}: {ended or 'none has begun'}",
+    }
+    items = "".join(f"<dt>{name}</dt><dd>{_text(fact)}</dd>" for name, fact in facts.items())
+    return f"<h1>{_text(spec.title)}</h1>\n<dl>{items}</dl>"
 
 
-def _answer(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None) -> str:
+def _answer(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline: str | None) -> str:
     if best is None:
-        return '<p class="answer">No trial has finished, so there is no answer.</p>'
+        return '<p class="answer">No trial has finished, so there is no answer yet.</p>'
     if METRIC not in best.metrics:
-        return '<p class="answer">Nothing was held out to choose by: the table reports, and recommends nothing.</p>'
+        why = "nothing was held out to choose by, and the test clips are not for choosing"
+        return f'<p class="answer">The table reports test accuracy and nothing was chosen: {why}.</p>'
     row = next(row for row in rows if row.label == best.label)
-    text = f"{best.label} is the best by validation: {format_figure(row.val)} %"
-    text += f" over {row.finished} seeds" if row.finished > 1 else ", one seed"
-    if row.val_difference is not None:
-        sure = "beyond noise" if row.val_difference.beyond_noise else "within noise"
-        text += f"; to the baseline {format_difference(row.val_difference)} points (95 %), {sure}"
-    elif row.finished == 1 and len(rows) > 1:
-        text += ", which cannot tell it from noise"
-    return f'<p class="answer">{_text(text)}.</p>'
+    text = f" is the best by validation: {format_figure(row.val)} %"
+    text += f" (mean ± standard deviation of {row.finished} seeds)" if row.finished > 1 else " (one seed)"
+    text += f", and {format_figure(row.test)} % on the test clips" if row.test is not None else ""
+    if difference := row.val_difference:
+        sure = "beyond noise" if difference.beyond_noise else "within noise"
+        text += f"; {_points(difference)} points from the baseline {baseline} (95 % interval), which is {sure}"
+    elif best.label == baseline and any(r.val_difference for r in rows):
+        compared = [r.val_difference for r in rows if r.val_difference]
+        noise = sum(not difference.beyond_noise for difference in compared)
+        text += f"; it is the baseline, and {noise} of the {len(compared)} others differ from it within noise"
+    elif len(rows) > 1:
+        text += "; without two seeds in common with the baseline, what is noise cannot be told"
+    if len(spec.objectives) > 1:
+        text += ". What it costs is weighed in the Pareto front below"
+    return f'<p class="answer"><strong>{_text(best.label)}</strong>{_text(text)}.</p>'
 
 
-def _table(spec: SweepSpec, outcomes: Sequence[Outcome], rows: Sequence[Row], best: Outcome | None) -> str:
+def _table(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline: str | None) -> Iterator[str]:
     paper = spec.base.data.protocol == "paper"
-    columns: list[tuple[str, Callable[[Row], str], bool]] = [
-        (spec.axis if len(spec.parameters) == 1 else "trial", lambda row: short(spec, row.label), True),
-        ("finished", lambda row: f"{row.finished} of {row.trials}", any(row.trials > 1 for row in rows)),
-        ("stopped", lambda row: str(row.pruned or "–"), any(row.pruned for row in rows)),
-        ("failed", lambda row: str(row.failed or "–"), any(row.failed for row in rows)),
-        ("validation top-1 %", lambda row: _dash(format_figure(row.val)), not paper),
-        ("difference, 95 %", lambda row: _difference(row, "val"), any(row.val_difference for row in rows)),
-        ("test top-1 %", lambda row: _dash(format_figure(row.test)), True),
-        ("difference, 95 %", lambda row: _difference(row, "test"), paper and any(row.test_difference for row in rows)),
-        ("minutes", lambda row: _dash(format_figure(row.minutes)), True),
-        (
-            "paper top-1 %",
-            lambda row: "–" if row.published is None else f"{row.published:.1f}",
-            any(row.published is not None for row in rows),
-        ),
-    ]
-    used = [(heading, cell) for heading, cell, wanted in columns if wanted]
-    if spec.search != "grid":
-        rows = [row for row in rows if row.finished]
-    shown = rows if spec.search == "grid" else rows[:SHOWN]
     mark = best.label if best is not None and METRIC in best.metrics else None
-    text = _grid([h for h, _ in used], [[c(row) for _, c in used] for row in shown], [r.label == mark for r in shown])
-    notes = [f"{len(rows) - len(shown)} more trials are in table.csv"] if len(shown) < len(rows) else []
-    if any(row.val_difference or row.test_difference for row in rows):
-        notes.append(f"differences are to {baseline_of(spec, outcomes)}, over the seeds that both have")
-    if spec.source and any(row.published is not None for row in rows):
-        notes.append(f"the paper's figures: {spec.source}")
+    split = "test" if paper else "validation"
+
+    def label(row: Row) -> Markup:
+        tags = [tag for tag, on in (("best", row.label == mark), ("baseline", row.label == baseline)) if on]
+        return Markup(_text(short(spec, row.label)) + "".join(f'<span class="tag">{tag}</span>' for tag in tags))
+
+    def difference(row: Row) -> Markup | str:
+        found = row.test_difference if paper else row.val_difference
+        if found is None:
+            return "–"
+        return Markup(("" if found.beyond_noise else '<span class="tag">within noise</span>') + _points(found))
+
+    differences = any(row.test_difference if paper else row.val_difference for row in rows)
+    columns: list[tuple[str, Callable[[Row], str], bool]] = [
+        (spec.axis if len(spec.parameters) == 1 else "configuration", label, True),
+        ("finished", lambda row: f"{row.finished} of {row.trials}", True),
+        ("stopped\nearly", lambda row: str(row.pruned or "–"), any(row.pruned for row in rows)),
+        ("failed", lambda row: str(row.failed or "–"), any(row.failed for row in rows)),
+        ("validation\ntop-1 %", lambda row: format_figure(row.val).replace("-", "–"), not paper),
+        ("test\ntop-1 %", lambda row: format_figure(row.test).replace("-", "–"), True),
+        ("difference to\nbaseline, 95 %", difference, differences),
+        ("minutes", lambda row: format_figure(row.minutes).replace("-", "–"), True),
+        ("paper\ntop-1 %", lambda row: "–" if row.published is None else f"{row.published:.1f}",
+         any(row.published is not None for row in rows)),
+    ]  # fmt: skip
+    used = [(heading, cell) for heading, cell, wanted in columns if wanted]
+    shown = rows if spec.search == "grid" else rows[:SHOWN]
+    cells = [[cell(row) for _, cell in used] for row in shown]
+    yield "<h2>Table</h2>" + _grid([heading for heading, _ in used], cells, [row.label == mark for row in shown])
+    notes = []
+    if len(shown) < len(rows):
+        finished = sum(row.finished > 0 for row in rows[SHOWN:]) or "none"
+        notes.append(
+            f"The best {SHOWN} of {len(rows)} configurations; {len(rows) - SHOWN} more, {finished} of them finished, "
+            "are in table.csv beside this page"
+        )
     if not paper:
-        notes.append("chosen by validation on training subjects that were held out; the test clips were scored once")
-    return text + f'<p class="soft">{_text("; ".join(notes))}.</p>' * bool(notes)
+        notes.append("Chosen by validation on training subjects that were held out; the test clips only report")
+    if differences:
+        notes.append(
+            f"Differences are to {baseline} in {split}, over the seeds that both have; those within noise may be chance"
+        )
+    if spec.source and any(row.published is not None for row in rows):
+        notes.append(f"The paper's figures: {spec.source}")
+    yield f'<p class="soft">{_text(". ".join(notes))}.</p>' if notes else ""
 
 
-def _difference(row: Row, split: str) -> str:
-    difference = row.val_difference if split == "val" else row.test_difference
-    if difference is None:
-        return "–"
-    return f"{difference.mean:+.1f} ± {difference.half_width:.1f}" + ("" if difference.beyond_noise else " (noise)")
-
-
-def _front(spec: SweepSpec, finished: Sequence[Outcome], folder: Path) -> Iterator[str]:
-    """The Pareto front of two objectives."""
-    metrics = [OBJECTIVES[name] for name in spec.objectives]
-    known = [o for o in finished if all(metric in o.metrics for _, metric in metrics)]
-    if len(metrics) != 2 or not known:
+def _curve(spec: SweepSpec, rows: Sequence[Row], folder: Path) -> Iterator[str]:
+    known = [row for row in rows if row.val or row.test]
+    if len(spec.parameters) != 1 or not known:
         return
-    front = [one for one in known if not any(_beats(other, one, metrics) for other in known)]
-    yield "<h2>Pareto front</h2><p>Trials that no other beats in both objectives.</p>" + _figure(
-        folder / "pareto.png", lambda path: pictures.pareto(spec, known, front, path), "Both objectives of all trials"
+    name = spec.parameters[0].name
+    caption = "Means, with bars of one standard deviation where there are several seeds"
+    if spec.source and any(row.published is not None for row in known):
+        caption += f"; the paper: {spec.source}"
+    values = "; ".join(f"{short(spec, row.label)}: {format_figure(row.val or row.test)}" for row in known[:SHOWN])
+    alt = f"Top-1 in % by {name}, {'validation' if any(row.val for row in known) else 'test'}: {values}"
+    yield f"<h2>Accuracy by {_text(name)}</h2>" + _figure(
+        folder / "curve.png", alt, caption, pictures.curve, spec, known
     )
-    front.sort(key=lambda o: o.metrics[metrics[1][1]])
-    cells = [[o.label, *(f"{o.metrics[metric]:.4g}" for _, metric in metrics), o.run_id] for o in front]
-    yield _grid(["trial", *(metric for _, metric in metrics), "run"], cells)
 
 
-def _beats(one: Outcome, other: Outcome, metrics: Sequence[tuple[str, str]]) -> bool:
-    pairs = [(o.metrics[m] * (1 if way == "maximize" else -1)) for way, m in metrics for o in (one, other)]
-    gains = [pairs[0] - pairs[1], pairs[2] - pairs[3]]
-    return min(gains) >= 0 and max(gains) > 0
+def _front(spec: SweepSpec, outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
+    """The Pareto front of two objectives."""
+    if len(spec.objectives) != 2:
+        return
+    names, metrics = pictures.sides(spec)
+    known = _with(outcomes, ("finished",), *metrics)
+    if not known:
+        return
+    front = pareto_front(spec, known)
+    caption = "Green: trials that no other beats in both, numbered as in the table below"
+    alt = f"{len(known)} trials by {names[0]} and {names[1]}, {len(front)} of them on the Pareto front"
+    yield "<h2>Pareto front</h2>" + _figure(folder / "pareto.png", alt, caption, pictures.pareto, spec, known, front)
+    scales = [pictures.SCALES[name] for name in names]
+    cells = []
+    for count, o in enumerate(front, 1):
+        figures = [f"{o.metrics[metric] / unit:.4g}" for metric, (_, unit) in zip(metrics, scales, strict=True)]
+        cells.append([str(count), f"{o.label} s{o.seed}", *figures, Markup(f"<code>{_text(o.run_id)}</code>")])
+    yield _grid(["#", "trial", *(words for words, _ in scales), "run"], cells, text=(0, 1))
 
 
-def _searched(told: Told, folder: Path) -> Iterator[str]:
-    """What a search over several parameters learned of each."""
+def pareto_front(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Trials that no other beats: at least as good in both objectives, and better in one. The cheapest first."""
+    _, metrics = pictures.sides(spec)
+    signs = {metric: 1 if way == "maximize" else -1 for way, metric in OBJECTIVES.values()}
+    worth = {o.run_id: [signs[metric] * o.metrics[metric] for metric in metrics] for o in outcomes}
+
+    def beats(one: list[float], other: list[float]) -> bool:
+        return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+    front = [o for o in outcomes if not any(beats(other, worth[o.run_id]) for other in worth.values())]
+    return sorted(front, key=lambda o: (-worth[o.run_id][0], -worth[o.run_id][1]))
+
+
+def _learning(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
+    metric, what = METRIC, "validation top-1 [%]"
+    if not any(told.histories.get(o.run_id, {}).get(metric) for o in told.outcomes):
+        metric, what = "train/loss", "training loss"
+    curves = {o.run_id: dict(h) for o in told.outcomes if (h := told.histories.get(o.run_id, {}).get(metric))}
+    if not curves:
+        return
+    stopped = [o.run_id for o in told.outcomes if o.ending == "pruned" and o.run_id in curves]
+    rungs, stop = [], told.spec.early_stop
+    epoch = stop.grace if stop else told.spec.base.train.epochs
+    while stop is not None and epoch < told.spec.base.train.epochs:
+        rungs.append(epoch)
+        epoch *= stop.reduction
+    chosen = best.run_id if best is not None and metric == METRIC else None
+    alt = f"{what} by epoch of {_several(len(curves), 'trial')}, {len(stopped)} of them stopped early"
+    caption = "One line per trial" + (f"; the best is {best.label} s{best.seed}" if best is not None and chosen else "")
+    caption += "; dotted: where trials were compared" if rungs else ""
+    yield "<h2>Learning curves</h2>" + _figure(
+        folder / "learning.png", alt, caption, pictures.learning, curves, stopped, chosen, rungs, what
+    )
+
+
+def _searched(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
+    """What a search, or a grid over several parameters, learned of each of them."""
     spec = told.spec
-    known = [o for o in told.outcomes if METRIC in o.metrics and o.point and o.ending in ("finished", "pruned")]
+    known = [o for o in _with(told.outcomes, ("finished", "pruned"), METRIC) if o.point]
     if len(spec.parameters) < 2 or len(known) < 2:
         return
-    yield "<h2>What matters</h2>"
-    values, trouble = _importances(told.study)
-    if values:
-        yield _figure(folder / "importance.png", lambda path: pictures.importance(values, path), "Importance")
-        left_out = "parameters that exist in some trials only are left out"
-        yield f'<p class="soft">Of trials that ran to the end; {left_out}.</p>'
-    else:
-        yield f'<p class="soft">Importance cannot be said: {_text(trouble)}.</p>'
-    yield _figure(
-        folder / "slices.png", lambda path: pictures.slices(spec, known, path),
-        "Validation top-1 against each parameter; hollow: stopped early, at its last epoch",
-    )  # fmt: skip
-    yield _figure(
-        folder / "parallel.png",
-        lambda path: pictures.parallel(spec, known, path),
-        "Each trial a line through its values",
+    names = ", ".join(parameter.name for parameter in spec.parameters)
+    alt = f"Parallel coordinates of {len(known)} trials over {names}"
+    caption = "Each trial is a line through its values, darker where validation top-1 is higher"
+    yield "<h2>All trials together</h2>" + _figure(
+        folder / "parallel.png", alt, caption, pictures.parallel, spec, known
     )
+    shares, words = importances(told.study)
+    yield "<h2>What matters</h2>"
+    if shares:
+        alt = "Importance: " + ", ".join(f"{name} {_share(share)}" for name, share in shares.items())
+        yield _figure(folder / "importance.png", alt, words, pictures.importance, shares)
+    else:
+        yield f"<p>Importance cannot be said: {_text(words)}.</p>"
+    chosen = best.run_id if best is not None else None
+    alt, caption = f"Validation top-1 against each of {names}", "A dot per trial; orange: the best"
+    caption += "; hollow: stopped early, at its last epoch" if any(o.ending == "pruned" for o in known) else ""
+    yield _figure(folder / "slices.png", alt, caption, pictures.slices, spec, known, chosen)
 
 
-def _importances(study: Any) -> tuple[dict[str, float], str]:
+def importances(study: Any) -> tuple[dict[str, float], str]:
+    """Optuna's importance of parameters, in shares of 1, and how to read it; where it has none, nothing, and why."""
     import optuna
 
     if study is None:
-        return {}, "there is no study"
-    if len(study.directions) > 1:
-        return {}, "there are two objectives"
+        return {}, "there is no study of Optuna's"
     complete = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
     if len(complete) < 4:
-        return {}, f"of all trials {len(complete)} ran to the end, and that is too few"
+        return {}, f"it takes four trials that ran to the end, and there are {len(complete)}"
+    if len({tuple(trial.values) for trial in complete}) == 1:
+        return {}, "all trials came out alike"
+    top = min(0.5, max(0.1, 5 / len(complete)))  # of a few trials, a tenth would be one or none
     try:
-        return dict(optuna.importance.get_param_importances(study)), ""
-    except (ValueError, RuntimeError) as error:
-        return {}, str(error).splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is experimental, and that few trials say little
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except Exception as error:  # whatever an evaluator raises: the rest of the page is worth having
+        return {}, (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    shares = {name: share for name, share in found.items() if math.isfinite(share)}
+    if len(set(shares.values())) < 2:
+        return {}, "no parameter stands out"
+    goal = "on the Pareto front or near it" if len(study.directions) > 1 else "among the best"
+    which = f"the first {_share(top)} of {len(complete)}; PED-ANOVA"
+    return shares, f"How much each parameter decides whether a trial is {goal} ({which})"
 
 
 def _ranks(told: Told) -> Iterator[str]:
     spec = told.spec
-    histories = [told.histories.get(o.run_id, {}).get(METRIC, {}) for o in told.outcomes if o.ending == "finished"]
-    rungs = rank_report(spec, histories)
-    if not rungs or (spec.early_stop is None and spec.search == "grid"):
-        return
-    yield "<h2>Was early stopping safe?</h2>"
-    kept = all(rung.kept_best for rung in rungs)
-    words = "Of the trials that ran to the end, the best one " + (
-        "was ahead enough at every rung" if kept else "would have been stopped at a rung, had all of them been compared"
+    rungs = rank_report(
+        spec, [told.histories.get(o.run_id, {}).get(METRIC, {}) for o in told.outcomes if o.ending == "finished"]
     )
-    yield f"<p>{words}. Those that were stopped are not in this: how they would have ended is not known.</p>"
-    cells = [[str(r.epoch), "–" if r.tau is None else f"{r.tau:+.2f}", str(r.trials), _yes(r.kept_best)] for r in rungs]
-    yield _grid(["after epoch", "Kendall's tau with the end", "trials", "best among those to go on"], cells)
+    if not rungs:
+        return
+    lost = ", ".join(str(rung.epoch) for rung in rungs if not rung.kept_best)
+    share = f"1 in {spec.early_stop.reduction if spec.early_stop else 3}"
+    if spec.early_stop and lost:
+        words = (
+            f"Early stopping was a risk. After epoch {lost}, the trial that ended best was not among the best {share} "
+            "of those that ran to the end: one as good may have been stopped."
+        )
+    elif spec.early_stop:
+        words = "Early stopping looks safe: the trial that ended best was among those to go on at every comparison."
+    elif lost:
+        words = f"Early stopping would not have been safe: after epoch {lost}, it would have ended the best trial."
+    else:
+        words = f"Early stopping would have been safe: letting {share} go on, it would have kept the best trial."
+    if spec.early_stop:
+        words += " How the stopped trials would have ended is not known, so they are not in this."
+    title = "Was early stopping safe?" if spec.early_stop else "Would early stopping have been safe?"
+    cells = [
+        [f"{r.epoch} of {spec.base.train.epochs}", "–" if r.tau is None else _signed(f"{r.tau:+.2f}"), str(r.trials),
+         "kept" if r.kept_best else "lost"]
+        for r in rungs
+    ]  # fmt: skip
+    yield f"<h2>{title}</h2><p>{words}</p>"
+    yield _grid(["after epoch", "Kendall's tau\nwith the end", "trials", "the best trial"], cells, text=())
+    yield '<p class="soft">Kendall\'s tau: 1 is the order of the end, 0 has nothing to do with it.</p>'
+
+
+def _failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    failed: dict[str, list[str]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.ending == "failed":
+            failed[outcome.reason or "–"].append(f"{outcome.label} s{outcome.seed}")
+    if failed:
+        cells = [[", ".join(trials), reason] for reason, trials in failed.items()]
+        yield "<h2>Failures</h2>" + _grid(["trials", "reason"], cells, text=(0, 1))
 
 
 def _cost(told: Told) -> Iterator[str]:
-    spec, outcomes = told.spec, told.outcomes
-    known = [o for o in outcomes if "device_seconds" in o.metrics]
-    if not known:
-        return
-    hours = sum(o.metrics["device_seconds"] for o in known) / 3600
-    cells = [["device hours (of a GPU, or of a core)", f"{hours:.2f}"]]
-    if any("cost" in o.metrics for o in known):
-        cells.append(["cost", f"{sum(o.metrics.get('cost', 0.0) for o in known):.2f}"])
-    peaks = [o.metrics["peak_memory_gib"] for o in known if "peak_memory_gib" in o.metrics]
-    speeds = [o.metrics["clips_per_second"] for o in known if "clips_per_second" in o.metrics]
-    cells += [["largest memory of a trial", f"{max(peaks):.2f} GiB"]] if peaks else []
-    cells += [["clips a second in a trial, median", f"{statistics.median(speeds):,.0f}"]] if speeds else []
-    pruned = [o for o in outcomes if o.ending == "pruned"]
-    if pruned:
-        epochs = spec.base.train.epochs
-        ended = [o for o in outcomes if o.ending in ("finished", "pruned")]
-        saved = sum(epochs - max(told.histories.get(o.run_id, {}).get("train/loss", {epochs: 0})) for o in pruned)
-        cells.append(
-            [
-                "epochs that early stopping saved",
-                f"{saved} of {epochs * len(ended)} ({saved / epochs / len(ended):.0%})",
-            ]
+    def of(metric: str) -> list[float]:
+        return [o.metrics[metric] for o in _with(told.outcomes, ENDINGS, metric)]
+
+    cells = []
+    if seconds := of("device_seconds"):
+        cells.append(["device hours (of a GPU, or of a core)", f"{sum(seconds) / 3600:,.2f}"])
+    if prices := of("cost"):
+        cells.append(["cost", f"{sum(prices):,.2f}"])
+    if peaks := of("peak_memory_gib"):
+        cells.append(["memory of the largest trial", f"{max(peaks):.2f} GiB"])
+    if speeds := of("clips_per_second"):
+        cells.append(["clips a second in a trial, median", f"{statistics.median(speeds):,.0f}"])
+    epochs = told.spec.base.train.epochs
+    trained = {
+        o.run_id: max(
+            (epoch for history in told.histories.get(o.run_id, {}).values() for epoch in history), default=None
         )
-    yield "<h2>Cost</h2>" + _grid(["", ""], cells)
+        for o in told.outcomes
+        if o.ending == "pruned"
+    }
+    saved = [epochs - last for last in trained.values() if last is not None]
+    planned = epochs * sum(o.ending in ("finished", "pruned") for o in told.outcomes)
+    if saved:
+        cells.append(
+            ["epochs that early stopping saved", f"{sum(saved):,} of {planned:,} ({_share(sum(saved) / planned)})"]
+        )
+    if cells:
+        yield "<h2>Cost</h2>" + _grid(["", ""], cells)
 
 
 def _settings(spec: SweepSpec) -> str:
-    names = {parameter.name: parameter.in_words() for parameter in spec.parameters}
-    cells = [[f"varied: {name}", values] for name, values in names.items()]
-    cells += [[name, json.dumps(value)] for name, value in spec.base.flat().items()]
+    varied = [[p.name, p.in_words() + (f", where {p.when[0]} is {' or '.join(map(str, p.when[1]))}" if p.when else "")]
+              for p in spec.parameters]  # fmt: skip
+    base = [[name, json.dumps(value)] for name, value in spec.base.flat().items()]
     return (
-        "<h2>Settings</h2><details><summary>What is varied, and the base of all trials</summary>"
-        + _grid(["setting", "value"], cells, text=(0, 1))
+        "<h2>Settings</h2>" + _grid(["varied", "over"], varied, text=(0, 1))
+        + "<details><summary>The base of all trials</summary>" + _grid(["setting", "value"], base, text=(0, 1))
         + "</details>"
-    )
+    )  # fmt: skip
 
 
 def _repeat(told: Told, best: Outcome | None) -> str:
-    lines = [f"{told.again}    # goes on with it, or prints the table again"]
+    text = f"<p>Go on with this sweep, or print its table again:</p><pre>{_text(told.again)}</pre>"
     if best is not None:
-        lines.append(f"python -m fgst.evaluate --run-id {best.run_id}")
-    facts = f"sweep {told.sweep_id}; data set {told.spec.dataset_name}, digest {told.spec.dataset_digest}"
-    commands = "\n".join(map(_text, lines))
-    return f'<h2>How to repeat it</h2><pre>{commands}</pre><p class="soft">{_text(facts)}</p>'
+        what = "Score the best trial again" if METRIC in best.metrics else "Score a trial again"
+        text += f"<p>{what}:</p><pre>python -m fgst.evaluate --run-id {_text(best.run_id)}</pre>"
+    spec = told.spec
+    facts = {"sweep": told.sweep_id, "data set": f"{spec.dataset_name}, digest {spec.dataset_digest}"}
+    items = "".join(f"<dt>{name}</dt><dd>{_text(fact)}</dd>" for name, fact in facts.items())
+    return f"<h2>How to repeat it</h2>{text}<dl>{items}</dl>"
 
 
-def _figure(path: Path, draw: Callable[[Path], None], alt: str) -> str:
-    draw(path)
-    data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="{_text(alt)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{_text(alt)}</figcaption></figure>"
+def _with(outcomes: Sequence[Outcome], endings: Sequence[str], *metrics: str) -> list[Outcome]:
+    """Trials that ended so and have these metrics, as numbers that can be drawn."""
+    ended = [o for o in outcomes if o.ending in endings]
+    return [o for o in ended if all(math.isfinite(o.metrics.get(metric, math.nan)) for metric in metrics)]
+
+
+def _figure(path: Path, alt: str, caption: str, picture: Callable[..., None], *shown: Any) -> str:
+    picture(*shown, path)
+    content = path.read_bytes()
+    pixels = struct.unpack(">I", content[16:20])[0]  # the width, in a PNG's first chunk
+    width = f"max-width:calc({pixels // 2}px + 1.4rem)"
+    image = f'<img alt="{_text(alt)}" style="{width}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+    return f"<figure>{image}<figcaption>{_text(caption)}.</figcaption></figure>"
 
 
 def _grid(
     headings: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = (), text: Sequence[int] = (0,)
 ) -> str:
-    """A table; columns in ``text`` are words, the others numbers."""
-    words = [' class="text"' if column in text and column else "" for column in range(len(headings))]
-    head = "".join(f"<th{w}>{_text(h)}</th>" for h, w in zip(headings, words, strict=True))
+    """A table; columns in ``text`` are words, the others figures."""
+    sides = [' class="text"' if column in text else "" for column in range(len(headings))]
+    head = "".join(f"<th{side}>{_text(heading)}</th>" for heading, side in zip(headings, sides, strict=True))
     lines = []
-    for number, row in enumerate(rows):
-        cells = "".join(f"<td{w}>{_text(cell)}</td>" for cell, w in zip(row, words, strict=True))
-        lines.append(f"<tr{' class=best' if number < len(marked) and marked[number] else ''}>{cells}</tr>")
+    for count, row in enumerate(rows):
+        cells = "".join(f"<td{side}>{_text(cell)}</td>" for cell, side in zip(row, sides, strict=True))
+        lines.append(f"<tr{' class=best' if count < len(marked) and marked[count] else ''}>{cells}</tr>")
     top = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
     return f'<div class="wide"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _dash(text: str) -> str:
-    return "–" if text == "-" else text
+def _points(difference: Difference) -> str:
+    return _signed(f"{difference.mean:+.1f} ± {difference.half_width:.1f}")
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _signed(text: str) -> str:
+    """With a real minus, as wide as the plus."""
+    return text.replace("-", "−")
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _several(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def _text(text: str) -> str:
-    return html.escape(str(text))
+    return text if isinstance(text, Markup) else html.escape(str(text))

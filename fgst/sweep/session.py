@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -81,8 +83,6 @@ def begun(
     if ignored:
         raise InputError(f"--resume goes on with the sweep as it was begun; leave {', '.join(ignored)} out")
     if args.trials:
-        import dataclasses
-
         if spec.search == "grid":
             raise InputError("--trials is for a search, and this sweep is a grid")
         spec = dataclasses.replace(spec, limit=args.trials)
@@ -112,7 +112,7 @@ class Session:
             found.append(
                 Outcome(
                     tags.get(KEY, ""), tags.get("fgst.label", ""), int(tags.get("fgst.seed", "0")), point,
-                    run.info.run_id, ending, run.data.metrics, tags.get(REASON, ""),
+                    run.info.run_id, ending, run.data.metrics, tags.get(REASON, ""), MICRO_BATCHES in tags,
                 )
             )  # fmt: skip
         return found
@@ -125,7 +125,11 @@ class Session:
         """
         before = self.outcomes()
         done = sum(outcome.ending in ("finished", "pruned") for outcome in before)
-        search = Search(spec, trials, self.study, self.parent.run_id, before)
+        try:
+            search = Search(spec, trials, self.study, self.parent.run_id, before)
+        except InputError as error:
+            self.parent.finish("FAILED", str(error))
+            raise
         self.store.client.update_run(self.parent.run_id, status="RUNNING")
         print(
             f"{spec.title} {spec.total} trials on {spec.experiment}"
@@ -153,14 +157,11 @@ class Session:
         except Exception as error:
             self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
             raise
-        self._conclude(spec, search, budget, again, interrupted)
+        self._conclude(spec, search, budget, again, interrupted, args)
 
     def _train(
         self, search: Search, context: TrialContext, budget: Budget, listen: Any, args: argparse.Namespace
     ) -> None:
-        import dataclasses
-        import os
-
         if args.local:
             cores = len(os.sched_getaffinity(0))
             threads = int(args.cpus_per_trial or cores)
@@ -194,13 +195,15 @@ class Session:
             run.finish("KILLED")
         run.set_tags({ENDING: progress.state})
 
-    def _conclude(self, spec: SweepSpec, search: Search, budget: Budget, again: str, interrupted: bool) -> None:
+    def _conclude(
+        self, spec: SweepSpec, search: Search, budget: Budget, again: str, interrupted: bool, args: argparse.Namespace
+    ) -> None:
         outcomes = self.outcomes()
         for outcome in outcomes:
             if outcome.ending == "running":
                 self.store.client.set_terminated(outcome.run_id, "KILLED")
                 self.store.client.set_tag(outcome.run_id, ENDING, "interrupted")
-        outcomes = [o if o.ending != "running" else self._as_interrupted(o) for o in outcomes]
+        outcomes = [dataclasses.replace(o, ending="interrupted") if o.ending == "running" else o for o in outcomes]
         failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
         begun_again = [outcome for outcome in outcomes if outcome.ending == "interrupted"]
         left = begun_again or not search.exhausted
@@ -224,22 +227,12 @@ class Session:
             sys.exit(1)
         if failed:
             print(f"{len(failed)} of {len(outcomes)} trials failed; try them again with: {again}", file=sys.stderr)
+        uri = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
         chosen = "val/top1" in best.metrics
         print("the best trial by validation:" if chosen else "a trial (nothing was held out to choose by):")
-        print(f"python -m fgst.evaluate --run-id {best.run_id}{self._uri(again)}", flush=True)
+        print(f"python -m fgst.evaluate --run-id {best.run_id}{uri}", flush=True)
         if failed:
             sys.exit(1)
-
-    @staticmethod
-    def _uri(again: str) -> str:
-        words = again.split()
-        return f" --tracking-uri {words[words.index('--tracking-uri') + 1]}" if "--tracking-uri" in words else ""
-
-    @staticmethod
-    def _as_interrupted(outcome: Outcome) -> Outcome:
-        import dataclasses
-
-        return dataclasses.replace(outcome, ending="interrupted")
 
     def _report(self, spec: SweepSpec, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
         """Table on stdout; table, page and pictures into the sweep's run; the best's figures as its own."""
@@ -249,7 +242,7 @@ class Session:
         best = best_outcome(spec, outcomes)
         marked = best.label if best is not None and "val/top1" in best.metrics else None
         print_table(spec, rows, marked, baseline_of(spec, outcomes))
-        halved = [o.label for o in outcomes if self._halved(o.run_id)]
+        halved = [o.label for o in outcomes if o.halved]
         notes = notes + [f"out of memory, so half the batch at a time: {', '.join(halved)}"] * bool(halved)
         histories = {
             o.run_id: {m: TrackedRun(self.store, o.run_id).history(m) for m in ("val/top1", "train/loss")}
@@ -271,9 +264,6 @@ class Session:
                 summary[f"trials_{ending}"] = sum(o.ending == ending for o in outcomes)
             self.parent.log_metrics(summary, step=0)
             self.parent.set_tags({"fgst.best_run": best.run_id, "fgst.best": best.label})
-
-    def _halved(self, run_id: str) -> bool:
-        return MICRO_BATCHES in self.store.run(run_id).data.tags
 
 
 def _measured_share(spec: SweepSpec) -> float:

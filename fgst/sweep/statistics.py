@@ -24,6 +24,7 @@ class Outcome:
         ending: one of ``ENDINGS``; "pruned" was stopped early, "interrupted" goes on when the sweep is resumed.
         metrics: its last ones, by MLflow name; accuracies in %.
         reason: of a failure.
+        halved: its batches went through the network in two halves, for want of memory.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Outcome:
     ending: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    halved: bool = False
 
 
 @dataclass(frozen=True)

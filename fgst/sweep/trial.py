@@ -6,6 +6,7 @@ found again by that key. So it may be killed and started again at any moment, by
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import resource
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING
 from fgst.sweep.spec import Trial
 
 if TYPE_CHECKING:
+    from fgst.dataset import ArrowDataset
     from fgst.tracking import TrackedRun
+    from fgst.training import EpochResult
 
 MICRO_BATCHES = "fgst.micro_batches"
 
@@ -107,19 +110,17 @@ def _train(
     trial: Trial,
     context: TrialContext,
     run: TrackedRun,
-    dataset: object,
+    dataset: ArrowDataset,
     report: Callable[[dict[str, float]], None],
     micro_batches: int,
 ) -> None:
     """Train and write it all down; out of memory, once more with half the clips at a time."""
     import torch
 
-    from fgst.dataset import ArrowDataset
     from fgst.sweep.cost import model_cost
     from fgst.tracking import track
     from fgst.training import fit
 
-    assert isinstance(dataset, ArrowDataset)
     checkpoints = Path(context.storage) / trial.key
     cost = model_cost(trial.config, dataset)
     shape = {"model/parameters": cost.parameters, "model/gflops": cost.gflops}
@@ -143,10 +144,8 @@ def _train(
             torch.cuda.empty_cache()
 
 
-def _accounted(result, context: TrialContext, shape: dict[str, float]):  # type: ignore[no-untyped-def]
+def _accounted(result: EpochResult, context: TrialContext, shape: dict[str, float]) -> EpochResult:
     """An epoch's result with what it cost so far."""
-    import dataclasses
-
     import torch
 
     seconds = 60 * result.metrics["minutes"] * context.devices
@@ -160,10 +159,8 @@ def _accounted(result, context: TrialContext, shape: dict[str, float]):  # type:
     return dataclasses.replace(result, metrics={**result.metrics, **extra})
 
 
-def _latency(trial: Trial, dataset) -> float:  # type: ignore[no-untyped-def]
+def _latency(trial: Trial, dataset: ArrowDataset) -> float:
     """Milliseconds that the trial's network takes for one clip here."""
-    import dataclasses
-
     import numpy as np
 
     from fgst.batches import ClipStore, choose_device
@@ -171,7 +168,7 @@ def _latency(trial: Trial, dataset) -> float:  # type: ignore[no-untyped-def]
     from fgst.sweep.cost import latency_ms
 
     device = choose_device()
-    store = ClipStore(dataset, np.arange(1), dataclasses.replace(trial.config.data), device)
+    store = ClipStore(dataset, np.arange(1), trial.config.data, device)
     model = FGSTFormer(trial.config.model, dataset.skeleton, dataset.num_classes, frames=store.frames).to(device)
     return latency_ms(model, store.batch(np.arange(1)))
 

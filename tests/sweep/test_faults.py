@@ -62,11 +62,12 @@ def _driver_alone(pid: int) -> None:
 def test_killed_driver_and_a_resume(place: Place, kill: Callable[[int], None]) -> None:
     process = place.start(*GRID, "--max-concurrent", "2")
     sweep = place.wait_for_epoch(process, 2)
-    family = psutil.Process(process.pid).children(recursive=True)
+    trainers = place.workers(process)
+    assert trainers
     kill(process.pid)
     process.communicate()
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive  # Ray's processes do not outlive the driver that started them
+    _, alive = psutil.wait_procs(trainers, timeout=60)
+    assert not alive  # no trial outlives the driver that started it
     before = begun(place, sweep)
 
     done = place.sweep("--resume", sweep)
