@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
 import statistics
-import struct
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,56 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fgst.sweep import pictures
+from fgst.sweep.markup import Markup, document, escape, figure, grid
 from fgst.sweep.pictures import METRIC
 from fgst.sweep.report import format_figure, short
 from fgst.sweep.spec import OBJECTIVES, SweepSpec
 from fgst.sweep.statistics import ENDINGS, Difference, Outcome, Row, baseline_of, best_outcome, make_rows, rank_report
 
 SHOWN = 30  # rows of a search
-STYLE = """
-:root { color-scheme: light dark; --text: #1c2126; --soft: #5a646e; --line: #dfe4e8; --back: #f7f8f9; --card: #fff;
-  --mark: #eaf3f9; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e7ea; --soft: #a2abb4; --line: #363d44; --back: #15181b;
-  --card: #1d2125; --mark: #1c2f3b; --accent: #56b4e9; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 56rem; padding: 2.6rem 1.2rem 4rem; background: var(--back); color: var(--text);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 1rem; text-wrap: balance; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.8rem 0 .6rem; }
-p { margin: .5rem 0; max-width: 46rem; overflow-wrap: anywhere; }
-.soft, figcaption { color: var(--soft); font-size: .88rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.1rem; margin: 0; font-size: .92rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.answer { font-size: 1.12rem; background: var(--mark); border-left: 4px solid var(--accent); border-radius: 0 8px 8px 0;
-  padding: .8rem 1.1rem; margin: 1.4rem 0; max-width: none; }
-.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  margin: .7rem 0; width: fit-content; min-width: min(100%, 22rem); max-width: 100%; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .42rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; font-size: .84rem; line-height: 1.3; vertical-align: bottom;
-  white-space: pre; }
-.text { text-align: left; } td.text { white-space: normal; min-width: 7rem; }
-tbody tr:last-child td { border-bottom: 0; }
-tr.best td { background: var(--mark); font-weight: 600; }
-.tag { color: var(--soft); border: 1px solid var(--line); border-radius: 1em; padding: 0 .5em; margin: 0 .35em;
-  font-size: .76rem; font-weight: 400; white-space: nowrap; }
-tr.best .tag { border-color: var(--accent); }
-figure { margin: .9rem 0; }
-figure img { display: block; width: 100%; height: auto; padding: .7rem; margin-bottom: .4rem; background: #fff;
-  border: 1px solid var(--line); border-radius: 10px; }
-code, pre { font: .85rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .9rem;
-  margin: .4rem 0; white-space: pre-wrap; }
-summary { cursor: pointer; color: var(--accent); }
-@media (max-width: 30rem) { body { padding: 1.4rem .8rem 3rem; } h1 { font-size: 1.45rem; }
-  figure img { padding: .2rem; }
-  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .35rem; } th, td { padding: .4rem .6rem; }
-  td.text:first-child { min-width: 10.5rem; font-size: .82rem; } }
-@media print { :root { --text: #000; --soft: #444; --line: #ccc; --back: #fff; --card: #fff; --mark: #f0f4f7; }
-  body { max-width: none; padding: 0; } figure, tr, pre { break-inside: avoid; } h2 { break-after: avoid; }
-  .wide { overflow: visible; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -89,21 +43,11 @@ class Told:
     notes: Sequence[str] = ()
 
 
-class Markup(str):
-    """Text that is HTML already; everything else is escaped on its way into the page."""
-
-
 def write_page(told: Told, folder: Path) -> Path:
     """Write ``report.html``, and the pictures that it holds once more under ``figures``; returns the page."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    body = "\n".join(_sections(told, folder / "figures"))
     page = folder / "report.html"
-    page.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(told.spec.title)}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n",
-        encoding="utf-8",
-    )
+    page.write_text(document(told.spec.title, _sections(told, folder / "figures")), encoding="utf-8")
     return page
 
 
@@ -112,7 +56,7 @@ def _sections(told: Told, folder: Path) -> Iterator[str]:
     rows, best, baseline = make_rows(spec, outcomes), best_outcome(spec, outcomes), baseline_of(spec, outcomes)
     yield _heading(told)
     yield _answer(spec, rows, best, baseline)
-    yield from (f'<p class="soft">Note: {_text(note)}.</p>' for note in told.notes)
+    yield from (f'<p class="soft">Note: {escape(note)}.</p>' for note in told.notes)
     yield from _table(spec, rows, best, baseline)
     yield from _curve(spec, rows, folder)
     yield from _front(spec, outcomes, folder)
@@ -143,8 +87,8 @@ def _heading(told: Told) -> str:
         f"batches of {train.batch_size}, {train.precision}, {_several(spec.seeds, 'seed')}",
         "trials": f"{planned}: {ended or 'none has begun'}",
     }
-    items = "".join(f"<dt>{name}</dt><dd>{_text(fact)}</dd>" for name, fact in facts.items())
-    return f"<h1>{_text(spec.title)}</h1>\n<dl>{items}</dl>"
+    items = "".join(f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
+    return f"<h1>{escape(spec.title)}</h1>\n<dl>{items}</dl>"
 
 
 def _answer(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline: str | None) -> str:
@@ -168,7 +112,7 @@ def _answer(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline
         text += "; without two seeds in common with the baseline, what is noise cannot be told"
     if len(spec.objectives) > 1:
         text += ". What it costs is weighed in the Pareto front below"
-    return f'<p class="answer"><strong>{_text(best.label)}</strong>{_text(text)}.</p>'
+    return f'<p class="answer"><strong>{escape(best.label)}</strong>{escape(text)}.</p>'
 
 
 def _table(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline: str | None) -> Iterator[str]:
@@ -178,7 +122,7 @@ def _table(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline:
 
     def label(row: Row) -> Markup:
         tags = [tag for tag, on in (("best", row.label == mark), ("baseline", row.label == baseline)) if on]
-        return Markup(_text(short(spec, row.label)) + "".join(f'<span class="tag">{tag}</span>' for tag in tags))
+        return Markup(escape(short(spec, row.label)) + "".join(f'<span class="tag">{tag}</span>' for tag in tags))
 
     def difference(row: Row) -> Markup | str:
         found = row.test_difference if paper else row.val_difference
@@ -202,7 +146,7 @@ def _table(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline:
     used = [(heading, cell) for heading, cell, wanted in columns if wanted]
     shown = rows if spec.search == "grid" else rows[:SHOWN]
     cells = [[cell(row) for _, cell in used] for row in shown]
-    yield "<h2>Table</h2>" + _grid([heading for heading, _ in used], cells, [row.label == mark for row in shown])
+    yield "<h2>Table</h2>" + grid([heading for heading, _ in used], cells, [row.label == mark for row in shown])
     notes = []
     if len(shown) < len(rows):
         finished = sum(row.finished > 0 for row in rows[SHOWN:]) or "none"
@@ -218,7 +162,7 @@ def _table(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline:
         )
     if spec.source and any(row.published is not None for row in rows):
         notes.append(f"The paper's figures: {spec.source}")
-    yield f'<p class="soft">{_text(". ".join(notes))}.</p>' if notes else ""
+    yield f'<p class="soft">{escape(". ".join(notes))}.</p>' if notes else ""
 
 
 def _curve(spec: SweepSpec, rows: Sequence[Row], folder: Path) -> Iterator[str]:
@@ -231,7 +175,7 @@ def _curve(spec: SweepSpec, rows: Sequence[Row], folder: Path) -> Iterator[str]:
         caption += f"; the paper: {spec.source}"
     values = "; ".join(f"{short(spec, row.label)}: {format_figure(row.val or row.test)}" for row in known[:SHOWN])
     alt = f"Top-1 in % by {name}, {'validation' if any(row.val for row in known) else 'test'}: {values}"
-    yield f"<h2>Accuracy by {_text(name)}</h2>" + _figure(
+    yield f"<h2>Accuracy by {escape(name)}</h2>" + figure(
         folder / "curve.png", alt, caption, pictures.curve, spec, known
     )
 
@@ -247,13 +191,13 @@ def _front(spec: SweepSpec, outcomes: Sequence[Outcome], folder: Path) -> Iterat
     front = pareto_front(spec, known)
     caption = "Green: trials that no other beats in both, numbered as in the table below"
     alt = f"{len(known)} trials by {names[0]} and {names[1]}, {len(front)} of them on the Pareto front"
-    yield "<h2>Pareto front</h2>" + _figure(folder / "pareto.png", alt, caption, pictures.pareto, spec, known, front)
+    yield "<h2>Pareto front</h2>" + figure(folder / "pareto.png", alt, caption, pictures.pareto, spec, known, front)
     scales = [pictures.SCALES[name] for name in names]
     cells = []
     for count, o in enumerate(front, 1):
         figures = [f"{o.metrics[metric] / unit:.4g}" for metric, (_, unit) in zip(metrics, scales, strict=True)]
-        cells.append([str(count), f"{o.label} s{o.seed}", *figures, Markup(f"<code>{_text(o.run_id)}</code>")])
-    yield _grid(["#", "trial", *(words for words, _ in scales), "run"], cells, text=(0, 1))
+        cells.append([str(count), f"{o.label} s{o.seed}", *figures, Markup(f"<code>{escape(o.run_id)}</code>")])
+    yield grid(["#", "trial", *(words for words, _ in scales), "run"], cells, text=(1,))
 
 
 def pareto_front(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -286,7 +230,7 @@ def _learning(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
     alt = f"{what} by epoch of {_several(len(curves), 'trial')}, {len(stopped)} of them stopped early"
     caption = "One line per trial" + (f"; the best is {best.label} s{best.seed}" if best is not None and chosen else "")
     caption += "; dotted: where trials were compared" if rungs else ""
-    yield "<h2>Learning curves</h2>" + _figure(
+    yield "<h2>Learning curves</h2>" + figure(
         folder / "learning.png", alt, caption, pictures.learning, curves, stopped, chosen, rungs, what
     )
 
@@ -300,20 +244,20 @@ def _searched(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
     names = ", ".join(parameter.name for parameter in spec.parameters)
     alt = f"Parallel coordinates of {len(known)} trials over {names}"
     caption = "Each trial is a line through its values, darker where validation top-1 is higher"
-    yield "<h2>All trials together</h2>" + _figure(
-        folder / "parallel.png", alt, caption, pictures.parallel, spec, known
-    )
+    yield "<h2>All trials together</h2>" + figure(folder / "parallel.png", alt, caption, pictures.parallel, spec, known)
     shares, words = importances(told.study)
+    if shares and any(parameter.when for parameter in spec.parameters):
+        words += ". One that exists in some trials only also stands for what makes it exist"
     yield "<h2>What matters</h2>"
     if shares:
         alt = "Importance: " + ", ".join(f"{name} {_share(share)}" for name, share in shares.items())
-        yield _figure(folder / "importance.png", alt, words, pictures.importance, shares)
+        yield figure(folder / "importance.png", alt, words, pictures.importance, shares)
     else:
-        yield f"<p>Importance cannot be said: {_text(words)}.</p>"
+        yield f"<p>Importance cannot be said: {escape(words)}.</p>"
     chosen = best.run_id if best is not None else None
     alt, caption = f"Validation top-1 against each of {names}", "A dot per trial; orange: the best"
     caption += "; hollow: stopped early, at its last epoch" if any(o.ending == "pruned" for o in known) else ""
-    yield _figure(folder / "slices.png", alt, caption, pictures.slices, spec, known, chosen)
+    yield figure(folder / "slices.png", alt, caption, pictures.slices, spec, known, chosen)
 
 
 def importances(study: Any) -> tuple[dict[str, float], str]:
@@ -358,7 +302,12 @@ def _ranks(told: Told) -> Iterator[str]:
             "of those that ran to the end: one as good may have been stopped."
         )
     elif spec.early_stop:
-        words = "Early stopping looks safe: the trial that ended best was among those to go on at every comparison."
+        words = "The trial that ended best was among those to go on at every comparison"
+        weakest = min((rung.tau for rung in rungs if rung.tau is not None), default=0.0)
+        if weakest < 0.5:
+            words += ", but an early order that says so little about the end may well have stopped one as good."
+        else:
+            words += " and the early order was much like the end's: early stopping looks safe."
     elif lost:
         words = f"Early stopping would not have been safe: after epoch {lost}, it would have ended the best trial."
     else:
@@ -372,7 +321,7 @@ def _ranks(told: Told) -> Iterator[str]:
         for r in rungs
     ]  # fmt: skip
     yield f"<h2>{title}</h2><p>{words}</p>"
-    yield _grid(["after epoch", "Kendall's tau\nwith the end", "trials", "the best trial"], cells, text=())
+    yield grid(["after epoch", "Kendall's tau\nwith the end", "trials", "the best trial"], cells, text=())
     yield '<p class="soft">Kendall\'s tau: 1 is the order of the end, 0 has nothing to do with it.</p>'
 
 
@@ -382,8 +331,12 @@ def _failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
         if outcome.ending == "failed":
             failed[outcome.reason or "–"].append(f"{outcome.label} s{outcome.seed}")
     if failed:
-        cells = [[", ".join(trials), reason] for reason, trials in failed.items()]
-        yield "<h2>Failures</h2>" + _grid(["trials", "reason"], cells, text=(0, 1))
+        named = {
+            why: trials if len(trials) <= 12 else [*trials[:10], f"{len(trials) - 10} more"]
+            for why, trials in failed.items()
+        }
+        cells = [[", ".join(trials), reason] for reason, trials in named.items()]
+        yield "<h2>Failures</h2>" + grid(["trials", "reason"], cells, text=(0, 1))
 
 
 def _cost(told: Told) -> Iterator[str]:
@@ -414,7 +367,7 @@ def _cost(told: Told) -> Iterator[str]:
             ["epochs that early stopping saved", f"{sum(saved):,} of {planned:,} ({_share(sum(saved) / planned)})"]
         )
     if cells:
-        yield "<h2>Cost</h2>" + _grid(["", ""], cells)
+        yield "<h2>Cost</h2>" + grid(["", ""], cells)
 
 
 def _settings(spec: SweepSpec) -> str:
@@ -422,20 +375,23 @@ def _settings(spec: SweepSpec) -> str:
               for p in spec.parameters]  # fmt: skip
     base = [[name, json.dumps(value)] for name, value in spec.base.flat().items()]
     return (
-        "<h2>Settings</h2>" + _grid(["varied", "over"], varied, text=(0, 1))
-        + "<details><summary>The base of all trials</summary>" + _grid(["setting", "value"], base, text=(0, 1))
+        "<h2>Settings</h2>" + grid(["varied", "over"], varied, text=(0, 1))
+        + "<details><summary>The base of all trials</summary>" + grid(["setting", "value"], base, text=(0, 1))
         + "</details>"
     )  # fmt: skip
 
 
 def _repeat(told: Told, best: Outcome | None) -> str:
-    text = f"<p>Go on with this sweep, or print its table again:</p><pre>{_text(told.again)}</pre>"
+    text = f"<p>Go on with this sweep, or print its table again:</p><pre>{escape(told.again)}</pre>"
     if best is not None:
         what = "Score the best trial again" if METRIC in best.metrics else "Score a trial again"
-        text += f"<p>{what}:</p><pre>python -m fgst.evaluate --run-id {_text(best.run_id)}</pre>"
+        words = told.again.split()
+        where = words[words.index("--tracking-uri") :][:2] if "--tracking-uri" in words else []
+        command = " ".join(["python -m fgst.evaluate --run-id", best.run_id, *where])
+        text += f"<p>{what}:</p><pre>{escape(command)}</pre>"
     spec = told.spec
     facts = {"sweep": told.sweep_id, "data set": f"{spec.dataset_name}, digest {spec.dataset_digest}"}
-    items = "".join(f"<dt>{name}</dt><dd>{_text(fact)}</dd>" for name, fact in facts.items())
+    items = "".join(f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
     return f"<h2>How to repeat it</h2>{text}<dl>{items}</dl>"
 
 
@@ -443,29 +399,6 @@ def _with(outcomes: Sequence[Outcome], endings: Sequence[str], *metrics: str) ->
     """Trials that ended so and have these metrics, as numbers that can be drawn."""
     ended = [o for o in outcomes if o.ending in endings]
     return [o for o in ended if all(math.isfinite(o.metrics.get(metric, math.nan)) for metric in metrics)]
-
-
-def _figure(path: Path, alt: str, caption: str, picture: Callable[..., None], *shown: Any) -> str:
-    picture(*shown, path)
-    content = path.read_bytes()
-    pixels = struct.unpack(">I", content[16:20])[0]  # the width, in a PNG's first chunk
-    width = f"max-width:calc({pixels // 2}px + 1.4rem)"
-    image = f'<img alt="{_text(alt)}" style="{width}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-    return f"<figure>{image}<figcaption>{_text(caption)}.</figcaption></figure>"
-
-
-def _grid(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = (), text: Sequence[int] = (0,)
-) -> str:
-    """A table; columns in ``text`` are words, the others figures."""
-    sides = [' class="text"' if column in text else "" for column in range(len(headings))]
-    head = "".join(f"<th{side}>{_text(heading)}</th>" for heading, side in zip(headings, sides, strict=True))
-    lines = []
-    for count, row in enumerate(rows):
-        cells = "".join(f"<td{side}>{_text(cell)}</td>" for cell, side in zip(row, sides, strict=True))
-        lines.append(f"<tr{' class=best' if count < len(marked) and marked[count] else ''}>{cells}</tr>")
-    top = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
-    return f'<div class="wide"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _points(difference: Difference) -> str:
@@ -483,7 +416,3 @@ def _share(share: float) -> str:
 
 def _several(count: int, one: str, more: str = "") -> str:
     return f"{count} {one if count == 1 else more or one + 's'}"
-
-
-def _text(text: str) -> str:
-    return text if isinstance(text, Markup) else html.escape(str(text))

@@ -322,8 +322,9 @@ def test_without_a_finished_trial_there_is_no_answer(read: Callable[[Told], Page
 
 
 def test_one_trial_and_numbers_that_are_none(read: Callable[[Told], Page]) -> None:
-    told = grid({15: 80.0}, seeds=1)
+    told = dataclasses.replace(grid({15: 80.0}, seeds=1), again=AGAIN + " --tracking-uri sqlite:///team.db --yes")
     page = read(told)
+    assert f"python -m fgst.evaluate --run-id {0:032x} --tracking-uri sqlite:///team.db<" in page.source
     assert "K=15 is the best by validation: 80.0 % (one seed), and 78.5 % on the test clips." in page.text
     assert page.headings == ["Table", "Accuracy by K", "Learning curves", "Cost", "Settings", "How to repeat it"]
     lost = [dataclasses.replace(told.outcomes[0], metrics={"val/top1": math.nan, "device_seconds": math.nan})]
@@ -338,22 +339,30 @@ def test_single_seeds_are_not_compared(read: Callable[[Told], Page]) -> None:
 
 
 @pytest.mark.parametrize("stop", [EarlyStop(1, 3), None])
-@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("early", ["as the end", "only the best", "the opposite"])
 def test_the_rank_report_is_said_in_words(
-    read: Callable[[Told], Page], monkeypatch: pytest.MonkeyPatch, stop: EarlyStop | None, safe: bool
+    read: Callable[[Told], Page], monkeypatch: pytest.MonkeyPatch, stop: EarlyStop | None, early: str
 ) -> None:
     monkeypatch.setattr(page_module.pictures, "learning", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
     monkeypatch.setattr(page_module.pictures, "curve", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
     told = grid({3: 70.0, 9: 75.0, 15: 80.0, 18: 79.0}, seeds=1, early_stop=stop)
     finals = [o.metrics["val/top1"] for o in told.outcomes]
-    starts = finals if safe else [100 - final for final in finals]  # in the order of the end, or in the opposite one
+    opposite = [100 - final for final in finals]
+    starts = {
+        "as the end": finals, "the opposite": opposite,
+        "only the best": [100.0 if final == max(finals) else start for final, start in zip(finals, opposite, strict=True)],
+    }[early]  # fmt: skip
     histories = {o.run_id: history(final, start=s) for o, final, s in zip(told.outcomes, finals, starts, strict=True)}
     page = read(dataclasses.replace(told, histories=histories))
     said = {
-        (True, True): "Early stopping looks safe", (True, False): "Early stopping was a risk. After epoch 1",
-        (False, True): "Early stopping would have been safe", (False, False): "Early stopping would not have been safe",
-    }  # fmt: skip
-    assert said[stop is not None, safe] in page.text
+        (True, "as the end"): "early stopping looks safe",
+        (True, "only the best"): "may well have stopped one as good",
+        (True, "the opposite"): "Early stopping was a risk. After epoch 1",
+        (False, "as the end"): "Early stopping would have been safe",
+        (False, "only the best"): "Early stopping would have been safe",
+        (False, "the opposite"): "Early stopping would not have been safe",
+    }
+    assert said[stop is not None, early] in page.text
     table = next(table for table in page.tables if table[0][0] == "after epoch")
     assert table[1] == ["1 of 9", "+1.00" if safe else "−1.00", "4", "kept" if safe else "lost"]
 
