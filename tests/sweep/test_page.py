@@ -349,9 +349,10 @@ def test_the_rank_report_is_said_in_words(
     finals = [o.metrics["val/top1"] for o in told.outcomes]
     opposite = [100 - final for final in finals]
     starts = {
-        "as the end": finals, "the opposite": opposite,
-        "only the best": [100.0 if final == max(finals) else start for final, start in zip(finals, opposite, strict=True)],
-    }[early]  # fmt: skip
+        "as the end": finals,
+        "only the best": [60.0, 40.0, 90.0, 20.0],  # the others against it
+        "the opposite": opposite,
+    }[early]
     histories = {o.run_id: history(final, start=s) for o, final, s in zip(told.outcomes, finals, starts, strict=True)}
     page = read(dataclasses.replace(told, histories=histories))
     said = {
@@ -364,7 +365,8 @@ def test_the_rank_report_is_said_in_words(
     }
     assert said[stop is not None, early] in page.text
     table = next(table for table in page.tables if table[0][0] == "after epoch")
-    assert table[1] == ["1 of 9", "+1.00" if safe else "−1.00", "4", "kept" if safe else "lost"]
+    tau = {"as the end": "+1.00", "only the best": "+0.00", "the opposite": "−1.00"}[early]
+    assert table[1] == ["1 of 9", tau, "4", "lost" if early == "the opposite" else "kept"]
 
 
 def test_importances_or_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
