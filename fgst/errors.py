@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import socket
 import sys
@@ -16,6 +17,17 @@ class InputError(ValueError):
 
     Every command turns it into one line on stderr and exit code 2, without a traceback.
     """
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is a full disk, here or under a database."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "disk is full" in str(error) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Interrupted(Exception):

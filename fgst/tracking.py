@@ -66,7 +66,7 @@ class Tracking:
     def __init__(self, uri: str | None = None) -> None:
         self.uri = resolve_uri(uri)
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it tells what it raises, at length
         if self.uri.startswith("sqlite:///"):
             database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
             if not database.parent.is_dir():

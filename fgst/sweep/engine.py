@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgst.errors import InputError
+from fgst.errors import InputError, is_disk_full
 from fgst.sweep.budget import Budget
 from fgst.sweep.cluster import RESTARTS, ray_session
 from fgst.sweep.search import Search
@@ -63,7 +64,10 @@ class _Course:
 
     def next(self) -> Trial | None:
         """The trial to begin now, if there is one."""
-        trial = self._search.ask() if self._budget.may_begin() else None
+        trial = None
+        if self._budget.may_begin():
+            with self._room():
+                trial = self._search.ask()
         if trial is not None:
             self._budget.began()
             self.trials[trial.key] = trial
@@ -77,11 +81,12 @@ class _Course:
     def epoch(self, key: str, metrics: dict[str, float]) -> str:
         """Take note of an epoch; how the trial is to end now, or "" if it is to go on."""
         self._last[key] = metrics
-        self._listen(Progress(self.trials[key], "running", metrics))
-        if self._search.result(key, int(metrics["epoch"]), metrics):
-            self._stopped[key] = "pruned"
-        elif self._budget.must_stop() and int(metrics["epoch"]) < self.trials[key].config.train.epochs:
-            self._stopped[key] = "interrupted"
+        with self._room():
+            self._listen(Progress(self.trials[key], "running", metrics))
+            if self._search.result(key, int(metrics["epoch"]), metrics):
+                self._stopped[key] = "pruned"
+        if self._budget.must_stop() and int(metrics["epoch"]) < self.trials[key].config.train.epochs:
+            self._stopped.setdefault(key, "interrupted")
         return self._stopped.get(key, "")
 
     def end(self, key: str, ending: str, reason: str = "") -> None:
@@ -93,8 +98,20 @@ class _Course:
             ending = "interrupted"
         if ending == "finished":
             self._budget.finished(metrics)
-        self._search.tell(key, ending, metrics, self.trials[key])
-        self._listen(Progress(self.trials[key], ending, metrics, reason))
+        with self._room():
+            self._search.tell(key, ending, metrics, self.trials[key])
+        with self._room():
+            self._listen(Progress(self.trials[key], ending, metrics, reason))
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """What cannot be written for want of room is no reason to break off: it ends the sweep, which can go on."""
+        try:
+            yield
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            self._budget.disk_full()
 
 
 def run_here(search: Search, context: TrialContext, budget: Budget, listen: Listener) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgst.errors import InputError, Interrupted
+from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.sweep.budget import Budget
 from fgst.sweep.engine import Progress, Resources, run_here, run_on_ray
 from fgst.sweep.live import LiveView
@@ -157,7 +157,12 @@ class Session:
         except Exception as error:
             self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
             raise
-        self._conclude(spec, search, budget, again, interrupted, args)
+        try:
+            self._conclude(spec, search, budget, again, interrupted, args)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise Interrupted(f"a full disk: make room, then go on with: {again}") from None
 
     def _train(
         self, search: Search, context: TrialContext, budget: Budget, listen: Any, args: argparse.Namespace
@@ -198,12 +203,15 @@ class Session:
     def _conclude(
         self, spec: SweepSpec, search: Search, budget: Budget, again: str, interrupted: bool, args: argparse.Namespace
     ) -> None:
-        outcomes = self.outcomes()
-        for outcome in outcomes:
+        now = self.outcomes()
+        outcomes = [dataclasses.replace(o, ending="interrupted") if o.ending == "running" else o for o in now]
+        best, baseline = best_outcome(spec, outcomes), baseline_of(spec, outcomes)
+        marked = best.label if best is not None and "val/top1" in best.metrics else None
+        print_table(spec, make_rows(spec, outcomes), marked, baseline)
+        for outcome in now:
             if outcome.ending == "running":
                 self.store.client.set_terminated(outcome.run_id, "KILLED")
                 self.store.client.set_tag(outcome.run_id, ENDING, "interrupted")
-        outcomes = [dataclasses.replace(o, ending="interrupted") if o.ending == "running" else o for o in outcomes]
         failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
         begun_again = [outcome for outcome in outcomes if outcome.ending == "interrupted"]
         left = begun_again or not search.exhausted
@@ -216,7 +224,6 @@ class Session:
             self.parent.finish("KILLED", budget.stopped or "interrupted")
             what = f"{len(begun_again)} trials are in the middle" if begun_again else "not all trials were begun"
             raise Interrupted(f"{budget.stopped + ': ' if disk_full else ''}{what}. Go on with: {again}")
-        best = best_outcome(spec, outcomes)
         self.parent.set_tags({"fgst.stopped": budget.stopped} if budget.stopped else {})
         self.parent.finish("FINISHED" if best is not None else "FAILED")
         if not failed and not left:
@@ -235,13 +242,11 @@ class Session:
             sys.exit(1)
 
     def _report(self, spec: SweepSpec, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
-        """Table on stdout; table, page and pictures into the sweep's run; the best's figures as its own."""
+        """Table, page and pictures into the sweep's run; the best's figures as its own."""
         from fgst.sweep.page import Told, write_page
 
         rows = make_rows(spec, outcomes)
         best = best_outcome(spec, outcomes)
-        marked = best.label if best is not None and "val/top1" in best.metrics else None
-        print_table(spec, rows, marked, baseline_of(spec, outcomes))
         halved = [o.label for o in outcomes if o.halved]
         notes = notes + [f"out of memory, so half the batch at a time: {', '.join(halved)}"] * bool(halved)
         histories = {

@@ -7,7 +7,6 @@ found again by that key. So it may be killed and started again at any moment, by
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import resource
 import shutil
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fgst.errors import is_disk_full
 from fgst.sweep.spec import Trial
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def run_trial(
     except StopTrial as stop:
         return str(stop)
     except Exception as error:
-        if _disk_full(error):
+        if is_disk_full(error):
             return "disk full"
         if run is None:  # it did not come as far as opening its run
             run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
@@ -180,14 +180,3 @@ def _out_of_memory(error: BaseException) -> bool:
         return True
     words = str(error)
     return "not enough memory" in words or "can't allocate memory" in words or "out of memory" in words
-
-
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came of, is a full disk, here or under the tracking store."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "disk is full" in str(error) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import optuna
 import psutil
 import pytest
-from place import TIMEOUT, TINY, Place, figures, undisturbed
+from place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 
 from fgst.tracking import ENDING, KEY
 
@@ -118,7 +121,8 @@ def test_killed_search_goes_on_with_its_history(place: Place) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = begun(place, sweep)
-    done = place.sweep("--resume", sweep, script="search")
+    # As it says itself how to go on: with another number of threads the last digits would differ.
+    done = place.sweep("--resume", sweep, "--max-concurrent", "1", script="search")
     assert done.returncode == 0, done.stderr
     whole = place.sweep(*settings, script="search")  # the same search, undisturbed
     assert whole.returncode == 0, whole.stderr
@@ -132,3 +136,18 @@ def test_killed_search_goes_on_with_its_history(place: Place) -> None:
     ]
     told = [[(t.params, t.state, t.value, t.intermediate_values) for t in study.trials] for study in studies]
     assert told[0] == told[1]
+
+
+@pytest.mark.slow
+def test_full_disk_ends_cleanly_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    own = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]  # a disk that nobody else sees
+    mount = f"mount -t tmpfs -o size=32m tmpfs {tmp_path}"
+    if subprocess.run([*own, mount], check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk of their own (unshare --user --mount)")
+    program = (
+        f"{mount} && cd {tmp_path} && exec {sys.executable} {ROOT / 'tests' / 'sweep' / 'small_disk.py'} {tmp_path}"
+    )
+    paths = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'sweep'}"}
+    done = subprocess.run([*own, program], env=os.environ | paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No space left on device" in done.stdout
