@@ -89,6 +89,7 @@ class ClipStore:
         config: modality; recipe and frames where they differ from the data set's own.
         device: where batches are made.
         resident: keep all frames on the device; by default on a GPU that has room.
+        split: what the clips are: "train", "val", "test" or nothing of these; their scores will say so.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class ClipStore:
         device: torch.device,
         *,
         resident: bool | None = None,
+        split: str = "",
     ) -> None:
+        self.split, self.digest = split, dataset.digest
         self.recipe = config.recipe or dataset.recipe
         self.frames = config.frames or RECIPE_FRAMES[self.recipe]
         self.modality, self.skeleton, self.device = config.modality, dataset.skeleton, device
@@ -257,7 +260,9 @@ def make_stores(dataset: ArrowDataset, config: DataConfig, device: torch.device)
         seed=config.validation_seed,
     )
     rows = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {name: ClipStore(dataset, members, config, device) for name, members in rows.items() if len(members)}
+    return {
+        name: ClipStore(dataset, members, config, device, split=name) for name, members in rows.items() if len(members)
+    }
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -110,7 +110,7 @@ def evaluate(
     rows = getattr(splits, split)
     if not len(rows):
         raise InputError(f"run {run_id} was trained with protocol paper, which holds no validation clips out")
-    clips = ClipStore(data, rows, dataclasses.replace(settings, dataset=str(data.path)), where)
+    clips = ClipStore(data, rows, dataclasses.replace(settings, dataset=str(data.path)), where, split=split)
     scores = score(model.to(where), clips)
     per_class = scores.per_class(data.classes)
     recalls = [row["top1"] for row in per_class if isinstance(row["top1"], float)]

@@ -22,11 +22,15 @@ class Scores:
         clip_ids: ``(n,)`` names.
         labels: ``(n,)`` true classes, int64.
         scores: ``(n, classes)`` before the softmax, float32.
+        split: "train", "val" or "test", where it is known.
+        digest: of the data set that the clips belong to, where it is known.
     """
 
     clip_ids: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    split: str = ""
+    digest: str = ""
 
     @property
     def num_clips(self) -> int:
@@ -80,6 +84,7 @@ class Scores:
                 "scores": pa.FixedSizeListArray.from_arrays(values, width),
             }
         )
+        table = table.replace_schema_metadata({"split": self.split, "digest": self.digest})
         with ipc.new_file(str(path), table.schema) as writer:
             writer.write_table(table)
 
@@ -101,7 +106,10 @@ class Scores:
             labels = table.column("label").to_numpy()
             if labels.size and not 0 <= labels.min() <= labels.max() < width:
                 raise ValueError(f"a label is outside 0 to {width - 1}")
+            about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             return cls(
+                split=about.get("split", ""),
+                digest=about.get("digest", ""),
                 clip_ids=np.array(table.column("clip_id").to_pylist(), dtype=object),
                 labels=labels,
                 scores=scores.flatten().to_numpy(zero_copy_only=False).reshape(-1, width),

@@ -280,6 +280,8 @@ def _log_outcome(run: TrackedRun, result: EpochResult, classes: tuple[str, ...])
                 shutil.copy2(result.checkpoint / file, folder / "checkpoint" / file)
         (folder / "scores").mkdir()
         result.test.save(folder / "scores" / "test.arrow")
+        if result.val is not None:
+            result.val.save(folder / "scores" / "val.arrow")
         (folder / "figures").mkdir()
         figures.confusion(result.test, classes, folder / "figures" / "confusion.png")
         curves = {m: run.history(m) for m in ("train/loss", "val/loss", "train/top1", "val/top1", "test/top1")}

@@ -43,6 +43,7 @@ class EpochResult:
             ``val/loss``, ``val/top1``, ``val/top5`` unless everything trains;
             ``test/loss``, ``test/top1``, ``test/top5`` at the last epoch only. Accuracies in %.
         test: the scores of the test clips, at the last epoch only: they are measured once, never chosen by.
+        val: the scores of the validation clips, at the last epoch, unless everything trains.
         checkpoint: directory of this epoch's checkpoint, if checkpoints are kept.
         replayed: the epoch was trained before an interruption and is told again, in case nobody heard.
     """
@@ -50,6 +51,7 @@ class EpochResult:
     epoch: int
     metrics: dict[str, float]
     test: Scores | None = None
+    val: Scores | None = None
     checkpoint: Path | None = None
     replayed: bool = False
 
@@ -96,7 +98,7 @@ def score(model: FGSTFormer, store: ClipStore, batch_size: int = EVALUATION_BATC
     with torch.inference_mode():
         parts = [model(b.clips, b.present).float().cpu().numpy() for b in store.evaluation_batches(batch_size)]
     model.train(was_training)
-    return Scores(clip_ids=store.clip_ids, labels=store.labels.cpu().numpy(), scores=np.concatenate(parts))
+    return Scores(store.clip_ids, store.labels.cpu().numpy(), np.concatenate(parts), store.split, store.digest)
 
 
 def fit(
@@ -184,8 +186,9 @@ def fit(
         metrics = {"train/loss": float(loss_sum) / clips, "train/top1": 100 * float(correct) / clips, "lr": lr}
         _require_finite(metrics, "train", epoch)
         seconds = time.perf_counter() - began
-        if "val" in stores:
-            metrics |= _accuracies("val", score(scored, stores["val"]))
+        val = score(scored, stores["val"]) if "val" in stores else None
+        if val is not None:
+            metrics |= _accuracies("val", val)
             _require_finite(metrics, "val", epoch)  # the weights after the epoch's last step, which train/loss missed
         minutes += (time.perf_counter() - began) / 60
         metrics |= {"clips_per_second": clips / seconds, "minutes": minutes}
@@ -195,7 +198,7 @@ def fit(
             if scored is not model:
                 state["weights"] = model.state_dict()
             saved = save_checkpoint(checkpoints, epoch, scored, card, state)
-        yield _finished(epoch, metrics, scored, stores, train, saved)
+        yield _finished(epoch, metrics, scored, stores, train, saved, val)
 
 
 @torch.no_grad()
@@ -216,6 +219,7 @@ def _finished(
     stores: dict[str, ClipStore],
     train: TrainConfig,
     checkpoint: Path | None,
+    val: Scores | None = None,
     *,
     replayed: bool = False,
 ) -> EpochResult:
@@ -224,7 +228,9 @@ def _finished(
     test = score(model, stores["test"])
     metrics = metrics | _accuracies("test", test)
     _require_finite(metrics, "test", epoch)
-    return EpochResult(epoch, metrics, test, checkpoint, replayed)
+    if val is None and "val" in stores:
+        val = score(model, stores["val"])
+    return EpochResult(epoch, metrics, test, val, checkpoint, replayed)
 
 
 def _require_finite(metrics: dict[str, float], split: str, epoch: int) -> None:
