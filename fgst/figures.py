@@ -167,14 +167,65 @@ def lengths(frames: np.ndarray, path: str | os.PathLike[str]) -> None:
     _save(figure, path)
 
 
-def _new(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def reliability(scores: Scores, path: str | os.PathLike[str], bins: int = 15) -> None:
+    """How often the network is right when it is that sure: bars on the diagonal are well calibrated."""
+    values = scores.scores.astype(np.float64)
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    sure = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    right = np.bincount(place, scores.predictions == scores.labels, bins)
+    figure, (upper, lower) = _new(4.6, 4.8, rows=2, heights=(3, 1))
+    edges = (np.arange(bins) + 0.5) / bins * 100
+    some = counts > 0
+    upper.bar(edges[some], 100 * right[some] / counts[some], width=92 / bins, color=BLUE, label="right")
+    upper.plot([0, 100], [0, 100], color=ORANGE, lw=1.2, ls="--", label="as sure as right")
+    upper.set_ylabel("right [%]")
+    upper.legend(fontsize=8, loc="upper left")
+    lower.bar(edges, counts, width=92 / bins, color=GREY)
+    lower.set_ylabel("clips")
+    lower.set_xlabel("probability of the predicted class [%]")
+    for axes in (upper, lower):
+        axes.set_xlim(0, 100)
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def subsets(
+    labels: Sequence[str],
+    val: Sequence[tuple[float, float] | None],
+    test: Sequence[tuple[float, float] | None],
+    path: str | os.PathLike[str],
+) -> None:
+    """What ensembles reach, a row each: mean and standard deviation of top-1 in %, on validation and test clips."""
+    figure, axes = _new(8.5, 0.32 * len(labels) + 1.4)
+    places = np.arange(len(labels))[::-1]
+    for figures, colour, marker, name in ((val, ORANGE, "s", "validation"), (test, BLUE, "o", "test")):
+        there = [(place, *pair) for place, pair in zip(places, figures, strict=True) if pair is not None]
+        if there:
+            y, mean, std = np.array(there).T
+            std = np.nan_to_num(std)
+            axes.errorbar(
+                mean, y, xerr=std if std.any() else None, fmt=marker, color=colour, ms=5, capsize=3, label=name
+            )
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.set_ylim(-0.7, len(labels) - 0.3)
+    axes.set_xlabel("top-1 [%]")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    _save(figure, path)
+
+
+def _new(
+    width: float, height: float, columns: int = 1, rows: int = 1, heights: Sequence[float] | None = None
+) -> tuple[Any, Any]:
     # The object interface: it needs no display and touches no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns, height_ratios=heights)
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -86,16 +86,23 @@ def add_tracking_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def trial_config(args: argparse.Namespace, dataset: str, *, has_gpu: bool) -> TrialConfig:
+def trial_config(
+    args: argparse.Namespace, dataset: str, *, has_gpu: bool, base: TrialConfig | None = None
+) -> TrialConfig:
     """The trial that the options describe; says on stderr which preset was taken when none was named.
+
+    Args:
+        base: what the options change, in place of a preset.
 
     Raises:
         InputError: naming the option or field that is wrong.
     """
-    preset = args.preset
-    if preset is None:
-        preset = "paper" if has_gpu else "small"
-        print(f"preset {preset} ({'there is a GPU' if has_gpu else 'no GPU'}); --preset chooses", file=sys.stderr)
+    if base is None:
+        preset = args.preset
+        if preset is None:
+            preset = "paper" if has_gpu else "small"
+            print(f"preset {preset} ({'there is a GPU' if has_gpu else 'no GPU'}); --preset chooses", file=sys.stderr)
+        base = PRESETS[preset]
     values: dict[str, Any] = {"data.dataset": dataset}
     for name, value in (
         ("train.epochs", args.epochs),
@@ -106,7 +113,7 @@ def trial_config(args: argparse.Namespace, dataset: str, *, has_gpu: bool) -> Tr
     ):
         if value is not None:
             values[name] = value
-    return PRESETS[preset].with_values(values | read_overrides(args.overrides))
+    return base.with_values(values | read_overrides(args.overrides))
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, str]:

@@ -32,12 +32,15 @@ from mlflow.entities import Metric, Param, Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from fgst import figures
+from fgst.checkpoint import ModelCard
 from fgst.config import TrialConfig
 from fgst.errors import InputError, require_listener
+from fgst.metrics import Scores
 from fgst.training import EpochResult
 
 KEY = "fgst.key"
-KIND = "fgst.kind"  # "trial" or "sweep"
+KIND = "fgst.kind"  # "trial", "sweep" or "ensemble"
+MEMBER = "fgst.member."  # of an ensemble, before a modality: the run id of that network
 PARENT = "mlflow.parentRunId"
 REASON = "fgst.reason"
 ENDING = "fgst.ending"  # of a sweep's trial: finished, pruned, failed or interrupted; MLflow knows no "pruned"
@@ -144,14 +147,65 @@ class Tracking:
                 self.client.delete_tag(run.info.run_id, tag)
         return TrackedRun(self, run.info.run_id)
 
+    def finished(self, experiment: str, key: str) -> Run | None:
+        """The newest run of that key, of whichever sweep, that was trained to its end and kept its scores."""
+        wanted = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
+        found = self.client.search_runs([experiment], wanted, order_by=["start_time DESC"])
+        for run in found:
+            kept = {file.path for file in self.client.list_artifacts(run.info.run_id, "scores")}
+            if "scores/test.arrow" in kept and ("scores/val.arrow" in kept or "val/top1" not in run.data.metrics):
+                return run
+        return None
+
+    def model_card(self, run_id: str) -> ModelCard:
+        """What a training's network is.
+
+        Raises:
+            InputError: if the run kept none.
+        """
+        with self.artifacts(run_id, "checkpoint/config.json") as file:
+            return ModelCard.read(file)
+
+    def scores(self, run_id: str, split: str) -> Scores:
+        """The scores of "val" or "test" that a run kept.
+
+        Raises:
+            InputError: if it kept none.
+        """
+        with self.artifacts(run_id, f"scores/{split}.arrow") as file:
+            return Scores.load(file)
+
+    def model_version(self, name: str, which: str) -> Any:
+        """A registered version, by its alias or its number; ``None`` if there is none."""
+        try:
+            if which.isdigit():
+                return self.client.get_model_version(name, which)
+            return self.client.get_model_version_by_alias(name, which)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def register(self, name: str, run_id: str, path: str, tags: Mapping[str, str]) -> str:
+        """A new version of a registered model, from the folder ``path`` of a run's artifacts; returns its number."""
+        with suppress(MlflowException):  # it is there already
+            self.client.create_registered_model(name)
+        created = self.client.create_model_version(name, f"runs:/{run_id}/{path}", run_id, tags=dict(tags))
+        return str(created.version)
+
     def children(self, parent: str) -> list[Run]:
-        """All child runs of a sweep, in the order in which they were begun."""
+        """All trials of a sweep, in the order in which they were begun."""
         experiment = self.run(parent).info.experiment_id
         found: list[Run] = []
         token = None
         while True:
             page = self.client.search_runs(
-                [experiment], f"tags.`{PARENT}` = '{parent}'", ViewType.ACTIVE_ONLY, 1000, ["start_time ASC"], token
+                [experiment],
+                f"tags.`{PARENT}` = '{parent}' and tags.`{KIND}` = 'trial'",
+                ViewType.ACTIVE_ONLY,
+                1000,
+                ["start_time ASC"],
+                token,
             )
             found += page
             token = page.token

@@ -14,6 +14,7 @@ question = Question(
     parameters=lambda skeleton, base: [Parameter("modality", tuple(MODALITIES))],
     settings=lambda point, base: {"data.modality": point["modality"]},
     baseline="modality=joint",
+    fuses=True,
 )
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgst.config import TrialConfig
 from fgst.errors import CommandParser, InputError, require_listener, run_command
 from fgst.options import add_tracking_option, add_trial_options, positive, trial_config
 from fgst.sweep.spec import OBJECTIVES, SEARCHES, EarlyStop, Question, SweepSpec, Trials, make_spec
@@ -18,7 +19,7 @@ DEMO_EPOCHS = 30
 # A finished sweep is described by these: they cannot be changed when it is resumed.
 _ASKED = (
     "dataset", "preset", "epochs", "modality", "benchmark", "protocol", "seed", "values", "seeds", "search",
-    "objectives", "enqueue", "also", "early_stop", "grace", "reduction",
+    "objectives", "enqueue", "also", "early_stop", "grace", "reduction", "from_run", "sweep",
 )  # fmt: skip
 # These say where and how it runs, and are repeated in the command that resumes.
 _KEPT = (
@@ -68,6 +69,14 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
     stop.add_argument("--max-hours", type=positive(float), metavar="H", help="stop then, with all that is known")
     stop.add_argument("--max-trials", type=positive(int), metavar="N", help="begin no more than these, this time")
     stop.add_argument("--until-top1", type=positive(float), metavar="P", help="stop when a trial validates at P %%")
+    group.add_argument("--from-run", metavar="RUN_ID", help="take that training's settings and data, not a preset's")
+    group.add_argument("--sweep", metavar="SWEEP_RUN_ID", help="the same, of that sweep's best trial by validation")
+    if question.fuses:
+        group.add_argument(
+            "--refit",
+            action="store_true",
+            help="then train all of them again on all training clips, and fuse them with the weights that were fitted",
+        )
     group.add_argument("--resume", metavar="SWEEP_RUN_ID", help="go on with a sweep that was interrupted")
     group.add_argument("--dry-run", action="store_true", help="print trials, sizes and estimated cost, and stop")
     add_trial_options(parser, dataset_required=False)
@@ -107,7 +116,8 @@ def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None
     if args.resume:
         from fgst.sweep.session import begun
 
-        spec, session = begun(question, args.resume, _ignored(args), args)
+        session = begun(question, args.resume, _ignored(args), args)
+        spec = session.spec
         dataset = ArrowDataset(spec.base.data.dataset)
         if dataset.digest != spec.dataset_digest:
             raise InputError(f"{dataset.path}: is not the data that the sweep was begun on (its digest differs)")
@@ -117,24 +127,27 @@ def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None
         if not args.dry_run:
             from fgst.sweep.session import begin
 
-            session = begin(spec, args)
+            session = begin(spec, args, known=bool(args.from_run or args.sweep))
     if args.dry_run:
         _print_plan(spec, trials, args)
         return
-    session.run(spec, trials, args, _again(args, session.parent.run_id))
+    session.run(trials, args, _again(args, session.parent.run_id))
 
 
 def _asked(question: Question, args: argparse.Namespace) -> tuple[SweepSpec, Trials]:
     from fgst.dataset import ArrowDataset
 
-    where = args.dataset
-    if where is None:
+    where, settings = args.dataset, None
+    if args.from_run or args.sweep:
+        settings = _settings_of(args)
+        where = settings.data.dataset
+    elif where is None:
         where = str(_demo())
         if args.preset is None:
             # The demo is there to show the way in minutes, whatever the machine.
             args.preset, args.epochs = "tiny", args.epochs or DEMO_EPOCHS
             print(f"preset tiny, {args.epochs} epochs (for the demo); --preset and --epochs choose", file=sys.stderr)
-    base = trial_config(args, where, has_gpu=_has_gpu(args))
+    base = trial_config(args, where, has_gpu=_has_gpu(args), base=settings)
     dataset = ArrowDataset(where)
     objectives = tuple(args.objectives.split(",")) if args.objectives else ("val_top1",)
     search = args.search or ("nsga2" if len(objectives) > 1 and question.search != "grid" else question.search)
@@ -149,8 +162,32 @@ def _asked(question: Question, args: argparse.Namespace) -> tuple[SweepSpec, Tri
         objectives=objectives,
         early_stop=_early_stop(base.train.epochs, args),
         first=None if args.enqueue is None else [_point(text) for text in args.enqueue if text != "none"],
+        refit=question.fuses and args.refit,
     )  # fmt: skip
     return spec, Trials(question, spec.base, dataset)
+
+
+def _settings_of(args: argparse.Namespace) -> TrialConfig:
+    """The settings of the training that ``--from-run`` or ``--sweep`` name, with the place of its data as of now."""
+    from fgst.dataset import ArrowDataset
+    from fgst.tracking import KIND, Tracking
+
+    if args.preset or (args.from_run and args.sweep):
+        raise InputError("--from-run, --sweep and --preset each say what the settings are: give one of them")
+    store = Tracking(args.tracking_uri)
+    run = store.run(args.from_run or args.sweep)
+    if args.sweep:
+        if run.data.tags.get(KIND) != "sweep" or "fgst.best_run" not in run.data.tags:
+            raise InputError(f"--sweep {args.sweep}: is no sweep that has a best trial; --from-run takes a training")
+        run = store.run(run.data.tags["fgst.best_run"])
+    elif run.data.tags.get(KIND) != "trial":
+        raise InputError(f"--from-run {args.from_run}: is no training; --sweep takes a sweep, for its best trial")
+    card = store.model_card(run.info.run_id)
+    config = card.config.with_values({"data.dataset": args.dataset} if args.dataset else {})
+    data = ArrowDataset(config.data.dataset)
+    if data.digest != card.dataset_digest and not args.dataset:
+        raise InputError(f"{data.path}: has changed since run {run.info.run_id}; --dataset {data.path} takes it so")
+    return config
 
 
 def _check_search(search: str, objectives: tuple[str, ...], args: argparse.Namespace) -> None:
@@ -248,7 +285,7 @@ def _print_plan(spec: SweepSpec, trials: Trials, args: argparse.Namespace) -> No
 def _ignored(args: argparse.Namespace) -> list[str]:
     """Options that a resumed sweep does not take: it goes on as it was begun."""
     given = [f"--{name.replace('_', '-')}" for name in _ASKED if getattr(args, name) is not None]
-    return given + ["--set"] * bool(args.overrides)
+    return given + ["--set"] * bool(args.overrides) + ["--refit"] * bool(getattr(args, "refit", False))
 
 
 def _again(args: argparse.Namespace, sweep_id: str) -> str:

@@ -56,9 +56,7 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     from rich.table import Table
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
-    table.add_column(
-        spec.axis if len(spec.parameters) == 1 else "trial", justify="right", no_wrap=len(spec.parameters) > 1
-    )
+    table.add_column(spec.axis if len(spec.parameters) == 1 else "trial", justify="right", no_wrap=True)
     several = any(row.trials > 1 for row in rows)
     compared = any(row.val_difference or row.test_difference for row in rows)
     published = any(row.published is not None for row in rows)

@@ -59,6 +59,7 @@ class Search:
         known = self._take_up()
         self._begun = len(known)
         if spec.search == "grid":
+            known |= self._ended.keys()  # a sweep that takes up others' trainings has those that are not its study's
             self._grid = deque(trial for trial in spec.trials if trial.key not in known)
         else:
             self._grid = deque()

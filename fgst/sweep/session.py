@@ -18,6 +18,7 @@ from typing import Any
 from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.sweep.budget import Budget
 from fgst.sweep.engine import Progress, Resources, run_here, run_on_ray
+from fgst.sweep.fusion import candidate, fuse_sweep, refit
 from fgst.sweep.live import LiveView
 from fgst.sweep.report import print_table, to_csv
 from fgst.sweep.search import Search
@@ -28,16 +29,22 @@ from fgst.tracking import ENDING, KEY, KIND, REASON, TrackedRun, Tracking
 
 STORAGE = "fgst.storage"
 STUDY = "fgst.study_storage"
+ADOPTED = "fgst.trained_before."  # before a trial's key: the run of an earlier sweep that is that trial
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 
 
-def begin(spec: SweepSpec, args: argparse.Namespace) -> Session:
-    """Open the sweep's run, with its specification inside, so that it can be taken up from its id alone."""
+def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **tags: str) -> Session:
+    """Open the sweep's run, with its specification inside, so that it can be taken up from its id alone.
+
+    Args:
+        known: trials that an earlier sweep trained to their end are taken from there.
+        tags: more of them for its run.
+    """
     store = Tracking(args.tracking_uri)
     root = Path(args.storage).absolute()
     experiment = store.experiment(spec.experiment)
     name = f"{spec.name} {spec.base.data.modality}"
-    tags = {
+    tags |= {
         KIND: "sweep",
         "mlflow.source.name": f"sweeps/{spec.name}.py",
         "fgst.sweep": spec.name,
@@ -53,6 +60,9 @@ def begin(spec: SweepSpec, args: argparse.Namespace) -> Session:
         raise InputError(f"--storage {root}: cannot be written ({error.strerror})") from None
     study = args.study_storage or f"sqlite:///{root / 'optuna.db'}"
     parent.set_tags({STORAGE: str(storage), STUDY: study})
+    if known:
+        found = {trial.key: store.finished(experiment, trial.key) for trial in spec.trials}
+        parent.set_tags({ADOPTED + key: run.info.run_id for key, run in found.items() if run is not None})
     varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
     parent.log_params(
         {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
@@ -61,12 +71,10 @@ def begin(spec: SweepSpec, args: argparse.Namespace) -> Session:
     with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
         (Path(folder) / "sweep.json").write_text(spec.to_json())
         parent.log_artifacts(Path(folder))
-    return Session(store, experiment, parent, storage, study)
+    return Session(spec, store, experiment, parent, storage, study)
 
 
-def begun(
-    question: Question, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace
-) -> tuple[SweepSpec, Session]:
+def begun(question: Question, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace) -> Session:
     """A sweep that was begun, by the id of its run.
 
     Raises:
@@ -89,13 +97,14 @@ def begun(
     storage = Path(run.data.tags[STORAGE])
     storage.mkdir(parents=True, exist_ok=True)
     study = args.study_storage or run.data.tags.get(STUDY) or f"sqlite:///{storage.parent / 'optuna.db'}"
-    return spec, Session(store, run.info.experiment_id, TrackedRun(store, sweep_id), storage, study)
+    return Session(spec, store, run.info.experiment_id, TrackedRun(store, sweep_id), storage, study)
 
 
 @dataclass
 class Session:
-    """A sweep's run in MLflow, its folder for checkpoints and its study."""
+    """A sweep, its run in MLflow, its folder for checkpoints and its study."""
 
+    spec: SweepSpec
     store: Tracking
     experiment: str
     parent: TrackedRun
@@ -103,8 +112,18 @@ class Session:
     study: str
 
     def outcomes(self) -> list[Outcome]:
-        """How all trials stand that were begun, in the order in which they were."""
+        """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
         found = []
+        mine = {ADOPTED + trial.key: trial for trial in self.spec.trials}
+        for tag, run_id in sorted(self.store.run(self.parent.run_id).data.tags.items()):
+            if tag in mine:
+                trial, run = mine[tag], self.store.run(run_id)
+                found.append(
+                    Outcome(
+                        trial.key, trial.label, trial.config.train.seed, dict(trial.point), run_id, "finished",
+                        run.data.metrics, halved=MICRO_BATCHES in run.data.tags,
+                    )
+                )  # fmt: skip
         for run in self.store.children(self.parent.run_id):
             tags = run.data.tags
             point = dict(json.loads(tags.get("fgst.point", "[]")))
@@ -117,13 +136,13 @@ class Session:
             )  # fmt: skip
         return found
 
-    def run(self, spec: SweepSpec, trials: Trials, args: argparse.Namespace, again: str) -> None:
+    def run(self, trials: Trials, args: argparse.Namespace, again: str) -> None:
         """Run what is not done yet, and tell what came of all.
 
         Raises:
             Interrupted: if something is left to do that the user has to ask for again.
         """
-        before = self.outcomes()
+        spec, before = self.spec, self.outcomes()
         done = sum(outcome.ending in ("finished", "pruned") for outcome in before)
         try:
             search = Search(spec, trials, self.study, self.parent.run_id, before)
@@ -158,7 +177,7 @@ class Session:
             self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
             raise
         try:
-            self._conclude(spec, search, budget, again, interrupted, args)
+            self._conclude(search, trials, budget, again, interrupted, args)
         except Exception as error:
             if not is_disk_full(error):
                 raise
@@ -201,9 +220,9 @@ class Session:
         run.set_tags({ENDING: progress.state})
 
     def _conclude(
-        self, spec: SweepSpec, search: Search, budget: Budget, again: str, interrupted: bool, args: argparse.Namespace
+        self, search: Search, trials: Trials, budget: Budget, again: str, interrupted: bool, args: argparse.Namespace
     ) -> None:
-        now = self.outcomes()
+        spec, now = self.spec, self.outcomes()
         outcomes = [dataclasses.replace(o, ending="interrupted") if o.ending == "running" else o for o in now]
         best, baseline = best_outcome(spec, outcomes), baseline_of(spec, outcomes)
         marked = best.label if best is not None and "val/top1" in best.metrics else None
@@ -216,7 +235,7 @@ class Session:
         begun_again = [outcome for outcome in outcomes if outcome.ending == "interrupted"]
         left = begun_again or not search.exhausted
         notes = [f"stopped by {budget.stopped}"] if budget.stopped else []
-        self._report(spec, outcomes, search, again, notes)
+        self._report(outcomes, search, again, notes)
         for outcome in failed:
             print(f"failed: {outcome.label} s{outcome.seed}: {outcome.reason}", file=sys.stderr)
         disk_full = "disk" in budget.stopped
@@ -234,17 +253,27 @@ class Session:
             sys.exit(1)
         if failed:
             print(f"{len(failed)} of {len(outcomes)} trials failed; try them again with: {again}", file=sys.stderr)
+        fused = fuse_sweep(self, outcomes) if spec.fuses and not left and not failed else ""
+        if fused and spec.refit:
+            refit(self, trials, fused, args, again)  # it has its own last word
+            return
+        if fused:
+            candidate(self, fused)
         uri = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
+        if fused:
+            print(f"the ensemble:\npython -m fgst.evaluate --run-id {fused}{uri}", flush=True)
+            return
         chosen = "val/top1" in best.metrics
         print("the best trial by validation:" if chosen else "a trial (nothing was held out to choose by):")
         print(f"python -m fgst.evaluate --run-id {best.run_id}{uri}", flush=True)
         if failed:
             sys.exit(1)
 
-    def _report(self, spec: SweepSpec, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
+    def _report(self, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
         """Table, page and pictures into the sweep's run; the best's figures as its own."""
         from fgst.sweep.page import Told, write_page
 
+        spec = self.spec
         rows = make_rows(spec, outcomes)
         best = best_outcome(spec, outcomes)
         halved = [o.label for o in outcomes if o.halved]

@@ -86,6 +86,7 @@ class Question:
         baseline: label of the row that the others are compared with; the first row if it is not among them.
         search: how points are chosen unless the command line says otherwise: one of ``SEARCHES``.
         first: the point that a search tries first unless the command line says otherwise: the paper's setting.
+        fuses: its one parameter is the modality, and the networks are fused at the end.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Question:
     baseline: str = ""
     search: str = "grid"
     first: Callable[[Skeleton, TrialConfig], Mapping[str, Any]] | None = None
+    fuses: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class SweepSpec:
         base: the trial that points are changes of; its seed is the search's too.
         trials: those of a grid, in order; empty for a search, which makes them one after another.
         dataset_name, dataset_digest: what all are trained on.
+        fuses: the networks of each seed become an ensemble at the end.
+        refit: which are then trained again on all training clips, and fused with the same weights.
     """
 
     name: str
@@ -167,6 +171,8 @@ class SweepSpec:
     baseline: str
     dataset_name: str
     dataset_digest: str
+    fuses: bool = False
+    refit: bool = False
 
     @property
     def experiment(self) -> str:
@@ -279,6 +285,7 @@ def make_spec(
     objectives: Sequence[str] = ("val_top1",),
     early_stop: EarlyStop | None = None,
     first: Sequence[Mapping[str, Any]] | None = None,
+    refit: bool = False,
 ) -> SweepSpec:
     """Check a sweep and write it down.
 
@@ -287,6 +294,7 @@ def make_spec(
         also: parameters to vary that are varied only on request.
         limit: trainings of a search.
         first: points to try first; ``None`` is the question's own.
+        refit: train again on all training clips at the end, of a question that fuses.
 
     Raises:
         InputError: if anything in it is impossible; before anything is started.
@@ -333,6 +341,10 @@ def make_spec(
             raise InputError("--early-stop compares by validation, and --protocol paper holds nothing out")
         if len(objectives) > 1:
             raise InputError("--early-stop needs one objective; with two, what is behind in one may lead in the other")
+    if refit and base.data.protocol == "paper":
+        raise InputError(
+            "--refit trains on all clips once the weights are fitted on held-out ones; --protocol paper holds none out"
+        )
     if base.data.protocol == "paper":
         objectives = ("test_top1",)
     labels = {trial.label for trial in trials}
@@ -353,6 +365,8 @@ def make_spec(
         baseline=question.baseline,
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
+        fuses=question.fuses,
+        refit=refit,
     )
 
 

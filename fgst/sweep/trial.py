@@ -69,7 +69,7 @@ def run_trial(
     import torch
 
     from fgst.dataset import ArrowDataset
-    from fgst.tracking import ENDING, Tracking, trial_tags
+    from fgst.tracking import ENDING, KIND, Tracking, trial_tags
 
     if context.threads:
         torch.set_num_threads(context.threads)
@@ -79,6 +79,7 @@ def run_trial(
         return "finished"  # the process died between its last word and its end
     config = trial.config
     tags = {
+        KIND: "trial",
         "fgst.label": trial.label,
         "fgst.point": json.dumps(list(trial.point)),
         "mlflow.source.name": f"sweep {context.parent[:8]}",

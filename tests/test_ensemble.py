@@ -1,0 +1,157 @@
+"""Fusing scores: what may be fused, what comes out, and weights that are the best there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgst.ensemble import EnsembleCard, Member, align, equal_weights, fit_weights, fuse, softmax, subsets
+from fgst.errors import InputError
+from fgst.metrics import Scores
+
+
+def scores(seed: int = 0, clips: int = 12, classes: int = 4, right: float = 1.0, **changes: object) -> Scores:
+    """Scores that know the classes as well as ``right`` says."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(clips) % classes
+    values = rng.normal(size=(clips, classes)).astype(np.float32)
+    values[np.arange(clips), labels] += right
+    names = np.array([f"clip-{number:02d}" for number in range(clips)], dtype=object)
+    return dataclasses.replace(Scores(names, labels.astype(np.int64), values, "val", "d" * 64), **changes)
+
+
+def shuffled(found: Scores, seed: int = 1) -> Scores:
+    rows = np.random.default_rng(seed).permutation(found.num_clips)
+    return dataclasses.replace(
+        found, clip_ids=found.clip_ids[rows], labels=found.labels[rows], scores=found.scores[rows]
+    )
+
+
+def test_fused_scores_are_the_weighted_mean_of_probabilities() -> None:
+    a, b = scores(1), scores(2)
+    fused = fuse({"joint": a, "bone": b}, {"joint": 3, "bone": 1})
+    for i in range(a.num_clips):  # as one would write it down
+        p, q = (
+            [math.exp(v) / sum(map(math.exp, row)) for v in row] for row in (a.scores[i].tolist(), b.scores[i].tolist())
+        )
+        for c in range(4):
+            assert math.exp(fused.scores[i, c]) == pytest.approx(0.75 * p[c] + 0.25 * q[c], rel=1e-5)
+    assert fused.split == "val"
+    assert fused.digest == "d" * 64
+
+
+def test_order_of_clips_does_not_matter() -> None:
+    a, b = scores(1), scores(2)
+    straight = fuse({"joint": a, "bone": b}, {"joint": 1, "bone": 1})
+    mixed = fuse({"joint": a, "bone": shuffled(b)}, {"joint": 1, "bone": 1})
+    np.testing.assert_array_equal(straight.scores, mixed.scores)
+    turned = fuse({"joint": shuffled(a), "bone": b}, {"joint": 1, "bone": 1})
+    at = {clip: row for row, clip in enumerate(turned.clip_ids)}
+    np.testing.assert_array_equal(turned.scores[[at[clip] for clip in straight.clip_ids]], straight.scores)
+
+
+def test_a_weight_of_nothing_leaves_a_member_out() -> None:
+    a, b = scores(1), scores(2)
+    alone = fuse({"joint": a, "bone": b}, {"joint": 0.7})
+    np.testing.assert_allclose(softmax(alone.scores), softmax(a.scores), rtol=1e-5)
+    # a member that is sure of the wrong class, and probabilities of 0, are still figures
+    sure = dataclasses.replace(b, scores=(1e4 * b.scores).astype(np.float32))
+    assert math.isfinite(fuse({"joint": sure, "bone": sure}, {"joint": 1, "bone": 1}).loss())
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (scores(2, digest="e" * 64), "of different data"),
+        (scores(2, split="test"), "different splits: val and test"),
+        (scores(2, classes=5), "know 4 and 5 classes"),
+        (scores(2, clips=11), "1 differ, e.g. clip-11"),
+        (scores(2, labels=(np.arange(12) + (np.arange(12) == 7)) % 4), "the class of 1 clips, e.g. clip-07"),
+        (scores(2, clip_ids=np.array([f"clip-{min(n, 10):02d}" for n in range(12)], dtype=object)), "1 differ"),
+    ],
+)
+def test_scores_that_do_not_belong_together_are_refused(other: Scores, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        fuse({"joint": scores(1), "bone": other}, {"joint": 1, "bone": 1})
+
+
+def test_a_clip_that_is_named_twice_is_refused() -> None:
+    twice = scores(2, clip_ids=np.array(["clip-00"] * 12, dtype=object))
+    with pytest.raises(InputError, match="joint name a clip twice"):
+        align({"joint": twice, "bone": twice})
+    with pytest.raises(InputError, match="not of the same clips"):  # as many clips, all of them known
+        align({"joint": scores(1), "bone": scores(2, clips=13, clip_ids=np.array([*scores(1).clip_ids, "clip-00"]))})
+
+
+@pytest.mark.parametrize("weights", [{"joint": 0, "bone": 0}, {"joint": -1, "bone": 2}, {"joint": math.nan}, {}])
+def test_weights_that_mean_nothing_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="must not be negative"):
+        fuse({"joint": scores(1), "bone": scores(2)}, weights)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 4), st.integers(1, 3))
+def test_no_other_weights_are_more_likely(seed: int, members: int, seeds: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = ["joint", "bone", "joint_motion", "bone_motion"][:members]
+    rights = rng.uniform(-1, 3, members)
+    trainings = [
+        {name: scores(int(rng.integers(1e6)), 40, right=right) for name, right in zip(names, rights, strict=True)}
+        for _ in range(seeds)
+    ]
+    fitted = fit_weights(trainings)
+    assert sum(fitted.values()) == pytest.approx(1)
+    assert min(fitted.values()) >= 0
+
+    def loss(weights: dict[str, float]) -> float:
+        return sum(fuse(training, weights).loss() for training in trainings)
+
+    best = loss(fitted)
+    for point in rng.dirichlet(np.ones(members), 50):
+        assert best <= loss(dict(zip(names, point.tolist(), strict=True))) + 1e-6
+    assert fit_weights(trainings) == fitted  # nothing in it is drawn
+
+
+def test_a_member_that_knows_nothing_counts_next_to_nothing() -> None:
+    good, noise = scores(1, 400, right=3.0), scores(2, 400, right=0.0)
+    fitted = fit_weights([{"joint": good, "bone": noise}])
+    assert fitted["bone"] < 0.05
+    assert fuse({"joint": good, "bone": noise}, fitted).top(1) >= good.top(1) - 1
+
+
+def test_subsets_are_all_there_are() -> None:
+    chosen = list(subsets(["a", "b", "c", "d"]))
+    assert len(chosen) == len(set(chosen)) == 15
+    assert chosen[0] == ("a",)
+    assert chosen[-1] == ("a", "b", "c", "d")
+    assert equal_weights(["a", "b"]) == {"a": 0.5, "b": 0.5}
+
+
+def test_card_goes_to_disk_and_back(tmp_path: Path) -> None:
+    card = EnsembleCard((Member("joint", "a" * 32, 0.75), Member("bone", "b" * 32, 0.25)), "c" * 32)
+    card.write(tmp_path / "ensemble.json")
+    assert EnsembleCard.read(tmp_path / "ensemble.json") == card
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"members": []}, {"members": [{"modality": "joint", "run_id": "a", "weight": 2}]}, {"members": 3},
+        {"members": [{"modality": "../joint", "run_id": "a", "weight": 1}]}, {"fitted_by": None, "members": [1]},
+        {"members": [{"modality": "joint", "run_id": "a", "weight": 0.5}] * 2},
+    ],
+)  # fmt: skip
+def test_a_card_that_is_none_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    card = EnsembleCard((Member("joint", "a" * 32, 1.0),))
+    card.write(tmp_path / "ensemble.json")
+    content = json.loads((tmp_path / "ensemble.json").read_text())
+    (tmp_path / "ensemble.json").write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=r"is not an ensemble\.json"):
+        EnsembleCard.read(tmp_path / "ensemble.json")
