@@ -86,6 +86,14 @@ def add_tracking_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_system_metrics_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--system-metrics",
+        action="store_true",
+        help="log the load of processors, memory, disk, network and GPU every ten seconds, for MLflow's page of a run",
+    )
+
+
 def trial_config(
     args: argparse.Namespace, dataset: str, *, has_gpu: bool, base: TrialConfig | None = None
 ) -> TrialConfig:

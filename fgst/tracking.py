@@ -28,7 +28,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunStatus, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from fgst import figures
@@ -253,6 +253,27 @@ class TrackedRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.store.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def log_dataset(self, name: str, digest: str, location: str) -> None:
+        """What the run learns from, as MLflow's page of a run shows it."""
+        source = json.dumps({"uri": location})
+        # The page compares digests of at most 36 characters; the whole one is among the tags.
+        known = Dataset(name, digest[:36], "local", source)
+        self.store.client.log_inputs(self.run_id, [DatasetInput(known, [InputTag("mlflow.data.context", "training")])])
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Within it the machine's load (processor, memory, disk, network, GPU) is logged every ten seconds."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        before = any(name.startswith("system/") for name in self.store.run(self.run_id).data.metrics)
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=before, tracking_uri=self.store.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def history(self, metric: str) -> dict[int, float]:
         """Values by step."""

@@ -17,12 +17,18 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fgst.errors import CommandParser, InputError, Interrupted, run_command
-from fgst.options import add_device_options, add_tracking_option, add_trial_options, trial_config
+from fgst.options import (
+    add_device_options,
+    add_system_metrics_option,
+    add_tracking_option,
+    add_trial_options,
+    trial_config,
+)
 
 if TYPE_CHECKING:
     from fgst.tracking import TrackedRun, Tracking
@@ -39,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints", help="default: checkpoints")
     add_device_options(parser)
     add_tracking_option(parser)
+    add_system_metrics_option(parser)
     return parser
 
 
@@ -81,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Timeout:
             raise InputError(f"run {run.run_id} is being trained by another process") from None
         run.log_params(config.flat())
+        run.log_dataset(dataset.name, dataset.digest, dataset.location)
         print(f"run {run.run_id} in {store.uri}", file=sys.stderr)
 
         console = Console(stderr=True)
@@ -97,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         results = fit(config, dataset=dataset, device=args.device, checkpoints=folder, on_step=on_step)
         try:
-            with bar:
+            with bar, run.system_metrics() if args.system_metrics else nullcontext():
                 for result in track(run, results, dataset.classes):
                     if result.replayed:
                         bar.console.print(f"going on after epoch {result.epoch}", highlight=False)

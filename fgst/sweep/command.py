@@ -11,7 +11,7 @@ from typing import Any
 
 from fgst.config import TrialConfig
 from fgst.errors import CommandParser, InputError, require_listener, run_command
-from fgst.options import add_tracking_option, add_trial_options, positive, trial_config
+from fgst.options import add_system_metrics_option, add_tracking_option, add_trial_options, positive, trial_config
 from fgst.sweep.spec import OBJECTIVES, SEARCHES, EarlyStop, Question, SweepSpec, Trials, make_spec
 
 DEMO = Path("datasets/demo")
@@ -99,6 +99,7 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
     )
     place.add_argument("--price-per-hour", type=positive(float), metavar="P", help="of a GPU (of a core on the CPU)")
     add_tracking_option(parser)
+    add_system_metrics_option(parser)
     return parser
 
 
@@ -295,7 +296,7 @@ def _again(args: argparse.Namespace, sweep_id: str) -> str:
     for name in _KEPT:
         if getattr(args, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    return shlex.join(words + ["--local"] * args.local)
+    return shlex.join(words + ["--local"] * args.local + ["--system-metrics"] * args.system_metrics)
 
 
 def _share(text: str) -> float | str:

@@ -160,6 +160,7 @@ class Session:
         context = TrialContext(
             self.store.uri, self.experiment, self.parent.run_id, str(self.storage),
             price_per_hour=args.price_per_hour, latency="latency" in spec.objectives,
+            system_metrics=args.system_metrics,
         )  # fmt: skip
         interrupted = False
         try:

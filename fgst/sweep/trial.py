@@ -11,7 +11,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,7 @@ class TrialContext:
         devices: GPUs, or cores on the CPU, that it has; for its account.
         price_per_hour: of a GPU, or of a core on the CPU.
         latency: measure how long the network takes for one clip.
+        system_metrics: log the machine's load.
     """
 
     tracking_uri: str
@@ -52,6 +53,7 @@ class TrialContext:
     devices: float = 1.0
     price_per_hour: float | None = None
     latency: bool = False
+    system_metrics: bool = False
 
 
 def run_trial(
@@ -91,7 +93,9 @@ def run_trial(
         tags |= trial_tags(config, dataset.name, dataset.digest)
         run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
         run.log_params(config.flat())
-        _train(trial, context, run, dataset, report, micro_batches)
+        run.log_dataset(dataset.name, dataset.digest, dataset.location)
+        with run.system_metrics() if context.system_metrics else nullcontext():
+            _train(trial, context, run, dataset, report, micro_batches)
     except StopTrial as stop:
         return str(stop)
     except Exception as error:
