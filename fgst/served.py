@@ -29,9 +29,7 @@ OUTPUTS = Schema(
         ColSpec(DataType.string, "name"),
         ColSpec(DataType.string, "class", required=False),
         ColSpec(DataType.double, "probability", required=False),
-        ColSpec(
-            Array(Object([Property("class", DataType.string), Property("probability", DataType.double)])), "top"
-        ),
+        ColSpec(Array(Object([Property("class", DataType.string), Property("probability", DataType.double)])), "top"),
         ColSpec(DataType.string, "fault", required=False),
     ]
 )

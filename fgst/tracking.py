@@ -96,7 +96,8 @@ class Tracking:
             database = Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
             location = (database.parent / "mlruns" / name.replace("/", "-").replace(" ", "-")).as_uri()
         try:
-            return self.client.create_experiment(name, artifact_location=location)
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # not of chat traces
+            return self.client.create_experiment(name, artifact_location=location, tags=kind)
         except MlflowException:
             found = self.client.get_experiment_by_name(name)  # somebody else was faster
             if found is None:
@@ -105,7 +106,7 @@ class Tracking:
 
     def where_to_look(self, experiment: str) -> str:
         """How a person sees an experiment's runs; MLflow's front page shows chat traces instead."""
-        page = f"#/experiments/{experiment}/runs"
+        page = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
         if self.uri.startswith(("http://", "https://")):
             return f"{self.uri.rstrip('/')}/{page}"
         return f"make ui, then http://127.0.0.1:5000/{page}"
@@ -249,7 +250,9 @@ class TrackedRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """All metrics of an epoch in one request."""
         now = int(time.time() * 1000)
-        self.store.client.log_batch(self.run_id, [Metric(k, float(v), now, step) for k, v in metrics.items()])
+        # MLflow's page of a comparison begins with the metric that was written first.
+        names = sorted(metrics, key=lambda name: name != "val/top1")
+        self.store.client.log_batch(self.run_id, [Metric(k, float(metrics[k]), now, step) for k in names])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.store.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])

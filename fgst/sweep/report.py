@@ -45,6 +45,19 @@ def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def to_markdown(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> str:
+    """The table in brief, as MLflow's page of a run shows it under its name."""
+    shown = rows[:SHOWN]
+    several = any(row.trials > 1 for row in rows)
+    lines = [f"**{spec.title}**", "", "| | val top-1 % | test top-1 % | paper |", "| --- | --- | --- | --- |"]
+    for row in shown:
+        label = f"**{row.label}**" if row.label == best else row.label
+        published = "" if row.published is None else f"{row.published:.1f}"
+        lines.append(f"| {label} | {format_figure(row.val)} | {format_figure(row.test)} | {published} |")
+    lines += [""] + [f"mean ± standard deviation of {spec.seeds} seeds"] * several + ["More: artifact report.html"]
+    return "\n".join(lines)
+
+
 def short(spec: SweepSpec, label: str) -> str:
     """A row's label under its heading: the value alone where one thing is varied."""
     return label.partition("=")[2] if len(spec.parameters) == 1 else label

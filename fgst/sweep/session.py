@@ -20,7 +20,7 @@ from fgst.sweep.budget import Budget
 from fgst.sweep.engine import Progress, Resources, run_here, run_on_ray
 from fgst.sweep.fusion import candidate, fuse_sweep, refit
 from fgst.sweep.live import LiveView
-from fgst.sweep.report import print_table, to_csv
+from fgst.sweep.report import print_table, to_csv, to_markdown
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Question, SweepSpec, Trials
 from fgst.sweep.statistics import Outcome, baseline_of, best_outcome, make_rows
@@ -289,6 +289,8 @@ class Session:
             (folder / "table.csv").write_text(to_csv(spec, rows))
             write_page(told, folder)
             self.parent.log_artifacts(folder)
+        marked = best.label if best is not None and "val/top1" in best.metrics else None
+        self.parent.set_tags({"mlflow.note.content": to_markdown(spec, rows, marked)})
         if best is not None:
             # Under the trials' own names: MLflow's list shows sweeps folded, and sorts them by the same columns.
             summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
