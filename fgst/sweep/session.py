@@ -85,7 +85,7 @@ def begun(question: Question, sweep_id: str, ignored: Sequence[str], args: argpa
     if run.data.tags.get(KIND) != "sweep" or STORAGE not in run.data.tags:
         raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
     with store.artifacts(sweep_id, "sweep.json") as file:
-        spec = SweepSpec.from_json(file.read_text())
+        spec = SweepSpec.from_json(file.read_bytes())
     if spec.name != question.name:
         raise InputError(f"run {sweep_id} is a sweep of sweeps/{spec.name}.py; resume it with that script")
     if ignored:

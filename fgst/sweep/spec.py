@@ -194,7 +194,7 @@ class SweepSpec:
         return json.dumps(content, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> SweepSpec:
+    def from_json(cls, text: str | bytes) -> SweepSpec:
         """The inverse of :meth:`to_json`.
 
         Raises:
