@@ -9,8 +9,9 @@ Axes: B clips · M persons · L frames of the longest clip of the batch · T fra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fgst.config import DataConfig
 from fgst.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.modality import to_modality
+from fgst.skeleton import Skeleton
 
 EVALUATION_BATCH = 64
 # Of a GPU's free memory that the frames of a split may take; the rest is for the network, and for other trials there.
@@ -80,11 +82,29 @@ def _starts(sizes: Tensor) -> Tensor:
     return sizes.cumsum(0) - sizes
 
 
+class ClipSource(Protocol):
+    """What clips come from: an :class:`ArrowDataset`, or clips in memory."""
+
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def skeleton(self) -> Skeleton: ...
+    @property
+    def max_persons(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def clip_ids(self) -> np.ndarray: ...
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]: ...
+    def gather(self, rows: np.ndarray) -> np.ndarray: ...
+
+
 class ClipStore:
     """The clips of one split on a device, and how they become batches.
 
     Args:
-        dataset: the open data set.
+        dataset: the open data set, or what else holds clips.
         rows: which of its clips.
         config: modality; recipe and frames where they differ from the data set's own.
         device: where batches are made.
@@ -94,7 +114,7 @@ class ClipStore:
 
     def __init__(
         self,
-        dataset: ArrowDataset,
+        dataset: ClipSource,
         rows: np.ndarray,
         config: DataConfig,
         device: torch.device,

@@ -63,7 +63,7 @@ class Network:
     def scores(self, clips: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
         """``(n, classes)`` before the softmax, of clips ``(M, T, N, 3)``."""
         config = dataclasses.replace(self.card.config.data, dataset="")
-        store = ClipStore(Clips(clips, self.card), np.arange(len(clips)), config, device)  # type: ignore[arg-type]
+        store = ClipStore(Clips(clips, self.card), np.arange(len(clips)), config, device)
         return score(self.model.to(device), store).scores
 
 
