@@ -130,7 +130,13 @@ class Report:
 
     def source(self) -> dict[str, Any]:
         """What dataset.json says of where the clips come from."""
-        return {"release": self.edition.name, "sha256": self.sha256, "files": self.files, "kept": self.kept}
+        return {
+            "preparation": "ntu",
+            "release": self.edition.name,
+            "sha256": self.sha256,
+            "files": self.files,
+            "kept": self.kept,
+        }
 
     def record(self, dataset: ArrowDataset) -> dict[str, Any]:
         """All of it, as JSON values."""

@@ -59,6 +59,7 @@ class Reading:
 
     def record(self) -> dict[str, Any]:
         return {
+            "preparation": "nw-ucla",
             "release": "all_sqe",
             "sha256": self.content.hexdigest(),
             "files": self.read,
@@ -155,6 +156,26 @@ def _parse(name: str, content: bytes) -> Clip:
     """Turn the JSON of one clip into a Clip, or say in a ClipError what is wrong with it."""
     action, subject, episode, view = _parse_name(name)
     label = ACTIONS.index(action)
+    fields = _fields(content)
+    if "file_name" in fields and fields["file_name"] != name:
+        raise ClipError(f"calls itself {_shown(fields['file_name'])} in file_name, against the name of the file")
+    # True == 1, but is no label
+    if "label" in fields and (fields["label"] != label + 1 or isinstance(fields["label"], bool)):
+        raise ClipError(f"has label {_shown(fields['label'])}, but its name stands for label {label + 1}")
+    joints = _joints(fields["skeletons"])[None]  # (1, T, 20, 3)
+    return Clip(name, label, joints, subject=subject, camera=view, replication=episode)
+
+
+def read_joints(content: bytes) -> np.ndarray:
+    """The joints of a clip's JSON, ``(1, T, 20, 3)`` float32, whatever it is called and labelled.
+
+    Raises:
+        ClipError: saying why it is no clip.
+    """
+    return _joints(_fields(content)["skeletons"])[None]
+
+
+def _fields(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -167,13 +188,7 @@ def _parse(name: str, content: bytes) -> Clip:
         raise ClipError("holds no JSON object")
     if "skeletons" not in fields:
         raise ClipError("has no key 'skeletons'")
-    if "file_name" in fields and fields["file_name"] != name:
-        raise ClipError(f"calls itself {_shown(fields['file_name'])} in file_name, against the name of the file")
-    # True == 1, but is no label
-    if "label" in fields and (fields["label"] != label + 1 or isinstance(fields["label"], bool)):
-        raise ClipError(f"has label {_shown(fields['label'])}, but its name stands for label {label + 1}")
-    joints = _joints(fields["skeletons"])[None]  # (1, T, 20, 3)
-    return Clip(name, label, joints, subject=subject, camera=view, replication=episode)
+    return fields
 
 
 def _parse_name(name: str) -> tuple[int, int, int, int]:

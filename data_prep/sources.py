@@ -106,7 +106,7 @@ def _folder(source: Path, suffix: str, max_bytes: int) -> Source:
                 stamp = status.st_size, status.st_mtime_ns
             except OSError:  # a broken link: reading it will say so
                 stamp = -1, -1
-            read = functools.partial(_read_path, path, max_bytes)
+            read = functools.partial(read_path, path, max_bytes)
             files.append(ClipFile(path.stem, printable(str(place)), str(place), stamp, read))
     return Source(files, strays)
 
@@ -132,7 +132,7 @@ def read_again(source: Path, key: str | int, max_bytes: int) -> bytes:
         ClipError: if it cannot be read.
     """
     if isinstance(key, str):
-        return _read_path(source / key, max_bytes)
+        return read_path(source / key, max_bytes)
     try:
         archive = _archive(str(source))
         member = archive.infolist()[key]
@@ -163,7 +163,7 @@ def _open_zip(source: Path) -> zipfile.ZipFile:
         raise InputError(f"{where}: cannot be read ({error.strerror}); see its permissions") from None
 
 
-def _read_path(path: Path, max_bytes: int) -> bytes:
+def read_path(path: Path, max_bytes: int) -> bytes:
     try:
         if not path.is_file():  # a pipe would never end, a broken link has nothing to read
             raise ClipError("is no regular file")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fgst.config import TrialConfig
+from fgst.dataset import PREPARATIONS
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from fgst.skeleton import Skeleton
@@ -30,7 +31,10 @@ _NAME = re.compile(r"epoch-(\d{5,})")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a network needs to be built again and used without its data set; the content of ``config.json``."""
+    """What a network needs to be built again and used without its data set; the content of ``config.json``.
+
+    ``preparation`` says how raw files become clips of its data set: see :attr:`fgst.dataset.ArrowDataset.preparation`.
+    """
 
     config: TrialConfig
     skeleton: Skeleton
@@ -38,6 +42,7 @@ class ModelCard:
     max_persons: int
     dataset_name: str
     dataset_digest: str
+    preparation: str = "array"
 
     def build(self) -> FGSTFormer:
         """The network with fresh weights."""
@@ -51,6 +56,7 @@ class ModelCard:
             "classes": list(self.classes),
             "max_persons": self.max_persons,
             "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
+            "preparation": self.preparation,
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -66,7 +72,10 @@ class ModelCard:
                 max_persons=int(content["max_persons"]),
                 dataset_name=str(content["dataset"]["name"]),
                 dataset_digest=str(content["dataset"]["digest"]),
+                preparation=str(content.get("preparation", "array")),
             )
+            if card.preparation not in PREPARATIONS:
+                raise ValueError(f"it knows no preparation {card.preparation!r}")
             card.config.model.check_skeleton(card.skeleton)
             if card.config.data.frames is None or not card.classes:
                 raise ValueError("it leaves data.frames open or has no classes")

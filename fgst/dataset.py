@@ -26,6 +26,7 @@ from fgst.skeleton import Skeleton
 FORMAT = 1
 DESCRIPTION = "dataset.json"
 RECIPES = ("nw-ucla", "ntu")
+PREPARATIONS = ("nw-ucla", "ntu", "array")
 INTEGER_COLUMNS = ("label", "subject", "camera", "setup", "replication", "num_persons", "num_frames")
 
 
@@ -160,6 +161,15 @@ class ArrowDataset:
 
     def __len__(self) -> int:
         return len(self.clip_ids)
+
+    @property
+    def preparation(self) -> str:
+        """How its clips were made of raw files: "nw-ucla", "ntu", or "array" where they were arrays already."""
+        named = str(self.source.get("preparation", ""))
+        if named in PREPARATIONS:
+            return named
+        release = str(self.source.get("release", ""))  # of data sets that do not say it yet
+        return "nw-ucla" if release == "all_sqe" else "ntu" if release in ("ntu-60", "ntu-120") else "array"
 
     @property
     def num_classes(self) -> int:

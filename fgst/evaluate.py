@@ -251,7 +251,8 @@ def _log(store: Tracking, report: dict[str, Any], done: Scored, other: Scores | 
             against = folder / f"compare-{report['compare']['run_id'][:8]}"
             against.mkdir()
             _to_csv(report["compare"]["per_class"], against / "per_class.csv")
-            figures.class_changes(report["compare"], against / "per_class.png")
+            first, second = (f"run {r['run_id'][:8]}" for r in (report, report["compare"]))
+            figures.class_changes(report["compare"]["per_class"], first, second, against / "per_class.png")
         run.log_artifacts(Path(name))
 
 

@@ -191,6 +191,32 @@ def reliability(scores: Scores, path: str | os.PathLike[str], bins: int = 15) ->
     _save(figure, path)
 
 
+def class_changes(rows: Sequence[Mapping[str, Any]], first: str, second: str, path: str | os.PathLike[str]) -> None:
+    """Accuracy of two networks by class, as Figure 6 of the paper: where the first gains and loses.
+
+    Args:
+        rows: in order from the top, each with ``class``, ``first``, ``second`` and ``difference`` in %.
+        first, second: what the networks are called.
+    """
+    figure, (left, right) = _new(9.5, 0.26 * len(rows) + 1.6, columns=2, widths=(3, 2))
+    places = np.arange(len(rows))[::-1]
+    mine, theirs, gains = (np.array([row[key] for row in rows]) for key in ("first", "second", "difference"))
+    left.hlines(places, np.minimum(mine, theirs), np.maximum(mine, theirs), color="#c8c8c8", lw=2, zorder=1)
+    left.scatter(theirs, places, color=ORANGE, marker="s", s=22, label=second, zorder=2)
+    left.scatter(mine, places, color=BLUE, marker="o", s=22, label=first, zorder=3)
+    left.set_yticks(places, [str(row["class"]) for row in rows], fontsize=8)
+    left.set_xlabel("top-1 of the class [%]")
+    left.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    right.barh(places, gains, color=np.where(gains >= 0, BLUE, ORANGE), height=0.7)
+    right.axvline(0, color="black", lw=0.8)
+    right.set_yticks(places, [])
+    right.set_xlabel("difference [points]")
+    for axes in (left, right):
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        axes.grid(alpha=0.3, axis="x")
+    _save(figure, path)
+
+
 def subsets(
     labels: Sequence[str],
     val: Sequence[tuple[float, float] | None],
@@ -217,7 +243,12 @@ def subsets(
 
 
 def _new(
-    width: float, height: float, columns: int = 1, rows: int = 1, heights: Sequence[float] | None = None
+    width: float,
+    height: float,
+    columns: int = 1,
+    rows: int = 1,
+    heights: Sequence[float] | None = None,
+    widths: Sequence[float] | None = None,
 ) -> tuple[Any, Any]:
     # The object interface: it needs no display and touches no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -225,7 +256,7 @@ def _new(
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, height_ratios=heights)
+    return figure, figure.subplots(rows, columns, height_ratios=heights, width_ratios=widths)
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fgst.checkpoint import ModelCard, load_model
 from fgst.ensemble import EnsembleCard, softmax
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
+from fgst.raw import read_clip
 from fgst.skeleton import Skeleton
 from fgst.training import score
 
@@ -105,3 +107,24 @@ class Networks:
         total = sum(member.weight for member in self.members)
         parts = [m.weight / total * softmax(m.scores(clips, where)) for m in self.members if m.weight > 0]
         return np.sum(parts, axis=0)
+
+    def read(self, content: bytes) -> np.ndarray:
+        """The clip of a raw file, ``(M, T, N, 3)``, prepared as these networks' data set was.
+
+        Raises:
+            InputError: saying why it is no clip for them.
+        """
+        clip = read_clip(content, self.card.preparation, self.card.skeleton)
+        Clips([clip], self.card)
+        return clip
+
+    def top(
+        self, clips: Sequence[np.ndarray], k: int, device: torch.device | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """Of each clip the ``k`` likeliest classes, the likeliest first: ``class``, ``label``, ``probability``."""
+        classes = self.card.classes
+        answers = []
+        for row in self.probabilities(clips, device):
+            best = np.argsort(-row, kind="stable")[:k]
+            answers.append([{"class": classes[c], "label": int(c), "probability": float(row[c])} for c in best])
+        return answers

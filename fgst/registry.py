@@ -15,7 +15,7 @@ from typing import Any
 
 from fgst.ensemble import EnsembleCard
 from fgst.errors import InputError
-from fgst.tracking import TrackedRun, Tracking
+from fgst.tracking import KIND, TrackedRun, Tracking
 
 CHAMPION = "champion"
 MODEL = "model"  # the folder among a run's artifacts
@@ -113,12 +113,22 @@ def package(store: Tracking, run_id: str) -> None:
         TrackedRun(store, run_id).log_artifacts(Path(name) / "logged")
 
 
-def collect(store: Tracking, run_id: str, folder: Path) -> EnsembleCard:
-    """The networks of an ensemble in one folder: ``ensemble.json``, and a checkpoint by modality."""
+def collect(store: Tracking, run_id: str, folder: Path) -> None:
+    """The networks of an ensemble in one folder: ``ensemble.json``, and a checkpoint by modality; or of one training.
+
+    Raises:
+        InputError: if the run is none, or a member or its weights are not there any more.
+    """
+    run = store.run(run_id)
+    if run.data.tags.get(KIND) == "sweep":
+        raise InputError(f"run {run_id} is a sweep; name one of its trials, or its ensemble")
+    if run.data.tags.get(KIND) != "ensemble":
+        with store.artifacts(run_id, "checkpoint") as checkpoint:
+            shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+        return
     with store.artifacts(run_id, "ensemble.json") as file:
         card = EnsembleCard.read(file)
     card.write(folder / "ensemble.json")
     for member in card.members:
         with store.artifacts(store.run(member.run_id).info.run_id, "checkpoint") as checkpoint:
             shutil.copytree(checkpoint, folder / member.modality)
-    return card

@@ -22,7 +22,7 @@ from mlflow.models import set_model
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
 TOP = 5
-# Raw files are text but for .npy, which comes in base64.
+# The whole raw file as text; of an .npy file, in base64.
 INPUTS = Schema([ColSpec(DataType.string, "name"), ColSpec(DataType.string, "content")])
 OUTPUTS = Schema(
     [
@@ -35,13 +35,13 @@ OUTPUTS = Schema(
 )
 
 
-class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Served(mlflow.pyfunc.PythonModel):
     """An ensemble, or a single network, behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
-        from fgst.predict import load_networks
+        from fgst.networks import Networks
 
-        self.networks = load_networks(Path(context.artifacts["networks"]))
+        self.networks = Networks.load(Path(context.artifacts["networks"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row per clip: ``name``, ``class``, ``probability``, ``top`` (the five best), ``fault`` if it is no clip."""
@@ -51,8 +51,10 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         for name, content in zip(model_input["name"], model_input["content"], strict=True):
             row: dict[str, Any] = {"name": name, "class": None, "probability": None, "top": [], "fault": None}
             try:
-                raw = base64.b64decode(content, validate=True) if name.endswith(".npy") else content.encode()
-                row["top"] = self.networks.top(raw, name, TOP)
+                binary = self.networks.card.preparation == "array"
+                raw = base64.b64decode(content, validate=True) if binary else content.encode()
+                [best] = self.networks.top([self.networks.read(raw)], TOP)
+                row["top"] = [{"class": b["class"], "probability": b["probability"]} for b in best]
                 row |= row["top"][0]
             except (InputError, ValueError) as fault:
                 row["fault"] = str(fault)
@@ -62,13 +64,19 @@ class Served(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 def example(networks: Path) -> pd.DataFrame:
     """A request of one clip, somebody who stands still, in the form that these networks read."""
-    from fgst.predict import load_networks
+    from fgst.networks import Networks
 
-    card = load_networks(networks).card
+    card = Networks.load(networks).card
     pose = np.zeros((4, card.skeleton.num_joints, 3), np.float32)
     pose[:, :, 1] = np.linspace(-0.8, 0.8, card.skeleton.num_joints)
-    if card.skeleton.name == "nw-ucla-20":
+    if card.preparation == "nw-ucla":
         return pd.DataFrame([{"name": "still.json", "content": json.dumps({"skeletons": pose.tolist()})}])
+    if card.preparation == "ntu":
+        lines = [str(len(pose))]
+        for frame in pose:  # one body: its id and nine numbers about it; twelve of each joint
+            lines += ["1", "72057594037927936" + " 0" * 9, str(len(frame))]
+            lines += [" ".join(f"{value:.4f}" for value in joint) + " 0" * 8 + " 2" for joint in frame]
+        return pd.DataFrame([{"name": "still.skeleton", "content": "\n".join(lines) + "\n"}])
     file = io.BytesIO()
     np.save(file, pose)
     return pd.DataFrame([{"name": "still.npy", "content": base64.b64encode(file.getvalue()).decode()}])

@@ -136,7 +136,15 @@ def fit(
     assert train.repeat is not None
     where = choose_device(device)
     stores = make_stores(dataset, config.data, where)
-    card = ModelCard(config, dataset.skeleton, dataset.classes, dataset.max_persons, dataset.name, dataset.digest)
+    card = ModelCard(
+        config,
+        dataset.skeleton,
+        dataset.classes,
+        dataset.max_persons,
+        dataset.name,
+        dataset.digest,
+        dataset.preparation,
+    )
     torch.manual_seed(_seed(train.seed, 0))
     model = card.build().to(where)
     optimizer = torch.optim.SGD(
