@@ -1,8 +1,8 @@
 """Several networks as one: their scores of the same clips, fused (Tables 5 and 6 of the paper: the four modalities).
 
-The paper fuses "results of four modalities" and does not say how. Here the probabilities are averaged, not the scores
-before the softmax: no network counts more only because its scores are larger. The weights are fitted on validation
-clips, never on test clips.
+The paper fuses "results of four modalities" and does not say how. Here the logarithms of the probabilities are added up
+by weights, which ranks classes as the field's weighted sums of scores do: each network adds its evidence. The weights,
+and how sure the sum is, are fitted on validation clips, never on test clips.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from fgst.metrics import Scores
 from fgst.modality import MODALITIES
 
 # What public code multiplies the scores of the four with, chosen there by the test accuracy; here for comparison.
+FUSION = "weighted sum of log-probabilities"
 PEERS = {"joint": 0.6, "bone": 0.6, "joint_motion": 0.4, "bone_motion": 0.4}
-_MOST_STEPS, _STEP = 10_000, 1e-9
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """``(n, classes)`` scores → logarithms of probabilities, float64."""
+    values = scores.astype(np.float64)
+    values = values - values.max(axis=1, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
     """``(n, classes)`` scores → probabilities, float64."""
-    values = scores.astype(np.float64)
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return np.exp(log_softmax(scores))
 
 
 def align(members: Mapping[str, Scores]) -> dict[str, Scores]:
@@ -68,56 +73,72 @@ def align(members: Mapping[str, Scores]) -> dict[str, Scores]:
     return aligned
 
 
-def fuse(members: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
-    """The weighted mean of the members' probabilities, as scores: their logarithm.
+def pool(scores: Sequence[np.ndarray], weights: Sequence[float], sharpness: float = 1.0) -> np.ndarray:
+    """``sharpness`` times the weighted mean of the log-probabilities of each ``(n, classes)``, the same, float64.
 
-    Args:
-        weights: by member, none negative; only their ratios count. A member without one is left out.
+    Only the ratios of the weights count, and of the result only the differences between the classes of a clip.
 
     Raises:
-        InputError: if the scores do not belong together (see :func:`align`), or no weight is above 0.
+        InputError: if a weight is negative or no number, or all are 0.
     """
-    total = sum(weights.get(name, 0.0) for name in members)
-    if not total > 0 or any(not weights.get(name, 0.0) >= 0 for name in members):
-        raise InputError(f"weights {dict(weights)} must not be negative, nor all 0")
+    total = sum(weights)
+    if not 0 < total < float("inf") or any(not weight >= 0 for weight in weights):
+        raise InputError(f"weights {list(weights)} must not be negative, nor all 0")
+    members = [w / total * log_softmax(s) for w, s in zip(weights, scores, strict=True) if w]
+    return sharpness * np.sum(members, axis=0)
+
+
+def fuse(members: Mapping[str, Scores], weights: Mapping[str, float], sharpness: float = 1.0) -> Scores:
+    """The members as one: see :func:`pool`.
+
+    Args:
+        weights: by member. A member without one is left out.
+
+    Raises:
+        InputError: if the scores do not belong together (see :func:`align`), or the weights mean nothing.
+    """
     aligned = align(members)
     first = next(iter(aligned.values()))
-    shares = {name: weights.get(name, 0.0) / total for name in aligned}
-    mixed = sum(share * softmax(aligned[name].scores) for name, share in shares.items() if share)
-    with np.errstate(divide="ignore"):
-        scores = np.log(mixed).astype(np.float32)
-    lowest = np.finfo(
-        np.float32
-    ).min  # a probability of 0 is -inf as a logarithm: a score that no figure can be made of
-    return Scores(first.clip_ids, first.labels, np.maximum(scores, lowest), first.split, first.digest)
+    pooled = pool([s.scores for s in aligned.values()], [weights.get(name, 0.0) for name in aligned], sharpness)
+    return Scores(first.clip_ids, first.labels, pooled.astype(np.float32), first.split, first.digest)
 
 
-def fit_weights(trainings: Sequence[Mapping[str, Scores]]) -> dict[str, float]:
-    """Weights, summing to 1, under which the fused probabilities of the true classes are the most likely.
+def fit_weights(trainings: Sequence[Mapping[str, Scores]]) -> tuple[dict[str, float], float]:
+    """Weights, summing to 1, and a sharpness, under which the true classes are the most likely.
 
-    The likelihood is concave in the weights, so there is one best value, and expectation-maximisation from equal
-    weights goes up to it step by step, the same on every machine. Accuracy itself moves in jumps of a clip, and is
-    fitted by chance.
+    Accuracy moves in jumps of a clip, and is fitted by chance; the likelihood is smooth and, in the products of weight
+    and sharpness, concave, so that there is one best value. A prior draws each product to 1, with the force of about
+    one clip: it decides where the clips do not, e.g. where every member is always right.
 
     Args:
         trainings: of each seed, the members' scores of the validation clips.
     """
+    from scipy.optimize import minimize
+
     names = list(trainings[0])
-    likely = []  # of each member, the probability that it gave to the true class, over all clips of all seeds
+    evidence, labels = [], []
     for training in trainings:
         aligned = align({name: training[name] for name in names})
-        labels = next(iter(aligned.values())).labels
-        rows = np.arange(len(labels))
-        likely.append(np.stack([softmax(aligned[name].scores)[rows, labels] for name in names]))
-    chance = np.maximum(np.concatenate(likely, axis=1), np.finfo(np.float64).tiny)  # (members, clips)
-    weights = np.full(len(names), 1 / len(names))
-    for _ in range(_MOST_STEPS):
-        shares = weights[:, None] * chance
-        better = (shares / shares.sum(axis=0)).mean(axis=1)
-        step, weights = np.abs(better - weights).max(), better
-        if step < _STEP:
-            break
-    return {name: float(weight) for name, weight in zip(names, weights, strict=True)}
+        evidence.append(np.stack([log_softmax(aligned[name].scores) for name in names]))
+        labels.append(next(iter(aligned.values())).labels)
+    given, true = np.concatenate(evidence, axis=1), np.concatenate(labels)  # (members, clips, classes), (clips,)
+    rows = np.arange(len(true))
+
+    def unlikely(factors: np.ndarray) -> tuple[float, np.ndarray]:
+        fused = log_softmax(np.tensordot(factors, given, 1))
+        expected = (np.exp(fused) * given).sum(axis=2)  # (members, clips)
+        value = -fused[rows, true].sum() + 0.5 * np.square(factors - 1).sum()
+        return float(value), (expected - given[:, rows, true]).sum(axis=1) + factors - 1
+
+    found = minimize(
+        unlikely, np.ones(len(names)), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(names),
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000},
+    )  # fmt: skip
+    factors = np.asarray(found.x)
+    sharpness = float(factors.sum())
+    if not sharpness > 0:  # no member knows anything: none is better than another
+        return equal_weights(names), 0.0
+    return {name: float(factor / sharpness) for name, factor in zip(names, factors, strict=True)}, sharpness
 
 
 def equal_weights(names: Sequence[str]) -> dict[str, float]:
@@ -145,10 +166,12 @@ class EnsembleCard:
 
     Attributes:
         members: in the order of the modalities.
-        fitted_by: run id of the ensemble on whose validation clips the weights were fitted; "" if it is this one.
+        sharpness: how sure the weighted mean is: see :func:`pool`.
+        fitted_by: run id of the ensemble on whose validation clips these were fitted; "" if it is this one.
     """
 
     members: tuple[Member, ...]
+    sharpness: float = 1.0
     fitted_by: str = ""
 
     @property
@@ -158,8 +181,9 @@ class EnsembleCard:
     def write(self, path: Path) -> None:
         content = {
             "members": [vars(member) for member in self.members],
+            "sharpness": self.sharpness,
             "fitted_by": self.fitted_by,
-            "fusion": "weighted mean of probabilities",
+            "fusion": FUSION,
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -176,6 +200,9 @@ class EnsembleCard:
                 raise ValueError(f"its members are {names}")
             if not all(0 <= member.weight <= 1 for member in members):
                 raise ValueError("a weight is not between 0 and 1")
-            return cls(members, str(content["fitted_by"]))
+            sharpness = float(content["sharpness"])
+            if not 0 <= sharpness < float("inf"):
+                raise ValueError(f"its sharpness is {sharpness}")
+            return cls(members, sharpness, str(content["fitted_by"]))
         except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: is not an ensemble.json ({error})") from None

@@ -190,7 +190,7 @@ def score_run(store: Tracking, run_id: str, dataset: str | None, split: str, dev
         card = EnsembleCard.read(file)
     parts = {m.modality: _score_network(store, m.run_id, dataset, split, device) for m in card.members}
     first = next(iter(parts.values()))
-    fused = fuse({name: part.scores for name, part in parts.items()}, card.weights)
+    fused = fuse({name: part.scores for name, part in parts.items()}, card.weights, card.sharpness)
     return dataclasses.replace(
         first, scores=fused, modalities=tuple(parts), seconds=sum(part.seconds for part in parts.values())
     )

@@ -13,7 +13,7 @@ import torch
 
 from fgst.batches import ClipStore
 from fgst.checkpoint import ModelCard, load_model
-from fgst.ensemble import EnsembleCard, softmax
+from fgst.ensemble import EnsembleCard, pool, softmax
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from fgst.raw import read_clip
@@ -71,9 +71,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Networks:
-    """One network, or an ensemble."""
+    """One network, or an ensemble with its sharpness (see :func:`fgst.ensemble.pool`)."""
 
     members: tuple[Network, ...]
+    sharpness: float = 1.0
 
     @classmethod
     def load(cls, folder: Path) -> Networks:
@@ -84,13 +85,13 @@ class Networks:
         """
         if not (folder / "ensemble.json").exists():
             return cls((Network(*load_model(folder), 1.0),))
-        members = EnsembleCard.read(folder / "ensemble.json").members
-        networks = tuple(Network(*load_model(folder / m.modality), m.weight) for m in members)
+        ensemble = EnsembleCard.read(folder / "ensemble.json")
+        networks = tuple(Network(*load_model(folder / m.modality), m.weight) for m in ensemble.members)
         first = networks[0].card
         for network in networks[1:]:
             if (network.card.skeleton, network.card.classes) != (first.skeleton, first.classes):
                 raise InputError(f"{folder}: its networks have different skeletons or classes")
-        return cls(networks)
+        return cls(networks, ensemble.sharpness)
 
     @property
     def card(self) -> ModelCard:
@@ -98,15 +99,15 @@ class Networks:
         return self.members[0].card
 
     def probabilities(self, clips: Sequence[np.ndarray], device: torch.device | None = None) -> np.ndarray:
-        """``(n, classes)`` of clips ``(M, T, N, 3)``: the weighted mean over the networks.
+        """``(n, classes)`` of clips ``(M, T, N, 3)``, by all networks together.
 
         Raises:
             InputError: if a clip does not fit the networks.
         """
         where = device or torch.device("cpu")
-        total = sum(member.weight for member in self.members)
-        parts = [m.weight / total * softmax(m.scores(clips, where)) for m in self.members if m.weight > 0]
-        return np.sum(parts, axis=0)
+        used = [member for member in self.members if member.weight > 0]
+        scores = [member.scores(clips, where) for member in used]
+        return softmax(pool(scores, [member.weight for member in used], self.sharpness))
 
     def read(self, content: bytes) -> np.ndarray:
         """The clip of a raw file, ``(M, T, N, 3)``, prepared as these networks' data set was.

@@ -5,6 +5,7 @@ A registered model is code and safetensors: no pickle is written, and none is re
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -90,6 +91,8 @@ def package(store: Tracking, run_id: str) -> None:
     from mlflow.pyfunc import save_model
 
     from fgst import served
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
     with tempfile.TemporaryDirectory(prefix="fgst-model-") as name:
         networks, model = Path(name) / "networks", Path(name) / MODEL

@@ -43,13 +43,15 @@ class Served(mlflow.pyfunc.PythonModel):
 
         self.networks = Networks.load(Path(context.artifacts["networks"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row per clip: ``name``, ``class``, ``probability``, ``top`` (the five best), ``fault`` if it is no clip."""
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Of each clip ``name``, ``class``, ``probability`` and ``top``, the five best; or ``fault``, if it is none."""
         from fgst.errors import InputError
 
         rows = []
         for name, content in zip(model_input["name"], model_input["content"], strict=True):
-            row: dict[str, Any] = {"name": name, "class": None, "probability": None, "top": [], "fault": None}
+            row: dict[str, Any] = {"name": name, "top": []}
             try:
                 binary = self.networks.card.preparation == "array"
                 raw = base64.b64decode(content, validate=True) if binary else content.encode()
@@ -59,7 +61,7 @@ class Served(mlflow.pyfunc.PythonModel):
             except (InputError, ValueError) as fault:
                 row["fault"] = str(fault)
             rows.append(row)
-        return pd.DataFrame(rows, columns=OUTPUTS.input_names())
+        return rows
 
 
 def example(networks: Path) -> pd.DataFrame:

@@ -34,17 +34,25 @@ def shuffled(found: Scores, seed: int = 1) -> Scores:
     )
 
 
-def test_fused_scores_are_the_weighted_mean_of_probabilities() -> None:
+@pytest.mark.parametrize("sure", [1.0, 1.7])
+def test_fused_probabilities_are_the_weighted_product(sure: float) -> None:
     a, b = scores(1), scores(2)
-    fused = fuse({"joint": a, "bone": b}, {"joint": 3, "bone": 1})
+    fused = softmax(fuse({"joint": a, "bone": b}, {"joint": 3, "bone": 1}, sure).scores)
     for i in range(a.num_clips):  # as one would write it down
         p, q = (
             [math.exp(v) / sum(map(math.exp, row)) for v in row] for row in (a.scores[i].tolist(), b.scores[i].tolist())
         )
-        for c in range(4):
-            assert math.exp(fused.scores[i, c]) == pytest.approx(0.75 * p[c] + 0.25 * q[c], rel=1e-5)
-    assert fused.split == "val"
-    assert fused.digest == "d" * 64
+        product = [(p[c] ** 0.75 * q[c] ** 0.25) ** sure for c in range(4)]
+        assert fused[i] == pytest.approx([value / sum(product) for value in product], rel=1e-5)
+    kept = fuse({"joint": a, "bone": b}, {"joint": 3, "bone": 1})
+    assert kept.split == "val"
+    assert kept.digest == "d" * 64
+
+
+def test_classes_are_ranked_as_by_a_weighted_sum_of_scores() -> None:
+    a, b = scores(1, 400), scores(2, 400)
+    fused = fuse({"joint": a, "bone": b}, {"joint": 0.6, "bone": 0.4}, 3.0)
+    np.testing.assert_array_equal(fused.predictions, (0.6 * a.scores + 0.4 * b.scores).argmax(axis=1))
 
 
 def test_order_of_clips_does_not_matter() -> None:
@@ -61,7 +69,7 @@ def test_a_weight_of_nothing_leaves_a_member_out() -> None:
     a, b = scores(1), scores(2)
     alone = fuse({"joint": a, "bone": b}, {"joint": 0.7})
     np.testing.assert_allclose(softmax(alone.scores), softmax(a.scores), rtol=1e-5)
-    # a member that is sure of the wrong class, and probabilities of 0, are still figures
+    # members that are as sure as can be still give figures
     sure = dataclasses.replace(b, scores=(1e4 * b.scores).astype(np.float32))
     assert math.isfinite(fuse({"joint": sure, "bone": sure}, {"joint": 1, "bone": 1}).loss())
 
@@ -106,24 +114,39 @@ def test_no_other_weights_are_more_likely(seed: int, members: int, seeds: int) -
         {name: scores(int(rng.integers(1e6)), 40, right=right) for name, right in zip(names, rights, strict=True)}
         for _ in range(seeds)
     ]
-    fitted = fit_weights(trainings)
+    fitted, sharpness = fit_weights(trainings)
     assert sum(fitted.values()) == pytest.approx(1)
     assert min(fitted.values()) >= 0
 
-    def loss(weights: dict[str, float]) -> float:
-        return sum(fuse(training, weights).loss() for training in trainings)
+    def unlikely(weights: dict[str, float], sure: float) -> float:
+        loss = sum(40 * fuse(training, weights, sure).loss() for training in trainings)
+        return loss + 0.5 * sum((sure * weight - 1) ** 2 for weight in weights.values())  # the prior
 
-    best = loss(fitted)
+    best = unlikely(fitted, sharpness)
     for point in rng.dirichlet(np.ones(members), 50):
-        assert best <= loss(dict(zip(names, point.tolist(), strict=True))) + 1e-6
-    assert fit_weights(trainings) == fitted  # nothing in it is drawn
+        sure = sharpness * float(rng.uniform(0.5, 2))
+        assert best <= unlikely(dict(zip(names, point.tolist(), strict=True)), sure) + 1e-3
+    assert fit_weights(trainings) == (fitted, sharpness)  # nothing in it is drawn
 
 
-def test_a_member_that_knows_nothing_counts_next_to_nothing() -> None:
+def test_what_a_member_knows_is_what_it_counts() -> None:
     good, noise = scores(1, 400, right=3.0), scores(2, 400, right=0.0)
-    fitted = fit_weights([{"joint": good, "bone": noise}])
-    assert fitted["bone"] < 0.05
+    fitted, _ = fit_weights([{"joint": good, "bone": noise}])
+    assert fitted["bone"] < 0.1
     assert fuse({"joint": good, "bone": noise}, fitted).top(1) >= good.top(1) - 1
+    # two that know as much of different things count alike, and are surer together than each alone
+    one, two = scores(3, 400, right=2.0), scores(4, 400, right=2.0)
+    fitted, sharpness = fit_weights([{"joint": one, "bone": two}])
+    assert fitted["joint"] == pytest.approx(0.5, abs=0.1)
+    assert sharpness > 1.5
+    assert fuse({"joint": one, "bone": two}, fitted).top(1) > max(one.top(1), two.top(1))
+
+
+def test_members_that_are_always_right_are_weighted_alike() -> None:
+    one, two = scores(3, 40, right=60.0), scores(4, 40, right=60.0)
+    fitted, sharpness = fit_weights([{"joint": one, "bone": two}])
+    assert fitted["joint"] == pytest.approx(0.5, abs=1e-6)
+    assert sharpness == pytest.approx(2, abs=1e-3)
 
 
 def test_subsets_are_all_there_are() -> None:
@@ -135,7 +158,7 @@ def test_subsets_are_all_there_are() -> None:
 
 
 def test_card_goes_to_disk_and_back(tmp_path: Path) -> None:
-    card = EnsembleCard((Member("joint", "a" * 32, 0.75), Member("bone", "b" * 32, 0.25)), "c" * 32)
+    card = EnsembleCard((Member("joint", "a" * 32, 0.75), Member("bone", "b" * 32, 0.25)), 1.5, "c" * 32)
     card.write(tmp_path / "ensemble.json")
     assert EnsembleCard.read(tmp_path / "ensemble.json") == card
 
@@ -145,6 +168,7 @@ def test_card_goes_to_disk_and_back(tmp_path: Path) -> None:
     [
         {"members": []}, {"members": [{"modality": "joint", "run_id": "a", "weight": 2}]}, {"members": 3},
         {"members": [{"modality": "../joint", "run_id": "a", "weight": 1}]}, {"fitted_by": None, "members": [1]},
+        {"sharpness": -1}, {"sharpness": "inf"},
         {"members": [{"modality": "joint", "run_id": "a", "weight": 0.5}] * 2},
     ],
 )  # fmt: skip

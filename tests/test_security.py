@@ -199,7 +199,7 @@ def test_the_traps_would_spring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_run_id_is_nothing_but_an_id(whole: Scene, run_id: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="32 hexadecimal"):
         evaluate(run_id, tracking_uri=whole.store.uri)
-    content = {"members": [{"modality": "joint", "run_id": run_id, "weight": 1.0}], "fitted_by": ""}
+    content = {"members": [{"modality": "joint", "run_id": run_id, "weight": 1.0}], "sharpness": 1, "fitted_by": ""}
     (tmp_path / "ensemble.json").write_text(json.dumps(content))
     made = whole.store.start("1", f"ensemble {run_id}", "an ensemble", {"fgst.kind": "ensemble"})
     made.log_artifacts(tmp_path)

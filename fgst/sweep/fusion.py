@@ -70,11 +70,13 @@ def fuse_sweep(session: Session, outcomes: Sequence[Outcome]) -> str:
     val: list[Fused] = []
     if spec.base.data.protocol == "validation":
         val = [{name: store.scores(o[name].run_id, "val") for name in names} for o in seeds.values()]
-    weights, fitted_by = _weights(session, names, val)
+    weights, sharpness, fitted_by = _weights(session, names, val)
     lines = make_lines(names, val, test, weights, "fitted" if val or fitted_by else "equal")
 
     seed, members = next(iter(seeds.items()))
-    card = EnsembleCard(tuple(Member(name, members[name].run_id, weights[name]) for name in names), fitted_by)
+    card = EnsembleCard(
+        tuple(Member(name, members[name].run_id, weights[name]) for name in names), sharpness, fitted_by
+    )
     data = spec.base.data
     tags = {
         KIND: "ensemble",
@@ -92,10 +94,10 @@ def fuse_sweep(session: Session, outcomes: Sequence[Outcome]) -> str:
     run = store.start(session.experiment, f"ensemble-{session.parent.run_id}", name, tags, session.parent.run_id)
     run.log_params(
         {f"weight.{name}": weight for name, weight in weights.items()}
-        | {"fusion": "weighted mean of probabilities", "seeds": len(seeds)}
+        | {"fusion": ensemble.FUSION, "sharpness": sharpness, "seeds": len(seeds)}
     )
-    fused_val = ensemble.fuse(val[0], weights) if val else None
-    fused = ensemble.fuse(test[0], weights)
+    fused_val = ensemble.fuse(val[0], weights, sharpness) if val else None
+    fused = ensemble.fuse(test[0], weights, sharpness)
     run.log_metrics(_metrics(fused, fused_val, lines), step=0)
     classes = store.model_card(members[names[0]].run_id).classes
     _log(run, card, lines, fused, fused_val, classes)
@@ -106,7 +108,8 @@ def fuse_sweep(session: Session, outcomes: Sequence[Outcome]) -> str:
         best = max(line.val[0] for line in lines if len(line.modalities) == 1 and line.val)
         own = fused_val.top(1) if fused_val else 0.0
         if len(seeds) == 1 and own <= best:
-            print(f"note: the best single modality validates at {best:.1f} %, the ensemble at {own:.1f} %")
+            words = f"the best single modality validates at {best:.1f} %, the ensemble at {own:.1f} %"
+            print(f"note: no better than one of its members: {words}", file=sys.stderr)
     return run.run_id
 
 
@@ -119,19 +122,19 @@ def _whole(outcomes: Sequence[Outcome], names: Sequence[str]) -> dict[int, dict[
     return {seed: trials for seed, trials in sorted(found.items()) if set(names) <= set(trials)}
 
 
-def _weights(session: Session, names: Sequence[str], val: Sequence[Fused]) -> tuple[dict[str, float], str]:
-    """The weights, and the run of the ensemble that they come from, if they are not this one's own."""
+def _weights(session: Session, names: Sequence[str], val: Sequence[Fused]) -> tuple[dict[str, float], float, str]:
+    """The weights, the sharpness, and the run of the ensemble that they come from, unless it is this one."""
     source = session.store.run(session.parent.run_id).data.tags.get(WEIGHTS_FROM, "")
     if source:
         with session.store.artifacts(source, "ensemble.json") as file:
-            weights = EnsembleCard.read(file).weights
-        if set(weights) != set(names):
-            raise InputError(f"ensemble {source} fuses {', '.join(weights)}, not {', '.join(names)}")
-        return weights, source
+            card = EnsembleCard.read(file)
+        if set(card.weights) != set(names):
+            raise InputError(f"ensemble {source} fuses {', '.join(card.weights)}, not {', '.join(names)}")
+        return card.weights, card.sharpness, source
     if val:
-        return ensemble.fit_weights(val), ""
+        return *ensemble.fit_weights(val), ""
     print("nothing was held out to fit weights by: each modality counts the same", file=sys.stderr)
-    return ensemble.equal_weights(names), ""
+    return ensemble.equal_weights(names), float(len(names)), ""
 
 
 def make_lines(

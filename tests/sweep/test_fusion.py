@@ -102,11 +102,12 @@ def test_ensemble_is_its_members_fused_by_weights_of_validation(story: Story) ->
         by_seed[child.data.tags["fgst.seed"]][child.data.params["data.modality"]] = store.scores(
             child.info.run_id, "val"
         )
-    fitted = fit_weights([{name: scores[name] for name in NAMES} for scores in by_seed.values()])
+    fitted, sharpness = fit_weights([{name: scores[name] for name in NAMES} for scores in by_seed.values()])
+    assert card.sharpness == pytest.approx(sharpness)
     assert card.weights == pytest.approx(fitted)
     assert {name: float(run.data.params[f"weight.{name}"]) for name in NAMES} == pytest.approx(fitted)
     for split in ("val", "test"):
-        again = fuse({m.modality: store.scores(m.run_id, split) for m in card.members}, card.weights)
+        again = fuse({m.modality: store.scores(m.run_id, split) for m in card.members}, card.weights, card.sharpness)
         kept = store.scores(run.info.run_id, split)
         np.testing.assert_array_equal(kept.scores, again.scores)
         assert kept.split == split
