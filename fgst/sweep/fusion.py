@@ -92,13 +92,11 @@ def fuse_sweep(session: Session, outcomes: Sequence[Outcome]) -> str:
         tags[WEIGHTS_FROM] = fitted_by
     name = f"{' + '.join(names)} s{seed}" + (" refit" if fitted_by else "")
     run = store.start(session.experiment, f"ensemble-{session.parent.run_id}", name, tags, session.parent.run_id)
-    run.log_params(
-        {f"weight.{name}": weight for name, weight in weights.items()}
-        | {"fusion": ensemble.FUSION, "sharpness": sharpness, "seeds": len(seeds)}
-    )
+    run.log_params({"fusion": ensemble.FUSION, "seeds": len(seeds)})
     fused_val = ensemble.fuse(val[0], weights, sharpness) if val else None
     fused = ensemble.fuse(test[0], weights, sharpness)
-    run.log_metrics(_metrics(fused, fused_val, lines), step=0)
+    told = {f"weight/{name}": weight for name, weight in weights.items()} | {"sharpness": sharpness}
+    run.log_metrics(_metrics(fused, fused_val, lines) | told, step=0)
     classes = store.model_card(members[names[0]].run_id).classes
     _log(run, card, lines, fused, fused_val, classes)
     run.finish()

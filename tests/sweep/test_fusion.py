@@ -105,7 +105,7 @@ def test_ensemble_is_its_members_fused_by_weights_of_validation(story: Story) ->
     fitted, sharpness = fit_weights([{name: scores[name] for name in NAMES} for scores in by_seed.values()])
     assert card.sharpness == pytest.approx(sharpness)
     assert card.weights == pytest.approx(fitted)
-    assert {name: float(run.data.params[f"weight.{name}"]) for name in NAMES} == pytest.approx(fitted)
+    assert {name: run.data.metrics[f"weight/{name}"] for name in NAMES} == pytest.approx(fitted)
     for split in ("val", "test"):
         again = fuse({m.modality: store.scores(m.run_id, split) for m in card.members}, card.weights, card.sharpness)
         kept = store.scores(run.info.run_id, split)
@@ -124,7 +124,7 @@ def test_refit_trains_on_everything_and_keeps_the_weights(story: Story) -> None:
     assert story.third.data.tags["fgst.weights_from"] == before.info.run_id
     assert run.data.tags["fgst.weights_from"] == before.info.run_id
     for name in NAMES:
-        assert run.data.params[f"weight.{name}"] == before.data.params[f"weight.{name}"]
+        assert run.data.metrics[f"weight/{name}"] == before.data.metrics[f"weight/{name}"]
         member = story.store.run(run.data.tags[MEMBER + name])
         assert member.data.params["data.protocol"] == "paper"
         assert "val/top1" not in member.data.metrics
