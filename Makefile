@@ -22,6 +22,7 @@ help:
 setup: $(STAMP)
 
 # uv installs in seconds what pip installs in minutes, but does not read pip's settings: hand over the local wheels.
+# Compiled at once: where Python may not write bytecode, each process would compile PyTorch and MLflow anew, for seconds.
 # Without an NVIDIA GPU it is asked for PyTorch's CPU build, which saves gigabytes. Whatever fails, pip tries at last.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -31,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@links="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}"; \
 	torch="--torch-backend=cpu"; \
 	if [ -n "$$links" ] || command -v nvidia-smi >/dev/null 2>&1; then torch=""; fi; \
-	uv="$(BIN)/uv pip install --quiet --python $(BIN)/python"; \
+	uv="$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python"; \
 	{ $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
 		$$uv $$torch $${links:+--find-links "$$links"} $(WHAT); } || \
 	{ echo "uv could not; pip tries (minutes)"; $(BIN)/pip install $(WHAT); }

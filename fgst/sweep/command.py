@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,8 @@ def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None
     from fgst.dataset import ArrowDataset
 
     if args.resume:
+        if args.dry_run:
+            raise InputError("--dry-run tells of a sweep to come; --resume goes on with one that was begun")
         from fgst.sweep.session import begun
 
         session = begun(question, args.resume, _ignored(args), args)
@@ -125,14 +129,31 @@ def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None
         trials = Trials(question, spec.base, dataset)
     else:
         spec, trials = _asked(question, args)
-        if not args.dry_run:
+        if args.dry_run:
+            _print_plan(spec, trials, args)
+            return
+        from fgst.sweep.cluster import ray_session
+
+        known = bool(args.from_run or args.sweep)
+        with ExitStack() as ray:
+            if not args.local and not known:
+                # Ray's processes start while this one imports what it needs beside them. In the main thread: they end
+                # with the thread that began them.
+                threading.Thread(target=_import_the_rest, daemon=True).start()
+                ray.enter_context(ray_session(args.address))
             from fgst.sweep.session import begin
 
-            session = begin(spec, args, known=bool(args.from_run or args.sweep))
-    if args.dry_run:
-        _print_plan(spec, trials, args)
+            session = begin(spec, args, known=known)
+            session.run(trials, args, _again(args, session.parent.run_id))
         return
     session.run(trials, args, _again(args, session.parent.run_id))
+
+
+def _import_the_rest() -> None:
+    """What takes seconds to import and is needed once there is a Ray to run trials."""
+    import ray.tune  # noqa: F401
+
+    import fgst.sweep.session  # noqa: F401
 
 
 def _asked(question: Question, args: argparse.Namespace) -> tuple[SweepSpec, Trials]:

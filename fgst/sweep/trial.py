@@ -127,15 +127,20 @@ def _train(
     from fgst.training import fit
 
     checkpoints = Path(context.storage) / trial.key
-    cost = model_cost(trial.config, dataset)
-    shape = {"model/parameters": cost.parameters, "model/gflops": cost.gflops}
-    if context.latency:
-        shape["model/latency_ms"] = _latency(trial, dataset)
+    shape: dict[str, float] = {}
+
+    def account(result: EpochResult) -> EpochResult:
+        if not shape:  # after the first epoch: counting imports half of PyTorch's compiler
+            cost = model_cost(trial.config, dataset)
+            shape.update({"model/parameters": cost.parameters, "model/gflops": cost.gflops})
+            if context.latency:
+                shape["model/latency_ms"] = _latency(trial, dataset)
+        return _accounted(result, context, shape)
+
     while True:
         training = fit(trial.config, dataset=dataset, checkpoints=checkpoints, micro_batches=micro_batches)
-        account = (_accounted(result, context, shape) for result in training)
         try:
-            with closing(track(run, account, dataset.classes)) as results:
+            with closing(track(run, map(account, training), dataset.classes)) as results:
                 for result in results:
                     report({"epoch": result.epoch, **result.metrics})
             return
