@@ -181,7 +181,7 @@ def reliability(scores: Scores, path: str | os.PathLike[str], bins: int = 15) ->
     upper.bar(edges[some], 100 * right[some] / counts[some], width=92 / bins, color=BLUE, label="right")
     upper.plot([0, 100], [0, 100], color=ORANGE, lw=1.2, ls="--", label="as sure as right")
     upper.set_ylabel("right [%]")
-    upper.legend(fontsize=8, loc="upper left")
+    upper.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     lower.bar(edges, counts, width=92 / bins, color=GREY)
     lower.set_ylabel("clips")
     lower.set_xlabel("probability of the predicted class [%]")
