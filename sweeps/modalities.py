@@ -3,7 +3,7 @@
 Examples:
   python sweeps/modalities.py                                      generated motion, the preset for this machine
   python sweeps/modalities.py --sweep SWEEP_RUN_ID                 with the settings of that sweep's best trial
-  python sweeps/modalities.py --from-run RUN_ID --refit            then again on all training clips, as a paper's table has it
+  python sweeps/modalities.py --from-run RUN_ID --refit            and then again, on all training clips
   python sweeps/modalities.py --dataset datasets/nw-ucla --preset small --protocol paper --seeds 3
 
 At the end the networks are fused into an ensemble, with weights fitted on the held-out subjects; the best one of a data

@@ -9,7 +9,7 @@ import runpy
 import signal
 
 import pytest
-from place import ROOT, TIMEOUT, TINY, Place
+from place import ROOT, TIMEOUT, TINY, Place, figures
 
 from fgst.errors import InputError
 from fgst.sweep.command import sweep as run_sweep
@@ -21,7 +21,20 @@ FOCAL_K: Question = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["questio
 
 
 def test_sweep_of_two_trials(place: Place) -> None:
-    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY)
+    arguments = [
+        "--dataset",
+        "data",
+        "--preset",
+        "tiny",
+        "--values",
+        "2,4",
+        "--epochs",
+        "2",
+        "--cpus-per-trial",
+        "1",
+        *TINY,
+    ]
+    done = place.sweep(*arguments)
     assert done.returncode == 0, done.stderr
     [parent] = place.sweeps()
     children = place.store.children(parent.info.run_id)
@@ -56,6 +69,16 @@ def test_sweep_of_two_trials(place: Place) -> None:
     assert [line.partition(",")[0] for line in table] == ["K", "2", "4"]
     # All is in MLflow, nothing is left over but the study.
     assert [path.name for path in (place.folder / "ray_results").iterdir()] == ["optuna.db"]
+
+    # In one process, without Ray: the same trials, the same figures, the same table but for the minutes.
+    alone = place.sweep(*arguments, "--local")
+    assert alone.returncode == 0, alone.stderr
+    [other] = [run for run in place.sweeps() if run.info.run_id != parent.info.run_id]
+    assert figures(place.store.children(other.info.run_id)) == figures(children)
+    with place.store.artifacts(other.info.run_id, "table.csv") as file:
+        assert [line.split(",")[:7] for line in file.read_text().splitlines()] == [
+            line.split(",")[:7] for line in table
+        ]
 
     refused = place.module("fgst.evaluate", "--run-id", parent.info.run_id)
     assert refused.returncode == 2
