@@ -17,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 # Before the import: the library would report its use to its makers, and waits for an answer where there is no network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -44,6 +45,7 @@ MEMBER = "fgst.member."  # of an ensemble, before a modality: the run id of that
 PARENT = "mlflow.parentRunId"
 REASON = "fgst.reason"
 ENDING = "fgst.ending"  # of a sweep's trial: finished, pruned, failed or interrupted; MLflow knows no "pruned"
+COLLECTED = "fgst.weights_removed"  # of a trial: python -m fgst.runs gc has removed its weights
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -57,6 +59,20 @@ def resolve_uri(uri: str | None = None) -> str:
         if uri.startswith(scheme) and not uri.removeprefix(scheme).startswith(("/", "?")):
             return scheme + str(Path(uri.removeprefix(scheme)).absolute())
     return uri if "://" in uri else f"sqlite:///{Path(uri).absolute()}"
+
+
+def existing(uri: str | None = None) -> str:
+    """The tracking store as :func:`resolve_uri` has it, for commands that only look: none is made for them.
+
+    Raises:
+        InputError: if it is a database that is not there.
+    """
+    resolved = resolve_uri(uri)
+    if resolved.startswith("sqlite:///"):
+        database = Path(resolved.removeprefix("sqlite:///").partition("?")[0])
+        if not database.is_file():
+            raise InputError(f"{database}: there is no tracking store; --tracking-uri names another")
+    return resolved
 
 
 class Tracking:
@@ -153,6 +169,8 @@ class Tracking:
         wanted = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
         found = self.client.search_runs([experiment], wanted, order_by=["start_time DESC"])
         for run in found:
+            if COLLECTED in run.data.tags:  # an ensemble would need its weights
+                continue
             kept = {file.path for file in self.client.list_artifacts(run.info.run_id, "scores")}
             if "scores/test.arrow" in kept and ("scores/val.arrow" in kept or "val/top1" not in run.data.metrics):
                 return run
@@ -212,6 +230,54 @@ class Tracking:
             token = page.token
             if not token:
                 return found
+
+    def experiments(self) -> dict[str, str]:
+        """Names of all experiments by id."""
+        found: dict[str, str] = {}
+        token = None
+        while True:
+            page = self.client.search_experiments(page_token=token)
+            found |= {experiment.experiment_id: experiment.name for experiment in page}
+            token = page.token
+            if not token:
+                return found
+
+    def runs(self, experiments: Sequence[str], where: str = "") -> list[Run]:
+        """All runs of these experiments that are not deleted, the newest first."""
+        found: list[Run] = []
+        token = None
+        while experiments:
+            page = self.client.search_runs(
+                list(experiments), where, ViewType.ACTIVE_ONLY, 1000, ["start_time DESC"], token
+            )
+            found += page
+            token = page.token
+            if not token:
+                break
+        return found
+
+    def registered_runs(self) -> set[str]:
+        """Ids of the runs that any version of a registered model is of."""
+        found: set[str] = set()
+        token = None
+        while True:
+            page = self.client.search_model_versions(max_results=1000, page_token=token)
+            found |= {version.run_id for version in page if version.run_id}
+            token = page.token
+            if not token:
+                return found
+
+    def artifact_sizes(self, run_id: str, path: str) -> dict[str, int]:
+        """Bytes of the files directly in a folder of a run's artifacts, by name; empty if there is none."""
+        files = self.client.list_artifacts(run_id, path)
+        return {Path(file.path).name: file.file_size or 0 for file in files if not file.is_dir}
+
+    def local_artifacts(self, run: Run) -> Path | None:
+        """The folder of a run's artifacts, where they lie in this machine's file system."""
+        place = urlsplit(str(run.info.artifact_uri))
+        if place.scheme not in ("", "file") or place.netloc not in ("", "localhost"):
+            return None
+        return Path(unquote(place.path) if place.scheme else str(run.info.artifact_uri))
 
     def unfinished(self, experiment: str, key: str) -> list[str]:
         """Ids of runs of their own with this key that did not finish, the newest first."""
