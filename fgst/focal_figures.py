@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def focal_animation(clip: FocalClip, skeleton: Skeleton, path: str | os.PathLike
     def draw(frame: int) -> list[Any]:
         axes.clear()
         _draw(axes, clip, frame, skeleton)
-        axes.set_title(f"{clip.title}\nframe {frame + 1} of {clip.joints.shape[1]}", fontsize=9)
+        axes.set_title(f"{textwrap.fill(clip.title, 56)}\nframe {frame + 1} of {clip.joints.shape[1]}", fontsize=9)
         return []
 
     animation = FuncAnimation(figure, draw, frames=clip.joints.shape[1], blit=False)
@@ -98,7 +99,7 @@ def focal_heat_map(
     if shares.size <= 600:
         for row, column in np.ndindex(*shares.shape):
             value = shares[row, column]
-            colour = "white" if value > 55 else "black"
+            colour = "white" if value > 65 else "black"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
     axes.set_xticks(
         range(len(joints)), [name.replace("_", " ") for name in joints], rotation=60, ha="right", fontsize=8
@@ -127,7 +128,7 @@ def _draw(axes: Any, clip: FocalClip, frame: int, skeleton: Skeleton) -> None:
             axes.plot(
                 *np.stack([middle, place[joint]]).T, color=ORANGE, linewidth=0.6 + 3 * weight, alpha=0.75, zorder=3
             )
-            axes.scatter(*middle, marker="s", s=16, color=ORANGE, zorder=4)
+            axes.scatter(*middle, marker="s", s=16, color=ORANGE, zorder=6)
         chosen = np.flatnonzero(clip.focal[person, frame])
         shades = _DARK[0] + (_DARK[1] - _DARK[0]) * dark[person, frame, chosen]
         axes.scatter(*place[chosen].T, s=34, color=colours(shades), edgecolors="black", linewidths=0.4, zorder=5)
