@@ -24,7 +24,7 @@ from fgst.config import TrialConfig
 from fgst.dataset import PREPARATIONS
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
-from fgst.skeleton import Skeleton
+from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
 _NAME = re.compile(r"epoch-(\d{5,})")
 
@@ -72,7 +72,7 @@ class ModelCard:
                 max_persons=int(content["max_persons"]),
                 dataset_name=str(content["dataset"]["name"]),
                 dataset_digest=str(content["dataset"]["digest"]),
-                preparation=str(content.get("preparation", "array")),
+                preparation=str(content.get("preparation") or _guess_preparation(content)),
             )
             if card.preparation not in PREPARATIONS:
                 raise ValueError(f"it knows no preparation {card.preparation!r}")
@@ -82,6 +82,14 @@ class ModelCard:
         except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: is not a model's config.json ({error})") from None
         return card
+
+
+def _guess_preparation(content: Mapping[str, Any]) -> str:
+    """Of a card from before it was written down. Generated motion has NTU's skeleton, too, but is made of arrays."""
+    skeleton, dataset = content["skeleton"]["name"], content["dataset"]["name"]
+    if skeleton == NW_UCLA_20.name:
+        return "nw-ucla"
+    return "ntu" if skeleton == NTU_25.name and dataset in ("ntu-60", "ntu-120") else "array"
 
 
 def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:

@@ -22,6 +22,7 @@ from fgst.errors import InputError
 from fgst.networks import Networks
 from fgst.predict import main, predict
 from fgst.raw import read_clip
+from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.training import resolve, score
 
 CPU = torch.device("cpu")
@@ -179,6 +180,26 @@ def test_a_card_of_an_unknown_preparation_is_refused(folder: Path, tmp_path: Pat
     del content["preparation"]  # of a network from before it was written down
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert ModelCard.read(tmp_path / "config.json").preparation == "array"
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "name", "preparation"),
+    [
+        (NW_UCLA_20, "nw-ucla", "nw-ucla"),
+        (NTU_25, "ntu-60", "ntu"),
+        (NTU_25, "ntu-120", "ntu"),
+        (NTU_25, "demo", "array"),
+    ],
+)
+def test_a_card_from_before_preparations_were_named(
+    skeleton: Skeleton, name: str, preparation: str, tmp_path: Path
+) -> None:
+    config = small.small_config(tmp_path, model__parts=5)
+    ModelCard(config, skeleton, ("a", "b"), 2, name, "d" * 64).write(tmp_path / "config.json")
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["preparation"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert ModelCard.read(tmp_path / "config.json").preparation == preparation
 
 
 @pytest.fixture
