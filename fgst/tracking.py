@@ -291,6 +291,11 @@ class Tracking:
         Raises:
             InputError: if the run has no such artifact.
         """
+        if path == "checkpoint" and COLLECTED in self.run(run_id).data.tags:
+            raise InputError(
+                f"run {run_id} was not the best of its sweep, and python -m fgst.runs gc has removed its weights; "
+                "its settings, figures and scores are still there"
+            )
         with tempfile.TemporaryDirectory(prefix="fgst-artifacts-") as folder:
             try:
                 local = Path(self.client.download_artifacts(run_id, path, folder))

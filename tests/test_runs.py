@@ -198,6 +198,10 @@ def test_only_beaten_weights_and_left_folders_go(lab: Lab, capsys: pytest.Captur
         assert COLLECTED in lab.store.run(beaten).data.tags
     assert lab.files(best) == lab.files(own) == whole
     assert command(lab, capsys, "gc", "--delete")["found"] == []
+    with pytest.raises(InputError, match="gc has removed its weights"), lab.store.artifacts(first, "checkpoint"):
+        pass
+    with lab.store.artifacts(first, "checkpoint/config.json") as file:  # what --from-run goes by
+        assert file.read_text() == "{}"
 
 
 def test_members_of_an_ensemble_stay(lab: Lab) -> None:
