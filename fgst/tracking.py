@@ -1,7 +1,8 @@
 """Everything MLflow: where runs are kept, and what a training writes into its run.
 
 A sweep is a parent run, a trial a child run. A run is found again by the key of its trial, so a trial that was
-interrupted goes on in the run it began. This is the only module that imports mlflow.
+interrupted goes on in the run it began. But for the registry and the served model, this is the only module that imports
+mlflow.
 """
 
 from __future__ import annotations
@@ -27,16 +28,22 @@ from urllib.parse import unquote, urlsplit
 # Before the import: the library would report its use to its makers, and waits for an answer where there is no network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # where our own last line is the next command
+# Nor may a training stand still for the minutes through which the library tries again: see spool.py.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag, ViewType
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 
 from fgst import figures
 from fgst.checkpoint import ModelCard
 from fgst.config import TrialConfig
 from fgst.errors import InputError, require_listener
 from fgst.metrics import Scores
+from fgst.spool import Patient, Record, ServerAway, Spool, patiently
 from fgst.training import EpochResult
 
 KEY = "fgst.key"
@@ -45,6 +52,7 @@ MEMBER = "fgst.member."  # of an ensemble, before a modality: the run id of that
 PARENT = "mlflow.parentRunId"
 REASON = "fgst.reason"
 ENDING = "fgst.ending"  # of a sweep's trial: finished, pruned, failed or interrupted; MLflow knows no "pruned"
+SPOOLED = "fgst.spooled"  # how many of a run's records waited on disk while its server was away
 COLLECTED = "fgst.weights_removed"  # of a trial: python -m fgst.runs gc has removed its weights
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -78,12 +86,19 @@ def existing(uri: str | None = None) -> str:
 class Tracking:
     """A tracking store, opened; creates and migrates an sqlite one, so open it once before processes share it.
 
+    Once it is open, ``client`` waits for a server that goes away.
+
+    Args:
+        wait: also for a server that is away now: this is a process in the middle of something.
+
     Raises:
         InputError: if it cannot be reached or opened.
+        ServerAway: if its server was waited for in vain.
     """
 
-    def __init__(self, uri: str | None = None) -> None:
+    def __init__(self, uri: str | None = None, *, wait: bool = False) -> None:
         self.uri = resolve_uri(uri)
+        self.remote = self.uri.startswith(("http://", "https://"))
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it tells what it raises, at length
         if self.uri.startswith("sqlite:///"):
@@ -92,12 +107,20 @@ class Tracking:
                 raise InputError(f"{self.uri}: there is no directory {database.parent} to keep the database in")
             if not database.exists():
                 _create_database(database)
-        if self.uri.startswith(("http://", "https://")):
+        if self.remote and not wait:
             require_listener(self.uri, "the tracking server")
         try:
-            self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            self.client.search_experiments(max_results=1)
+            self.impatient = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self.client: Any = Patient(self.impatient, is_away) if self.remote else self.impatient
+            (self.client if wait else self.impatient).search_experiments(max_results=1)
+        except ServerAway:
+            raise
         except Exception as error:  # the library raises whatever its database driver or HTTP client does
+            if _http_status(error) in (401, 403):
+                raise InputError(
+                    f"the tracking server {self.uri} refuses these credentials: "
+                    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+                ) from None
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"the tracking store {self.uri} does not answer: {message}") from None
 
@@ -144,12 +167,16 @@ class Tracking:
         self, experiment: str, key: str, name: str, tags: Mapping[str, str], parent: str | None = None
     ) -> TrackedRun:
         """The run of a trial: the one with this key under this parent if it was begun before, or a new one."""
-        found = self.find(experiment, key, parent) if parent else None
-        if found is not None:
-            return self.reopen(found)
         everything = {**_source_tags(), **tags, KEY: key, **({PARENT: parent} if parent else {})}
-        created = self.client.create_run(experiment, run_name=name, tags=everything)
-        return TrackedRun(self, created.info.run_id)
+
+        def find_or_create() -> TrackedRun:  # a request that timed out may have made it: look again, each time
+            found = self.find(experiment, key, parent) if parent else None
+            if found is not None:
+                return self.reopen(found)
+            created = self.impatient.create_run(experiment, run_name=name, tags=everything)
+            return TrackedRun(self, created.info.run_id)
+
+        return patiently(find_or_create, is_away)
 
     def find(self, experiment: str, key: str, parent: str) -> Run | None:
         """The child run with this key, if it was begun."""
@@ -284,6 +311,13 @@ class Tracking:
         found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", order_by=["start_time DESC"])
         return [r.info.run_id for r in found if r.info.status != "FINISHED" and PARENT not in r.data.tags]
 
+    def take_in(self, folder: Path) -> None:
+        """Send what runs left in their spools in ``folder`` when they ended."""
+        for left in sorted(folder.glob("*/records.jsonl")) if self.remote else []:
+            run = TrackedRun(self, left.parent.name)
+            run.spool = Spool(left.parent, run._send, is_away)
+            run._drain()
+
     @contextmanager
     def artifacts(self, run_id: str, path: str) -> Iterator[Path]:
         """A folder or file of a run's artifacts, as a local copy that is removed afterwards.
@@ -299,6 +333,8 @@ class Tracking:
         with tempfile.TemporaryDirectory(prefix="fgst-artifacts-") as folder:
             try:
                 local = Path(self.client.download_artifacts(run_id, path, folder))
+            except ServerAway:
+                raise
             except Exception as error:  # depends on where artifacts are kept: OSError, MlflowException, HTTP errors
                 raise InputError(
                     f"run {run_id} has no artifact {path!r} ({str(error).splitlines()[0]}); did its training finish?"
@@ -312,28 +348,74 @@ class TrackedRun:
 
     store: Tracking
     run_id: str
+    spool: Spool | None = None
+
+    def spool_in(self, folder: Path) -> None:
+        """Go on while the tracking server is away: what is written meanwhile waits in ``folder``.
+
+        What an earlier process of this run left there is sent first.
+        """
+        if self.store.remote:
+            self.spool = Spool(folder / self.run_id, self._send, is_away)
+            if self.spool.pending:
+                self._drain()
+                self.go_on()
+
+    def _write(self, record: Record, files: Path | None = None) -> None:
+        if self.spool is None:
+            self._send(record, files, self.store.client)
+            return
+        before = self.spool.pending
+        self.spool.write(record, files)
+        if before and not self.spool.pending:
+            self._tell()
+
+    def _drain(self) -> None:
+        if self.spool is not None and self.spool.pending:
+            self.spool.drain()
+            self._tell()
+
+    def _tell(self) -> None:
+        assert self.spool is not None
+        self.spool.write({"tags": [[SPOOLED, str(self.spool.total)]]})
+
+    def _send(self, record: Record, files: Path | None = None, client: Any = None) -> None:
+        """Write what a record says. Twice does no harm: metrics carry the time at which they were measured."""
+        client = client or self.store.impatient
+        if files is not None:
+            client.log_artifacts(self.run_id, str(files))
+        elif "status" in record:
+            client.set_terminated(self.run_id, record["status"], record["end"])
+        elif "dataset" in record:
+            inputs = DatasetInput(Dataset(*record["dataset"]), [InputTag("mlflow.data.context", "training")])
+            client.log_inputs(self.run_id, [inputs])
+        else:
+            client.log_batch(
+                self.run_id,
+                [Metric(*metric) for metric in record.get("metrics", ())],
+                [Param(*param) for param in record.get("params", ())],
+                [RunTag(*tag) for tag in record.get("tags", ())],
+            )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Parameters as text: numbers as they are, lists as JSON. Writing the same ones again is fine."""
-        entities = [Param(k, v if isinstance(v, str) else json.dumps(v)) for k, v in params.items()]
-        self.store.client.log_batch(self.run_id, params=entities)
+        self._write({"params": [[k, v if isinstance(v, str) else json.dumps(v)] for k, v in params.items()]})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """All metrics of an epoch in one request."""
         now = int(time.time() * 1000)
         # MLflow's page of a comparison begins with the metric that was written first.
         names = sorted(metrics, key=lambda name: name != "val/top1")
-        self.store.client.log_batch(self.run_id, [Metric(k, float(metrics[k]), now, step) for k in names])
+        self._write({"metrics": [[k, float(metrics[k]), now, step] for k in names]})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.store.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._write({"tags": [[k, v] for k, v in tags.items()]})
 
     def log_dataset(self, name: str, digest: str, location: str) -> None:
         """What the run learns from, as MLflow's page of a run shows it."""
         source = json.dumps({"uri": location})
         # The page compares digests of at most 36 characters; the whole one is among the tags.
-        known = Dataset(name, digest[:36], "local", source)
-        self.store.client.log_inputs(self.run_id, [DatasetInput(known, [InputTag("mlflow.data.context", "training")])])
+        self._write({"dataset": [name, digest[:36], "local", source]})
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
@@ -351,21 +433,48 @@ class TrackedRun:
 
     def history(self, metric: str) -> dict[int, float]:
         """Values by step."""
+        self._drain()
         return {m.step: m.value for m in self.store.client.get_metric_history(self.run_id, metric)}
 
     def log_artifacts(self, folder: Path) -> None:
         """Everything inside a folder, with its sub-folders."""
-        self.store.client.log_artifacts(self.run_id, str(folder))
+        self._write({}, folder)
 
     def go_on(self) -> None:
         """Running again, after an end that was not the last word."""
         self.store.reopen(self.store.run(self.run_id))
 
     def finish(self, status: str = "FINISHED", reason: str = "") -> None:
-        """Close the run: FINISHED, FAILED or KILLED; the reason becomes a tag."""
+        """Close the run: FINISHED, FAILED or KILLED; the reason becomes a tag.
+
+        Raises:
+            ServerAway: if the server was waited for in vain; what was written stays in the spool.
+        """
         if reason:
             self.set_tags({REASON: reason[:5000]})
-        self.store.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
+        status = RunStatus.to_string(RunStatus.from_string(status))
+        self._write({"status": status, "end": int(time.time() * 1000)})
+        if status != "KILLED":  # whoever ends a training waits for nothing: what is left is sent by the next to open it
+            self._drain()
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an error means that the tracking server does not answer, or not now: refused, timed out, 5xx."""
+    while error is not None:
+        if isinstance(error, requests.ConnectionError | requests.Timeout | ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, MlflowException) and "API request to" in str(error) and "failed" in str(error):
+            return _http_status(error) >= 500 or _http_status(error) == 429
+        if isinstance(error, RestException | requests.HTTPError):
+            return _http_status(error) >= 500 or _http_status(error) == 429
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _http_status(error: BaseException) -> int:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return int(error.response.status_code)
+    return int(error.get_http_status_code()) if isinstance(error, MlflowException) else 0
 
 
 def _create_database(database: Path) -> None:

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stack.enter_context(FileLock(folder / "lock", timeout=0))
         except Timeout:
             raise InputError(f"run {run.run_id} is being trained by another process") from None
+        run.spool_in(folder / "spool")
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         print(f"run {run.run_id} in {store.uri}", file=sys.stderr)

@@ -13,7 +13,11 @@ from fgst.errors import InputError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 PASSED_ON = (
-    "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_TRACKING_TOKEN", "FGST_CACHE_LIMIT",
+    "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "FGST_CACHE_LIMIT", "MLFLOW_DISABLE_TELEMETRY",
+    # A tracking server's credentials and certificates, and how long it is waited for.
+    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE",
 )  # fmt: skip
 RESTARTS = 3  # of a piece of work whose process died, before it counts as failed
 

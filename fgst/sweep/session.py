@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError, Interrupted, is_disk_full
+from fgst.spool import ServerAway
 from fgst.sweep.budget import Budget
 from fgst.sweep.engine import Progress, Resources, run_here, run_on_ray
 from fgst.sweep.fusion import candidate, fuse_sweep, refit
@@ -24,11 +25,12 @@ from fgst.sweep.report import print_table, to_csv, to_markdown
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Question, SweepSpec, Trials
 from fgst.sweep.statistics import Outcome, baseline_of, best_outcome, make_rows
-from fgst.sweep.trial import MICRO_BATCHES, TrialContext
-from fgst.tracking import ENDING, KEY, KIND, REASON, TrackedRun, Tracking
+from fgst.sweep.trial import MICRO_BATCHES, SPOOLS, TrialContext
+from fgst.tracking import ENDING, KEY, KIND, REASON, SPOOLED, TrackedRun, Tracking
 
 STORAGE = "fgst.storage"
 STUDY = "fgst.study_storage"
+STOPPED = "fgst.stopped"  # by which limit, where something is left
 ADOPTED = "fgst.trained_before."  # before a trial's key: the run of an earlier sweep that is that trial
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 
@@ -113,6 +115,7 @@ class Session:
 
     def outcomes(self) -> list[Outcome]:
         """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
+        self.store.take_in(self.storage / SPOOLS)
         found = []
         mine = {ADOPTED + trial.key: trial for trial in self.spec.trials}
         for tag, run_id in sorted(self.store.run(self.parent.run_id).data.tags.items()):
@@ -174,11 +177,15 @@ class Session:
                     self._train(search, context, budget, listen, args)
         except KeyboardInterrupt:
             interrupted = True
+        except ServerAway as error:
+            raise Interrupted(f"{error}. Go on with: {again}") from None
         except Exception as error:
             self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
             raise
         try:
             self._conclude(search, trials, budget, again, interrupted, args)
+        except ServerAway as error:
+            raise Interrupted(f"{error}. Go on with: {again}") from None
         except Exception as error:
             if not is_disk_full(error):
                 raise
@@ -205,6 +212,7 @@ class Session:
         trial = progress.trial
         if progress.state == "failed" and not progress.reason:
             return  # it has said so itself
+        self.store.take_in(self.storage / SPOOLS)
         run = self.store.start(
             self.experiment, trial.key, trial.name,
             {"fgst.label": trial.label, "fgst.point": json.dumps(list(trial.point)), KIND: "trial",
@@ -232,6 +240,9 @@ class Session:
             if outcome.ending == "running":
                 self.store.client.set_terminated(outcome.run_id, "KILLED")
                 self.store.client.set_tag(outcome.run_id, ENDING, "interrupted")
+        if self.store.remote and any(SPOOLED in run.data.tags for run in self.store.children(self.parent.run_id)):
+            told = f"the tracking server was away meanwhile; nothing is missing (see the trials with tag {SPOOLED})"
+            print(told, file=sys.stderr)
         failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
         begun_again = [outcome for outcome in outcomes if outcome.ending == "interrupted"]
         left = begun_again or not search.exhausted
@@ -244,7 +255,10 @@ class Session:
             self.parent.finish("KILLED", budget.stopped or "interrupted")
             what = f"{len(begun_again)} trials are in the middle" if begun_again else "not all trials were begun"
             raise Interrupted(f"{budget.stopped + ': ' if disk_full else ''}{what}. Go on with: {again}")
-        self.parent.set_tags({"fgst.stopped": budget.stopped} if budget.stopped else {})
+        if budget.stopped and left:
+            self.parent.set_tags({STOPPED: budget.stopped})
+        elif STOPPED in self.store.run(self.parent.run_id).data.tags:  # an earlier run of it was
+            self.store.client.delete_tag(self.parent.run_id, STOPPED)
         self.parent.finish("FINISHED" if best is not None else "FAILED")
         if not failed and not left:
             shutil.rmtree(self.storage, ignore_errors=True)  # all of it is in MLflow now

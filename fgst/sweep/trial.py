@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fgst.errors import is_disk_full
+from fgst.spool import ServerAway
 from fgst.sweep.spec import Trial
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fgst.training import EpochResult
 
 MICRO_BATCHES = "fgst.micro_batches"
+SPOOLS = "spool"  # in a sweep's storage: what its trials write while the tracking server is away
 
 
 class StopTrial(Exception):
@@ -66,7 +68,8 @@ def run_trial(
     clips at a time. What kills the process is another matter, and left to whoever started it.
 
     Returns:
-        "finished"; "failed"; what ``report`` stopped it as; "disk full", where it may go on when there is room.
+        "finished"; "failed"; what ``report`` stopped it as; "interrupted", where the tracking server was waited for in
+        vain; "disk full", where it may go on when there is room.
     """
     import torch
 
@@ -75,7 +78,7 @@ def run_trial(
 
     if context.threads:
         torch.set_num_threads(context.threads)
-    store = Tracking(context.tracking_uri)
+    store = Tracking(context.tracking_uri, wait=True)
     before = store.find(context.experiment, trial.key, context.parent)
     if before is not None and before.info.status == "FINISHED":
         return "finished"  # the process died between its last word and its end
@@ -92,12 +95,15 @@ def run_trial(
         dataset = ArrowDataset(config.data.dataset)
         tags |= trial_tags(config, dataset.name, dataset.digest)
         run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
+        run.spool_in(Path(context.storage) / SPOOLS)
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         with run.system_metrics() if context.system_metrics else nullcontext():
             _train(trial, context, run, dataset, report, micro_batches)
     except StopTrial as stop:
         return str(stop)
+    except ServerAway:
+        return "interrupted"
     except Exception as error:
         if is_disk_full(error):
             return "disk full"
