@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHAT := -c constraints.txt -e '.[test,dev]'
 
-.PHONY: help setup sweep test test-all check format ui clean
+.PHONY: help setup sweep test test-all check format ui server clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test      set up, then the tests;  make test-all: also the slow ones"
 	@echo "make check     lint, format and types (ruff, mypy);  make format: apply the format"
 	@echo "make ui        MLflow UI on http://127.0.0.1:5000"
+	@echo "make server    tracking server for a team, on PostgreSQL with a password (mlflow/README.md)"
 	@echo "make setup     only the virtual environment in $(VENV)"
 	@echo "make clean     remove $(VENV) and caches (never data sets, checkpoints or runs)"
 
@@ -58,9 +59,15 @@ format: $(STAMP)
 
 # The store of the working directory, or the one that the environment names. Nobody else can reach it.
 ui: $(STAMP)
-	@echo "MLflow UI on http://127.0.0.1:$${PORT:-5000} (Ctrl-C ends it)"
-	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 \
+	@case "$${MLFLOW_TRACKING_URI:-}" in http://*|https://*) \
+		echo "the tracking server has its own pages: $$MLFLOW_TRACKING_URI"; exit 0;; esac; \
+	echo "MLflow UI on http://127.0.0.1:$${PORT:-5000} (Ctrl-C ends it)"; \
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 \
 		--port $${PORT:-5000} --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+# Data in server/; further arguments in ARGS.
+server: $(STAMP)
+	@$(BIN)/python -m fgst.server $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,57 @@
+"""A tracking server that is killed in the middle of a sweep costs neither a trial nor a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from place import TIMEOUT, TINY, Place, undisturbed
+from place import figures as figures_of
+from team import Team
+
+from fgst.tracking import ENDING, SPOOLED, Tracking
+
+EPOCHS = 30
+
+
+@pytest.fixture
+def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    team = Team()
+    for name, value in team.environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        team.start()
+        yield team
+    finally:
+        team.end()
+
+
+@pytest.mark.slow
+def test_a_killed_server_costs_neither_a_trial_nor_a_metric(place: Place, team: Team) -> None:
+    store = place.__dict__["store"] = Tracking(team.uri)
+    process = place.start(
+        *("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", str(EPOCHS)), *TINY
+    )  # fmt: skip
+    sweep = place.wait_for_epoch(process, 2)
+    before = [(run.info.run_id, place.epochs(run)) for run in store.children(sweep)]
+    assert all(epochs < EPOCHS for _, epochs in before)
+    team.kill()
+    team.start()
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
+    children = store.children(sweep)
+    assert [run.info.run_id for run in children] == [run_id for run_id, _ in before]
+    assert [run.info.status for run in children] == ["FINISHED"] * 2
+    assert [run.data.tags[ENDING] for run in children] == ["finished"] * 2
+    assert store.run(sweep).info.status == "FINISHED"
+    assert any(int(run.data.tags.get(SPOOLED, "0")) for run in children)
+    assert "the tracking server was away meanwhile" in err
+    for run in children:
+        steps = [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == list(range(1, EPOCHS + 1))
+        for path in ("checkpoint/model.safetensors", "scores/test.arrow", "figures/confusion.png"):
+            with store.artifacts(run.info.run_id, path) as file:
+                assert file.stat().st_size > 0
+    assert figures_of(children) == undisturbed(place, sweep)
+    assert not list((place.folder / "ray_results").glob("*/spool"))
