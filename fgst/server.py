@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--dir {folder}: cannot be written ({error.strerror})") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / "lock", timeout=0))
@@ -69,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         if (folder / ("postgres" if args.sqlite else "mlflow.db")).exists():
             raise InputError(f"{folder} was begun {'without' if args.sqlite else 'with'} --sqlite; start it as before")
         password, told = _password(folder)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
         try:
             if programs is None:
                 store, users = f"sqlite:///{folder / 'mlflow.db'}", f"sqlite:///{folder / 'users.db'}"
