@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from fgst.batches import choose_device
     from fgst.dataset import ArrowDataset
+    from fgst.spool import ServerAway
     from fgst.tracking import Tracking, track, trial_tags
     from fgst.training import fit, resolve
 
@@ -113,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     else:
                         bar.console.print(_line(result.epoch, config.train.epochs, result.metrics), highlight=False)
                     outcome = result
+        except ServerAway as error:
+            raise Interrupted(f"{error}. Go on with: python -m fgst.train {_again(argv, run.run_id)}") from None
         except KeyboardInterrupt:
             raise Interrupted(f"Go on with: python -m fgst.train {_again(argv, run.run_id)}") from None
     # Finished and safe in MLflow: what was kept for going on is of no use any more.

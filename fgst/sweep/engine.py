@@ -20,7 +20,7 @@ from fgst.sweep.budget import Budget
 from fgst.sweep.cluster import RESTARTS, ray_session
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Trial
-from fgst.sweep.trial import StopTrial, TrialContext, run_trial
+from fgst.sweep.trial import StopTrial, TrialContext, give_back_memory, run_trial
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,10 @@ def run_on_ray(
                 tune.report({**metrics, "state": "running"})
 
             trial = Trial.from_dict(json.loads(config["trial"]))
+            state = run_trial(trial, own, report)
+            give_back_memory()
             # Tune wants the search algorithm's metric in every result.
-            return {"state": run_trial(trial, own, report), "epoch": trial.config.train.epochs}
+            return {"state": state, "epoch": trial.config.train.epochs}
 
         # Ray's own files; nothing of ours is read from them again.
         folder = Path(context.storage) / "ray"

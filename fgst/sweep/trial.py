@@ -6,12 +6,14 @@ found again by that key. So it may be killed and started again at any moment, by
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import json
 import resource
 import shutil
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +117,17 @@ def run_trial(
     run.set_tags({ENDING: "finished"})
     shutil.rmtree(Path(context.storage) / trial.key, ignore_errors=True)  # the model is among the run's artifacts now
     return "finished"
+
+
+def give_back_memory() -> None:
+    """Hand what a trial has freed back to the system, before the next one in the same process.
+
+    Trials run in threads of their own, and glibc keeps an arena per thread: without this a process that trains one
+    trial after another grows by 0.1 to 0.2 GiB with each.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _train(

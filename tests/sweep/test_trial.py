@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from pathlib import Path
 
+import psutil
 import pytest
 import small
 import torch
@@ -14,7 +16,7 @@ from fgst.dataset import ArrowDataset
 from fgst.evaluate import evaluate
 from fgst.metrics import Scores
 from fgst.sweep.spec import Trial, make_spec
-from fgst.sweep.trial import TrialContext, run_trial
+from fgst.sweep.trial import TrialContext, give_back_memory, run_trial
 from fgst.tracking import KEY, PARENT, Tracking
 
 
@@ -138,6 +140,19 @@ def test_finished_trial_is_not_trained_again(dataset: ArrowDataset, context: Tri
     assert run_trial(trial, context, told.append) == "finished"
     assert told == []
     assert len(Tracking(context.tracking_uri).children(context.parent)) == 1
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("another C library than glibc, which does not keep what is freed so")
+    process = psutil.Process()
+    blocks = [bytearray(2000) for _ in range(100_000)]
+    full = process.memory_info().rss
+    del blocks[:-1]  # the last one keeps all below it from going by itself
+    kept = process.memory_info().rss
+    give_back_memory()
+    assert kept > full - 100e6
+    assert process.memory_info().rss < full - 150e6
 
 
 def _new_parent(store: Tracking, context: TrialContext) -> str:
