@@ -60,15 +60,20 @@ def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDatase
     with store.artifacts(run.info.run_id, "") as folder:
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         scores = Scores.load(folder / "scores" / "test.arrow")
+        val = Scores.load(folder / "scores" / "val.arrow")
     assert files == {
         "checkpoint/model.safetensors",
         "checkpoint/config.json",
         "scores/test.arrow",
+        "scores/val.arrow",
         "figures/confusion.png",
         "figures/learning_curves.png",
     }
     assert set(scores.clip_ids) == set(dataset.clip_ids[dataset.splits().test])
     assert scores.top(1) == run.data.metrics["test/top1"]
+    assert val.top(1) == run.data.metrics["val/top1"]
+    assert (scores.split, val.split) == ("test", "val")
+    assert scores.digest == val.digest == dataset.digest
     assert not Path(context.storage, trial.key).exists()  # nothing is left to go on with
 
 
