@@ -17,7 +17,7 @@ SOURCES = sorted(
 )
 CORE = ("training", "batches", "model", "dataset", "metrics", "checkpoint", "config", "skeleton", "modality", "errors")
 HEAVY = ("ray", "optuna", "mlflow", "pandas", "matplotlib", "plotly", "sqlalchemy", "rich")
-WITH_MLFLOW = ["fgst/registry.py", "fgst/served.py", "fgst/tracking.py"]
+WITH_MLFLOW = ["fgst/registry.py", "fgst/served.py", "fgst/tracked_run.py", "fgst/tracking.py"]
 UNPICKLERS = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle")
 
 
