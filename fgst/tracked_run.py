@@ -84,7 +84,12 @@ class TrackedRun:
             client.set_terminated(self.run_id, record["status"], record["end"])
         elif "dataset" in record:
             inputs = DatasetInput(Dataset(*record["dataset"]), [InputTag("mlflow.data.context", "training")])
-            client.log_inputs(self.run_id, [inputs])
+            try:
+                client.log_inputs(self.run_id, [inputs])
+            except MlflowException:
+                # MLflow looks for the data set and then inserts it: of two runs that name a new one at the same
+                # moment the second is refused, and finds it there when it asks again.
+                client.log_inputs(self.run_id, [inputs])
         else:
             client.log_batch(
                 self.run_id,
