@@ -48,7 +48,7 @@ def test_runs_that_name_a_new_data_set_at_once(tmp_path: Path) -> None:
             for n in range(20):
                 together.wait()
                 run.log_dataset(f"set {n}", "ab" * 32, "data")
-        except BaseException as error:  # noqa: BLE001 - told to the test
+        except BaseException as error:
             lost.append(error)
             together.abort()
 
