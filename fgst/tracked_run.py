@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException, RestException
 from fgst import figures
 from fgst.config import TrialConfig
 from fgst.spool import Record, Spool
-from fgst.training import EpochResult
+from fgst.training import EpochResult, Leaving
 
 if TYPE_CHECKING:
     from fgst.tracking import Tracking
@@ -210,6 +210,9 @@ def track(
         run.finish()
     except GeneratorExit:
         run.finish("KILLED")  # whoever stopped listening says why
+        raise
+    except Leaving:
+        run.finish("KILLED", "its node was about to go")
         raise
     except KeyboardInterrupt:
         run.finish("KILLED", "interrupted")

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 
+from fgst.sweep.trial import MOST_STARTS, STARTS
 from fgst.tracking import ENDING, KEY
 
 GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
@@ -50,6 +51,60 @@ def test_killed_trial_process_is_started_again_in_its_run(place: Place) -> None:
     assert process.returncode == 0, err
     as_if_nothing_had_been(place, sweep, before, trials=2)
     assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
+
+
+def test_a_process_that_is_told_to_end_keeps_its_steps(place: Place) -> None:
+    """As on a spot node that is about to go: SIGTERM in the middle of an epoch."""
+    long = ["--set", "train.repeat=60", "--set", "train.batch_size=2"]  # epochs of seconds
+    process = place.start(*GRID[:4], "--values", "2", "--epochs", "3", *TINY, *long)
+    end = time.monotonic() + TIMEOUT
+    (sweep, child), seen = ("", ""), False
+    while not seen and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        for run in place.sweeps():
+            sweep = run.info.run_id
+            seen = any(place.epochs(c) >= 1 for c in place.store.children(sweep))
+        time.sleep(0.1)
+    before = begun(place, sweep)
+    (child,) = before
+    trainers = place.workers(process)
+    assert len(trainers) == 1
+    trainers[0].terminate()
+    assert psutil.wait_procs(trainers, timeout=60)[1] == []
+    kept = [path.name for path in (place.folder / "ray_results" / sweep / child).iterdir()]
+    assert any("-step-" in name for name in kept), kept
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    (run,) = place.store.children(sweep)
+    assert (run.info.status, place.epochs(run), run.info.run_id) == ("FINISHED", 3, before[child])
+    assert figures([run]) == undisturbed(place, sweep)
+
+
+def test_a_process_that_dies_at_every_start_has_failed(place: Place) -> None:
+    process = place.start(*GRID[:4], "--values", "2", "--epochs", "2", *TINY, "--set", "train.repeat=5000")
+    killed = 0
+    end = time.monotonic() + TIMEOUT
+    while process.poll() is None and time.monotonic() < end:
+        runs = [run for sweep in place.sweeps() for run in place.store.children(sweep.info.run_id)]
+        starts = runs[0].data.tags.get(STARTS, "") if runs else ""
+        if starts.endswith(f" x{killed + 1}"):
+            for trainer in place.workers(process):
+                trainer.kill()
+            killed += 1
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, killed) == (1, MOST_STARTS), err
+    assert f"its process died {MOST_STARTS} times at its first epoch" in err
+
+
+def test_a_sweep_that_is_told_to_end_ends_as_with_ctrl_c(place: Place) -> None:
+    process = place.start(*GRID[:4], "--values", "2,4", *GRID[6:])
+    sweep = place.wait_for_epoch(process, 2)
+    process.terminate()
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, err
+    assert f"--resume {sweep}" in err
+    assert {c.info.status for c in place.store.children(sweep)} <= {"KILLED", "FINISHED"}
 
 
 def _everything(pid: int) -> None:
