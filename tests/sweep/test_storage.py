@@ -50,8 +50,13 @@ def context_of(uri: str, place: str) -> TrialContext:
 def trained(dataset: ArrowDataset, keeper: TrialStorage, epochs: int) -> list[int]:
     """Epochs that a training told which goes on from what the storage has."""
     keeper.fetch()
-    config = small.small_config(dataset, train__epochs=epochs)
-    return [result.epoch for result in fit(config, dataset=dataset, device="cpu", checkpoints=keeper.folder)]
+    config = small.small_config(dataset, train__epochs=100)
+    told = []
+    for result in fit(config, dataset=dataset, device="cpu", checkpoints=keeper.folder):
+        told.append(result.epoch)
+        if result.epoch >= epochs:
+            break
+    return told
 
 
 def far_names(far: Path) -> list[str]:
@@ -104,7 +109,8 @@ def test_a_trial_goes_on_where_another_node_left_it(
         assert far_names(tmp_path / "far") == []
     storage.remove(place)
     if bucket is not None:
-        assert bucket.list_objects_v2(Bucket="motion").get("Contents", []) == []
+        left = [entry["Key"] for entry in bucket.list_objects_v2(Bucket="motion").get("Contents", [])]
+        assert left in ([], ["sweeps/"])  # what stands for the folder above may stay
     else:
         assert not (tmp_path / "far").exists()
 
