@@ -83,7 +83,7 @@ class Place:
     def workers(self, process: subprocess.Popen[str]) -> list[psutil.Process]:
         """The processes that train."""
         children = psutil.Process(process.pid).children(recursive=True)
-        return [c for c in children if c.name().startswith("ray::") and "ImplicitFunc" in c.name()]
+        return [c for c in children if c.name().startswith("ray::") and "Trainable" in c.name()]
 
     def end(self) -> None:
         for process in self.processes:

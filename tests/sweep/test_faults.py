@@ -18,7 +18,8 @@ from place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 from fgst.sweep.trial import MOST_STARTS, STARTS
 from fgst.tracking import ENDING, KEY
 
-GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
+ONE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
+GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY, *ONE]
 
 
 def as_if_nothing_had_been(place: Place, sweep: str, before: dict[str, str], trials: int = 3) -> None:
@@ -55,8 +56,8 @@ def test_killed_trial_process_is_started_again_in_its_run(place: Place) -> None:
 
 def test_a_process_that_is_told_to_end_keeps_its_steps(place: Place) -> None:
     """As on a spot node that is about to go: SIGTERM in the middle of an epoch."""
-    long = ["--set", "train.repeat=60", "--set", "train.batch_size=2"]  # epochs of seconds
-    process = place.start(*GRID[:4], "--values", "2", "--epochs", "3", *TINY, *long)
+    long = ["--set", "train.repeat=100", "--set", "train.lr=0.001"]  # epochs of seconds
+    process = place.start(*GRID[:4], "--values", "2", "--epochs", "2", *TINY, *ONE, *long)
     end = time.monotonic() + TIMEOUT
     (sweep, child), seen = ("", ""), False
     while not seen and time.monotonic() < end:
@@ -76,7 +77,7 @@ def test_a_process_that_is_told_to_end_keeps_its_steps(place: Place) -> None:
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     (run,) = place.store.children(sweep)
-    assert (run.info.status, place.epochs(run), run.info.run_id) == ("FINISHED", 3, before[child])
+    assert (run.info.status, place.epochs(run), run.info.run_id) == ("FINISHED", 2, before[child])
     assert figures([run]) == undisturbed(place, sweep)
 
 
@@ -128,11 +129,11 @@ def test_killed_driver_and_a_resume(place: Place, kill: Callable[[int], None]) -
     assert not alive  # no trial outlives the driver that started it
     before = begun(place, sweep)
 
-    done = place.sweep("--resume", sweep)
+    done = place.sweep("--resume", sweep, *ONE)
     assert done.returncode == 0, done.stderr
     as_if_nothing_had_been(place, sweep, before)
 
-    again = place.sweep("--resume", sweep)  # nothing is left to do: the table and the next command, at once
+    again = place.sweep("--resume", sweep, *ONE)  # nothing is left to do: the table and the next command, at once
     assert again.returncode == 0, again.stderr
     assert "3 of them finished before" in again.stderr
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
@@ -159,7 +160,7 @@ def test_killed_node_gives_its_trials_to_the_other(place: Place) -> None:
 @pytest.mark.slow
 def test_killed_search_goes_on_with_its_history(place: Place) -> None:
     settings = ["--dataset", "data", "--preset", "tiny", "--epochs", "6", "--trials", "8", "--early-stop", *TINY]
-    settings += ["--grace", "1", "--max-concurrent", "1"]
+    settings += ["--grace", "1", "--max-concurrent", "1", *ONE]
     process = place.start(*settings, script="search")
     sweep = ""
     end = time.monotonic() + TIMEOUT
@@ -177,7 +178,7 @@ def test_killed_search_goes_on_with_its_history(place: Place) -> None:
     process.communicate()
     before = begun(place, sweep)
     # As it says itself how to go on: with another number of threads the last digits would differ.
-    done = place.sweep("--resume", sweep, "--max-concurrent", "1", script="search")
+    done = place.sweep("--resume", sweep, "--max-concurrent", "1", *ONE, script="search")
     assert done.returncode == 0, done.stderr
     whole = place.sweep(*settings, script="search")  # the same search, undisturbed
     assert whole.returncode == 0, whole.stderr
