@@ -22,8 +22,9 @@ from mlflow.exceptions import MlflowException, RestException
 
 from fgst import figures
 from fgst.config import TrialConfig
+from fgst.errors import Leaving
 from fgst.spool import Record, Spool
-from fgst.training import EpochResult, Leaving
+from fgst.training import EpochResult
 
 if TYPE_CHECKING:
     from fgst.tracking import Tracking

@@ -24,17 +24,13 @@ from fgst.batches import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipSto
 from fgst.checkpoint import ModelCard, latest_checkpoint, load_state, load_weights, save_checkpoint
 from fgst.config import TrainConfig, TrialConfig
 from fgst.dataset import ArrowDataset
-from fgst.errors import InputError
+from fgst.errors import InputError, Leaving
 from fgst.metrics import Scores
 from fgst.model import FGSTFormer
 
 
 class DivergedError(RuntimeError):
     """The loss is not a finite number any more."""
-
-
-class Leaving(Exception):
-    """A training was asked to leave, in the middle of an epoch; all steps so far are in its checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from fgst.batches import make_stores
 from fgst.checkpoint import load_model, load_state
 from fgst.config import TrainConfig, TrialConfig
 from fgst.dataset import ArrowDataset
-from fgst.errors import InputError
-from fgst.training import DivergedError, EpochResult, Leaving, fit, learning_rate, resolve, score
+from fgst.errors import InputError, Leaving
+from fgst.training import DivergedError, EpochResult, fit, learning_rate, resolve, score
 
 OF_THE_CLOCK = ("clips_per_second", "minutes")
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fgst.errors import is_disk_full
+from fgst.errors import Leaving, is_disk_full
 from fgst.spool import ServerAway
 from fgst.sweep import leaving
 from fgst.sweep.spec import Trial
@@ -89,7 +89,6 @@ def run_trial(
     from fgst.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage, on_this_node
     from fgst.tracking import ENDING, KIND, Tracking, trial_tags
-    from fgst.training import Leaving
 
     if context.threads:
         torch.set_num_threads(context.threads)
@@ -180,7 +179,7 @@ def _train(
 
     from fgst.sweep.cost import model_cost
     from fgst.tracking import track
-    from fgst.training import Leaving, fit
+    from fgst.training import fit
 
     shape: dict[str, float] = {}
 
