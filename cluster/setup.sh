@@ -1,14 +1,23 @@
 #!/usr/bin/env bash
 # Makes a node of cluster.yaml ready: `setup.sh head` or `setup.sh worker`. Ray copies it there and runs it on each start of
 # a node, and on workers its own lists make it run more than once: what is done already is not done again.
+# `setup.sh save`, on the head, before `ray down`: ends the tracking server and keeps its runs in the bucket.
 set -euo pipefail
-role=$1 project=$HOME/fgst venv=$HOME/venv
-case $role in head | worker) ;; *) echo "setup.sh head|worker, not $role" >&2; exit 2 ;; esac
+role=${1:-} project=$HOME/fgst venv=$HOME/venv
+case $role in head | worker | save) ;; *) echo "setup.sh head|worker|save, not '$role'" >&2; exit 2 ;; esac
 
 storage=$(cat "$HOME/.fgst_storage")
 case $storage in
   *CHANGE-ME* | *[[:space:]]*) echo "cluster.yaml: set storage, at its top, to a URI such as s3://your-bucket/fgst" >&2; exit 2 ;;
 esac
+
+if [ "$role" = save ]; then
+  server=$(cat "$HOME/server.pid" 2>/dev/null || true)
+  if [ -n "$server" ] && kill "$server" 2>/dev/null; then
+    while kill -0 "$server" 2>/dev/null; do sleep 0.2; done
+  fi
+  exec "$venv/bin/python" -m fgst.server_copy save "$HOME/server" "$storage/server.tar.gz"
+fi
 
 # For every shell of Ray's and of yours, ahead of whatever leaves .bashrc early.
 cat >"$HOME/.fgst_env" <<END
@@ -53,12 +62,17 @@ if [ "$role" = worker ]; then
   # Here, not hours later: without its driver every trial would fall back on the processor.
   python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch sees no GPU on this node")'
 else
-  # The tracking server outlives this shell; one that runs already keeps its folder, and the second gives up at once.
   credential() { sed -n "s/^mlflow_tracking_$1 *= *//p" "$HOME/.mlflow/credentials"; }
   if [ "$(credential username)" != admin ]; then
     echo "$HOME/.mlflow/credentials must name the user admin: the tracking server makes that one" >&2
     exit 2
   fi
-  FGST_SERVER_PASSWORD=$(credential password) setsid nohup python -m fgst.server --dir "$HOME/server" --host 0.0.0.0 \
-    --artifacts "$storage/mlflow" >>"$HOME/server.log" 2>&1 </dev/null &
+  if ! kill -0 "$(cat "$HOME/server.pid" 2>/dev/null || echo none)" 2>/dev/null; then
+    # The runs of the cluster before this one, if it was taken down with `setup.sh save`.
+    [ -e "$HOME/server/known" ] || python -m fgst.server_copy restore "$HOME/server" "$storage/server.tar.gz"
+    # It outlives this shell.
+    FGST_SERVER_PASSWORD=$(credential password) setsid nohup python -m fgst.server --dir "$HOME/server" --host 0.0.0.0 \
+      --artifacts "$storage/mlflow" >>"$HOME/server.log" 2>&1 </dev/null &
+    echo $! >"$HOME/server.pid"
+  fi
 fi

@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that answer (default: 2)")
     parser.add_argument("--allowed-hosts", help="names by which others reach it, e.g. mlflow.example.org,10.0.0.5:*")
     parser.add_argument("--sqlite", action="store_true", help="a file instead of PostgreSQL")
-    parser.add_argument("--artifacts", metavar="URI", help="where artifacts go, e.g. s3://bucket/mlflow (default: --dir)")
+    parser.add_argument(
+        "--artifacts", metavar="URI", help="where artifacts go, e.g. s3://bucket/mlflow (default: --dir)"
+    )
     args = parser.parse_args(argv)
     if importlib.util.find_spec("flask_wtf") is None or importlib.util.find_spec("psycopg2") is None:
         raise InputError("the server needs a few packages more: pip install -e '.[server]'")

@@ -1,8 +1,8 @@
 """Nodes of a cluster that are folders: `ssh` and `rsync` that reach them, and what a node finds on its PATH.
 
-`ray up` runs for real against them. Each command of the cluster's file is run by a real bash, in the node's folder as its
-home; only what would install or start something there (uv, curl, sudo, ray, the environment's python) writes down how it
-was called instead. Ray's own `ray stop` would end every Ray process of the machine.
+`ray up` runs for real against them. Each command of the cluster's file is run by a real bash, in the node's folder as
+its home; only what would install or start something there (uv, curl, sudo, ray, the environment's python) writes down
+how it was called instead. Ray's own `ray stop` would end every Ray process of the machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Both programs are functions of this file, with the folder of all nodes in FGST_NODES.
-_PROGRAM = "#!{python}\nimport sys\nsys.path.insert(0, {folder!r})\nimport nodes\nsys.exit(nodes._{name}(sys.argv[1:]))\n"
+_PROGRAM = (
+    "#!{python}\nimport sys\nsys.path.insert(0, {folder!r})\nimport nodes\nsys.exit(nodes._{name}(sys.argv[1:]))\n"
+)
 _NOTE = """#!/bin/sh
 {before}
 {python} - "$FGST_LOG" "$0" "$@" <<'END'
@@ -24,7 +26,8 @@ kept = ("RAY_AUTH_MODE", "RAY_HEAD_IP", "RAY_OVERRIDE_RESOURCES", "RAY_enable_au
         "FGST_SERVER_PASSWORD", "MLFLOW_TRACKING_URI")
 environment = {{name: os.environ[name] for name in kept if name in os.environ}}
 with open(sys.argv[1], "a") as log:
-    log.write(json.dumps({{"program": os.path.basename(sys.argv[2]), "arguments": sys.argv[3:], "environment": environment}}) + "\\n")
+    call = {{"program": os.path.basename(sys.argv[2]), "arguments": sys.argv[3:], "environment": environment}}
+    log.write(json.dumps(call) + "\\n")
 END
 """
 # The installer that curl would fetch puts a uv there, and that makes an environment of such programs.
@@ -34,7 +37,8 @@ END
 exec >/dev/null"""
 _UV = """case "$1" in
   --version) echo "uv $(sed -n 's/^uv==//p' "$HOME/fgst/constraints.txt") (a test)"; exit 0 ;;
-  venv) for last; do :; done; mkdir -p "$last/bin"; cp "$HOME/.local/share/note" "$last/bin/python"; cp "$HOME/.local/share/note" "$last/bin/ray" ;;
+  venv) for last; do :; done; mkdir -p "$last/bin"
+    for name in python ray; do cp "$HOME/.local/share/note" "$last/bin/$name"; done ;;
 esac"""
 
 
@@ -59,7 +63,10 @@ class Nodes:
         self.programs = folder / "programs"
         self.programs.mkdir(parents=True)
         for name in ("ssh", "rsync"):
-            _write(self.programs / name, _PROGRAM.format(python=sys.executable, name=name, folder=str(Path(__file__).parent)))
+            _write(
+                self.programs / name,
+                _PROGRAM.format(python=sys.executable, name=name, folder=str(Path(__file__).parent)),
+            )
 
     def home(self, address: str) -> Path:
         return self.folder / address
@@ -116,4 +123,3 @@ def _rsync(arguments: list[str]) -> int:
     else:
         shutil.copy2(source, path)  # fails where no `mkdir -p` went before it, as rsync does
     return 0
-

@@ -101,7 +101,9 @@ def test_what_ray_refuses(change: Change, word: str) -> None:
         ),
         (
             lambda c: c.update(
-                worker_start_ray_commands=[s.replace("RAY_AUTH_MODE=token", "X=1") for s in c["worker_start_ray_commands"]]
+                worker_start_ray_commands=[
+                    s.replace("RAY_AUTH_MODE=token", "X=1") for s in c["worker_start_ray_commands"]
+                ]
             ),
             "worker_start_ray_commands: no RAY_AUTH_MODE",
         ),
@@ -127,7 +129,8 @@ def test_what_is_yours_to_change_stands_at_the_top_and_reaches_its_places(tmp_pa
     assert "CHANGE-ME" in top
     assert "CHANGE-ME" not in below
     for old, new in {
-        "us-east-1\n": "eu-west-3\n", "sg-CHANGE-ME": "sg-1", "s3://CHANGE-ME/fgst": "s3://mine/x", "ami-CHANGE-ME": "ami-1",
+        "us-east-1\n": "eu-west-3\n", "sg-CHANGE-ME": "sg-1", "s3://CHANGE-ME/fgst": "s3://mine/x",
+        "ami-CHANGE-ME": "ami-1",
         "g6.xlarge  #": "p5.48xlarge  #", "workers 4": "workers 9",
     }.items():  # fmt: skip
         assert top.count(old) == 1, old

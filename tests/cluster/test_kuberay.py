@@ -14,12 +14,12 @@ from checks import ROOT
 client = pytest.importorskip("kubernetes.client", reason="install the extra: pip install -e '.[test]'")
 FILE = ROOT / "docs" / "kuberay.yaml"
 Change = Callable[[dict[str, Any]], Any]
-# The fields of RayCluster in KubeRay 1.6 and 1.7 and their types; `dict` is a map of strings, a name one of Kubernetes' own.
+# The fields of RayCluster in KubeRay 1.6 and 1.7, and their types; `dict` is a map of strings.
 FIELDS: dict[str, dict[str, Any]] = {
     "RayClusterSpec": {
-        "rayVersion": str, "enableInTreeAutoscaling": bool, "suspend": bool, "managedBy": str, "authOptions": "AuthOptions",
-        "autoscalerOptions": "AutoscalerOptions", "headServiceAnnotations": dict, "headGroupSpec": "HeadGroupSpec",
-        "workerGroupSpecs": ["WorkerGroupSpec"],
+        "rayVersion": str, "enableInTreeAutoscaling": bool, "suspend": bool, "managedBy": str,
+        "authOptions": "AuthOptions", "autoscalerOptions": "AutoscalerOptions", "headServiceAnnotations": dict,
+        "headGroupSpec": "HeadGroupSpec", "workerGroupSpecs": ["WorkerGroupSpec"],
     },
     "AuthOptions": {"mode": ("disabled", "token"), "secretName": str, "enableK8sTokenAuth": bool},
     "AutoscalerOptions": {
@@ -48,7 +48,11 @@ def problems(document: dict[str, Any]) -> list[str]:
     found = [f"{key} is not {value}" for key, value in {"apiVersion": "ray.io/v1", "kind": "RayCluster"}.items()
              if document.get(key) != value]  # fmt: skip
     found += [f"unknown field {key}" for key in document if key not in ("apiVersion", "kind", "metadata", "spec")]
-    return found + _kubernetes("V1ObjectMeta", document["metadata"], "metadata") + _ray("RayClusterSpec", document["spec"], "spec")
+    return (
+        found
+        + _kubernetes("V1ObjectMeta", document["metadata"], "metadata")
+        + _ray("RayClusterSpec", document["spec"], "spec")
+    )
 
 
 def _ray(kind: str, value: Any, where: str) -> list[str]:
@@ -119,8 +123,14 @@ def pod(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: pod(d).update(container=[]), "container: Extra inputs"),
         (lambda d: pod(d).pop("containers"), "containers"),
         (lambda d: pod(d)["containers"][0].pop("name"), "name"),
-        (lambda d: pod(d)["containers"][0]["env"].append({"name": "X", "value": 1}), "value: Input should be a valid string"),
-        (lambda d: pod(d)["containers"][0]["resources"]["limits"].update({"nvidia.com/gpu": 1}), "gpu: Input should be"),
+        (
+            lambda d: pod(d)["containers"][0]["env"].append({"name": "X", "value": 1}),
+            "value: Input should be a valid string",
+        ),
+        (
+            lambda d: pod(d)["containers"][0]["resources"]["limits"].update({"nvidia.com/gpu": 1}),
+            "gpu: Input should be",
+        ),
         (lambda d: pod(d)["volumes"][0]["emptyDir"].update(size="1Gi"), "size: Extra inputs"),
         (lambda d: pod(d).update(service_account_name="x"), "service_account_name: Extra inputs"),
     ],

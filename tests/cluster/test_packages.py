@@ -15,11 +15,12 @@ MOST = 5 * 1000 * 1000
 FOLDERS = ("fgst", "data_prep", "sweeps", "cluster", "mlflow", "docs", "tests", "benchmarks")
 # What lies in a checkout after some work in it; each may be gigabytes.
 PLANTED = (
-    "datasets/ntu-60/clips-00000.arrow", "ray_results/0123/focal/model.safetensors", "mlruns/1/artifacts/model.safetensors",
-    "mlflow.db", "mlflow.db-wal", "checkpoints/0/state.pt", ".venv/lib/python3.11/site-packages/torch/libtorch.so",
-    ".git/objects/pack/pack-1.pack", "server/postgres/base/1", "server/password", ".env", "build/lib/big.bin",
-    "fgst/__pycache__/config.cpython-311.pyc", "sweeps/__pycache__/focal_k.cpython-311.pyc", ".mypy_cache/3.11/cache.db",
-    ".pytest_cache/v/cache", "fgst.egg-info/SOURCES.txt", ".hypothesis/examples/1",
+    "datasets/ntu-60/clips-00000.arrow", "ray_results/01/focal/model.safetensors",
+    "mlruns/1/artifacts/model.safetensors", "mlflow.db", "mlflow.db-wal", "checkpoints/0/state.pt",
+    ".venv/lib/python3.11/site-packages/torch/libtorch.so", ".git/objects/pack/pack-1.pack", "server/postgres/base/1",
+    "server/password", ".env", "build/lib/big.bin", "fgst/__pycache__/config.cpython-311.pyc",
+    "sweeps/__pycache__/focal_k.cpython-311.pyc", ".mypy_cache/3.11/c.db", ".pytest_cache/v/cache",
+    "fgst.egg-info/SOURCES.txt", ".hypothesis/examples/1",
 )  # fmt: skip
 NEEDED = ("fgst/sweep/engine.py", "sweeps/focal_k.py", "data_prep/demo.py", "pyproject.toml", "constraints.txt")
 

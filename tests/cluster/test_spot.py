@@ -175,7 +175,7 @@ def test_a_ray_that_cannot_be_told_is_no_reason_to_keep_trials(
     monkeypatch.setattr(spot.sys, "executable", str(tmp_path / "python"))
     assert drain(10) is False
     assert "Ray could not be told" in capsys.readouterr().err
-    (tmp_path / "ray").write_text("#!/bin/sh\necho \"$@\" >&2\nexit 3\n")
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$@" >&2\nexit 3\n')
     (tmp_path / "ray").chmod(0o755)
     assert drain(10.7, "10.0.0.1:6379", "ab") is False
     said = capsys.readouterr().err
