@@ -40,11 +40,12 @@ def _starts(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _authentication(config: dict[str, Any]) -> list[str]:
-    found = [
-        f"{key}: no RAY_AUTH_MODE=token" for key, command in _starts(config) if "RAY_AUTH_MODE=token" not in command
-    ]
+    found = []
     if not any("auth_token" in remote for remote in config.get("file_mounts", {})):
         found.append("file_mounts: the nodes get no token")
+    if config["provider"]["type"] == "aws":
+        starts = [(key, command) for key, command in _starts(config) if "RAY_AUTH_MODE=token" not in command]
+        found += [f"{key}: no RAY_AUTH_MODE=token" for key, _ in starts]
     return found
 
 

@@ -203,6 +203,9 @@ def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPa
             def pid(self) -> int:
                 return os.getpid()
 
+            def node(self) -> str:
+                return str(ray.get_runtime_context().get_node_id())
+
         trial = Trial.remote()
         pid = ray.get(trial.pid.remote())
         running = trial.run.remote()
@@ -211,9 +214,10 @@ def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPa
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert drain(100, cluster.address, node.node_id)
-        # It has a core left, and yet nothing more is begun there.
-        ready, _ = ray.wait([Trial.remote().pid.remote()], timeout=10)
-        assert ready == []
+        # It has a core left, and yet the next one waits for a node that is still to come.
+        where = Trial.remote().node.remote()
+        later = cluster.add_node(num_cpus=2)
+        assert ray.get(where, timeout=120) == later.node_id
         assert psutil.pid_exists(pid)  # a drain alone ends nobody
         psutil.Process(pid).terminate()
         with pytest.raises(ray.exceptions.RayError):
