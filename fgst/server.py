@@ -3,6 +3,7 @@
   make server                                        # data in server/, on http://127.0.0.1:5000
   python -m fgst.server --dir /srv/fgst --port 5001
   python -m fgst.server --sqlite                     # without PostgreSQL: for one or two people
+  python -m fgst.server --artifacts s3://bucket/mlflow        # weights, tables and pictures in a bucket
 
 Everything lies in one folder, and a second start takes it up. The password of the user admin comes from
 FGST_SERVER_PASSWORD at the first start, or is asked for, or is made and kept in the folder's file password.
@@ -28,7 +29,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
@@ -50,9 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that answer (default: 2)")
     parser.add_argument("--allowed-hosts", help="names by which others reach it, e.g. mlflow.example.org,10.0.0.5:*")
     parser.add_argument("--sqlite", action="store_true", help="a file instead of PostgreSQL")
+    parser.add_argument(
+        "--artifacts", metavar="URI", help="where artifacts go, e.g. s3://bucket/mlflow (default: --dir)"
+    )
     args = parser.parse_args(argv)
     if importlib.util.find_spec("flask_wtf") is None or importlib.util.find_spec("psycopg2") is None:
         raise InputError("the server needs a few packages more: pip install -e '.[server]'")
+    if args.artifacts:
+        _require_store(args.artifacts)
     folder = Path(args.dir).absolute()
     programs = None if args.sqlite else find_postgres()
     _require_free(args.host, args.port)
@@ -67,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"another server works in {folder}; --dir names another folder") from None
         if (folder / ("postgres" if args.sqlite else "mlflow.db")).exists():
             raise InputError(f"{folder} was begun {'without' if args.sqlite else 'with'} --sqlite; start it as before")
+        artifacts = _artifacts(folder, args.artifacts)
         password, told = _password(folder)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
         try:
@@ -74,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
                 store, users = f"sqlite:///{folder / 'mlflow.db'}", f"sqlite:///{folder / 'users.db'}"
             else:
                 store, users = stack.enter_context(_postgres(folder, programs))
-            server = stack.enter_context(_mlflow(folder, store, users, password, args))
+            server = stack.enter_context(_mlflow(folder, store, users, artifacts, password, args))
             address = f"http://{args.host}:{args.port}"
             _wait_for(server, f"{address}/health", folder)
             print(
@@ -105,6 +112,46 @@ def find_postgres() -> Path:
         if all((folder / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
             return folder
     raise InputError("PostgreSQL is not installed: apt-get install postgresql, or start with --sqlite")
+
+
+def _require_store(uri: str) -> None:
+    """Write to an object store and remove it again: what cannot be written there is better found now than by a trial.
+
+    Raises:
+        InputError: if that does not work.
+    """
+    from pyarrow import fs
+
+    if "://" not in uri:
+        raise InputError(f"--artifacts {uri}: name a URI, e.g. s3://bucket/mlflow; a folder is what --dir is for")
+    if urlsplit(uri).password:
+        raise InputError("--artifacts holds a secret; give it in the environment instead (AWS_ACCESS_KEY_ID, …)")
+    if uri.startswith("s3://") and importlib.util.find_spec("boto3") is None:
+        raise InputError(f"--artifacts {uri}: MLflow needs boto3 for it: pip install -e '.[cluster]'")
+    try:
+        store, base = fs.FileSystem.from_uri(uri.rstrip("/") + "/.written-to-try")
+        with store.open_output_stream(base) as stream:
+            stream.write(b"fgst.server")
+        store.delete_file(base)
+    except (OSError, ValueError) as error:  # those of Arrow are among them
+        raise InputError(f"--artifacts {uri}: cannot be written ({str(error).splitlines()[0]})") from None
+
+
+def _artifacts(folder: Path, given: str | None) -> str:
+    """Where artifacts go. Runs remember them by paths below this, so it stays what it was at the first start.
+
+    Raises:
+        InputError: if it is another one now.
+    """
+    kept = folder / "artifacts.uri"
+    before = kept.read_text().strip() if kept.exists() else ""
+    asked = (given or "").rstrip("/")
+    if before != asked:
+        if (folder / "known").exists():
+            was = f"with --artifacts {before}" if before else "without --artifacts"
+            raise InputError(f"{folder} was begun {was}; start it as before")
+        kept.write_text(asked + "\n")
+    return asked or str(folder / "artifacts")
 
 
 def _password(folder: Path) -> tuple[str, str]:
@@ -206,7 +253,9 @@ def _databases(sockets: Path, *names: str) -> None:
 
 
 @contextmanager
-def _mlflow(folder: Path, store: str, users: str, password: str, args: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _mlflow(
+    folder: Path, store: str, users: str, artifacts: str, password: str, args: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     """The MLflow server inside."""
     settings = folder / "auth.ini"
     settings.write_text(
@@ -225,7 +274,7 @@ def _mlflow(folder: Path, store: str, users: str, password: str, args: Any) -> I
     }
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--backend-store-uri", store),
-        *("--artifacts-destination", str(folder / "artifacts"), "--host", args.host, "--port", str(args.port)),
+        *("--artifacts-destination", artifacts, "--host", args.host, "--port", str(args.port)),
         *("--workers", str(args.workers), *(["--allowed-hosts", args.allowed_hosts] if args.allowed_hosts else [])),
     ]
     with (folder / "mlflow.log").open("ab") as log:

@@ -45,9 +45,18 @@ class Team:
         }
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fgst.server", "--dir", str(self.folder / "data"), "--port", str(self.port)],
+            [
+                sys.executable,
+                "-m",
+                "fgst.server",
+                "--dir",
+                str(self.folder / "data"),
+                "--port",
+                str(self.port),
+                *options,
+            ],
             env={**os.environ, "FGST_SERVER_PASSWORD": PASSWORD},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 from small import start_python
 from team import Team
 
 from fgst.errors import InputError
-from fgst.server import main
+from fgst.server import _artifacts, main
 from fgst.tracking import Tracking
 
 WRITERS, STEPS = 16, 10
@@ -109,6 +111,72 @@ def test_a_short_password_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="12 characters"):
         main(["--sqlite", "--port", "0", "--dir", str(tmp_path / "data")])
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) in ([], ["lock"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "word"),
+    [
+        ("artifacts", "name a URI"),
+        ("s3://key:secret@bucket/x", "holds a secret"),
+        ("nonsense://x/y", "cannot be written"),
+        ("file:///proc/nothing", "cannot be written"),
+    ],
+)
+def test_a_place_for_artifacts_that_cannot_be_is_one_message(uri: str, word: str, tmp_path: Path) -> None:
+    pytest.importorskip("flask_wtf")
+    with pytest.raises(InputError, match=word) as error:
+        main(["--sqlite", "--port", "0", "--dir", str(tmp_path / "data"), "--artifacts", uri])
+    assert "secret@" not in str(error.value)
+    assert not (tmp_path / "data").exists()
+
+
+def test_artifacts_stay_where_they_were_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    assert _artifacts(folder, "s3://wrong/x") == "s3://wrong/x"  # a start that came to nothing may be made good
+    assert _artifacts(folder, "s3://bucket/x/") == "s3://bucket/x"
+    (folder / "known").touch()
+    assert _artifacts(folder, "s3://bucket/x") == "s3://bucket/x"
+    for other in (None, "s3://bucket/y"):
+        with pytest.raises(InputError, match="begun with --artifacts s3://bucket/x; start it as before"):
+            _artifacts(folder, other)
+    (folder / "artifacts.uri").unlink()
+    assert _artifacts(folder, None) == str(folder / "artifacts")
+    with pytest.raises(InputError, match="begun without --artifacts"):
+        _artifacts(folder, "s3://bucket/x")
+
+
+@pytest.mark.slow
+def test_artifacts_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flask_wtf")
+    s3 = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    bucket = boto3.resource("s3").create_bucket(Bucket="weights")
+    team = Team()
+    try:
+        team.start("--artifacts", "s3://weights/mlflow")
+        for name, value in team.environment.items():
+            monkeypatch.setenv(name, value)
+        store = Tracking()
+        run = store.start(store.experiment("bucket"), "bucket", "bucket", {})
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "note.txt").write_text("here")
+        run.log_artifacts(tmp_path / "out")
+        (key,) = [item.key for item in bucket.objects.all() if not item.key.endswith("/")]
+        assert key.startswith("mlflow/")
+        assert key.endswith(f"{run.run_id}/artifacts/note.txt")
+        with store.artifacts(run.run_id, "note.txt") as note:
+            assert note.read_text() == "here"
+        assert not (team.folder / "data" / "artifacts").exists()
+    finally:
+        team.end()
+        s3.stop()
 
 
 @pytest.mark.slow

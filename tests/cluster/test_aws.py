@@ -1,0 +1,410 @@
+"""`ray up cluster.yaml` against moto's AWS on loopback: what is started, and what runs on the machines then.
+
+Ray's own AWS provider, its installer of nodes and its command line are real, and so are the wire to "AWS" and each
+shell command on each node; the machines are folders (nodes.py).
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import boto3
+import pytest
+import yaml
+from checks import ROOT, WORLD, read
+from moto.server import ThreadedMotoServer
+from nodes import Nodes
+
+pytest.importorskip("jsonschema")
+REGION, BUCKET, MINE = "us-east-1", "motion", "203.0.113.7/32"
+PASSWORD, TOKEN = "correct horse battery staple", "0f" * 32
+
+
+@dataclass
+class Account:
+    """An account at "AWS" in which aws-account.yaml was deployed, and somebody's computer with a cluster's file."""
+
+    home: Path
+    file: Path
+    config: dict[str, Any]
+    security_group: str
+    environment: dict[str, str]
+
+    def ec2(self) -> Any:
+        return boto3.client("ec2", REGION)
+
+    def instances(self, **tags: str) -> list[dict[str, Any]]:
+        filters = [{"Name": f"tag:{name}", "Values": [value]} for name, value in tags.items()]
+        found = self.ec2().describe_instances(Filters=filters)["Reservations"]
+        return [i for r in found for i in r["Instances"] if i["State"]["Name"] in ("pending", "running")]
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        ray = str(Path(sys.executable).with_name("ray"))
+        return subprocess.run(
+            [ray, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=100, check=False
+        )
+
+
+def _forget_clients() -> None:
+    """Ray keeps its connections for as long as the process lives; here each test has an AWS of its own."""
+    from ray.autoscaler._private.aws import config, utils
+
+    for kept in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
+        kept.cache_clear()
+
+
+@pytest.fixture
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    home = tmp_path / "home"
+    for name, text in {".ray/auth_token": TOKEN, ".mlflow/credentials": credentials("admin")}.items():
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text(text)
+    nodes = tmp_path / "nodes"
+    for name, value in {
+        "HOME": str(home),
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "FGST_NODES": str(nodes),
+        "TMPDIR": str(tmp_path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_UP_enable_autoscaler_v2": "1",
+        "PATH": f"{nodes / 'programs'}{os.pathsep}{os.environ['PATH']}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    _forget_clients()
+    urlopen(
+        Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    ).close()  # it keeps accounts for as long as it lives
+    group = deploy()
+    text = (ROOT / "cluster.yaml").read_text()
+    text = (
+        text.replace("sg-CHANGE-ME", group)
+        .replace("CHANGE-ME/fgst", f"{BUCKET}/fgst")
+        .replace("ami-CHANGE-ME", image())
+    )
+    name = f"fgst-{tmp_path.name}"
+    text = text.replace("cluster_name: fgst", f"cluster_name: {name}")
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    monkeypatch.chdir(ROOT)
+    yield Account(home, file, read(file), group, dict(os.environ))
+    server.stop()
+    _forget_clients()
+    for folder in Path("/tmp").glob(f"ray_ssh_*/{hashlib.sha256(name.encode()).hexdigest()[:10]}"):
+        folder.rmdir()  # where ssh would keep its connections
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+
+def credentials(user: str) -> str:
+    return f"[mlflow]\nmlflow_tracking_username = {user}\nmlflow_tracking_password = {PASSWORD}\n"
+
+
+def image() -> str:
+    return str(boto3.client("ec2", REGION).describe_images(Owners=["099720109477"])["Images"][0]["ImageId"])
+
+
+def deploy(ssh_from: str = MINE) -> str:
+    """What `aws cloudformation deploy` does with cluster/aws-account.yaml; the security group that it prints."""
+    vpc = boto3.client("ec2", REGION).describe_vpcs()["Vpcs"][0]["VpcId"]
+    stacks = boto3.client("cloudformation", REGION)
+    stacks.create_stack(
+        StackName="fgst",
+        TemplateBody=(ROOT / "cluster" / "aws-account.yaml").read_text(),
+        Parameters=[
+            {"ParameterKey": key, "ParameterValue": value}
+            for key, value in {"SshFrom": ssh_from, "Vpc": vpc, "Bucket": BUCKET}.items()
+        ],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+    )
+    (stack,) = stacks.describe_stacks(StackName="fgst")["Stacks"]
+    assert stack["StackStatus"] == "CREATE_COMPLETE"
+    return str({output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}["SecurityGroup"])
+
+
+def open_to(groups: list[dict[str, Any]]) -> list[tuple[Any, str]]:
+    """Port and range of all that groups let in from anywhere else."""
+    return [
+        (rule.get("FromPort"), span.get("CidrIp") or span.get("CidrIpv6"))
+        for group in groups
+        for rule in group["IpPermissions"]
+        for span in (*rule.get("IpRanges", []), *rule.get("Ipv6Ranges", []))
+    ]
+
+
+def launch(account: Account, kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Start one node of a kind, as the autoscaler does."""
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    tags = {
+        "ray-node-type": "head" if kind == config["head_node_type"] else "worker",
+        "ray-user-node-type": kind,
+        "ray-launch-config": "0",
+        "ray-node-name": f"ray-{config['cluster_name']}-{kind}",
+        "ray-node-status": "uninitialized",
+    }
+    node_config = copy.deepcopy(config["available_node_types"][kind]["node_config"])
+    ((found, _),) = provider.create_node(node_config, tags, 1).items()
+    ((instance,),) = [r["Instances"] for r in account.ec2().describe_instances(InstanceIds=[found])["Reservations"]]
+    return dict(instance)
+
+
+def bootstrapped(account: Account, fill: bool = False) -> dict[str, Any]:
+    """The file as `ray up` completes it; ``fill``: with what each type of machine has, which takes seconds."""
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(copy.deepcopy(account.config))
+    if fill:
+        config = AWSNodeProvider.fillout_available_node_types_resources(config)
+    validate_config(config)
+    return dict(AWSNodeProvider.bootstrap_config(config))
+
+
+def test_what_is_started(account: Account) -> None:
+    config = bootstrapped(account, fill=True)
+    kinds = config["available_node_types"]
+    assert kinds["head"]["resources"]["CPU"] == kinds["head"]["resources"]["GPU"] == 0
+    assert (kinds["gpu"]["resources"]["CPU"], kinds["gpu"]["resources"]["GPU"]) == (4, 1)
+    head, worker = launch(account, "head", config), launch(account, "gpu", config)
+    assert (head["InstanceType"], head.get("InstanceLifecycle")) == ("m6i.xlarge", None)
+    assert (worker["InstanceType"], worker.get("InstanceLifecycle")) == ("g6.xlarge", "spot")
+    for instance, profile in ((head, "fgst-head"), (worker, "fgst-worker")):
+        assert instance["IamInstanceProfile"]["Arn"].endswith(f"/{profile}")
+        assert [group["GroupId"] for group in instance["SecurityGroups"]] == [account.security_group]
+        assert instance["MetadataOptions"]["HttpTokens"] == "required"
+        assert instance["KeyName"] == f"ray-autoscaler_{REGION}"
+        tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+        assert tags["ray-cluster-name"] == config["cluster_name"]
+    assert [len(account.instances(**{"ray-node-type": kind})) for kind in ("head", "worker")] == [1, 1]
+    (key,) = (account.home / ".ssh").iterdir()
+    assert key.stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_open_but_ssh_to_its_user(account: Account) -> None:
+    config = bootstrapped(account)
+    used = {
+        group for kind in config["available_node_types"].values() for group in kind["node_config"]["SecurityGroupIds"]
+    }
+    groups = account.ec2().describe_security_groups(GroupIds=sorted(used))["SecurityGroups"]
+    assert open_to(groups) == [(22, MINE)]
+    among = [rule for rule in groups[0]["IpPermissions"] if rule["UserIdGroupPairs"]]
+    assert [[pair["GroupId"] for pair in rule["UserIdGroupPairs"]] for rule in among] == [[account.security_group]]
+    assert [rule["IpProtocol"] for rule in among] == ["-1"]
+    # Without the group in the file Ray makes one, and that one is what the file's comment says.
+    for kind in account.config["available_node_types"].values():
+        del kind["node_config"]["SecurityGroupIds"]
+    made = bootstrapped(account)["available_node_types"]["head"]["node_config"]["SecurityGroupIds"]
+    assert (22, WORLD[0]) in open_to(account.ec2().describe_security_groups(GroupIds=made)["SecurityGroups"])
+
+
+def test_what_was_not_changed_is_found_before_anything_costs(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in account.config["available_node_types"].values():
+        kind["node_config"]["SecurityGroupIds"] = ["sg-CHANGE-ME"]
+    with pytest.raises(Exception):  # noqa: B017, PT011 (an abort of Ray's, without words; it prints them)
+        bootstrapped(account)
+    assert "Failed to detect a security group" in capsys.readouterr().err
+    assert account.instances() == []
+
+
+def test_roles_may_do_no_more_than_they_need(account: Account) -> None:
+    iam = boto3.client("iam", REGION)
+    allowed: dict[str, set[str]] = {}
+    for profile in ("fgst-head", "fgst-worker"):
+        (role,) = iam.get_instance_profile(InstanceProfileName=profile)["InstanceProfile"]["Roles"]
+        documents = [
+            iam.get_role_policy(RoleName=role["RoleName"], PolicyName=name)["PolicyDocument"]
+            for name in iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
+        ]
+        for attached in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
+            assert not attached["PolicyArn"].startswith("arn:aws:iam::aws:"), "one of AWS's own, far too wide"
+            version = iam.get_policy(PolicyArn=attached["PolicyArn"])["Policy"]["DefaultVersionId"]
+            document = iam.get_policy_version(PolicyArn=attached["PolicyArn"], VersionId=version)["PolicyVersion"][
+                "Document"
+            ]
+            documents.append(document)
+        maps = [ast.literal_eval(text) if isinstance(text, str) else text for text in documents]  # moto gives a text
+        statements = [statement for document in maps for statement in document["Statement"]]
+        actions = [s["Action"] if isinstance(s["Action"], list) else [s["Action"]] for s in statements]
+        allowed[profile] = {action for listed in actions for action in listed}
+        for statement, listed in zip(statements, actions, strict=True):
+            if any(action.startswith("s3:") for action in listed):
+                assert re.fullmatch(rf"arn:aws:s3:::{BUCKET}(/\*)?", statement["Resource"])
+            if "iam:PassRole" in listed:
+                assert "WorkerRole" in statement["Resource"]
+    assert all(action.startswith("s3:") for action in allowed["fgst-worker"])
+    assert {"ec2:RunInstances", "ec2:TerminateInstances", "iam:PassRole"} < allowed["fgst-head"]
+    assert not any("*" in action and action != "ec2:Describe*" for action in allowed["fgst-head"])
+
+
+@pytest.mark.parametrize("ssh_from", ["0.0.0.0/0", "0.0.0.0/1", "anywhere"])
+def test_the_world_is_no_place_to_ssh_from(ssh_from: str) -> None:
+    """CloudFormation itself compares a parameter with its pattern; moto does not."""
+    text = (ROOT / "cluster" / "aws-account.yaml").read_text()
+    (pattern,) = re.findall(r"AllowedPattern: '(.*)'", text)
+    assert re.fullmatch(pattern, MINE)
+    assert re.fullmatch(pattern, "10.0.0.0/8")
+    assert not re.fullmatch(pattern, ssh_from)
+
+
+def test_the_template_is_what_cloudformation_reads() -> None:
+    """By AWS's own descriptions of its resources; and without YAML anchors, which CloudFormation does not take."""
+    lint = pytest.importorskip("cfnlint.api", reason="install the extra: pip install -e '.[test]'")
+    text = (ROOT / "cluster" / "aws-account.yaml").read_text()
+
+    def complaints(template: str) -> list[str]:
+        return [str(match) for match in lint.lint_all(template) if not match.rule.id.startswith("I")]  # I: advice
+
+    assert complaints(text) == []
+    assert any("IpProtokol" in said for said in complaints(text.replace("IpProtocol: tcp", "IpProtokol: tcp")))
+    assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
+
+
+@pytest.mark.slow
+def test_up_a_worker_and_down(account: Account, tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path / "nodes")
+    done = account.ray("up", "-y", "--no-config-cache", str(account.file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (head,) = account.instances(**{"ray-node-type": "head", "ray-node-status": "up-to-date"})
+    address = head["PublicIpAddress"]
+    home = nodes.home(address)
+    # What lies there
+    assert (home / "fgst" / "fgst" / "sweep" / "engine.py").is_file()
+    assert (home / ".ray" / "auth_token").read_text() == TOKEN
+    assert (home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+    assert not (home / ".aws").exists()
+    # What was done there
+    check_head(nodes, address)
+    # A worker, as the head's autoscaler starts it with the configuration that it was given
+    worker = install_worker(home, head["PrivateIpAddress"], account)
+    check_worker(nodes, worker["PrivateIpAddress"], head["PrivateIpAddress"])
+    # Up once more: nothing is installed again
+    (home / ".calls").unlink()
+    again = account.ray("up", "-y", "--no-config-cache", "--restart-only", str(account.file))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [call.program for call in nodes.calls(address) if call.program in ("curl", "uv", "sudo")] == []
+    # Commands for the cluster find its settings
+    done = account.ray("exec", str(account.file), "python sweeps/focal_k.py --address auto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = nodes.calls(address)[-1]
+    assert last.line == "python sweeps/focal_k.py --address auto"
+    assert last.environment["RAY_AUTH_MODE"] == "token"
+    assert last.environment["FGST_STORAGE"] == f"s3://{BUCKET}/fgst/sweeps"
+    assert last.environment["MLFLOW_TRACKING_URI"].endswith(":5000")
+    done = account.ray("exec", str(account.file), "bash ~/fgst/cluster/setup.sh save")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert nodes.calls(address)[-1].arguments[1:3] == ("fgst.server_copy", "save")
+    assert nodes.calls(address)[-1].arguments[-1] == f"s3://{BUCKET}/fgst/server.tar.gz"
+    down = account.ray("down", "-y", str(account.file))
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert account.instances() == []
+
+
+def check_head(nodes: Nodes, address: str) -> None:
+    calls = nodes.calls(address)
+    (install,) = [call for call in calls if call.line.startswith("uv pip install")]
+    assert "--torch-backend=cpu" in install.arguments
+    assert install.arguments[-1].endswith("/fgst[cluster,server]")
+    assert str(nodes.home(address) / "fgst" / "constraints.txt") in install.arguments
+    (kept,) = [call for call in calls if "fgst.server_copy" in call.arguments]
+    assert kept.arguments[-3:] == ("restore", str(nodes.home(address) / "server"), f"s3://{BUCKET}/fgst/server.tar.gz")
+    (server,) = [call for call in calls if "fgst.server" in call.arguments]
+    assert calls.index(kept) < calls.index(server)
+    assert server.arguments[-2:] == ("--artifacts", f"s3://{BUCKET}/fgst/mlflow")
+    assert server.environment["FGST_SERVER_PASSWORD"] == PASSWORD
+    starts = [call for call in calls if call.program == "ray"]
+    assert [call.arguments[0] for call in starts] == ["stop", "start"]
+    start = starts[1]
+    assert {"--head", "--dashboard-host=127.0.0.1"} < set(start.arguments)
+    assert start.environment["RAY_AUTH_MODE"] == "token"
+    assert json.loads(start.environment["RAY_OVERRIDE_RESOURCES"]) == {"CPU": 0, "GPU": 0}
+
+
+def install_worker(home: Path, head_ip: str, account: Account) -> dict[str, Any]:
+    """Start and set up a worker with what `ray up` has left on the head."""
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
+    from ray.core.generated.instance_manager_pb2 import Instance
+
+    given = json.loads((home / "ray_bootstrap_config.yaml").read_text())
+    os.environ["HOME"] = str(home)  # put back by the fixture
+    config = AutoscalingConfig(given)
+    worker = launch(account, "gpu", given)
+    provider = AWSNodeProvider(given["provider"], given["cluster_name"])
+    provider.non_terminated_nodes({})
+    instance = Instance(instance_id="1", instance_type="gpu", cloud_instance_id=worker["InstanceId"])
+    RayInstaller(provider, config).install_ray(instance, head_ip)
+    return worker
+
+
+def check_worker(nodes: Nodes, address: str, head_ip: str) -> None:
+    calls = nodes.calls(address)
+    (install,) = [
+        call for call in calls if call.line.startswith("uv pip install")
+    ]  # once, although Ray calls setup twice
+    assert install.arguments[-1].endswith("/fgst[cluster]")
+    assert not any("torch-backend" in argument for argument in install.arguments)
+    (start,) = [call for call in calls if call.program == "ray" and call.arguments[0] == "start"]
+    assert f"--address={head_ip}:6379" in start.arguments
+    assert start.environment["RAY_AUTH_MODE"] == "token"
+    assert json.loads(start.environment["RAY_OVERRIDE_RESOURCES"])["GPU"] == 1
+    assert [call for call in calls if "fgst.sweep.spot" in call.arguments]
+    assert [call for call in calls if call.program == "python" and "cuda.is_available" in call.line]
+    assert (nodes.home(address) / ".ray" / "auth_token").read_text() == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "word"),
+    [
+        (".fgst_storage", "s3://CHANGE-ME/fgst\n", "set storage"),
+        (".mlflow/credentials", credentials("ada"), "must name the user admin"),
+    ],
+)
+def test_a_node_says_what_is_wrong(file: str, text: str, word: str, tmp_path: Path) -> None:
+    from nodes import _boot
+
+    home = tmp_path / "node"
+    _boot(home)
+    for folder in ("cluster",):
+        (home / "fgst" / folder).mkdir(parents=True)
+    for name in ("cluster/setup.sh", "pyproject.toml", "constraints.txt"):
+        (home / "fgst" / name).write_bytes((ROOT / name).read_bytes())
+    given = {
+        ".fgst_storage": "s3://motion/fgst\n",
+        ".ray/auth_token": TOKEN,
+        ".mlflow/credentials": credentials("admin"),
+    }
+    for name, content in {**given, file: text}.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(content)
+    done = subprocess.run(
+        ["bash", str(home / "fgst" / "cluster" / "setup.sh"), "head"],
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "FGST_LOG": str(home / ".calls")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr.splitlines()[-1]

@@ -1,0 +1,155 @@
+"""The clusters' files: Ray takes them, refuses what is wrong with them, and what Ray would let pass is found here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checks import FILES, ROOT, all_problems, read
+
+pytest.importorskip("jsonschema")
+AWS = ROOT / "cluster.yaml"
+Change = Callable[[dict[str, Any]], Any]
+
+
+def validate(config: dict[str, Any]) -> dict[str, Any]:
+    """As `ray up` does, before it asks anybody anything."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return dict(prepared)
+
+
+def gpu(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = config["available_node_types"]["gpu"]
+    return found
+
+
+def head(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = config["available_node_types"]["head"]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_ray_takes_the_file(path: Path) -> None:
+    prepared = validate(read(path))
+    assert prepared["cluster_name"]
+    assert all_problems(read(path)) == []
+
+
+def test_the_files_were_found() -> None:
+    assert AWS in FILES
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda c: c["provider"].pop("type"), "type"),
+        (lambda c: c.pop("head_node_type"), "must be one of"),
+        (lambda c: c.update(head_node_type="nobody"), "must be one of"),
+        (lambda c: gpu(c).pop("node_config"), "node_config"),
+        (lambda c: gpu(c).pop("resources"), "resources"),
+        (lambda c: gpu(c).update(max_worker=3), "max_worker"),
+        (lambda c: gpu(c).update(min_workers=99), "max_workers"),
+        (lambda c: gpu(c).update(resources={"GPU": 0.5}), "0.5"),
+        (lambda c: c.update(max_workers="four"), "four"),
+        (lambda c: c.update(idle_timeout_minutes=-1), "-1"),
+        (lambda c: c.update(initialization_commands="bash"), "bash"),
+        (lambda c: c.update(idle_timeout=5), "idle_timeout"),
+        (lambda c: c["auth"].update(user="x"), "user"),
+    ],
+)
+def test_what_ray_refuses(change: Change, word: str) -> None:
+    config = read(AWS)
+    change(config)
+    with pytest.raises(Exception, match=word):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda c: c.pop("cluster_name"), "no cluster_name"),
+        (lambda c: c["provider"].pop("region"), "no region"),
+        (lambda c: gpu(c)["node_config"].update(InstanceTyp="g6.xlarge"), "unknown field InstanceTyp"),
+        (lambda c: gpu(c)["node_config"].update(InstanceType="g6.tiny"), "no instance type g6.tiny"),
+        (lambda c: gpu(c)["node_config"].pop("ImageId"), "gpu: no ImageId"),
+        (lambda c: head(c)["node_config"].pop("SecurityGroupIds"), "ssh open to the world"),
+        (lambda c: gpu(c)["node_config"].pop("IamInstanceProfile"), "gpu: no IamInstanceProfile"),
+        (lambda c: gpu(c)["node_config"].update(IamInstanceProfile="fgst-worker"), "IamInstanceProfile"),
+        (lambda c: gpu(c)["node_config"]["MetadataOptions"].update(HttpTokens="optional"), "metadata"),
+        (lambda c: gpu(c)["node_config"]["BlockDeviceMappings"][0]["Ebs"].update(Size=100), "Size"),
+        (lambda c: gpu(c)["node_config"].pop("InstanceMarketOptions"), "gpu: costs on"),
+        (lambda c: gpu(c).update(min_workers=1), "gpu: costs on"),
+        (lambda c: head(c).update(resources={"CPU": 4, "GPU": 0}), "the head takes trials"),
+        (lambda c: head(c)["node_config"].update(InstanceMarketOptions={"MarketType": "spot"}), "spot market"),
+        (
+            lambda c: c["provider"].update(
+                security_group={"IpPermissions": [{"IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]}
+            ),
+            "open to",
+        ),
+        (
+            lambda c: c.update(
+                head_start_ray_commands=[s.replace("127.0.0.1", "0.0.0.0") for s in c["head_start_ray_commands"]]
+            ),
+            "dashboard",
+        ),
+        (
+            lambda c: c.update(
+                worker_start_ray_commands=[
+                    s.replace("RAY_AUTH_MODE=token", "X=1") for s in c["worker_start_ray_commands"]
+                ]
+            ),
+            "worker_start_ray_commands: no RAY_AUTH_MODE",
+        ),
+        (
+            lambda c: c.update(
+                head_start_ray_commands=[s.replace("--autoscaling-config", "--x") for s in c["head_start_ray_commands"]]
+            ),
+            "no worker will ever",
+        ),
+        (lambda c: c["file_mounts"].pop("~/.ray/auth_token"), "no token"),
+        (lambda c: c["file_mounts"].update({"~/.aws/credentials": "~/.aws/credentials"}), "secrets of yours"),
+    ],
+)
+def test_what_ray_would_let_pass(change: Change, word: str) -> None:
+    config = read(AWS)
+    change(config)
+    assert any(word in problem for problem in all_problems(config)), all_problems(config)
+
+
+def test_what_is_yours_to_change_stands_at_the_top_and_reaches_its_places(tmp_path: Path) -> None:
+    text = AWS.read_text()
+    top, below = text.split("cluster_name:")
+    assert "CHANGE-ME" in top
+    assert "CHANGE-ME" not in below
+    for old, new in {
+        "us-east-1\n": "eu-west-3\n", "sg-CHANGE-ME": "sg-1", "s3://CHANGE-ME/fgst": "s3://mine/x",
+        "ami-CHANGE-ME": "ami-1",
+        "g6.xlarge  #": "p5.48xlarge  #", "workers 4": "workers 9",
+    }.items():  # fmt: skip
+        assert top.count(old) == 1, old
+        top = top.replace(old, new)
+    changed = tmp_path / "cluster.yaml"
+    changed.write_text(f"{top}cluster_name:{below}")
+    config = read(changed)
+    assert all_problems(config) == []
+    assert config["provider"]["region"] == "eu-west-3"
+    assert config["setup_commands"] == ["echo s3://mine/x >~/.fgst_storage"]
+    assert gpu(config)["node_config"]["InstanceType"] == "p5.48xlarge"
+    assert (config["max_workers"], gpu(config)["max_workers"]) == (9, 9)
+    for kind in (head(config), gpu(config)):
+        assert kind["node_config"]["ImageId"] == "ami-1"
+        assert kind["node_config"]["SecurityGroupIds"] == ["sg-1"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_what_is_mounted_is_there(path: Path) -> None:
+    for local in read(path).get("file_mounts", {}).values():
+        if not local.startswith(("~", "/")):
+            assert (ROOT / local).exists(), local

@@ -1,0 +1,161 @@
+"""docs/kuberay.yaml: its pods are what Kubernetes' own client knows, the rest what KubeRay's API reference lists."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pydantic
+import pytest
+import yaml
+from checks import ROOT
+
+client = pytest.importorskip("kubernetes.client", reason="install the extra: pip install -e '.[test]'")
+FILE = ROOT / "docs" / "kuberay.yaml"
+Change = Callable[[dict[str, Any]], Any]
+# The fields of RayCluster in KubeRay 1.6 and 1.7, and their types; `dict` is a map of strings.
+FIELDS: dict[str, dict[str, Any]] = {
+    "RayClusterSpec": {
+        "rayVersion": str, "enableInTreeAutoscaling": bool, "suspend": bool, "managedBy": str,
+        "authOptions": "AuthOptions", "autoscalerOptions": "AutoscalerOptions", "headServiceAnnotations": dict,
+        "headGroupSpec": "HeadGroupSpec", "workerGroupSpecs": ["WorkerGroupSpec"],
+    },
+    "AuthOptions": {"mode": ("disabled", "token"), "secretName": str, "enableK8sTokenAuth": bool},
+    "AutoscalerOptions": {
+        "version": ("v1", "v2"), "idleTimeoutSeconds": int, "upscalingMode": ("Default", "Aggressive", "Conservative"),
+        "resources": "V1ResourceRequirements", "image": str, "imagePullPolicy": str, "env": ["V1EnvVar"],
+        "envFrom": ["V1EnvFromSource"], "volumeMounts": ["V1VolumeMount"], "securityContext": "V1SecurityContext",
+    },
+    "HeadGroupSpec": {
+        "serviceType": str, "headService": "V1Service", "enableIngress": bool, "resources": dict, "labels": dict,
+        "rayStartParams": dict, "template": "V1PodTemplateSpec",
+    },
+    "WorkerGroupSpec": {
+        "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "numOfHosts": int, "suspend": bool,
+        "idleTimeoutSeconds": int, "priority": int, "resources": dict, "labels": dict, "rayStartParams": dict,
+        "template": "V1PodTemplateSpec",
+    },
+}  # fmt: skip
+REQUIRED = {
+    "RayClusterSpec": ("headGroupSpec",),
+    "HeadGroupSpec": ("template", "rayStartParams"),
+    "WorkerGroupSpec": ("groupName", "minReplicas", "maxReplicas", "template", "rayStartParams"),
+}
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    found = [f"{key} is not {value}" for key, value in {"apiVersion": "ray.io/v1", "kind": "RayCluster"}.items()
+             if document.get(key) != value]  # fmt: skip
+    found += [f"unknown field {key}" for key in document if key not in ("apiVersion", "kind", "metadata", "spec")]
+    return (
+        found
+        + _kubernetes("V1ObjectMeta", document["metadata"], "metadata")
+        + _ray("RayClusterSpec", document["spec"], "spec")
+    )
+
+
+def _ray(kind: str, value: Any, where: str) -> list[str]:
+    if not isinstance(value, dict):
+        return [f"{where} is no map"]
+    found = [f"{where} has no {name}" for name in REQUIRED.get(kind, ()) if name not in value]
+    for name, given in value.items():
+        at, expected = f"{where}.{name}", FIELDS[kind].get(name)
+        if expected is None:
+            found.append(f"{at}: unknown field")
+        elif isinstance(expected, tuple):
+            found += [] if given in expected else [f"{at}: {given!r} is none of {expected}"]
+        elif expected is dict:
+            found += [f"{at}.{key}: {text!r} is no string" for key, text in given.items() if not isinstance(text, str)]
+        elif isinstance(expected, list):
+            found += [p for i, item in enumerate(given) for p in _named(expected[0], item, f"{at}[{i}]")]
+        elif isinstance(expected, str):
+            found += _named(expected, given, at)
+        elif type(given) is not expected:
+            found.append(f"{at}: {given!r} is no {expected.__name__}")
+    return found
+
+
+def _named(kind: str, value: Any, where: str) -> list[str]:
+    return _ray(kind, value, where) if kind in FIELDS else _kubernetes(kind, value, where)
+
+
+def _kubernetes(kind: str, value: Any, where: str) -> list[str]:
+    """By the client's models, which are made of Kubernetes' OpenAPI description and forbid what is not in it."""
+    try:
+        getattr(client, kind).model_validate(value, by_alias=True, by_name=False)
+    except pydantic.ValidationError as error:
+        return [f"{'.'.join(map(str, (where, *e['loc'])))}: {e['msg']}" for e in error.errors()]
+    return []
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    (loaded,) = yaml.safe_load_all(FILE.read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_all_fields_are_known_and_of_their_types(document: dict[str, Any]) -> None:
+    assert problems(document) == []
+
+
+def worker(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["spec"]["workerGroupSpecs"][0]
+    return found
+
+
+def pod(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = worker(document)["template"]["spec"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda d: d.update(apiVersion="ray.io/v1alpha1"), "apiVersion"),
+        (lambda d: d["spec"].update(rayversion="2"), "rayversion: unknown"),
+        (lambda d: d["spec"].pop("headGroupSpec"), "no headGroupSpec"),
+        (lambda d: d["spec"]["authOptions"].update(mode="none"), "none of"),
+        (lambda d: worker(d).pop("maxReplicas"), "no maxReplicas"),
+        (lambda d: worker(d).update(replicas="0"), "is no int"),
+        (lambda d: worker(d)["rayStartParams"].update({"num-gpus": 1}), "is no string"),
+        (lambda d: pod(d).update(container=[]), "container: Extra inputs"),
+        (lambda d: pod(d).pop("containers"), "containers"),
+        (lambda d: pod(d)["containers"][0].pop("name"), "name"),
+        (
+            lambda d: pod(d)["containers"][0]["env"].append({"name": "X", "value": 1}),
+            "value: Input should be a valid string",
+        ),
+        (
+            lambda d: pod(d)["containers"][0]["resources"]["limits"].update({"nvidia.com/gpu": 1}),
+            "gpu: Input should be",
+        ),
+        (lambda d: pod(d)["volumes"][0]["emptyDir"].update(size="1Gi"), "size: Extra inputs"),
+        (lambda d: pod(d).update(service_account_name="x"), "service_account_name: Extra inputs"),
+    ],
+)
+def test_what_is_wrong_is_found(change: Change, word: str, document: dict[str, Any]) -> None:
+    changed = copy.deepcopy(document)
+    change(changed)
+    assert any(word in problem for problem in problems(changed)), problems(changed)
+
+
+def test_it_is_the_cluster_of_cluster_yaml(document: dict[str, Any]) -> None:
+    import ray
+
+    spec = document["spec"]
+    assert spec["rayVersion"] == ray.__version__
+    assert spec["authOptions"]["mode"] == "token"
+    assert spec["enableInTreeAutoscaling"] is True
+    assert (worker(document)["minReplicas"], worker(document)["replicas"]) == (0, 0)
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    containers = [spec["headGroupSpec"]["template"]["spec"]["containers"][0], pod(document)["containers"][0]]
+    assert containers[0]["image"] == containers[1]["image"]
+    for container in containers:
+        assert not container["image"].endswith("latest")
+        for variable in container.get("env", []):
+            assert "PASSWORD" not in variable["name"] or "valueFrom" in variable
+    assert containers[1]["resources"]["requests"] == containers[1]["resources"]["limits"]
+    assert {m["name"] for m in containers[1]["volumeMounts"]} == {v["name"] for v in pod(document)["volumes"]}

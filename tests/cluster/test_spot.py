@@ -1,0 +1,227 @@
+"""The watch on a spot node, against a metadata service on loopback that speaks as AWS documents it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fgst.errors import InputError
+from fgst.sweep import spot
+from fgst.sweep.spot import Metadata, Warned, drain, leave, main, trial_processes, watch
+
+
+class Service(ThreadingHTTPServer):
+    """Version 2 of the metadata service: nothing without a token, tokens that end."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.notice = ""
+        self.down = False
+        self.tokens: list[str] = []
+        self.asked = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def warn(self, seconds: float, action: str = "terminate") -> None:
+        when = datetime.now(UTC) + timedelta(seconds=seconds)
+        self.notice = json.dumps({"action": action, "time": when.strftime("%Y-%m-%dT%H:%M:%SZ")})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Service
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+    def _answer(self, code: int, text: str = "") -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_PUT(self) -> None:
+        life = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
+        if self.server.down or self.path != "/latest/api/token" or not 1 <= int(life or 0) <= 21600:
+            return self._answer(503 if self.server.down else 400)
+        self.server.tokens.append(f"token-{len(self.server.tokens)}")
+        return self._answer(200, self.server.tokens[-1])
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        if self.server.down:
+            return self._answer(503)
+        if self.headers.get("X-aws-ec2-metadata-token") != (self.server.tokens or [None])[-1]:
+            return self._answer(401)
+        if self.path != "/latest/meta-data/spot/instance-action" or not self.server.notice:
+            return self._answer(404)
+        return self._answer(200, self.server.notice)
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield service
+    service.shutdown()
+    thread.join()
+    service.server_close()
+
+
+def test_a_warning_is_read(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # the service is behind none
+    metadata = Metadata(service.url)
+    assert metadata.warning() is None
+    service.warn(120)
+    warned = metadata.warning()
+    assert warned is not None
+    assert warned.action == "terminate"
+    assert 100 < warned.seconds <= 120
+    assert len(service.tokens) == 1  # one for all
+    service.warn(-5, "stop")
+    assert metadata.warning() == Warned("stop", 0.0)
+    service.notice = "something new"
+    assert metadata.warning() == Warned("terminate", spot.GONE)
+
+
+def test_the_watch_outlives_an_old_token_and_a_service_that_is_down(service: Service) -> None:
+    naps = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            service.tokens.append("another")  # the old one has ended
+        if 4 <= len(naps) < 4 + 2 * spot.FIRST_CONTACT:
+            service.down = True
+        if len(naps) == 4 + 2 * spot.FIRST_CONTACT:
+            service.down = False
+            service.warn(60)
+        assert len(naps) < 100
+
+    warned = watch(Metadata(service.url), 5.0, sleep)
+    assert warned.action == "terminate"
+    assert set(naps) == {5.0}
+    assert len(naps) >= 4 + 2 * spot.FIRST_CONTACT
+
+
+def test_a_machine_without_metadata_is_one_message(service: Service) -> None:
+    service.down = True
+    naps: list[float] = []
+    with pytest.raises(InputError, match="EC2 instances only"):
+        watch(Metadata(service.url), 5.0, naps.append)
+    assert len(naps) == spot.FIRST_CONTACT - 1
+
+
+def stand_in(folder: Path, title: str) -> subprocess.Popen[bytes]:
+    """A process that Ray has given a title to, and that ends when it is told to, with 7."""
+    script = "import os, signal, sys; signal.signal(15, lambda *a: os._exit(7)); print(1, flush=True); signal.pause()"
+    process = subprocess.Popen([title, "-c", script], executable=sys.executable, stdout=subprocess.PIPE, cwd=folder)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_trials_are_told_to_end_after_ray_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = {title: stand_in(tmp_path, title) for title in ("ray::Trainable.train", "ray::IDLE", "python")}
+    mine = {process.pid for process in processes.values()}
+    told = []
+    found = spot.trial_processes  # of the whole machine, which others may be using
+    monkeypatch.setattr(spot, "trial_processes", lambda: [p for p in found() if p.pid in mine])
+    monkeypatch.setattr(spot, "drain", lambda seconds: told.append((seconds, processes["ray::Trainable.train"].poll())))
+    try:
+        assert leave(Warned("terminate", 90.0)) == 1
+        assert processes["ray::Trainable.train"].wait(20) == 7
+        assert told == [(90.0, None)]
+        assert [processes[title].poll() for title in ("ray::IDLE", "python")] == [None, None]
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+
+
+def test_the_command_from_the_warning_to_the_end(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = []
+    monkeypatch.setattr(spot, "leave", lambda warned: left.append(warned) or 3)
+    service.warn(120)
+    main(["--metadata", service.url, "--every", "0.01"])
+    assert [warned.action for warned in left] == ["terminate"]
+    assert "3 processes were told to end" in capsys.readouterr().out
+    with spot.FileLock(tmp_path / f"fgst-spot-{os.getuid()}.lock"):
+        main(["--metadata", service.url])
+    assert "another one watches here already" in capsys.readouterr().out
+    assert len(left) == 1
+    with pytest.raises(InputError, match="--every"):
+        main(["--every", "0"])
+
+
+def test_a_ray_that_cannot_be_told_is_no_reason_to_keep_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(spot.sys, "executable", str(tmp_path / "python"))
+    assert drain(10) is False
+    assert "Ray could not be told" in capsys.readouterr().err
+    (tmp_path / "ray").write_text('#!/bin/sh\necho "$@" >&2\nexit 3\n')
+    (tmp_path / "ray").chmod(0o755)
+    assert drain(10.7, "10.0.0.1:6379", "ab") is False
+    said = capsys.readouterr().err
+    assert "--deadline-remaining-seconds 10 --address 10.0.0.1:6379 --node-id ab" in said
+    assert "DRAIN_NODE_REASON_PREEMPTION" in said
+
+
+@pytest.mark.slow
+def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of a real Ray: on the drained one nothing begins any more, and what ran there hears SIGTERM."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, logging_level="ERROR")
+
+        @ray.remote(num_cpus=1, max_restarts=0)
+        class Trial:
+            def run(self) -> None:
+                time.sleep(600)
+
+            def pid(self) -> int:
+                return os.getpid()
+
+            def node(self) -> str:
+                return str(ray.get_runtime_context().get_node_id())
+
+        trial = Trial.remote()
+        pid = ray.get(trial.pid.remote())
+        running = trial.run.remote()
+        deadline = time.monotonic() + 60
+        while pid not in {process.pid for process in trial_processes()}:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert drain(100, cluster.address, node.node_id)
+        # It has a core left, and yet the next one waits for a node that is still to come.
+        where = Trial.remote().node.remote()
+        later = cluster.add_node(num_cpus=2)
+        assert ray.get(where, timeout=120) == later.node_id
+        assert psutil.pid_exists(pid)  # a drain alone ends nobody
+        psutil.Process(pid).terminate()
+        with pytest.raises(ray.exceptions.RayError):
+            ray.get(running, timeout=60)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
