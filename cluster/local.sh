@@ -2,7 +2,7 @@
 # Makes a machine of cluster.local.yaml ready. Ray copies it there and runs it; what is done already is not done again.
 #   local.sh install        packages, and the environment of every command that Ray sends there
 #   local.sh server         on the head: the tracking server, up when this returns
-#   local.sh stop-server    on the head: ends it; its data stay
+#   local.sh stop           on the head, before `ray down`: ends Ray everywhere, and the server; its data stay
 set -euo pipefail
 project=$HOME/fgst
 fail() { echo "$(hostname): $*" >&2; exit 2; }
@@ -103,11 +103,22 @@ credential() { sed -n "s/^mlflow_tracking_$1 *= *//p" "$HOME/.mlflow/credentials
 
 has_postgres() { command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; }
 
-stop_server() {
-  local pid
-  pid=$(cat "$HOME/fgst-server.pid" 2>/dev/null) || return 0
+stop() {
+  local workers user worker pid
+  # The head first, or its autoscaler would start the workers again. `ray down` does not reach them at all: they would notice
+  # after a minute that the head is gone, and leave a process behind.
+  ray stop
+  user=$(config 'auth' 'ssh_user') workers=$(config 'provider' 'worker_ips')
+  for worker in $workers; do
+    # shellcheck disable=SC2029
+    ssh -i ~/ray_bootstrap_key.pem -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+      -o LogLevel=ERROR -o ConnectTimeout=10 "$user@$worker" '[ ! -e ~/.fgst_env ] || { . ~/.fgst_env && ray stop; }' \
+      >/dev/null 2>&1 </dev/null || echo "$worker: cannot be reached; if it still runs, type there: ray stop" &
+  done
+  wait
+  pid=$(cat "$HOME/fgst-server.pid" 2>/dev/null || true)
   # After a power cut the number may be somebody else's.
-  if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q fgst.server; then
+  if [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q fgst.server; then
     kill "$pid"
     while kill -0 "$pid" 2>/dev/null; do sleep 0.5; done
     echo "tracking server ended; its data stay in $HOME/fgst-server"
@@ -115,9 +126,15 @@ stop_server() {
   rm -f "$HOME/fgst-server.pid"
 }
 
+config() { # section and field of what Ray keeps of cluster.local.yaml on the head
+  python -c 'import json, pathlib, sys
+value = json.loads(pathlib.Path("~/ray_bootstrap_config.yaml").expanduser().read_text())[sys.argv[1]][sys.argv[2]]
+print(value if isinstance(value, str) else " ".join(value))' "$1" "$2"
+}
+
 case ${1:-} in
   install) install ;;
   server) server ;;
-  stop-server) stop_server ;;
-  *) fail "local.sh install, server or stop-server; not '${1:-}'" ;;
+  stop) stop ;;
+  *) fail "local.sh install, server or stop; not '${1:-}'" ;;
 esac

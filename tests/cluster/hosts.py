@@ -1,9 +1,9 @@
-"""Machines for ``ray up`` without a cloud: namespaces on this one, with an sshd each, and nothing left of them afterwards.
+"""Machines for ``ray up`` without a cloud: namespaces on this one, with an sshd each, of which nothing is left afterwards.
 
 Each host has PID, mount, UTS, IPC and network namespaces of its own, so that it has its own address, home, ``/tmp`` and
-processes, and may die or freeze alone. That is no luxury: ``ray up`` and ``ray down`` call ``ray stop``, which ends every
-Ray process that it can see. The hosts hang on a bridge without an uplink. All of it lives below one process, the world:
-when that is killed, the kernel takes the processes, networks and mounts away.
+processes, and may die or freeze alone. That is no luxury: ``ray up`` and ``ray down`` call ``ray stop``, which ends all
+Ray processes that it can see. The hosts hang on a bridge without an uplink. All of it lives below one process, the
+world: when that is killed, the kernel takes the processes, networks and mounts away.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ hostname {name}
 {visible}
 mount -t tmpfs tmpfs /mnt && mkdir {shared} && mount --bind {state}/shared {shared}
 mount -t tmpfs tmpfs /dev/shm
+mount --bind {state}/names /etc/hosts
+mount --bind {state}/nameservers /etc/resolv.conf
 mount -t tmpfs tmpfs /run && mkdir /run/sshd && cp {state}/hostkey {state}/sshd_config /run/sshd/
 mount --rbind {home} {real_home}
 mount --rbind {tmp} /tmp
@@ -75,7 +77,15 @@ def missing() -> str | None:
     packages = sorted({package for name, package in _PROGRAMS.items() if shutil.which(name, path=_PATH) is None})
     if packages:
         return f"hosts in namespaces need: apt-get install {' '.join(packages)}"
-    probe = ["unshare", *_OWN, "--fork", "--mount-proc", "sh", "-c", "mount -t tmpfs tmpfs /mnt && ip link add br0 type bridge"]
+    probe = [
+        "unshare",
+        *_OWN,
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-c",
+        "mount -t tmpfs tmpfs /mnt && ip link add br0 type bridge",
+    ]
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"this machine forbids namespaces ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]})"
@@ -93,13 +103,19 @@ class Hosts:
     def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         self.addresses = {name: f"{NETWORK}.{10 + number}" for number, name in enumerate([LAPTOP, *names])}
-        self._running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}  # by name: what started it, its first process
+        self._running: dict[
+            str, tuple[subprocess.Popen[bytes], int]
+        ] = {}  # by name: what started it, its first process
         self._seen: set[str] = set()  # PID namespaces
         self._frozen = False
         (folder / "shared").mkdir(parents=True)
         subprocess.run(["truncate", "--size=2G", folder / "shared.img"], check=True)
         subprocess.run(["mkfs.ext4", "-q", folder / "shared.img"], check=True)
         (folder / "sshd_config").write_text(_SSHD)
+        (folder / "names").write_text(
+            "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in self.addresses.items())
+        )
+        (folder / "nameservers").touch()  # none: to ask one that nobody reaches would cost seconds
         for key in ("hostkey", "id"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
         for name in self.addresses:
@@ -107,7 +123,7 @@ class Hosts:
         self._world = subprocess.Popen(
             ["unshare", *_OWN, "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "bash", "-c",
              _WORLD.format(network=NETWORK, state=folder)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         _until((folder / "ready").exists, "the world began")
         self._first = _first_process(self._world.pid)
@@ -154,9 +170,16 @@ class Hosts:
 
     def start(self, name: str, command: str) -> subprocess.Popen[str]:
         """A command on a host, in a login shell of its user."""
-        environment = [f"HOME={Path.home()}", "USER=root", "LOGNAME=root", "SHELL=/bin/bash", "TERM=dumb", "LANG=C.UTF-8"]
+        environment = [
+            f"HOME={Path.home()}",
+            "USER=root",
+            "LOGNAME=root",
+            "SHELL=/bin/bash",
+            "TERM=dumb",
+            "LANG=C.UTF-8",
+        ]
         return subprocess.Popen(
-            [*self._enter(self._running[name][1]), "env", "-i", *environment, f"PATH={_PATH}",
+            [*self._enter(self._running[name][1]), "env", "-i", *user, f"PATH={_PATH}",
              "bash", "-c", f"cd && . ~/.profile && {{ {command}\n}}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
