@@ -1,4 +1,4 @@
-"""Machines for ``ray up`` without a cloud: namespaces on this one, with an sshd each, of which nothing is left afterwards.
+"""Machines for ``ray up`` without a cloud: namespaces on this one, with an sshd each, and nothing of them is left.
 
 Each host has PID, mount, UTS, IPC and network namespaces of its own, so that it has its own address, home, ``/tmp`` and
 processes, and may die or freeze alone. That is no luxury: ``ray up`` and ``ray down`` call ``ray stop``, which ends all
@@ -170,14 +170,7 @@ class Hosts:
 
     def start(self, name: str, command: str) -> subprocess.Popen[str]:
         """A command on a host, in a login shell of its user."""
-        environment = [
-            f"HOME={Path.home()}",
-            "USER=root",
-            "LOGNAME=root",
-            "SHELL=/bin/bash",
-            "TERM=dumb",
-            "LANG=C.UTF-8",
-        ]
+        user = [f"HOME={Path.home()}", "USER=root", "LOGNAME=root", "SHELL=/bin/bash", "TERM=dumb", "LANG=C.UTF-8"]
         return subprocess.Popen(
             [*self._enter(self._running[name][1]), "env", "-i", *user, f"PATH={_PATH}",
              "bash", "-c", f"cd && . ~/.profile && {{ {command}\n}}"],
@@ -197,6 +190,13 @@ class Hosts:
     def processes(self, name: str) -> list[str]:
         """The command lines of all that runs on a host."""
         return [line for pid in self._pids(name) if (line := _command_line(pid))]
+
+    def stop(self, name: str, words: str) -> None:
+        """Ctrl-C for what has these words in its command line."""
+        for pid in self._pids(name):
+            if words in _command_line(pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:

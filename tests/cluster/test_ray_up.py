@@ -1,7 +1,7 @@
 """`ray up cluster.local.yaml`, a day of a small cluster, and `ray down`: the steps of docs/cluster-local.md.
 
-The file is used as it is shipped, with the values at its top changed as its user would. One test after another on the same
-hosts: the second looks whether the first one's figures come again, the last one whether anything is left.
+The file is used as it is shipped, with the values at its top changed as its user would. One test after another on the
+same hosts: the second looks whether the first one's figures come again, the last one whether anything is left.
 """
 
 from __future__ import annotations
@@ -166,10 +166,9 @@ def test_nothing_answers_without_the_token_and_the_dashboard_on_no_address_of_th
     knock = f"python -c 'import socket; socket.create_connection((\"{head}\", %d), 5)'"
     assert "refused" in cluster.hosts.run(LAPTOP, knock % 8265).stdout
     assert cluster.hosts.run(LAPTOP, knock % 5000).returncode == 0
-    done = cluster.hosts.run(
-        LAPTOP, f"curl -s -o /dev/null -w '%{{http_code}}' {cluster.tracking}/api/2.0/mlflow/users/get"
-    )
-    assert done.stdout == "401"
+    users = f"{cluster.tracking}/api/2.0/mlflow/users/get"
+    ask = f"python -c 'import requests; print(requests.get(\"{users}\").status_code)'"
+    assert cluster.hosts.run(LAPTOP, ask).stdout.strip() == "401"
 
 
 def test_a_sweep_goes_on_when_a_host_dies_and_another_joins(cluster: Cluster) -> None:
@@ -195,20 +194,14 @@ def test_the_same_by_the_job_api_gives_the_same_figures(cluster: Cluster) -> Non
     known = cluster.sweeps()
     cluster.hosts.boot("w1")
     wait_until(lambda: cluster.nodes() == 3, "both workers are there")
-    tunnel = cluster.start("exec ray dashboard cluster.local.yaml")
-    wait_until(
-        lambda: (
-            cluster.hosts.run(
-                LAPTOP, "python -c 'import socket; socket.create_connection((\"127.0.0.1\", 8265))'"
-            ).returncode
-            == 0
-        ),
-        "tunnel",
-    )
+    tunnel = cluster.start("ray dashboard cluster.local.yaml")
+    knock = "python -c 'import socket; socket.create_connection((\"127.0.0.1\", 8265))'"
+    wait_until(lambda: cluster.hosts.run(LAPTOP, knock).returncode == 0, "the dashboard's tunnel is there")
     # Something that only this checkout has: the job is run from it, not from what `ray up` copied.
     cluster.type(f"sed -i 's/title=.*/title=\"From the job?\",/' {SCRIPT}")
     done = cluster.type(f"ray job submit --address http://127.0.0.1:8265 --working-dir . -- python {SWEEP}")
-    tunnel.terminate()
+    cluster.hosts.stop(LAPTOP, "ray dashboard")
+    tunnel.communicate(timeout=TIMEOUT)
     assert done.returncode == 0, done.stdout
     assert "From the job?" in done.stdout
     sweeps = cluster.sweeps()
