@@ -1,0 +1,134 @@
+"""cluster.local.yaml as Ray reads it, and what its script does on a machine, without any machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import hosts
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "cluster.local.yaml").read_text())
+    return loaded
+
+
+def test_ray_takes_the_file(config: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert prepared["max_workers"] == len(config["metadata"]["workers"])
+    assert prepared["available_node_types"]["local.cluster.node"]["min_workers"] == prepared["max_workers"]
+    assert prepared["head_setup_commands"][-1] == prepared["worker_setup_commands"][-1]
+
+
+def test_all_code_is_copied_and_nothing_else(config: dict[str, Any]) -> None:
+    mounts = config["file_mounts"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    copied = {local for local in mounts.values() if not local.startswith("~")}
+    assert {package.split(".")[0] for package in packages} <= copied
+    assert {"sweeps", "cluster", "pyproject.toml", "constraints.txt"} <= copied
+    assert all((ROOT / local).exists() for local in copied)
+    assert not copied & {".", ".git", ".venv", "datasets", "ray_results", "mlruns", "server"}
+
+
+def test_nothing_of_ray_s_is_open_to_whom_has_no_token(config: dict[str, Any]) -> None:
+    head = config["head_start_ray_commands"][-1]
+    assert "--dashboard-host=127.0.0.1" in head
+    assert head.startswith("RAY_enable_autoscaler_v2=0 ray start")  # v2 never starts workers of provider local
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "export RAY_AUTH_MODE=token" in (ROOT / "cluster" / "local.sh").read_text()
+
+
+class Machine:
+    """A home folder to which Ray has copied what it copies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.shared = folder / "home", folder / "shared"
+        self.shared.mkdir()
+        for name in (".ray/auth_token", ".mlflow/credentials"):
+            (self.home / name).parent.mkdir(parents=True)
+            (self.home / name).write_text("secret\n")
+        (self.home / ".bashrc").write_text("alias l=ls\n")
+        (self.home / "fgst").symlink_to(ROOT)
+        self.settings = {"SHARED": self.shared, "HEAD_CORES": "all", "WORKER_CORES": "all", "VENV": sys.prefix}
+
+    def install(self, head: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """As on the head, or on a worker of the head at that address."""
+        lines = [f"FGST_{name}={value}\n" for name, value in (self.settings | settings).items()]
+        (self.home / ".fgst_settings").write_text("".join(lines))
+        environment = {"HOME": str(self.home), "PATH": os.environ["PATH"], "SSH_CONNECTION": "10.0.0.1 999 10.0.0.2 22"}
+        return subprocess.run(
+            ["bash", ROOT / "cluster" / "local.sh", "install"],
+            env=environment | ({"RAY_HEAD_IP": head} if head else {}),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def environment(self, shell: str) -> dict[str, str]:
+        """What a command sees that comes as the shell says."""
+        done = subprocess.run(
+            [*shell.split(), 'source ~/.bashrc; env'], env={"HOME": str(self.home), "PATH": "/usr/bin:/bin"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_a_machine_that_has_all_is_ready_without_a_network(machine: Machine) -> None:
+    pytest.importorskip("aiohttp_cors", reason="install the extra: pip install -e '.[cluster]'")
+    for _ in range(2):
+        done = machine.install(HEAD_CORES=3)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (machine.home / ".bashrc").read_text().count("fgst_env") == 1
+    assert (machine.home / ".ray/auth_token").stat().st_mode & 0o077 == 0
+    assert (machine.home / ".mlflow/credentials").stat().st_mode & 0o077 == 0
+    seen = machine.environment("bash --login -c -i")  # as Ray calls it
+    assert seen["RAY_AUTH_MODE"] == "token"
+    assert seen["PATH"].startswith(f"{sys.prefix}/bin:")
+    assert seen["MLFLOW_TRACKING_URI"] == "http://10.0.0.2:5000"
+    assert "--num-cpus=3" in seen["FGST_RAY"]
+    assert "--node-ip-address=10.0.0.2" in seen["FGST_RAY"]
+    done = machine.install(head="10.0.0.7")
+    assert done.returncode == 2
+    (machine.shared / ".fgst-head").write_text("10.0.0.7\n")
+    assert machine.install(head="10.0.0.7").returncode == 0
+    seen = machine.environment("bash --login -c -i")
+    assert seen["MLFLOW_TRACKING_URI"] == "http://10.0.0.7:5000"
+    assert "--num-cpus" not in seen["FGST_RAY"]
+
+
+def test_a_folder_that_is_not_shared_is_found_out_at_once(machine: Machine) -> None:
+    done = machine.install(SHARED="/CHANGE/ME")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "set shared, at its top" in done.stderr
+    done = machine.install(SHARED=machine.shared / "none")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"{machine.shared}/none: is not there" in done.stderr
+    done = machine.install(head="10.0.0.7")  # where the head has left its mark, a worker would see it
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "is not the folder that the head sees there" in done.stderr
+    done = machine.install(HEAD_CORES="many")
+    assert done.returncode == 2
+    assert "cores are all, none or a number, not 'many'" in done.stderr
+
+
+def test_a_machine_without_the_programs_says_which_packages_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(hosts.shutil, "which", lambda name, path: None if name in ("sshd", "rsync") else f"/bin/{name}")
+    assert hosts.missing() == "hosts in namespaces need: apt-get install openssh-server rsync"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert hosts.missing() == "hosts in namespaces need Linux and root"
