@@ -22,7 +22,7 @@ from fgst.remote import is_remote
 from fgst.sweep import leaving
 from fgst.sweep.budget import Budget
 from fgst.sweep.cluster import ray_session
-from fgst.sweep.nodes import capacity, grows
+from fgst.sweep.nodes import capacity, grows, most_cores
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Trial
 from fgst.sweep.trial import StopTrial, TrialContext, give_back_memory, run_trial
@@ -151,7 +151,7 @@ def run_on_ray(
         from ray.tune.trainable import wrap_function
 
         available = capacity()
-        each = shares(available, resources, total)
+        each = shares(available, resources, total, most_cores())
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
         course = _Course(search, budget, listen)
@@ -277,8 +277,13 @@ def _callback(course: _Course) -> Any:
     return Ends()
 
 
-def shares(available: Mapping[str, float], resources: Resources, trials: int) -> dict[str, float]:
+def shares(
+    available: Mapping[str, float], resources: Resources, trials: int, most_cores: float = 0.0
+) -> dict[str, float]:
     """What each trial gets of a cluster: ``{"CPU": cores, "GPU": GPUs or a fraction}``.
+
+    Args:
+        most_cores: of one node; 0 if that is not known. A trial has one node.
 
     Raises:
         InputError: if the cluster can never give that; Ray would wait for ever.
@@ -293,7 +298,9 @@ def shares(available: Mapping[str, float], resources: Resources, trials: int) ->
     if cpu is None:
         # On a GPU a core feeds a trial. On the CPU all cores are divided among the trials that run together.
         together = min(trials, resources.max_concurrent or trials, max(1, int(cpus)))
-        cpu = 1.0 if gpu else max(1.0, float(int(cpus // together)))
+        cpu = 1.0 if gpu else max(1.0, float(int(min(cpus // together, most_cores or cpus))))
+    elif most_cores and cpu > most_cores:
+        raise InputError(f"--cpus-per-trial is {cpu:g}, but no node has more than {most_cores:g} cores")
     if cpu > cpus:
         raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
     return {"CPU": cpu, "GPU": gpu}

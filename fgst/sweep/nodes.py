@@ -33,6 +33,15 @@ def capacity() -> dict[str, float]:
     return available
 
 
+def most_cores() -> float:
+    """Cores of the node that has most of them; 0 if that is not known, because more nodes may come."""
+    import ray
+
+    if grows():
+        return 0.0
+    return max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+
+
 def grows() -> bool:
     """Whether the cluster starts nodes by itself when there is work for them."""
     return _limits() is not None
