@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from fgst.sweep.cluster import RESTARTS, ray_session
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Trial
 from fgst.sweep.trial import StopTrial, TrialContext, give_back_memory, run_trial
+
+# Runs a trial to its end, telling the metrics of each epoch; how it ended, as run_trial says it.
+RunTrial = Callable[[Trial, TrialContext, Callable[[dict[str, float]], None]], str]
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
-class _Course:
-    """What the engine and the search tell each other, the same for both places."""
+class Course:
+    """What the engine and the search tell each other, wherever trials run."""
 
     def __init__(self, search: Search, budget: Budget, listen: Listener) -> None:
         self._search, self._budget, self._listen = search, budget, listen
@@ -116,7 +120,7 @@ class _Course:
 
 def run_here(search: Search, context: TrialContext, budget: Budget, listen: Listener) -> None:
     """Run trials in this process, one after another."""
-    course = _Course(search, budget, listen)
+    course = Course(search, budget, listen)
     while (trial := course.next()) is not None:
 
         def report(metrics: dict[str, float], key: str = trial.key) -> None:
@@ -127,13 +131,20 @@ def run_here(search: Search, context: TrialContext, budget: Budget, listen: List
 
 
 def run_on_ray(
-    search: Search, context: TrialContext, resources: Resources, budget: Budget, listen: Listener, total: int
+    search: Search,
+    context: TrialContext,
+    resources: Resources,
+    budget: Budget,
+    listen: Listener,
+    total: int,
+    run: RunTrial = run_trial,
 ) -> None:
     """Run trials to their end, or to Ctrl-C: what is not finished then can be run again, and goes on.
 
     Args:
         listen: told of every epoch and every end.
         total: how many trials there may be.
+        run: what a trial is, e.g. a simulated one; Ray pickles it.
 
     Raises:
         InputError: if no cluster answers at the address, or it can never give a trial what it asks for.
@@ -146,7 +157,9 @@ def run_on_ray(
         each = shares(available, resources, total)
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
-        course = _Course(search, budget, listen)
+        course = Course(search, budget, listen)
+        # On a cluster that grows, more may fit than there is now.
+        limit = resources.max_concurrent or (None if resources.address else fitting(available, each))
 
         def trainable(config: dict[str, Any]) -> dict[str, Any]:
             # Ray pickles this function with the context in it; it is small.
@@ -154,7 +167,7 @@ def run_on_ray(
                 tune.report({**metrics, "state": "running"})
 
             trial = Trial.from_dict(json.loads(config["trial"]))
-            state = run_trial(trial, own, report)
+            state = run(trial, own, report)
             give_back_memory()
             # Tune wants the search algorithm's metric in every result.
             return {"state": state, "epoch": trial.config.train.epochs}
@@ -168,9 +181,7 @@ def run_on_ray(
                 search_alg=_searcher(course),
                 scheduler=_scheduler(course),
                 num_samples=-1,
-                # On a cluster that grows, more may fit than there is now.
-                max_concurrent_trials=resources.max_concurrent
-                or (None if resources.address else fitting(available, each)),
+                max_concurrent_trials=limit,
                 reuse_actors=True,
                 trial_dirname_creator=_key,
             ),
@@ -182,7 +193,26 @@ def run_on_ray(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with _waiting(1 if limit else max(1, fitting(available, each) // 4)):
+            tuner.fit()
+
+
+@contextmanager
+def _waiting(count: int) -> Iterator[None]:
+    """Within it Tune asks for as many trials as are to wait for a place, where no limit to running ones says how many.
+
+    By itself it asks for one, and for the next when that one's process has started: it would take minutes to fill 64
+    places, and a cluster would grow by one node after another.
+    """
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    if count == 1 or name in os.environ:
+        yield
+        return
+    os.environ[name] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _key(trial: Any) -> str:
@@ -190,7 +220,7 @@ def _key(trial: Any) -> str:
     return str(json.loads(trial.config["trial"])["key"])
 
 
-def _searcher(course: _Course) -> Any:
+def _searcher(course: Course) -> Any:
     """A Tune search algorithm that passes on our own."""
     from ray.tune.search import Searcher
 
@@ -219,7 +249,7 @@ def _searcher(course: _Course) -> Any:
     return Asker()
 
 
-def _scheduler(course: _Course) -> Any:
+def _scheduler(course: Course) -> Any:
     """A Tune scheduler that stops the trials which are to stop."""
     from ray.tune.schedulers import FIFOScheduler
 
@@ -237,7 +267,7 @@ def _scheduler(course: _Course) -> Any:
     return Stops()
 
 
-def _callback(course: _Course) -> Any:
+def _callback(course: Course) -> Any:
     """A Tune callback that takes note of ends."""
     from ray import tune
 
