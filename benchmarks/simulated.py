@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -93,10 +94,19 @@ class SimulatedTrial:
         if self.log:
             line = json.dumps({
                 "key": trial.key, "what": what, "epoch": epoch, "at": time.time(), "writing": seconds,
-                "pid": os.getpid(), "node": os.environ.get("RAY_NODE_ID", ""),
+                "pid": os.getpid(), "node": _node(),
+                "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "openmp": os.environ.get("OMP_WAIT_POLICY"),
+                "torch": "torch" in sys.modules,
             })  # fmt: skip
             with open(self.log, "ab", buffering=0) as file:
                 file.write(line.encode() + b"\n")
+
+
+def _node() -> str:
+    """Of a cluster, on which this process is; "" without one."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
 def accuracy(trial: Trial, epoch: int) -> float:

@@ -2,8 +2,8 @@
 
 A file of JSON lines, one a trial: ``{"point": {"K": 15}, "seed": 0, "val/top1": [41.2, …], "minutes": [1.5, …],
 "test/top1": 84.5, …}``, the lists by epoch from the first on, minutes since the trial began. Or the same as CSV: a
-column for each parameter, ``seed``, ``val/top1@1``, ``minutes@1``, ``val/top1@2`` … and ``test/top1``; an empty cell is a
-parameter that the trial does not have, or an epoch after its last.
+column for each parameter, ``seed``, ``val/top1@1``, ``minutes@1``, ``val/top1@2`` … and ``test/top1``; an empty cell
+is a parameter that the trial does not have, or an epoch after its last.
 """
 
 from __future__ import annotations

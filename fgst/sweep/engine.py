@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,13 +153,13 @@ def run_on_ray(
         import ray
         from ray import tune
 
-        available = ray.cluster_resources()
-        each = shares(available, resources, total)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        each = shares(nodes, resources, total)
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
         course = Course(search, budget, listen)
         # On a cluster that grows, more may fit than there is now.
-        limit = resources.max_concurrent or (None if resources.address else fitting(available, each))
+        limit = resources.max_concurrent or (None if resources.address else fitting(nodes, each))
 
         def trainable(config: dict[str, Any]) -> dict[str, Any]:
             # Ray pickles this function with the context in it; it is small.
@@ -193,7 +193,7 @@ def run_on_ray(
                 verbose=0,
             ),
         )
-        with _waiting(1 if limit else max(1, fitting(available, each) // 4)):
+        with _waiting(1 if limit else max(1, fitting(nodes, each) // 4)):
             tuner.fit()
 
 
@@ -285,13 +285,16 @@ def _callback(course: Course) -> Any:
     return Ends()
 
 
-def shares(available: Mapping[str, float], resources: Resources, trials: int) -> dict[str, float]:
+def shares(nodes: Sequence[Mapping[str, float]], resources: Resources, trials: int) -> dict[str, float]:
     """What each trial gets of a cluster: ``{"CPU": cores, "GPU": GPUs or a fraction}``.
 
+    Args:
+        nodes: what each has of either kind.
+
     Raises:
-        InputError: if the cluster can never give that; Ray would wait for ever.
+        InputError: if no node can ever give that; Ray would wait for ever.
     """
-    cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     gpu = resources.gpus_per_trial if resources.gpus_per_trial is not None else (1.0 if gpus else 0.0)
     if gpu and not gpus:
         raise InputError(f"--gpus-per-trial is {gpu:g}, but Ray sees no GPU here; leave it out to train on the CPU")
@@ -301,12 +304,33 @@ def shares(available: Mapping[str, float], resources: Resources, trials: int) ->
     if cpu is None:
         # On a GPU a core feeds a trial. On the CPU all cores are divided among the trials that run together.
         together = min(trials, resources.max_concurrent or trials, max(1, int(cpus)))
-        cpu = 1.0 if gpu else max(1.0, float(int(cpus // together)))
+        cpu = 1.0 if gpu else _cores_each(nodes, together)
     if cpu > cpus:
         raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
-    return {"CPU": cpu, "GPU": gpu}
+    each = {"CPU": cpu, "GPU": gpu}
+    if not fitting(nodes, each):
+        for kind, share in each.items():
+            most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+            if share > most:
+                raise InputError(f"--{kind.lower()}s-per-trial is {share:g}, but no node has more than {most:g}")
+        raise InputError(f"no node has {cpu:g} cores and {gpu:g} GPUs for a trial; lower one of the two shares")
+    return each
 
 
-def fitting(available: Mapping[str, float], each: Mapping[str, float]) -> int:
-    """How many trials fit at a time."""
-    return max(1, int(min(available.get(kind, 0.0) / share for kind, share in each.items() if share) + 1e-9))
+def _cores_each(nodes: Sequence[Mapping[str, float]], together: int) -> float:
+    """The most cores with which so many trials find room at a time: a trial lies on one node."""
+    largest = int(max((node.get("CPU", 0.0) for node in nodes), default=1.0))
+    for cores in range(largest, 1, -1):
+        if fitting(nodes, {"CPU": cores}) >= together:
+            return float(cores)
+    return 1.0
+
+
+def fitting(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> int:
+    """How many trials fit at a time. A fraction of a GPU is of one GPU."""
+
+    def places(there: float, kind: str, share: float) -> int:
+        whole = int(there) * int(1 / share + 1e-9) if kind == "GPU" and share < 1 else there / share
+        return int(whole + 1e-9)
+
+    return sum(min(places(node.get(kind, 0.0), kind, s) for kind, s in each.items() if s) for node in nodes)

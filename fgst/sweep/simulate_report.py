@@ -71,12 +71,11 @@ def _found(records: Records, limits: Limits, found: Sequence[Simulated], chosen:
     table = _table("", "mean ± std", "range")
     several = len(found) > 1
 
-    def row(name: str, values: Sequence[float], unit: str = "", form: str = ".1f") -> None:
-        mean = format(statistics.fmean(values), form) + (
-            f" ± {statistics.stdev(values):{form}}" if several and len(values) > 1 else ""
-        )
+    def row(name: str, values: Sequence[float], form: str = ".1f") -> None:
+        mean = f"{statistics.fmean(values):{form}}"
+        mean += f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
         spread = f"{min(values):{form}} … {max(values):{form}}" if several else ""
-        table.add_row(name, f"{mean}{unit}", spread)
+        table.add_row(name, mean, spread)
 
     def of(what: Callable[[Simulated], float], ones: Sequence[Simulated] = found) -> list[float]:
         return [what(one) for one in ones]
