@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fgst.skeleton import Skeleton
+
+if TYPE_CHECKING:  # fgst.config takes the names from here, and whoever reads a configuration waits for no PyTorch
+    from torch import Tensor
 
 MODALITIES = ("joint", "bone", "joint_motion", "bone_motion")
 
@@ -17,6 +19,8 @@ def bones(joints: Tensor, skeleton: Skeleton) -> Tensor:
 
 def motion(positions: Tensor) -> Tensor:
     """Differences x[t+1] - x[t] along the frames, the last one zero. ``(…, T, N, 3)`` → ``(…, T, N, 3)``."""
+    import torch
+
     steps = positions[..., 1:, :, :] - positions[..., :-1, :, :]
     return torch.cat([steps, torch.zeros_like(positions[..., :1, :, :])], dim=-3)
 

@@ -5,6 +5,7 @@ Examples:
   python -m fgst.runs list --sweep SWEEP_RUN_ID     one sweep's trials
   python -m fgst.runs best --experiment "nw-ucla x-view"
   python -m fgst.runs compare RUN_ID RUN_ID
+  python -m fgst.runs curves SWEEP_RUN_ID… > curves.jsonl     for a sweep script's --simulate
   python -m fgst.runs gc                            what beaten trials and finished sweeps still hold; removes nothing
   python -m fgst.runs gc --delete
 
@@ -34,7 +35,7 @@ ENDINGS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted", 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser("python -m fgst.runs", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|best|compare|gc")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|best|compare|curves|gc")
     # Each is a CommandParser of its own, so that its complaints are one line, too.
     listing = commands.add_parser(
         "list", doc="Sweeps with their trials folded, and single trainings, the newest first."
@@ -45,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     best.add_argument("--limit", type=positive(int), default=3, metavar="N", help="of each experiment; default: 3")
     comparing = commands.add_parser("compare", doc="Settings that differ, and metrics side by side.")
     comparing.add_argument("runs", nargs="+", metavar="RUN_ID")
+    curves = commands.add_parser(
+        "curves", doc="Learning curves of sweeps' trials that ran to their end, a line of JSON each, for --simulate."
+    )
+    curves.add_argument("sweeps", nargs="+", metavar="SWEEP_RUN_ID")
+    add_tracking_option(curves)
     gc = commands.add_parser("gc", doc="Disk held by beaten trials' weights and finished sweeps' folders.")
     gc.add_argument("--delete", action="store_true", help="remove it; without, it is only listed")
     for command in (listing, best, gc):
@@ -61,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.tracking import Tracking, existing
 
     store = Tracking(existing(args.tracking_uri))
+    if args.command == "curves":
+        print_curves(store, args.sweeps)
+        return
     if args.command == "list":
         report = list_trials(store, args.sweep) if args.sweep else list_runs(store, args.experiment, args.limit)
     elif args.command == "best":
@@ -203,6 +212,48 @@ def compare_runs(store: Tracking, run_ids: Sequence[str]) -> dict[str, Any]:
         "parameters": {name: [one.get(name) for one in params] for name in _differing(params)},
         "metrics": {name: [number(one.get(name)) for one in metrics] for name in sorted(names)},
     }
+
+
+def print_curves(store: Tracking, sweeps: Sequence[str]) -> None:
+    """The curves of sweeps' trials, one line each; what is left out, and why, on stderr.
+
+    Raises:
+        InputError: if one is no sweep, or none of them has a curve.
+    """
+    from fgst.sweep.curves import MINUTES, VAL, make_curve
+    from fgst.tracking import KEY, KIND, TrackedRun
+
+    left: Counter[str] = Counter()
+    seen: set[str] = set()
+    for sweep in sweeps:
+        if store.run(sweep).data.tags.get(KIND) != "sweep":
+            raise InputError(f"{sweep} is no sweep; python -m fgst.runs list shows which there are")
+        for run in store.children(sweep):
+            tags = run.data.tags
+            ending = summary(run)["ending"]
+            if ending != "finished":
+                left["stopped early" if ending == "pruned" else ending] += 1
+                continue
+            key = tags.get(KEY, run.info.run_id)
+            if key in seen:  # a sweep that took up another's trainings, or the same settings once more
+                left["there twice"] += 1
+                continue
+            written = TrackedRun(store, run.info.run_id)
+            try:
+                curve = make_curve(
+                    dict(json.loads(tags.get("fgst.point", "[]"))), int(tags.get("fgst.seed", "0")),
+                    written.history(VAL), written.history(MINUTES), run.data.metrics,
+                )  # fmt: skip
+            except ValueError as error:
+                left[str(error)] += 1
+                continue
+            seen.add(key)
+            print(curve.to_json(sweep=sweep, run_id=run.info.run_id))
+    for reason, count in sorted(left.items()):
+        print(f"left out: {count} {'trial' if count == 1 else 'trials'} ({reason})", file=sys.stderr)
+    if not seen:
+        raise InputError("no trial of these has a whole learning curve; what is stopped early tells nothing of its end")
+    print(f"{len(seen)} curves", file=sys.stderr)
 
 
 def collect_garbage(store: Tracking, experiment: str | None, *, delete: bool) -> dict[str, Any]:

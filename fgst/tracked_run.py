@@ -20,14 +20,13 @@ import requests
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException, RestException
 
-from fgst import figures
-from fgst.config import TrialConfig
 from fgst.errors import Leaving
 from fgst.spool import Record, Spool
-from fgst.training import EpochResult
 
 if TYPE_CHECKING:
+    from fgst.config import TrialConfig
     from fgst.tracking import Tracking
+    from fgst.training import EpochResult
 
 KEY = "fgst.key"
 KIND = "fgst.kind"  # "trial", "sweep" or "ensemble"
@@ -224,6 +223,8 @@ def track(
 
 
 def _log_outcome(run: TrackedRun, result: EpochResult, classes: tuple[str, ...]) -> None:
+    from fgst import figures
+
     assert result.test is not None
     with tempfile.TemporaryDirectory(prefix="fgst-outcome-") as name:
         folder = Path(name)

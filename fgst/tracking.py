@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 # Before the import: the library would report its use to its makers, and waits for an answer where there is no network.
@@ -33,9 +33,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.checkpoint import ModelCard
 from fgst.errors import InputError, require_listener
-from fgst.metrics import Scores
 from fgst.spool import Patient, ServerAway, Spool, patiently
 from fgst.tracked_run import (
     COLLECTED,
@@ -52,6 +50,10 @@ from fgst.tracked_run import (
     track,
     trial_tags,
 )
+
+if TYPE_CHECKING:  # PyTorch comes with them: seconds, and 0.1 GiB, that looking at runs does not need
+    from fgst.checkpoint import ModelCard
+    from fgst.metrics import Scores
 
 __all__ = [
     "COLLECTED", "ENDING", "KEY", "KIND", "MEMBER", "PARENT", "REASON", "SPOOLED", "TrackedRun", "Tracking",
@@ -212,6 +214,8 @@ class Tracking:
         Raises:
             InputError: if the run kept none.
         """
+        from fgst.checkpoint import ModelCard
+
         with self.artifacts(run_id, "checkpoint/config.json") as file:
             return ModelCard.read(file)
 
@@ -221,6 +225,8 @@ class Tracking:
         Raises:
             InputError: if it kept none.
         """
+        from fgst.metrics import Scores
+
         with self.artifacts(run_id, f"scores/{split}.arrow") as file:
             return Scores.load(file)
 

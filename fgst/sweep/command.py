@@ -82,6 +82,17 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
         )
     group.add_argument("--resume", metavar="SWEEP_RUN_ID", help="go on with a sweep that was interrupted")
     group.add_argument("--dry-run", action="store_true", help="print trials, sizes and estimated cost, and stop")
+    group.add_argument(
+        "--simulate",
+        metavar="CURVES",
+        help="try the search on recorded learning curves (python -m fgst.runs curves); starts and writes nothing",
+    )
+    group.add_argument(
+        "--repeats",
+        type=positive(int),
+        metavar="N",
+        help="simulated searches, for their spread (default 20; a grid: 1)",
+    )
     add_trial_options(parser, dataset_required=False)
     place = parser.add_argument_group("where it runs")
     place.add_argument("--local", action="store_true", help="in this process, one trial after another, without Ray")
@@ -119,6 +130,11 @@ def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None
         raise InputError("--local runs in this process, --address on a cluster: give one of them")
     if args.address not in (None, "auto", "local"):
         require_listener(args.address if "://" in args.address else f"ray://{args.address}", "--address")
+    if args.simulate:
+        _simulate(question, args, sys.argv[1:] if argv is None else argv)
+        return
+    if args.repeats:
+        raise InputError("--repeats is how many searches --simulate tries: add it")
     with ExitStack() as ray:
         if args.resume:
             if args.dry_run:
@@ -323,6 +339,45 @@ def _print_plan(spec: SweepSpec, trials: Trials, args: argparse.Namespace) -> No
     print_plan(
         make_plan(spec, trials, device=device, threads=threads, together=together, price_per_hour=args.price_per_hour)
     )
+
+
+def _simulate(question: Question, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Try the search that the options describe on recorded curves."""
+    import shlex
+
+    from fgst.sweep.curves import epochs_of, read_curves
+
+    given = ("resume", "dry_run", "address", "refit")
+    if other := [name for name in given if getattr(args, name, None)]:
+        raise InputError(f"--simulate runs nothing for real; leave --{other[0].replace('_', '-')} out")
+    if args.protocol == "paper":
+        raise InputError("--simulate tells what validation would have chosen, and --protocol paper holds nothing out")
+    curves = read_curves(Path(args.simulate))
+    args.epochs = args.epochs or epochs_of(curves)
+    spec, trials = _asked(question, args)
+    if spec.base.data.protocol == "paper":
+        raise InputError("--simulate tells what validation would have chosen, and these settings hold nothing out")
+
+    from fgst.sweep.simulate import Limits, Records, simulate_all
+    from fgst.sweep.simulate_report import print_simulated
+
+    records = Records(spec, curves, f"--simulate {args.simulate}")
+    limits = Limits(args.max_concurrent or 1, args.max_hours, args.max_trials, args.until_top1)
+    repeats = args.repeats or (1 if spec.search == "grid" else 20)
+    found = simulate_all(spec, trials, records, limits, repeats)
+    words = ["python", sys.argv[0], *_without(argv, "--simulate", "--repeats")]
+    print_simulated(spec, records, limits, found, args.simulate, shlex.join(words))
+
+
+def _without(argv: Sequence[str], *options: str) -> list[str]:
+    """A command line without these options and their values."""
+    kept, skip = [], False
+    for word in argv:
+        if skip or word.partition("=")[0] in options:
+            skip = not skip and word in options
+        else:
+            kept.append(word)
+    return kept
 
 
 def _ignored(args: argparse.Namespace) -> list[str]:

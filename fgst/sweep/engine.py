@@ -11,38 +11,25 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgst.errors import InputError, is_disk_full
+from fgst.errors import is_disk_full
 from fgst.remote import is_remote
 from fgst.sweep import leaving
 from fgst.sweep.budget import Budget
 from fgst.sweep.cluster import ray_session
-from fgst.sweep.nodes import capacity, grows, most_cores
+from fgst.sweep.nodes import grows, places
+from fgst.sweep.resources import Resources, fitting, shares
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Trial
 from fgst.sweep.trial import StopTrial, TrialContext, give_back_memory, run_trial
 
-
-@dataclass(frozen=True)
-class Resources:
-    """What trials get. ``None`` is decided from the machine or cluster.
-
-    Attributes:
-        address: of a running Ray cluster ("auto" finds it); ``None`` starts one on this machine.
-        cpus_per_trial: cores and threads of a trial.
-        gpus_per_trial: GPUs of a trial; 0.25 lets four share one.
-        max_concurrent: trials at a time, at most.
-    """
-
-    address: str | None = None
-    cpus_per_trial: float | None = None
-    gpus_per_trial: float | None = None
-    max_concurrent: int | None = None
+# Runs a trial to its end, telling the metrics of each epoch; how it ended, as run_trial says it.
+RunTrial = Callable[[Trial, TrialContext, Callable[[dict[str, float]], None]], str]
 
 
 @dataclass(frozen=True)
@@ -60,8 +47,8 @@ Listener = Callable[[Progress], None]
 _RESTARTS = 50
 
 
-class _Course:
-    """What the engine and the search tell each other, the same for both places."""
+class Course:
+    """What the engine and the search tell each other, wherever trials run."""
 
     def __init__(self, search: Search, budget: Budget, listen: Listener) -> None:
         self._search, self._budget, self._listen = search, budget, listen
@@ -123,7 +110,7 @@ class _Course:
 
 def run_here(search: Search, context: TrialContext, budget: Budget, listen: Listener) -> None:
     """Run trials in this process, one after another."""
-    course = _Course(search, budget, listen)
+    course = Course(search, budget, listen)
     while (trial := course.next()) is not None:
 
         def report(metrics: dict[str, float], key: str = trial.key) -> None:
@@ -134,13 +121,20 @@ def run_here(search: Search, context: TrialContext, budget: Budget, listen: List
 
 
 def run_on_ray(
-    search: Search, context: TrialContext, resources: Resources, budget: Budget, listen: Listener, total: int
+    search: Search,
+    context: TrialContext,
+    resources: Resources,
+    budget: Budget,
+    listen: Listener,
+    total: int,
+    run: RunTrial = run_trial,
 ) -> None:
     """Run trials to their end, or to Ctrl-C: what is not finished then can be run again, and goes on.
 
     Args:
         listen: told of every epoch and every end.
         total: how many trials there may be.
+        run: what a trial is, e.g. a simulated one; Ray pickles it.
 
     Raises:
         InputError: if no cluster answers at the address, or it can never give a trial what it asks for.
@@ -150,11 +144,14 @@ def run_on_ray(
         from ray import tune
         from ray.tune.trainable import wrap_function
 
-        available = capacity()
-        each = shares(available, resources, total, most_cores())
+        nodes = places()
+        each = shares(nodes, resources, total)
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
-        course = _Course(search, budget, listen)
+        course = Course(search, budget, listen)
+        limit = resources.max_concurrent
+        if limit is None and (grows() or not resources.address):  # else there is none: somebody may add a node
+            limit = fitting(nodes, each)
 
         def trainable(config: dict[str, Any]) -> dict[str, Any]:
             # Ray pickles this function with the context in it; it is small.
@@ -162,7 +159,7 @@ def run_on_ray(
                 tune.report({**metrics, "state": "running"})
 
             trial = Trial.from_dict(json.loads(config["trial"]))
-            state = run_trial(trial, own, report)
+            state = run(trial, own, report)
             if state == "left":
                 os._exit(leaving.EXIT)  # as it was told to; Ray starts the trial again, where there is a place for it
             give_back_memory()
@@ -180,19 +177,13 @@ def run_on_ray(
         else:
             folder = Path(context.storage) / "ray"
             folder.mkdir(parents=True, exist_ok=True)
-        together = resources.max_concurrent
-        if grows():  # with one trial waiting at a time it would start node after node
-            together = together or fitting(available, each)
-            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)
-        elif not resources.address:
-            together = together or fitting(available, each)
         tuner = tune.Tuner(
             tune.with_resources(Trainable, each),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(course),
                 scheduler=_scheduler(course),
                 num_samples=-1,
-                max_concurrent_trials=together,  # none on a cluster to which somebody may add a node
+                max_concurrent_trials=limit,
                 reuse_actors=True,
                 trial_dirname_creator=_key,
             ),
@@ -204,7 +195,26 @@ def run_on_ray(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with _waiting(limit or max(1, fitting(nodes, each) // 4)):
+            tuner.fit()
+
+
+@contextmanager
+def _waiting(count: int) -> Iterator[None]:
+    """Within it Tune lets so many trials wait for a place.
+
+    By itself it asks for one, and for the next when that one's process has started: it would take minutes to fill 64
+    places, and a cluster would grow by one node after another.
+    """
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _key(trial: Any) -> str:
@@ -212,7 +222,7 @@ def _key(trial: Any) -> str:
     return str(json.loads(trial.config["trial"])["key"])
 
 
-def _searcher(course: _Course) -> Any:
+def _searcher(course: Course) -> Any:
     """A Tune search algorithm that passes on our own."""
     from ray.tune.search import Searcher
 
@@ -241,7 +251,7 @@ def _searcher(course: _Course) -> Any:
     return Asker()
 
 
-def _scheduler(course: _Course) -> Any:
+def _scheduler(course: Course) -> Any:
     """A Tune scheduler that stops the trials which are to stop."""
     from ray.tune.schedulers import FIFOScheduler
 
@@ -259,7 +269,7 @@ def _scheduler(course: _Course) -> Any:
     return Stops()
 
 
-def _callback(course: _Course) -> Any:
+def _callback(course: Course) -> Any:
     """A Tune callback that takes note of ends."""
     from ray import tune
 
@@ -275,37 +285,3 @@ def _callback(course: _Course) -> Any:
             return (tune.Callback, ())
 
     return Ends()
-
-
-def shares(
-    available: Mapping[str, float], resources: Resources, trials: int, most_cores: float = 0.0
-) -> dict[str, float]:
-    """What each trial gets of a cluster: ``{"CPU": cores, "GPU": GPUs or a fraction}``.
-
-    Args:
-        most_cores: of one node; 0 if that is not known. A trial has one node.
-
-    Raises:
-        InputError: if the cluster can never give that; Ray would wait for ever.
-    """
-    cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
-    gpu = resources.gpus_per_trial if resources.gpus_per_trial is not None else (1.0 if gpus else 0.0)
-    if gpu and not gpus:
-        raise InputError(f"--gpus-per-trial is {gpu:g}, but Ray sees no GPU here; leave it out to train on the CPU")
-    if gpu > gpus:
-        raise InputError(f"--gpus-per-trial is {gpu:g}, but there are {gpus:g} GPUs")
-    cpu = resources.cpus_per_trial
-    if cpu is None:
-        # On a GPU a core feeds a trial. On the CPU all cores are divided among the trials that run together.
-        together = min(trials, resources.max_concurrent or trials, max(1, int(cpus)))
-        cpu = 1.0 if gpu else max(1.0, float(int(min(cpus // together, most_cores or cpus))))
-    elif most_cores and cpu > most_cores:
-        raise InputError(f"--cpus-per-trial is {cpu:g}, but no node has more than {most_cores:g} cores")
-    if cpu > cpus:
-        raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
-    return {"CPU": cpu, "GPU": gpu}
-
-
-def fitting(available: Mapping[str, float], each: Mapping[str, float]) -> int:
-    """How many trials fit at a time."""
-    return max(1, int(min(available.get(kind, 0.0) / share for kind, share in each.items() if share) + 1e-9))

@@ -23,28 +23,18 @@ SERVER = "start a tracking server that all nodes reach (mlflow/README.md) and na
 FOLDER = "name a folder that all nodes share, or a URI such as s3://bucket/"
 
 
-def capacity() -> dict[str, float]:
-    """What the cluster has, or may grow to: ``{"CPU": cores, "GPU": GPUs, …}``."""
+def places() -> list[dict[str, float]]:
+    """What each node of the cluster has (``{"CPU": cores, "GPU": GPUs, …}``), were it grown as far as it may."""
     import ray
 
-    available = dict(ray.cluster_resources())
-    for kind, most in (_limits() or {}).items():
-        available[kind] = max(available.get(kind, 0.0), float(most))
-    return available
-
-
-def most_cores() -> float:
-    """Cores of the node that has most of them; 0 if that is not known, because more nodes may come."""
-    import ray
-
-    if grows():
-        return 0.0
-    return max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+    now = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    possible = [dict(resources) for resources, count in _groups() for _ in range(count)]
+    return max(now, possible, key=lambda nodes: sum(node.get("CPU", 0.0) for node in nodes))
 
 
 def grows() -> bool:
     """Whether the cluster starts nodes by itself when there is work for them."""
-    return _limits() is not None
+    return bool(_groups())
 
 
 def require_reachable(storage: str, dataset: str, tracking_uri: str) -> None:
@@ -161,11 +151,18 @@ def _last_line(error: Any) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def _limits() -> dict[str, int] | None:
-    """What the cluster's configuration lets it grow to; ``None`` for one that does not grow."""
+def _groups() -> list[tuple[dict[str, float], int]]:
+    """The kinds of node that the cluster starts by itself, and how many of each; empty for one that does not grow."""
     from ray._private import state  # Ray's own libraries ask this way; there is no public one
 
     try:
-        return state.state.get_max_resources_from_cluster_config()
+        config = state.state.get_cluster_config()
+        groups = config.node_group_configs if config is not None else ()
+        # -1 is as many as one likes; nobody's sweep needs more than this.
+        return [
+            ({k: float(v) for k, v in g.resources.items()}, g.max_count if g.max_count >= 0 else 1000)
+            for g in groups
+            if g.max_count
+        ]
     except Exception:  # a Ray that has it elsewhere: then a cluster is what it is now
-        return None
+        return []

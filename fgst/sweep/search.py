@@ -37,6 +37,7 @@ class Search:
         trials: makes its trials.
         storage: Optuna's, e.g. ``sqlite:///…``; ``None`` keeps the study in memory.
         name: of the study: the sweep's run id.
+        draws: seed of the random draws; ``None`` is the trials' own.
         before: trials of the sweep as an earlier run left them; those that did not end are asked for first.
         history: of a run of a sweep that is resumed, val/top1 by epoch. If the study is gone with the machine that kept
             it, it is made again from the runs.
@@ -53,7 +54,9 @@ class Search:
         name: str,
         before: Sequence[Outcome] = (),
         history: Callable[[str], Mapping[int, float]] | None = None,
+        draws: int | None = None,
     ) -> None:
+        self._draws = spec.base.train.seed if draws is None else draws
         self.spec, self._trials = spec, trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Names of objectives, and conditional spaces in groups: called experimental for years.
@@ -62,6 +65,7 @@ class Search:
         self._running: dict[str, optuna.Trial] = {}
         self._reported: dict[str, set[int]] = {}  # epochs
         self._waiting: deque[tuple[Point, int]] = deque()  # to be trained as they are, before anything is suggested
+        self._owed: set[str] = set()  # keys of further seeds that were queued
         self._again: deque[Trial] = deque()  # begun before, and not ended
         self._ended = {outcome.key: outcome for outcome in before if outcome.ending in ("finished", "pruned")}
         if history is not None and not self.study.get_trials(deepcopy=False):
@@ -75,7 +79,8 @@ class Search:
             self._grid = deque()
             if not known:
                 self._waiting.extend((dict(point), spec.base.train.seed) for point in spec.first)
-            self._owe_seeds()
+            for outcome in list(self._ended.values()):
+                self._owe_seeds(outcome)
         self.used_up = False  # nothing new is suggested any more
 
     def _open(self, storage: str | None, name: str) -> optuna.Study:
@@ -100,7 +105,7 @@ class Search:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """For the draw after ``number`` trials."""
-        seed = int(np.random.SeedSequence([self.spec.base.train.seed, number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self._draws, number]).generate_state(1)[0])
         if self.spec.search == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=min(20, max(4, self.spec.total // 4)), seed=seed)
         if self.spec.search == "optuna":
@@ -275,22 +280,18 @@ class Search:
         if trial is not None and ending != "failed":
             seed = trial.config.train.seed
             self._ended[key] = Outcome(key, trial.label, seed, dict(trial.point), "", ending, dict(metrics))
-            self._owe_seeds()
+            self._owe_seeds(self._ended[key])
 
-    def _owe_seeds(self) -> None:
-        """Queue the further seeds of what finished; what was stopped early gets none."""
-        if self.spec.search == "grid" or self.spec.seeds == 1:
-            return
+    def _owe_seeds(self, outcome: Outcome) -> None:
+        """Queue the further seeds of a trial that finished; what was stopped early gets none."""
         first = self.spec.base.train.seed
-        queued = {self._trials.make(point, seed).key for point, seed in self._waiting}
-        for outcome in list(self._ended.values()):
-            if outcome.seed != first or outcome.ending != "finished":
-                continue
-            for seed in range(first + 1, first + self.spec.seeds):
-                key = self._trials.make(outcome.point, seed).key
-                if key not in queued and key not in self._ended and key not in self._running:
-                    self._waiting.append((dict(outcome.point), seed))
-                    queued.add(key)
+        if self.spec.search == "grid" or outcome.seed != first or outcome.ending != "finished":
+            return
+        for seed in range(first + 1, first + self.spec.seeds):
+            key = self._trials.make(outcome.point, seed).key
+            if key not in self._owed and key not in self._ended and key not in self._running:
+                self._waiting.append((dict(outcome.point), seed))
+                self._owed.add(key)
 
 
 def _suggest_one(asked: optuna.Trial, parameter: Parameter) -> Any:

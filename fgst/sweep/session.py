@@ -20,14 +20,14 @@ from fgst.remote import is_remote
 from fgst.spool import ServerAway
 from fgst.sweep import storage
 from fgst.sweep.budget import Budget
-from fgst.sweep.engine import Progress, Resources, run_here, run_on_ray
+from fgst.sweep.engine import Progress, Resources, RunTrial, run_here, run_on_ray
 from fgst.sweep.fusion import candidate, fuse_sweep, refit
 from fgst.sweep.live import LiveView
 from fgst.sweep.report import print_table, to_csv, to_markdown
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Question, SweepSpec, Trials
 from fgst.sweep.statistics import Outcome, baseline_of, best_outcome, make_rows
-from fgst.sweep.trial import MICRO_BATCHES, SPOOLS, TrialContext
+from fgst.sweep.trial import MICRO_BATCHES, SPOOLS, TrialContext, run_trial
 from fgst.tracking import ENDING, KEY, KIND, REASON, SPOOLED, TrackedRun, Tracking
 
 STORAGE = "fgst.storage"
@@ -146,8 +146,11 @@ class Session:
             )  # fmt: skip
         return found
 
-    def run(self, trials: Trials, args: argparse.Namespace, again: str) -> None:
+    def run(self, trials: Trials, args: argparse.Namespace, again: str, run: RunTrial = run_trial) -> None:
         """Run what is not done yet, and tell what came of all.
+
+        Args:
+            run: what a trial on Ray is.
 
         Raises:
             Interrupted: if something is left to do that the user has to ask for again.
@@ -182,7 +185,7 @@ class Session:
                         self._settle(progress)
                         view.listen(progress)
 
-                    self._train(search, context, budget, listen, args)
+                    self._train(search, context, budget, listen, args, run)
         except KeyboardInterrupt:
             interrupted = True
         except ServerAway as error:
@@ -200,7 +203,13 @@ class Session:
             raise Interrupted(f"a full disk: make room, then go on with: {again}") from None
 
     def _train(
-        self, search: Search, context: TrialContext, budget: Budget, listen: Any, args: argparse.Namespace
+        self,
+        search: Search,
+        context: TrialContext,
+        budget: Budget,
+        listen: Any,
+        args: argparse.Namespace,
+        run: RunTrial,
     ) -> None:
         if args.local:
             cores = len(os.sched_getaffinity(0))
@@ -211,7 +220,7 @@ class Session:
         if gpus == "auto":
             gpus = _measured_share(search.spec)
         resources = Resources(args.address, args.cpus_per_trial, gpus, args.max_concurrent)
-        run_on_ray(search, context, resources, budget, listen, search.spec.total)
+        run_on_ray(search, context, resources, budget, listen, search.spec.total, run)
 
     def _settle(self, progress: Progress) -> None:
         """Write down how a trial ended, where the trial itself could not."""

@@ -13,7 +13,6 @@ from fgst.config import TrialConfig
 from fgst.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.skeleton import Skeleton
-from fgst.training import fill_in, resolve
 
 Point = dict[str, Any]  # a value (number or text) by parameter name
 
@@ -266,6 +265,8 @@ class Trials:
             offered = self.question.parameters(self.dataset.skeleton, self.base)
             words = "; ".join(f"{p.name}: {p.in_words()}" for p in offered if p.name in point)
             raise InputError(f"--values: there is no {label_of(point)}; {words}") from None
+        from fgst.training import resolve  # with PyTorch, which a process that only reads a sweep does without
+
         config = resolve(self.base.with_values(settings), self.dataset)
         identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])
         key = hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -299,6 +300,8 @@ def make_spec(
     Raises:
         InputError: if anything in it is impossible; before anything is started.
     """
+    from fgst.training import fill_in
+
     base = fill_in(base, dataset)
     offered = list(question.parameters(dataset.skeleton, base))
     requestable = [p.name for p in offered if p.on_request]

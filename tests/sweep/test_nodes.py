@@ -12,7 +12,7 @@ import small
 
 from fgst.errors import InputError
 from fgst.sweep import nodes
-from fgst.sweep.nodes import capacity, most_cores, require_reachable
+from fgst.sweep.nodes import places, require_reachable
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,12 @@ def test_what_a_node_does_not_see(tmp_path: Path) -> None:
 def test_a_cluster_that_grows_has_what_it_may_grow_to(
     cluster: Any, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (capacity()["CPU"], most_cores()) == (2, 1)
-    assert capacity().get("GPU", 0) == 0
-    monkeypatch.setattr(nodes, "_limits", lambda: {"CPU": 32, "GPU": 8})  # as an autoscaler's configuration says
-    assert (capacity()["CPU"], capacity()["GPU"], most_cores()) == (32, 8, 0)
+    assert [(node["CPU"], node.get("GPU", 0)) for node in places()] == [(1, 0), (1, 0)]
+    assert not nodes.grows()
+    # As an autoscaler's configuration says.
+    monkeypatch.setattr(nodes, "_groups", lambda: [({"CPU": 0.0}, 1), ({"CPU": 8.0, "GPU": 1.0}, 4)])
+    assert nodes.grows()
+    assert [(node["CPU"], node.get("GPU", 0)) for node in places()] == [(0, 0)] + [(8, 1)] * 4
     cluster_of_one: list[Any] = [node for node in cluster.nodes() if node["NodeID"] == _own(cluster)]
     monkeypatch.setattr(cluster, "nodes", lambda: cluster_of_one)
     folder, uri = str(tmp_path / "storage"), f"sqlite:///{tmp_path}/mlflow.db"

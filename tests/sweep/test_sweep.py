@@ -13,7 +13,7 @@ from place import ROOT, TIMEOUT, TINY, Place, figures
 
 from fgst.errors import InputError
 from fgst.sweep.command import sweep as run_sweep
-from fgst.sweep.engine import Resources, shares
+from fgst.sweep.engine import Resources, fitting, shares
 from fgst.sweep.spec import Question, SweepSpec
 from fgst.tracking import KEY
 
@@ -158,7 +158,23 @@ def test_bad_input_is_one_line_and_exit_code_2(place: Place) -> None:
     ],
 )
 def test_shares_of_a_trial(cluster: dict[str, float], asked: Resources, given: dict[str, float], trials: int) -> None:
-    assert shares(cluster, asked, trials) == given
+    assert shares([cluster], asked, trials) == given
+
+
+def test_a_trial_lies_on_one_node() -> None:
+    nodes = [{}, {"CPU": 4.0}, {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}]
+    on_cpu = Resources(gpus_per_trial=0)
+    assert [shares(nodes, on_cpu, trials)["CPU"] for trials in (1, 2, 3, 4, 6, 12, 50)] == [4, 4, 4, 2, 2, 1, 1]
+    assert fitting(nodes, {"CPU": 3.0, "GPU": 0.0}) == 3
+    assert fitting(nodes, {"CPU": 1.0, "GPU": 0.6}) == 2  # of one GPU each
+    for asked, words in (
+        (Resources(gpus_per_trial=0, cpus_per_trial=5), "--cpus-per-trial is 5, but no node has more than 4"),
+        (Resources(gpus_per_trial=1, cpus_per_trial=8), "--cpus-per-trial is 8, but no node has more than 4"),
+    ):
+        with pytest.raises(InputError, match=words):
+            shares(nodes, asked, 1)
+    with pytest.raises(InputError, match="no node has 4 cores and 1 GPUs"):
+        shares([{"CPU": 4.0}, {"GPU": 1.0}], Resources(cpus_per_trial=4), 1)
 
 
 @pytest.mark.parametrize(
@@ -172,15 +188,7 @@ def test_shares_of_a_trial(cluster: dict[str, float], asked: Resources, given: d
 def test_what_the_cluster_can_never_give_is_refused(cluster: dict[str, float], asked: Resources, names: str) -> None:
     # Ray would wait for it for ever.
     with pytest.raises(InputError, match=names):
-        shares(cluster, asked, 1)
-
-
-def test_a_trial_gets_no_more_than_a_node_has() -> None:
-    cluster = {"CPU": 12.0}  # three nodes of four cores
-    assert shares(cluster, Resources(), 2, most_cores=4.0) == {"CPU": 4.0, "GPU": 0.0}
-    assert shares(cluster, Resources(), 6, most_cores=4.0) == {"CPU": 2.0, "GPU": 0.0}
-    with pytest.raises(InputError, match="no node has more than 4 cores"):
-        shares(cluster, Resources(cpus_per_trial=6), 2, most_cores=4.0)
+        shares([cluster], asked, 1)
 
 
 def test_dry_run_prints_the_trials_and_starts_nothing(place: Place) -> None:
