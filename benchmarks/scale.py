@@ -86,9 +86,9 @@ def virtual_cluster(nodes: int, together: int) -> Iterator[str]:
 class Watch(threading.Thread):
     """Looks at the driver, and at what serves it, each time that so many more trials have ended."""
 
-    def __init__(self, log: Path, marks: Sequence[int], storage: Path, server: int | None) -> None:
+    def __init__(self, log: Path, marks: Sequence[int], folder: Path, server: int | None) -> None:
         super().__init__(daemon=True)
-        self._log, self._marks, self._storage, self._server = log, list(marks), storage, server
+        self._log, self._marks, self._folder, self._server = log, list(marks), folder, server
         self._began, self.over = time.monotonic(), threading.Event()
         self.rows: list[dict[str, Any]] = []
 
@@ -105,15 +105,15 @@ class Watch(threading.Thread):
         row["driver_mib"] = driver.memory_full_info().uss / 2**20
         row["driver_cpu"] = _cpu([driver])
         kinds: dict[str, list[psutil.Process]] = {}
+        kinds["server"] = _server_processes(self._server, self._folder / "server") if self._server else []
         for process in driver.children(recursive=True):
             with suppress(psutil.Error):
-                kinds.setdefault(_kind(process), []).append(process)
-        if self._server is not None:
-            kinds["server"] = _server_processes(self._server)
+                if process not in kinds["server"]:
+                    kinds.setdefault(_kind(process), []).append(process)
         for kind, processes in kinds.items():
             row[f"{kind}_cpu"], row[f"{kind}_count"] = _cpu(processes), len(processes)
             row[f"{kind}_mib"] = sum(_uss(process) for process in processes)
-        states = [f.stat().st_size for f in self._storage.glob("*/ray/tune/experiment_state-*.json")]
+        states = [f.stat().st_size for f in self._folder.glob("storage/*/ray/tune/experiment_state-*.json")]
         row["tune_state_mib"] = sum(states) / 2**20
         print(json.dumps({k: round(v, 2) for k, v in row.items()}), file=sys.stderr, flush=True)
         return row
@@ -126,10 +126,11 @@ def _kind(process: psutil.Process) -> str:
     return name if name in ("gcs_server", "raylet") else "other"
 
 
-def _server_processes(pid: int) -> list[psutil.Process]:
+def _server_processes(pid: int, folder: Path) -> list[psutil.Process]:
     """MLflow's and PostgreSQL's, which are nobody's children."""
-    found = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return found + [p for p in psutil.process_iter(["name", "username"]) if p.info["name"] == "postgres"]
+    postgres = int((folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+    family = [psutil.Process(pid), psutil.Process(postgres)]
+    return family + [child for parent in family for child in parent.children(recursive=True)]
 
 
 def _cpu(processes: Sequence[psutil.Process]) -> float:
@@ -213,7 +214,7 @@ def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             trials=options.trials,
         )  # fmt: skip
         session = begin(spec, args)
-        watch = Watch(log, [max(1, int(s * options.trials)) for s in MARKS], folder / "storage", pid)
+        watch = Watch(log, [max(1, int(s * options.trials)) for s in MARKS], folder, pid)
         watch.start()
         profile = cProfile.Profile() if options.profile else None
         began = time.monotonic()
@@ -254,7 +255,7 @@ def delays(log: Path, together: int) -> dict[str, Any]:
         most = max(most, running)
     span = max(1e-9, steady[1] - steady[0])
     return {
-        "ramp_s": steady[0] - begins[0], "at_once": most,
+        "ramp_s": steady[0] - begins[0], "at_once": most, "processes": len({line["pid"] for line in lines}),
         "delay_s": quantiles(waits), "delay_first_half_s": quantiles(waits[: len(waits) // 2]),
         "delay_second_half_s": quantiles(waits[len(waits) // 2 :]),
         "metric_batch_s": quantiles(writing),

@@ -100,7 +100,7 @@ def read_curves(path: Path) -> list[Curve]:
         reason = getattr(error, "strerror", None) or "not text"
         raise InputError(f"--simulate {path}: cannot be read ({reason}); {_MAKE}") from None
     read = _from_json if text.lstrip().startswith("{") else _from_csv
-    curves = read(text, f"--simulate {path}")
+    curves = read(text, f"--simulate {path}") if text.strip() else []
     if not curves:
         raise InputError(f"--simulate {path}: holds no curve; {_MAKE}")
     return curves

@@ -256,6 +256,10 @@ def _scheduler(course: Course) -> Any:
     from ray.tune.schedulers import FIFOScheduler
 
     class Stops(FIFOScheduler):
+        def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            # Tune's own looks through all trials that ever were, at every event.
+            return next((trial for trial in tune_controller.get_live_trials() if trial.status == trial.PENDING), None)
+
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             if result.get("state") != "running":
                 return str(FIFOScheduler.CONTINUE)

@@ -206,10 +206,12 @@ def pareto_front(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[Outcome]:
     signs = {metric: 1 if way == "maximize" else -1 for way, metric in OBJECTIVES.values()}
     worth = {o.run_id: [signs[metric] * o.metrics[metric] for metric in metrics] for o in outcomes}
 
-    def beats(one: list[float], other: list[float]) -> bool:
-        return one != other and all(a >= b for a, b in zip(one, other, strict=True))
-
-    front = [o for o in outcomes if not any(beats(other, worth[o.run_id]) for other in worth.values())]
+    unbeaten, best = set(), -math.inf
+    for first, second in sorted({tuple(both) for both in worth.values()}, reverse=True):
+        if second > best:  # all that are as good in the first, or better, are less good in the second
+            unbeaten.add((first, second))
+            best = second
+    front = [o for o in outcomes if tuple(worth[o.run_id]) in unbeaten]
     return sorted(front, key=lambda o: (-worth[o.run_id][0], -worth[o.run_id][1]))
 
 

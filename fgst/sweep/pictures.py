@@ -148,16 +148,17 @@ def learning(
         what: the values' name and unit.
     """
     figure, axes = _new(WIDTH, 3.9)
+    ended = frozenset(stopped)
     faint = max(0.25, min(0.7, 12 / max(1, len(histories))))
     dots = "o" if max(len(points) for points in histories.values()) <= 12 else ""
     for epoch in rungs:
         axes.axvline(epoch, color="#a3abb3", lw=0.8, ls=":")
-    for run_id in sorted(histories, key=lambda run_id: (run_id == best, run_id not in stopped)):
+    for run_id in sorted(histories, key=lambda run_id: (run_id == best, run_id not in ended)):
         epochs = sorted(histories[run_id])
         values = [histories[run_id][epoch] for epoch in epochs]
         if run_id == best:
             axes.plot(epochs, values, color=BLUE, lw=2.4, marker=dots, ms=4.5)
-        elif run_id in stopped:
+        elif run_id in ended:
             axes.plot(epochs, values, color=ORANGE, lw=1, alpha=faint)
             axes.plot(epochs[-1:], values[-1:], color=ORANGE, marker="x", ms=5, alpha=min(1, 2 * faint))
         else:

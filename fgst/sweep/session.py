@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ STORAGE = "fgst.storage"
 STUDY = "fgst.study_storage"
 STOPPED = "fgst.stopped"  # by which limit, where something is left
 ADOPTED = "fgst.trained_before."  # before a trial's key: the run of an earlier sweep that is that trial
+CURVES = ("val/top1", "train/loss")  # that the report draws
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 
 
@@ -119,6 +120,7 @@ class Session:
     storage: str
     study: str
     resumed: bool = False
+    heard: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)  # by key, metric and epoch
 
     def outcomes(self) -> list[Outcome]:
         """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
@@ -182,6 +184,7 @@ class Session:
                 with LiveView(spec, done) as view:
 
                     def listen(progress: Progress) -> None:
+                        self._hear(progress)
                         self._settle(progress)
                         view.listen(progress)
 
@@ -221,6 +224,14 @@ class Session:
             gpus = _measured_share(search.spec)
         resources = Resources(args.address, args.cpus_per_trial, gpus, args.max_concurrent)
         run_on_ray(search, context, resources, budget, listen, search.spec.total, run)
+
+    def _hear(self, progress: Progress) -> None:
+        """Keep what the report draws."""
+        if progress.state == "running":
+            heard, epoch = self.heard.setdefault(progress.trial.key, {}), int(progress.metrics["epoch"])
+            for metric in CURVES:
+                if metric in progress.metrics:
+                    heard.setdefault(metric, {})[epoch] = progress.metrics[metric]
 
     def _settle(self, progress: Progress) -> None:
         """Write down how a trial ended, where the trial itself could not."""
@@ -301,6 +312,20 @@ class Session:
         if failed:
             sys.exit(1)
 
+    def _curves(self, outcome: Outcome) -> dict[str, dict[int, float]]:
+        """A trial's curves, as they were heard; from the store where an earlier run of the sweep heard a part of them.
+
+        Reading all of them takes two requests a trial, minutes for a thousand trials on a server.
+        """
+        heard = self.heard.get(outcome.key, {})
+        curves = {}
+        for metric in CURVES:
+            values = heard.get(metric, {})
+            last = max(values, default=0)
+            whole = len(values) == last and values.get(last) == outcome.metrics.get(metric)
+            curves[metric] = values if whole else TrackedRun(self.store, outcome.run_id).history(metric)
+        return curves
+
     def _report(self, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
         """Table, page and pictures into the sweep's run; the best's figures as its own."""
         from fgst.sweep.page import Told, write_page
@@ -310,10 +335,7 @@ class Session:
         best = best_outcome(spec, outcomes)
         halved = [o.label for o in outcomes if o.halved]
         notes = notes + [f"out of memory, so half the batch at a time: {', '.join(halved)}"] * bool(halved)
-        histories = {
-            o.run_id: {m: TrackedRun(self.store, o.run_id).history(m) for m in ("val/top1", "train/loss")}
-            for o in outcomes
-        }
+        histories = {outcome.run_id: self._curves(outcome) for outcome in outcomes}
         told = Told(spec, outcomes, histories, search.study, self.parent.run_id, again, notes)
         with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
             folder = Path(name)

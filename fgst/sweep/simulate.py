@@ -107,7 +107,7 @@ class Records:
         if not self.curves:
             longest = max(len(curve.val) for curve in inside)
             raise InputError(
-                f"{what}: its trials have up to {longest} epochs, and {epochs} are asked; --epochs {longest}"
+                f"{what}: its trials have up to {longest} epochs, and {epochs} are asked; give --epochs {longest}"
             )
         needed = [OBJECTIVES[name] for name in spec.objectives if name not in ("val_top1", "test_top1")]
         for _, metric in needed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +79,8 @@ def labels_of(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[str]:
     if spec.search == "grid":
         return list(dict.fromkeys(trial.label for trial in spec.trials))
     labels = dict.fromkeys(outcome.label for outcome in outcomes)
-    means = {label: mean_std(_of(outcomes, label, "finished"), "val/top1") for label in labels}
+    finished = _by_label(outcomes, "finished")
+    means = {label: mean_std(finished.get(label, ()), "val/top1") for label in labels}
     return sorted(labels, key=lambda label: -(means[label] or (-math.inf, 0))[0])
 
 
@@ -86,24 +88,25 @@ def make_rows(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[Row]:
     """A row for each configuration that is part of the sweep."""
     published = dict(spec.published)
     labels = labels_of(spec, outcomes)
-    planned = [trial.label for trial in spec.trials]
+    planned, begun = Counter(trial.label for trial in spec.trials), Counter(outcome.label for outcome in outcomes)
+    ended = {ending: _by_label(outcomes, ending) for ending in ("finished", "pruned", "failed")}
     baseline = baseline_of(spec, outcomes)
-    base = _of(outcomes, baseline, "finished") if baseline else []
+    base = ended["finished"].get(baseline, []) if baseline else []
     rows = []
     for label in labels:
-        finished = _of(outcomes, label, "finished")
+        finished = ended["finished"].get(label, [])
         differences = [None if label == baseline else paired(finished, base, m) for m in ("val/top1", "test/top1")]
         rows.append(
             Row(
                 label=label,
                 finished=len(finished),
-                trials=planned.count(label) or sum(outcome.label == label for outcome in outcomes),
+                trials=planned[label] or begun[label],
                 val=mean_std(finished, "val/top1"),
                 test=mean_std(finished, "test/top1"),
                 minutes=mean_std(finished, "minutes"),
                 published=published.get(label),
-                pruned=len(_of(outcomes, label, "pruned")),
-                failed=len(_of(outcomes, label, "failed")),
+                pruned=len(ended["pruned"].get(label, ())),
+                failed=len(ended["failed"].get(label, ())),
                 val_difference=differences[0],
                 test_difference=differences[1],
             )
@@ -131,9 +134,10 @@ def best_outcome(spec: SweepSpec, outcomes: Sequence[Outcome]) -> Outcome | None
         order = {trial.key: number for number, trial in enumerate(spec.trials)}
         finished.sort(key=lambda outcome: order.get(outcome.key, len(order)))
 
+    means = {label: mean_std(some, "val/top1") for label, some in _by_label(finished, "finished").items()}
+
     def worth(outcome: Outcome) -> tuple[float, float]:
-        mean = mean_std(_of(finished, outcome.label, "finished"), "val/top1")
-        return (mean or (0.0, 0.0))[0], outcome.metrics.get("val/top1", 0.0)
+        return (means[outcome.label] or (0.0, 0.0))[0], outcome.metrics.get("val/top1", 0.0)
 
     return max(finished, key=worth, default=None)
 
@@ -199,5 +203,9 @@ def rank_report(spec: SweepSpec, histories: Sequence[Mapping[int, float]]) -> li
     return rungs
 
 
-def _of(outcomes: Sequence[Outcome], label: str, ending: str) -> list[Outcome]:
-    return [outcome for outcome in outcomes if outcome.label == label and outcome.ending == ending]
+def _by_label(outcomes: Sequence[Outcome], ending: str) -> dict[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.ending == ending:
+            found[outcome.label].append(outcome)
+    return found
