@@ -161,6 +161,7 @@ def test_the_world_is_no_place_to_ssh_from(ssh_from: str) -> None:
     assert not re.fullmatch(pattern, ssh_from)
 
 
+@pytest.mark.slow
 def test_the_template_is_what_cloudformation_reads() -> None:
     """By AWS's own descriptions of its resources; and without YAML anchors, which CloudFormation does not take."""
     lint = pytest.importorskip("cfnlint.api", reason="install the extra: pip install -e '.[test]'")
