@@ -28,6 +28,8 @@ END
 if [ "$role" = head ]; then
   # By its private address, which the workers reach; the security group keeps everybody else out.
   echo "export MLFLOW_TRACKING_URI=http://$(hostname -I | cut -d' ' -f1):5000" >>"$HOME/.fgst_env"
+  # What `ray job stop` gives a sweep to write down where it stands; Ray's three seconds are too few.
+  echo "export RAY_JOB_STOP_WAIT_TIME_S=120" >>"$HOME/.fgst_env"
 fi
 touch "$HOME/.bashrc"
 grep -q fgst_env "$HOME/.bashrc" || sed -i '1i . "$HOME/.fgst_env"' "$HOME/.bashrc" 2>/dev/null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,15 @@ def _mounts(config: dict[str, Any]) -> list[str]:
     ]
 
 
+@cache
+def _run_instances() -> Any:
+    """AWS' own description of the call that starts machines."""
+    return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+
+
 def _aws(config: dict[str, Any]) -> list[str]:
     found = [] if config["provider"].get("region") else ["provider: no region"]
-    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-    assert shape is not None
+    shape = _run_instances()
     offered = shape.members["InstanceType"].enum
     for name, kind in config["available_node_types"].items():
         node = kind["node_config"]

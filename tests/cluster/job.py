@@ -1,4 +1,4 @@
-"""A sweep as a job of a Ray cluster with a token (`test_jobs.py` gives this a namespace of its own and starts it).
+"""A sweep as a job of a Ray cluster with a token (`test_real_ray.py` gives this a namespace of its own and starts it).
 
 Inside, this machine is the whole world: nobody else's Ray is seen, and none of ours is left when it ends.
 """
@@ -27,7 +27,6 @@ def call(*command: str, fails: bool = False, **environment: str) -> str:
 def main() -> None:
     folder = Path(sys.argv[1])
     call("ip", "link", "set", "lo", "up")
-    Path("/tmp/ray").mkdir(exist_ok=True)
     call("mount", "-t", "tmpfs", "tmpfs", "/tmp/ray")
     os.environ |= {
         "HOME": str(folder),

@@ -2,7 +2,8 @@
 
 `ray up` runs for real against them. Each command of the cluster's file is run by a real bash, in the node's folder as
 its home; only what would install or start something there (uv, curl, sudo, ray, the environment's python) writes down
-how it was called instead. Ray's own `ray stop` would end every Ray process of the machine.
+how it was called instead. Ray's own `ray stop` would end every Ray process of the machine. With FGST_RAY, `ray start`
+does start Ray (autoscale.py, in a namespace of its own).
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ _NOTE = """#!/bin/sh
 {python} - "$FGST_LOG" "$0" "$@" <<'END'
 import json, os, sys
 kept = ("RAY_AUTH_MODE", "RAY_HEAD_IP", "RAY_OVERRIDE_RESOURCES", "RAY_enable_autoscaler_v2", "FGST_STORAGE",
-        "FGST_SERVER_PASSWORD", "MLFLOW_TRACKING_URI")
+        "FGST_SERVER_PASSWORD", "MLFLOW_TRACKING_URI", "RAY_JOB_STOP_WAIT_TIME_S")
 environment = {{name: os.environ[name] for name in kept if name in os.environ}}
 with open(sys.argv[1], "a") as log:
     call = {{"program": os.path.basename(sys.argv[2]), "arguments": sys.argv[3:], "environment": environment}}
     log.write(json.dumps(call) + "\\n")
 END
 """
+# All nodes are one machine with one address: what would be on the same port twice is left to Ray to choose.
+_START = """if [ -n "${FGST_RAY:-}" ] && [ "$1" = start ]; then
+  for one; do shift; case $one in --object-manager-port=*) ;; *) set -- "$@" "$one" ;; esac; done
+  "$FGST_RAY" "$@" --object-store-memory=100000000 || exit 1
+fi"""
 # The installer that curl would fetch puts a uv there, and that makes an environment of such programs.
 _CURL = """cat <<'END'
 cp "$HOME/.local/share/uv" "$UV_INSTALL_DIR/uv"
@@ -38,7 +44,7 @@ exec >/dev/null"""
 _UV = """case "$1" in
   --version) echo "uv $(sed -n 's/^uv==//p' "$HOME/fgst/constraints.txt") (a test)"; exit 0 ;;
   venv) for last; do :; done; mkdir -p "$last/bin"
-    for name in python ray; do cp "$HOME/.local/share/note" "$last/bin/$name"; done ;;
+    for name in python ray; do cp "$HOME/.local/share/$name" "$last/bin/$name"; done ;;
 esac"""
 
 
@@ -91,7 +97,10 @@ def _boot(home: Path) -> None:
     for name, before in {"curl": _CURL, "sudo": ""}.items():
         _write(home / ".local/bin" / name, _NOTE.format(python=sys.executable, before=before))
     _write(home / ".local/share/uv", _NOTE.format(python=sys.executable, before=_UV))
-    _write(home / ".local/share/note", _NOTE.format(python=sys.executable, before=""))
+    _write(home / ".local/share/python", _NOTE.format(python=sys.executable, before=""))
+    _write(home / ".local/share/ray", _NOTE.format(python=sys.executable, before=_START))
+    for program in (Path(os.environ["FGST_NODES"]) / "programs").iterdir() if "FGST_NODES" in os.environ else ():
+        (home / ".local/bin" / program.name).symlink_to(program)  # the head goes on to the workers
 
 
 def _ssh(arguments: list[str]) -> int:
@@ -105,6 +114,7 @@ def _ssh(arguments: list[str]) -> int:
     environment = {
         "HOME": str(home), "PATH": "/usr/bin:/bin", "FGST_LOG": str(home / ".calls"), "LANG": "C.UTF-8", "TERM": "dumb",
     }  # fmt: skip
+    environment |= {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "FGST_NODES", "FGST_RAY"))}
     os.chdir(home)
     os.execve("/bin/sh", ["/bin/sh", "-c", command], environment)
 

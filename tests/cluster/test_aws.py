@@ -8,136 +8,29 @@ from __future__ import annotations
 
 import ast
 import copy
-import hashlib
 import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import boto3
 import pytest
 import yaml
-from checks import ROOT, WORLD, read
-from moto.server import ThreadedMotoServer
+from checks import ROOT, WORLD
+from cloud import BUCKET, MINE, PASSWORD, REGION, TOKEN, Account, an_account, credentials
 from nodes import Nodes
 
 pytest.importorskip("jsonschema")
-REGION, BUCKET, MINE = "us-east-1", "motion", "203.0.113.7/32"
-PASSWORD, TOKEN = "correct horse battery staple", "0f" * 32
-
-
-@dataclass
-class Account:
-    """An account at "AWS" in which aws-account.yaml was deployed, and somebody's computer with a cluster's file."""
-
-    home: Path
-    file: Path
-    config: dict[str, Any]
-    security_group: str
-    environment: dict[str, str]
-
-    def ec2(self) -> Any:
-        return boto3.client("ec2", REGION)
-
-    def instances(self, **tags: str) -> list[dict[str, Any]]:
-        filters = [{"Name": f"tag:{name}", "Values": [value]} for name, value in tags.items()]
-        found = self.ec2().describe_instances(Filters=filters)["Reservations"]
-        return [i for r in found for i in r["Instances"] if i["State"]["Name"] in ("pending", "running")]
-
-    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        ray = str(Path(sys.executable).with_name("ray"))
-        return subprocess.run(
-            [ray, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=100, check=False
-        )
-
-
-def _forget_clients() -> None:
-    """Ray keeps its connections for as long as the process lives; here each test has an AWS of its own."""
-    from ray.autoscaler._private.aws import config, utils
-
-    for kept in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
-        kept.cache_clear()
 
 
 @pytest.fixture
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    home = tmp_path / "home"
-    for name, text in {".ray/auth_token": TOKEN, ".mlflow/credentials": credentials("admin")}.items():
-        (home / name).parent.mkdir(parents=True)
-        (home / name).write_text(text)
-    nodes = tmp_path / "nodes"
-    for name, value in {
-        "HOME": str(home),
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "FGST_NODES": str(nodes),
-        "TMPDIR": str(tmp_path),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_UP_enable_autoscaler_v2": "1",
-        "PATH": f"{nodes / 'programs'}{os.pathsep}{os.environ['PATH']}",
-    }.items():
-        monkeypatch.setenv(name, value)
-    _forget_clients()
-    urlopen(
-        Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    ).close()  # it keeps accounts for as long as it lives
-    group = deploy()
-    text = (ROOT / "cluster.yaml").read_text()
-    text = (
-        text.replace("sg-CHANGE-ME", group)
-        .replace("CHANGE-ME/fgst", f"{BUCKET}/fgst")
-        .replace("ami-CHANGE-ME", image())
-    )
-    name = f"fgst-{tmp_path.name}"
-    text = text.replace("cluster_name: fgst", f"cluster_name: {name}")
-    file = tmp_path / "cluster.yaml"
-    file.write_text(text)
     monkeypatch.chdir(ROOT)
-    yield Account(home, file, read(file), group, dict(os.environ))
-    server.stop()
-    _forget_clients()
-    for folder in Path("/tmp").glob(f"ray_ssh_*/{hashlib.sha256(name.encode()).hexdigest()[:10]}"):
-        folder.rmdir()  # where ssh would keep its connections
-        with suppress(OSError):
-            folder.parent.rmdir()
-
-
-def credentials(user: str) -> str:
-    return f"[mlflow]\nmlflow_tracking_username = {user}\nmlflow_tracking_password = {PASSWORD}\n"
-
-
-def image() -> str:
-    return str(boto3.client("ec2", REGION).describe_images(Owners=["099720109477"])["Images"][0]["ImageId"])
-
-
-def deploy(ssh_from: str = MINE) -> str:
-    """What `aws cloudformation deploy` does with cluster/aws-account.yaml; the security group that it prints."""
-    vpc = boto3.client("ec2", REGION).describe_vpcs()["Vpcs"][0]["VpcId"]
-    stacks = boto3.client("cloudformation", REGION)
-    stacks.create_stack(
-        StackName="fgst",
-        TemplateBody=(ROOT / "cluster" / "aws-account.yaml").read_text(),
-        Parameters=[
-            {"ParameterKey": key, "ParameterValue": value}
-            for key, value in {"SshFrom": ssh_from, "Vpc": vpc, "Bucket": BUCKET}.items()
-        ],
-        Capabilities=["CAPABILITY_NAMED_IAM"],
-    )
-    (stack,) = stacks.describe_stacks(StackName="fgst")["Stacks"]
-    assert stack["StackStatus"] == "CREATE_COMPLETE"
-    return str({output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}["SecurityGroup"])
+    with an_account(tmp_path, monkeypatch.setenv) as account:
+        yield account
 
 
 def open_to(groups: list[dict[str, Any]]) -> list[tuple[Any, str]]:
@@ -268,6 +161,7 @@ def test_the_world_is_no_place_to_ssh_from(ssh_from: str) -> None:
     assert not re.fullmatch(pattern, ssh_from)
 
 
+@pytest.mark.slow
 def test_the_template_is_what_cloudformation_reads() -> None:
     """By AWS's own descriptions of its resources; and without YAML anchors, which CloudFormation does not take."""
     lint = pytest.importorskip("cfnlint.api", reason="install the extra: pip install -e '.[test]'")
@@ -338,6 +232,7 @@ def check_head(nodes: Nodes, address: str) -> None:
     start = starts[1]
     assert {"--head", "--dashboard-host=127.0.0.1"} < set(start.arguments)
     assert start.environment["RAY_AUTH_MODE"] == "token"
+    assert int(start.environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
     assert json.loads(start.environment["RAY_OVERRIDE_RESOURCES"]) == {"CPU": 0, "GPU": 0}
 
 
