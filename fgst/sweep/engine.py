@@ -53,6 +53,7 @@ class Course:
     def __init__(self, search: Search, budget: Budget, listen: Listener) -> None:
         self._search, self._budget, self._listen = search, budget, listen
         self.trials: dict[str, Trial] = {}
+        self.order: dict[str, int] = {}  # in which they were asked for, by key
         self._last: dict[str, dict[str, float]] = {}
         self._stopped: dict[str, str] = {}
 
@@ -65,6 +66,7 @@ class Course:
         if trial is not None:
             self._budget.began()
             self.trials[trial.key] = trial
+            self.order[trial.key] = len(self.order)
         return trial
 
     @property
@@ -258,7 +260,8 @@ def _scheduler(course: Course) -> Any:
     class Stops(FIFOScheduler):
         def choose_trial_to_run(self, tune_controller: Any) -> Any:
             # Tune's own looks through all trials that ever were, at every event.
-            return next((trial for trial in tune_controller.get_live_trials() if trial.status == trial.PENDING), None)
+            waiting = (trial for trial in tune_controller.get_live_trials() if trial.status == trial.PENDING)
+            return min(waiting, key=lambda trial: course.order[_key(trial)], default=None)
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             if result.get("state") != "running":

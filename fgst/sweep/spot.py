@@ -129,11 +129,11 @@ def drain(seconds: float, address: str | None = None, node: str | None = None) -
 
 
 def trial_processes() -> list[psutil.Process]:
-    """The processes of this user in which Ray runs something just now."""
+    """The processes of this user in which Ray trains; without Ray's own, which hold the node together."""
     found = []
     for process in psutil.process_iter(["name", "cmdline", "uids"]):
         title = (process.info["cmdline"] or [process.info["name"] or ""])[0]
-        if title.startswith("ray::") and "IDLE" not in title and process.info["uids"].real == os.getuid():
+        if title.startswith("ray::") and "Trainable" in title and process.info["uids"].real == os.getuid():
             found.append(process)
     return found
 

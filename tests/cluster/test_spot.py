@@ -196,7 +196,7 @@ def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPa
         ray.init(address=cluster.address, logging_level="ERROR")
 
         @ray.remote(num_cpus=1, max_restarts=0)
-        class Trial:
+        class Trainable:  # as Tune names it
             def run(self) -> None:
                 time.sleep(600)
 
@@ -206,7 +206,7 @@ def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPa
             def node(self) -> str:
                 return str(ray.get_runtime_context().get_node_id())
 
-        trial = Trial.remote()
+        trial = Trainable.remote()
         pid = ray.get(trial.pid.remote())
         running = trial.run.remote()
         deadline = time.monotonic() + 60
@@ -215,7 +215,7 @@ def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPa
             time.sleep(0.1)
         assert drain(100, cluster.address, node.node_id)
         # It has a core left, and yet the next one waits for a node that is still to come.
-        where = Trial.remote().node.remote()
+        where = Trainable.remote().node.remote()
         later = cluster.add_node(num_cpus=2)
         assert ray.get(where, timeout=120) == later.node_id
         assert psutil.pid_exists(pid)  # a drain alone ends nobody
