@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import itertools
 import json
 import os
 import pstats
@@ -25,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         watch.join()
         found = {"seconds": seconds, "growth": watch.rows, **delays(log, options.together)}
         if options.store != "none":
-            found["report"] = measure_report(session, folder)
+            found["reading"] = measure_reading(session)
         return found
 
 
@@ -243,9 +244,12 @@ def delays(log: Path, together: int) -> dict[str, Any]:
     last: dict[str, float] = {}
     for line in lines:
         last[line["key"]] = line["at"]
-    ends = sorted(last.values())
-    # The place that the n-th end leaves is taken by the n-th begin after those of the start.
-    waits = [begin - end for end, begin in zip(ends, begins[together:], strict=False)]
+    # Tune keeps a trial's process for the next one: a process is a place.
+    places: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        places.setdefault(line["pid"], []).append(line)
+    pairs = [pair for place in places.values() for pair in itertools.pairwise(place) if pair[1]["what"] == "begin"]
+    waits = [later["at"] - before["at"] for before, later in sorted(pairs, key=lambda pair: pair[1]["at"])]
     writing = [line["writing"] for line in lines if line["what"] == "epoch" and line["epoch"] < 9]
     steady = (begins[together] if len(begins) > together else begins[0], begins[-1])
     inside = [line for line in lines if steady[0] <= line["at"] <= steady[1]]
@@ -271,44 +275,63 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": cuts[9], "p95": cuts[18], "max": max(values)}
 
 
-def measure_report(session: Any, folder: Path) -> list[dict[str, float]]:
-    """Seconds of each piece of the report, of the first 250, 500 … trials."""
-    from contextlib import redirect_stdout
-
-    import optuna
-
-    from fgst.sweep.page import Told, write_page
-    from fgst.sweep.report import print_table, to_csv
-    from fgst.sweep.statistics import best_outcome, make_rows
+def measure_reading(session: Any) -> dict[str, float]:
+    """Seconds in which what the report needs is read from the store."""
     from fgst.tracking import TrackedRun
 
-    spec, rows = session.spec, []
-    study = optuna.load_study(study_name=session.parent.run_id, storage=session.study)
     began = time.perf_counter()
-    everything = session.outcomes()
-    reading = time.perf_counter() - began
+    outcomes = session.outcomes()
+    read = time.perf_counter()
+    for outcome in outcomes[:50]:
+        TrackedRun(session.store, outcome.run_id).history("val/top1")
+    a_curve = (time.perf_counter() - read) / len(outcomes[:50])
+    return {"trials": len(outcomes), "trials_s": read - began, "a_curve_s": a_curve}
+
+
+def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, float]]:
+    """Processor time of each piece of the report on so many made-up trials, and the page's size."""
+    from fgst.sweep.page import Told, write_page
+    from fgst.sweep.report import print_table, to_csv
+    from fgst.sweep.search import Search
+    from fgst.sweep.spec import EarlyStop, Trials, make_spec
+    from fgst.sweep.statistics import Outcome, best_outcome, make_rows
+
+    question, base, dataset = question_and_base(folder, epochs)
+    spec = make_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), search="random")
+    search = Search(spec, Trials(question, spec.base, dataset), None, "report")
+    everything, curves = [], {}
+    while (trial := search.ask()) is not None:
+        values: dict[int, float] = {}
+        for epoch in range(1, epochs + 1):
+            values[epoch] = accuracy(trial, epoch)
+            if stopped := search.result(trial.key, epoch, {"val/top1": values[epoch]}):
+                break
+        ending, seed = "pruned" if stopped else "finished", trial.config.train.seed
+        metrics = {"val/top1": values[epoch], "test/top1": values[epoch], "minutes": 1.0, "device_seconds": 60.0}
+        search.tell(trial.key, ending, metrics, trial)
+        everything.append(Outcome(trial.key, trial.label, seed, dict(trial.point), trial.key, ending, metrics))
+        curves[trial.key] = {"val/top1": values, "train/loss": {e: 100 - v for e, v in values.items()}}
+    rows = []
     for share in MARKS[1:]:
         outcomes = everything[: int(share * len(everything))]
-        times = {"trials": float(len(outcomes)), "read_trials_s": reading * share}
+        times = {"trials": float(len(outcomes))}
 
         def timed(what: str, call: Any, into: dict[str, float] = times) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             answer = call()
-            into[what] = time.perf_counter() - began
+            into[what] = time.process_time() - began
             return answer
 
-        some = outcomes[:: max(1, len(outcomes) // 100)]
-        timed("read_curves_s", lambda: [TrackedRun(session.store, o.run_id).history("val/top1") for o in some])  # noqa: B023
-        times["read_curves_s"] *= 2 * len(outcomes) / len(some)  # two metrics, of every trial
-        histories = {o.run_id: {"val/top1": {1: 50.0, 3: 60.0}, "train/loss": {1: 2.0, 3: 1.0}} for o in outcomes}
-        table = timed("rows_s", lambda: make_rows(spec, outcomes))  # noqa: B023
-        timed("best_s", lambda: best_outcome(spec, outcomes))  # noqa: B023
-        with (folder / "table.txt").open("w") as file, redirect_stdout(file):
-            timed("table_s", lambda: print_table(spec, table, None))  # noqa: B023
-        timed("csv_s", lambda: to_csv(spec, table))  # noqa: B023
-        told = Told(spec, outcomes, histories, study, session.parent.run_id, "python …")
-        page = timed("page_s", lambda: write_page(told, folder / "page"))  # noqa: B023
-        times["page_kb"] = page.stat().st_size / 1000
+        def pieces(outcomes: list[Outcome] = outcomes, timed: Any = timed) -> Path:
+            table = timed("rows_s", lambda: make_rows(spec, outcomes))
+            timed("best_s", lambda: best_outcome(spec, outcomes))
+            with (folder / "table.txt").open("w") as file, redirect_stdout(file):
+                timed("table_s", lambda: print_table(spec, table, None))
+            timed("csv_s", lambda: to_csv(spec, table))
+            told = Told(spec, outcomes, curves, search.study, "0" * 32, "python …")
+            return timed("page_s", lambda: write_page(told, folder / "page"))
+
+        times["page_kb"] = pieces().stat().st_size / 1000
         rows.append(times)
         print(json.dumps({k: round(v, 3) for k, v in times.items()}), file=sys.stderr, flush=True)
     return rows
@@ -326,7 +349,7 @@ def main() -> None:
     parser.add_argument("--search", default="optuna", choices=("optuna", "random"), help="(default: %(default)s)")
     parser.add_argument("--early-stop", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--store", choices=("server", "sqlite", "none"), default="server", help="where trials write")
-    parser.add_argument("--only", choices=("search", "sweep"), help="a part (default: both)")
+    parser.add_argument("--only", choices=("search", "report", "sweep"), help="a part (default: all)")
     parser.add_argument("--profile", action="store_true", help="where the driver's time goes")
     parser.add_argument("--dir", help="keep everything there; default: a folder that is removed")
     options = parser.parse_args()
@@ -336,10 +359,13 @@ def main() -> None:
     folder.chmod(0o755)  # PostgreSQL runs as another user where this is root
     found: dict[str, Any] = {}
     try:
-        if options.only != "sweep":
+        if options.only in (None, "search"):
             (folder / "search").mkdir()
             found["search"] = measure_search(folder / "search", options.trials, options.epochs, options.seeds)
-        if options.only != "search":
+        if options.only in (None, "report"):
+            (folder / "report").mkdir()
+            found["report"] = measure_report(folder / "report", options.trials, options.epochs)
+        if options.only in (None, "sweep"):
             found |= measure_sweep(folder, options)
     finally:
         if not options.dir:
