@@ -78,7 +78,7 @@ def sweep(dataset: str, epochs: int, values: list[int], folder: Path) -> tuple[f
         while process.poll() is None:
             try:
                 family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-                sizes = [p.memory_full_info().pss for p in family if "ImplicitFunc" not in p.name()]
+                sizes = [p.memory_full_info().pss for p in family if "Trainable" not in p.name()]
                 idle = max(idle, sum(sizes) / 2**20)
             except psutil.Error:
                 pass

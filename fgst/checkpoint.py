@@ -1,8 +1,9 @@
 """Checkpoints: directories ``{model.safetensors, state.pt, config.json}``, complete or not there at all.
 
-A training keeps one, ``epoch-00012`` inside its folder. A new one is written under a temporary name, renamed, and
-only then the older one goes: a process killed at any moment leaves a complete checkpoint behind. ``state.pt`` is
-read as tensors and plain values only, never as code.
+A training keeps one, ``epoch-00012`` inside its folder, or ``epoch-00012-step-00345`` where it was stopped in the
+middle of the epoch after. A new one is written under a temporary name, renamed, and only then the older one goes: a
+process killed at any moment leaves a complete checkpoint behind. ``state.pt`` is read as tensors and plain values only,
+never as code.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
-_NAME = re.compile(r"epoch-(\d{5,})")
+_NAME = re.compile(r"epoch-(\d{5,})(?:-step-(\d{5,}))?")
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,16 @@ def load_weights(directory: Path, model: FGSTFormer) -> None:
         raise InputError(f"{weights}: does not hold the weights of this network ({error})") from None
 
 
-def save_checkpoint(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard, state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of ``epoch`` into ``folder`` and remove older ones; returns its directory."""
+def save_checkpoint(
+    folder: Path, epoch: int, model: FGSTFormer, card: ModelCard, state: Mapping[str, Any], step: int = 0
+) -> Path:
+    """Write a checkpoint into ``folder`` and remove older ones; returns its directory.
+
+    Args:
+        epoch, step: how many epochs are done, and steps of the next one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"epoch-{epoch:05d}"
+    final = folder / (f"epoch-{epoch:05d}" + (f"-step-{step:05d}" if step else ""))
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     aside = temporary.with_suffix(".old.tmp")
     for leftover in (temporary, aside):
@@ -148,8 +155,14 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint in ``folder``, if there is one."""
     if not folder.is_dir():
         return None
-    found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)]
-    return max(found, key=lambda entry: int(entry.name.removeprefix("epoch-")), default=None)
+    found = [entry for entry in folder.iterdir() if progress(entry.name) is not None]
+    return max(found, key=lambda entry: progress(entry.name) or (0, 0), default=None)
+
+
+def progress(name: str) -> tuple[int, int] | None:
+    """Epochs and steps that a checkpoint's name tells; ``None`` if it is no checkpoint's."""
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def load_state(directory: Path) -> dict[str, Any]:

@@ -30,6 +30,10 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+class Leaving(Exception):
+    """A training was asked to leave, in the middle of an epoch; all steps so far are in its checkpoint."""
+
+
 class Interrupted(Exception):
     """Ctrl-C, after everything was saved; the message says how to go on."""
 

@@ -290,7 +290,8 @@ def _print(report: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     logged = report["logged_top1"]
-    told = "" if logged is None else f" (logged by the training: {logged:.2f} %)"
+    by = "when it was fused" if report["kind"] == "ensemble" else "by the training"
+    told = "" if logged is None else f" (logged {by}: {logged:.2f} %)"
     low, high = report["top1_interval"]
     lines = [
         f"top-1 {report['top1']:.2f} %{told}, 95 % interval {low:.1f} to {high:.1f} %",

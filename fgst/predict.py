@@ -157,6 +157,7 @@ def _print(found: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table("file", "most likely", "%", "then")
+    table.columns[0].overflow = "fold"  # whole, on several lines if need be: names differ at their ends
     table.columns[2].justify = "right"
     for row in found:
         if "fault" in row:

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from fgst import figures
 from fgst.config import TrialConfig
+from fgst.errors import Leaving
 from fgst.spool import Record, Spool
 from fgst.training import EpochResult
 
@@ -210,6 +211,9 @@ def track(
         run.finish()
     except GeneratorExit:
         run.finish("KILLED")  # whoever stopped listening says why
+        raise
+    except Leaving:
+        run.finish("KILLED", "its node was about to go")
         raise
     except KeyboardInterrupt:
         run.finish("KILLED", "interrupted")

@@ -1,7 +1,8 @@
 """Training of one trial: ``fit(config)`` yields one :class:`EpochResult` per epoch.
 
 It knows neither Ray nor MLflow: they, the progress bar and the tests consume what it yields. Everything random
-follows from (seed, epoch), so a training that is stopped and resumed ends with the same bits as one that was not.
+follows from (seed, epoch), so a training that is stopped and resumed ends with the same bits as one that was not,
+also where it was stopped in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fgst.batches import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipSto
 from fgst.checkpoint import ModelCard, latest_checkpoint, load_state, load_weights, save_checkpoint
 from fgst.config import TrainConfig, TrialConfig
 from fgst.dataset import ArrowDataset
-from fgst.errors import InputError
+from fgst.errors import InputError, Leaving
 from fgst.metrics import Scores
 from fgst.model import FGSTFormer
 
@@ -109,6 +110,7 @@ def fit(
     checkpoints: Path | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
     micro_batches: int = 1,
+    leave: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochResult]:
     """Train a trial, epoch by epoch.
 
@@ -121,6 +123,7 @@ def fit(
         on_step: told (epoch from 1, steps done, steps of the epoch).
         micro_batches: parts that each batch goes through the network in, one after another, their gradients added up:
             takes less memory. Batch norm then sees the parts, so the figures are not those of whole batches.
+        leave: asked after each step; once it says yes, what was learnt so far is kept and :class:`Leaving` raised.
 
     Yields:
         an :class:`EpochResult` per epoch, after its checkpoint is on disk.
@@ -128,6 +131,7 @@ def fit(
     Raises:
         InputError: if configuration, data set and checkpoint do not fit together.
         DivergedError: if the loss stops being a number.
+        Leaving: when ``leave`` says so.
     """
     if dataset is None:
         dataset = ArrowDataset(config.data.dataset)
@@ -155,24 +159,40 @@ def fit(
     # What is scored and kept: the network, or the moving average of its weights.
     scored = copy.deepcopy(model) if train.ema else model
 
-    done, minutes = 0, 0.0
+    done, metrics, begun = 0, {"minutes": 0.0}, _Begun()
     found = latest_checkpoint(checkpoints) if checkpoints else None
     if found is not None:
-        done, metrics = _restore(found, card, model, scored, optimizer)
-        minutes = metrics["minutes"]
-        yield _finished(done, metrics, scored, stores, train, found, replayed=True)
+        done, metrics, begun = _restore(found, card, model, scored, optimizer, begun)
+        if done:
+            yield _finished(done, metrics, scored, stores, train, found, replayed=True)
+
+    def save(epoch: int, step: int = 0) -> Path | None:
+        if checkpoints is None:
+            return None
+        state = {"epoch": epoch, "optimizer": optimizer.state_dict(), "metrics": metrics}
+        if scored is not model:
+            state["weights"] = model.state_dict()
+        if step:
+            state["begun"] = dataclasses.asdict(begun)
+        return save_checkpoint(checkpoints, epoch, scored, card, state, step)
 
     steps = stores["train"].steps(train.batch_size, train.repeat)
     for epoch in range(done + 1, train.epochs + 1):
+        if leave():
+            raise Leaving
         began = time.perf_counter()
         torch.manual_seed(_seed(train.seed, epoch))
         generator = torch.Generator(where).manual_seed(_seed(train.seed, epoch, 1))
         model.train()
-        loss_sum = torch.zeros((), device=where)
-        correct = torch.zeros((), device=where)
-        clips = 0
+        loss_sum, correct = begun.loss_sum.to(where), begun.correct.to(where)
+        clips = begun.clips
         lr = 0.0
         for step, batch in enumerate(stores["train"].training_batches(train.batch_size, train.repeat, generator)):
+            # Steps that were done before an interruption: their batches are drawn again, which costs next to nothing.
+            if step < begun.steps:
+                continue
+            if begun.steps and step == begun.steps:
+                _set_random_state(begun, where)
             # The middle of the step: no step is without a rate, and the last one of an epoch still belongs to it.
             lr = learning_rate(train, epoch - 1 + (step + 0.5) / steps)
             for group in optimizer.param_groups:
@@ -191,22 +211,49 @@ def fit(
             clips += len(batch.labels)
             if on_step is not None:
                 on_step(epoch, step + 1, steps)
+            if step + 1 < steps and leave():
+                seconds = begun.seconds + time.perf_counter() - began
+                begun = _Begun(step + 1, clips, seconds, loss_sum.cpu(), correct.cpu(), *_random_state(where))
+                save(epoch - 1, step + 1)
+                raise Leaving
+        minutes = metrics["minutes"]
         metrics = {"train/loss": float(loss_sum) / clips, "train/top1": 100 * float(correct) / clips, "lr": lr}
         _require_finite(metrics, "train", epoch)
-        seconds = time.perf_counter() - began
+        seconds = begun.seconds + time.perf_counter() - began
         val = score(scored, stores["val"]) if "val" in stores else None
         if val is not None:
             metrics |= _accuracies("val", val)
             _require_finite(metrics, "val", epoch)  # the weights after the epoch's last step, which train/loss missed
-        minutes += (time.perf_counter() - began) / 60
+        minutes += (begun.seconds + time.perf_counter() - began) / 60
         metrics |= {"clips_per_second": clips / seconds, "minutes": minutes}
-        saved = None
-        if checkpoints is not None:
-            state = {"epoch": epoch, "optimizer": optimizer.state_dict(), "metrics": metrics}
-            if scored is not model:
-                state["weights"] = model.state_dict()
-            saved = save_checkpoint(checkpoints, epoch, scored, card, state)
+        begun = _Begun()
+        saved = save(epoch)
         yield _finished(epoch, metrics, scored, stores, train, saved, val)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The part of an epoch that was trained before an interruption."""
+
+    steps: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    correct: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    random: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    random_of_device: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+
+def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """What dropout draws from, on the host and on the device."""
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
+    return torch.get_rng_state(), of_device
+
+
+def _set_random_state(begun: _Begun, device: torch.device) -> None:
+    torch.set_rng_state(begun.random)
+    if device.type == "cuda" and len(begun.random_of_device):
+        torch.cuda.set_rng_state(begun.random_of_device, device)
 
 
 @torch.no_grad()
@@ -252,9 +299,18 @@ def _accuracies(split: str, scores: Scores) -> dict[str, float]:
 
 
 def _restore(
-    checkpoint: Path, card: ModelCard, model: FGSTFormer, scored: FGSTFormer, optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, float]]:
-    """Put a checkpoint's weights and optimiser state in place; returns its epoch and that epoch's metrics."""
+    checkpoint: Path,
+    card: ModelCard,
+    model: FGSTFormer,
+    scored: FGSTFormer,
+    optimizer: torch.optim.Optimizer,
+    begun: _Begun,
+) -> tuple[int, dict[str, float], _Begun]:
+    """Put a checkpoint's weights and optimiser state in place.
+
+    Returns:
+        its epoch, that epoch's metrics, and what was trained of the next one.
+    """
     found = ModelCard.read(checkpoint / "config.json")
     for name, value in card.config.flat().items():
         was = found.config.flat()[name]
@@ -269,7 +325,9 @@ def _restore(
         if scored is not model:
             model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["epoch"]), dict(state["metrics"])
+        if "begun" in state:
+            begun = _Begun(**state["begun"])
+        return int(state["epoch"]), dict(state["metrics"]), begun
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         path = checkpoint / "state.pt"
         raise InputError(f"{path}: is not of this training ({error!r}); remove {checkpoint}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,28 @@ def tracking_uri(_fresh_store: Path, tmp_path: Path) -> str:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
     """A small generated data set: 48 clips of 4 classes, the second of them with two persons."""
     return make_demo(tmp_path_factory.mktemp("prepared") / "demo", clips=48, classes=4)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """An empty bucket "motion" that the environment leads to, and the cache in ``tmp_path``."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "a user",
+        "AWS_SECRET_ACCESS_KEY": "a secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "FGST_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("FGST_CACHE_LIMIT", raising=False)
+    store = boto3.client("s3")
+    store.create_bucket(Bucket="motion")
+    yield store
+    server.stop()

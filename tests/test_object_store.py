@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from small import small_config, write_small
 
 from fgst.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.training import fit
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """An empty bucket "motion" that the environment leads to, and the cache in ``tmp_path``."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "a user",
-        "AWS_SECRET_ACCESS_KEY": "a secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "FGST_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("FGST_CACHE_LIMIT", raising=False)
-    store = boto3.client("s3")
-    store.create_bucket(Bucket="motion")
-    yield store
-    server.stop()
 
 
 def upload(store: object, dataset: ArrowDataset, prefix: str) -> str:

@@ -21,7 +21,7 @@ from fgst.batches import make_stores
 from fgst.checkpoint import load_model, load_state
 from fgst.config import TrainConfig, TrialConfig
 from fgst.dataset import ArrowDataset
-from fgst.errors import InputError
+from fgst.errors import InputError, Leaving
 from fgst.training import DivergedError, EpochResult, fit, learning_rate, resolve, score
 
 OF_THE_CLOCK = ("clips_per_second", "minutes")
@@ -136,6 +136,46 @@ def test_many_interruptions_within_epochs_change_nothing(tmp_path: Path, dataset
             go_on(stop)
     go_on()
     same_end(tmp_path / "broken", [told[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
+
+
+@pytest.mark.parametrize("variant", STEADY)
+def test_leaving_within_epochs_loses_no_step(tmp_path: Path, dataset: ArrowDataset, variant: str) -> None:
+    """Asked to leave after every single step: each is done once, and the end has the same bits."""
+    config = small_config(dataset, **({"model__dropout": 0.2} | STEADY[variant]), train__epochs=3)
+    whole = run(config, tmp_path / "whole")
+    told: dict[int, EpochResult] = {}
+    steps: list[tuple[int, int]] = []
+
+    def asked(before: int) -> bool:
+        return len(steps) > before
+
+    for _ in range(100):
+        torch.manual_seed(99)  # each time another process
+        before = len(steps)
+        going_on = fit(
+            config, device="cpu", checkpoints=tmp_path / "left",
+            on_step=lambda epoch, step, _: steps.append((epoch, step)), leave=lambda at=before: asked(at),
+        )  # fmt: skip
+        try:
+            for result in going_on:
+                told[result.epoch] = result
+        except Leaving:
+            continue
+        break
+    assert steps == list(itertools.product((1, 2, 3), (1, 2, 3)))
+    same_end(tmp_path / "left", [told[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_says_so(tmp_path: Path, dataset: ArrowDataset) -> None:
+    config = small_config(dataset, train__epochs=2)
+    run(config, tmp_path, epochs=1)
+    steps: list[int] = []
+    with pytest.raises(Leaving):
+        list(fit(config, device="cpu", checkpoints=tmp_path, on_step=lambda *at: steps.append(at[1]),
+                 leave=lambda: len(steps) == 2))  # fmt: skip
+    assert [entry.name for entry in tmp_path.iterdir()] == ["epoch-00001-step-00002"]
+    first, last = run(config, tmp_path)
+    assert (first.epoch, first.replayed, last.epoch) == (1, True, 2)
 
 
 TRAIN_AND_HANG = """

@@ -50,8 +50,8 @@ class Budget:
         if self.until_top1 is not None and reached >= self.until_top1:
             self._stop(f"--until-top1 {self.until_top1:g} (a trial reached {reached:.1f} %)")
 
-    def disk_full(self) -> None:
-        self._stop("a full disk: make room")
+    def disk_full(self, where: str = "") -> None:
+        self._stop(f"a full disk{where}: make room")
 
     def _look(self) -> None:
         if self.max_hours is not None and self.clock() - self._since >= 3600 * self.max_hours:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -53,6 +55,9 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
             f"no Ray cluster answers at --address {address} ({str(error).splitlines()[0]}); "
             "leave --address out to run on this machine"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray would end this process at once; whoever stops a job wants what Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -95,7 +96,13 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
     place.add_argument(
         "--address", metavar="ADDRESS", help="a running Ray cluster (auto finds it); default: this machine"
     )
-    place.add_argument("--storage", metavar="DIR", default="ray_results", help="checkpoints; default: ray_results")
+    place.add_argument(
+        "--storage",
+        metavar="DIR",
+        default=os.environ.get("FGST_STORAGE") or "ray_results",
+        help="for checkpoints: a folder, on a cluster one that all nodes share, or a URI such as s3://bucket/sweeps; "
+        "default: FGST_STORAGE in the environment, or ray_results",
+    )
     place.add_argument(
         "--study-storage", metavar="URL", help="Optuna's, for optuna-dashboard; default: optuna.db under --storage"
     )
@@ -108,45 +115,61 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
 def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None = None) -> None:
     """What :func:`main` does, for a given command line; raises instead of exiting."""
     args = build_parser(question, doc).parse_args(argv)
-    if args.storage and "://" in args.storage:
-        raise InputError(f"--storage {args.storage}: name a directory (one that all nodes share, on a cluster)")
     if args.local and args.address:
         raise InputError("--local runs in this process, --address on a cluster: give one of them")
     if args.address not in (None, "auto", "local"):
         require_listener(args.address if "://" in args.address else f"ray://{args.address}", "--address")
-    from fgst.dataset import ArrowDataset
-
-    if args.resume:
-        if args.dry_run:
-            raise InputError("--dry-run tells of a sweep to come; --resume goes on with one that was begun")
-        from fgst.sweep.session import begun
-
-        session = begun(question, args.resume, _ignored(args), args)
-        spec = session.spec
-        dataset = ArrowDataset(spec.base.data.dataset)
-        if dataset.digest != spec.dataset_digest:
-            raise InputError(f"{dataset.path}: is not the data that the sweep was begun on (its digest differs)")
-        trials = Trials(question, spec.base, dataset)
-    else:
+    with ExitStack() as ray:
+        if args.resume:
+            if args.dry_run:
+                raise InputError("--dry-run tells of a sweep to come; --resume goes on with one that was begun")
+            _resume(question, args, ray)
+            return
         spec, trials = _asked(question, args)
         if args.dry_run:
             _print_plan(spec, trials, args)
             return
-        from fgst.sweep.cluster import ray_session
-
         known = bool(args.from_run or args.sweep)
-        with ExitStack() as ray:
-            if not args.local and not known:
-                # Ray's processes start while this one imports what it needs beside them. In the main thread: they end
-                # with the thread that began them.
-                threading.Thread(target=_import_the_rest, daemon=True).start()
-                ray.enter_context(ray_session(args.address))
-            from fgst.sweep.session import begin
+        if not args.local and (args.address or not known):
+            # Ray's processes start while this one imports what it needs beside them. In the main thread: they end
+            # with the thread that began them.
+            threading.Thread(target=_import_the_rest, daemon=True).start()
+            _join(ray, args)
+        from fgst.sweep.session import begin
+        from fgst.tracking import resolve_uri
 
-            session = begin(spec, args, known=known)
-            session.run(trials, args, _again(args, session.parent.run_id))
-        return
-    session.run(trials, args, _again(args, session.parent.run_id))
+        if args.address:
+            _require_reachable(args.storage, spec, resolve_uri(args.tracking_uri))
+        session = begin(spec, args, known=known)
+        session.run(trials, args, _again(args, session.parent.run_id))
+
+
+def _resume(question: Question, args: argparse.Namespace, ray: ExitStack) -> None:
+    from fgst.dataset import ArrowDataset
+    from fgst.sweep.session import begun
+
+    session = begun(question, args.resume, _ignored(args), args)
+    spec = session.spec
+    dataset = ArrowDataset(spec.base.data.dataset)
+    if dataset.digest != spec.dataset_digest:
+        raise InputError(f"{dataset.path}: is not the data that the sweep was begun on (its digest differs)")
+    if args.address:
+        _join(ray, args)
+        _require_reachable(session.storage, spec, session.store.uri)
+    session.run(Trials(question, spec.base, dataset), args, _again(args, session.parent.run_id))
+
+
+def _join(ray: ExitStack, args: argparse.Namespace) -> None:
+    from fgst.sweep.cluster import ray_session
+
+    ray.enter_context(ray_session(args.address))
+
+
+def _require_reachable(storage: str, spec: SweepSpec, tracking_uri: str) -> None:
+    from fgst.sweep.nodes import require_reachable
+    from fgst.sweep.storage import resolve
+
+    require_reachable(resolve(storage), spec.base.data.dataset, tracking_uri)
 
 
 def _import_the_rest() -> None:
@@ -288,8 +311,6 @@ def _has_gpu(args: argparse.Namespace) -> bool:
 
 
 def _print_plan(spec: SweepSpec, trials: Trials, args: argparse.Namespace) -> None:
-    import os
-
     from fgst.sweep.plan import make_plan, print_plan
 
     cores = len(os.sched_getaffinity(0))

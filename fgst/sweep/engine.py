@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError, is_disk_full
+from fgst.remote import is_remote
+from fgst.sweep import leaving
 from fgst.sweep.budget import Budget
-from fgst.sweep.cluster import RESTARTS, ray_session
+from fgst.sweep.cluster import ray_session
+from fgst.sweep.nodes import capacity, grows, most_cores
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Trial
 from fgst.sweep.trial import StopTrial, TrialContext, give_back_memory, run_trial
@@ -51,6 +56,8 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+# A trial itself counts the starts that bring it no further; so many is for processes that do not come so far.
+_RESTARTS = 50
 
 
 class _Course:
@@ -93,8 +100,8 @@ class _Course:
         """Take note of an end: as the trial says, unless it was stopped."""
         ending = self._stopped.get(key, ending)
         metrics = self._last.get(key, {})
-        if ending == "disk full":
-            self._budget.disk_full()
+        if ending.startswith("disk full"):
+            self._budget.disk_full(ending.removeprefix("disk full"))
             ending = "interrupted"
         if ending == "finished":
             self._budget.finished(metrics)
@@ -138,12 +145,13 @@ def run_on_ray(
     Raises:
         InputError: if no cluster answers at the address, or it can never give a trial what it asks for.
     """
-    with ray_session(resources.address):
-        import ray
+    with ExitStack() as stack:
+        stack.enter_context(ray_session(resources.address))
         from ray import tune
+        from ray.tune.trainable import wrap_function
 
-        available = ray.cluster_resources()
-        each = shares(available, resources, total)
+        available = capacity()
+        each = shares(available, resources, total, most_cores())
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
         course = _Course(search, budget, listen)
@@ -155,29 +163,43 @@ def run_on_ray(
 
             trial = Trial.from_dict(json.loads(config["trial"]))
             state = run_trial(trial, own, report)
+            if state == "left":
+                os._exit(leaving.EXIT)  # as it was told to; Ray starts the trial again, where there is a place for it
             give_back_memory()
             # Tune wants the search algorithm's metric in every result.
             return {"state": state, "epoch": trial.config.train.epochs}
 
-        # Ray's own files; nothing of ours is read from them again.
-        folder = Path(context.storage) / "ray"
-        folder.mkdir(parents=True, exist_ok=True)
+        class Trainable(wrap_function(trainable)):  # type: ignore[misc]
+            def setup(self, config: dict[str, Any]) -> None:
+                leaving.listen()  # here, in the process's main thread; the trial has another
+                super().setup(config)
+
+        # Ray's own files; nothing of ours is read from them again, so they stay with the driver.
+        if is_remote(context.storage):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fgst-ray-")))
+        else:
+            folder = Path(context.storage) / "ray"
+            folder.mkdir(parents=True, exist_ok=True)
+        together = resources.max_concurrent
+        if grows():  # with one trial waiting at a time it would start node after node
+            together = together or fitting(available, each)
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(together)
+        elif not resources.address:
+            together = together or fitting(available, each)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, each),
+            tune.with_resources(Trainable, each),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(course),
                 scheduler=_scheduler(course),
                 num_samples=-1,
-                # On a cluster that grows, more may fit than there is now.
-                max_concurrent_trials=resources.max_concurrent
-                or (None if resources.address else fitting(available, each)),
+                max_concurrent_trials=together,  # none on a cluster to which somebody may add a node
                 reuse_actors=True,
                 trial_dirname_creator=_key,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 callbacks=[_callback(course)],
                 verbose=0,
             ),
@@ -247,7 +269,7 @@ def _callback(course: _Course) -> Any:
             course.end(_key(trial), state if state != "running" else "interrupted")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            course.end(_key(trial), "failed", f"its process died {RESTARTS + 1} times")
+            course.end(_key(trial), "failed", f"its process died {_RESTARTS + 1} times")
 
         def __reduce__(self) -> Any:
             return (tune.Callback, ())
@@ -255,8 +277,13 @@ def _callback(course: _Course) -> Any:
     return Ends()
 
 
-def shares(available: Mapping[str, float], resources: Resources, trials: int) -> dict[str, float]:
+def shares(
+    available: Mapping[str, float], resources: Resources, trials: int, most_cores: float = 0.0
+) -> dict[str, float]:
     """What each trial gets of a cluster: ``{"CPU": cores, "GPU": GPUs or a fraction}``.
+
+    Args:
+        most_cores: of one node; 0 if that is not known. A trial has one node.
 
     Raises:
         InputError: if the cluster can never give that; Ray would wait for ever.
@@ -271,7 +298,9 @@ def shares(available: Mapping[str, float], resources: Resources, trials: int) ->
     if cpu is None:
         # On a GPU a core feeds a trial. On the CPU all cores are divided among the trials that run together.
         together = min(trials, resources.max_concurrent or trials, max(1, int(cpus)))
-        cpu = 1.0 if gpu else max(1.0, float(int(cpus // together)))
+        cpu = 1.0 if gpu else max(1.0, float(int(min(cpus // together, most_cores or cpus))))
+    elif most_cores and cpu > most_cores:
+        raise InputError(f"--cpus-per-trial is {cpu:g}, but no node has more than {most_cores:g} cores")
     if cpu > cpus:
         raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
     return {"CPU": cpu, "GPU": gpu}

@@ -12,7 +12,7 @@ import itertools
 import math
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,21 @@ class Search:
         storage: Optuna's, e.g. ``sqlite:///…``; ``None`` keeps the study in memory.
         name: of the study: the sweep's run id.
         before: trials of the sweep as an earlier run left them; those that did not end are asked for first.
+        history: of a run of a sweep that is resumed, val/top1 by epoch. If the study is gone with the machine that kept
+            it, it is made again from the runs.
 
     Raises:
         InputError: if the storage cannot be opened.
     """
 
     def __init__(
-        self, spec: SweepSpec, trials: Trials, storage: str | None, name: str, before: Sequence[Outcome] = ()
+        self,
+        spec: SweepSpec,
+        trials: Trials,
+        storage: str | None,
+        name: str,
+        before: Sequence[Outcome] = (),
+        history: Callable[[str], Mapping[int, float]] | None = None,
     ) -> None:
         self.spec, self._trials = spec, trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -56,6 +64,8 @@ class Search:
         self._waiting: deque[tuple[Point, int]] = deque()  # to be trained as they are, before anything is suggested
         self._again: deque[Trial] = deque()  # begun before, and not ended
         self._ended = {outcome.key: outcome for outcome in before if outcome.ending in ("finished", "pruned")}
+        if history is not None and not self.study.get_trials(deepcopy=False):
+            self._recover(before, history)
         known = self._take_up()
         self._begun = len(known)
         if spec.search == "grid":
@@ -100,6 +110,17 @@ class Search:
                 n_startup_trials=min(10, max(3, self.spec.total // 4)),
             )  # fmt: skip
         return optuna.samplers.RandomSampler(seed=seed)
+
+    def _recover(self, before: Sequence[Outcome], history: Callable[[str], Mapping[int, float]]) -> None:
+        """Make a study again from what the runs of its trainings say."""
+        for outcome in before:
+            trial = self._trials.make(outcome.point, outcome.seed)
+            if trial.key != outcome.key:  # taken over from another sweep
+                continue
+            self._begin(trial)
+            for epoch, value in sorted(history(outcome.run_id).items()):
+                self.result(trial.key, epoch, {METRIC: value})
+            self.tell(trial.key, outcome.ending, outcome.metrics)
 
     def _take_up(self) -> set[str]:
         """Settle what an earlier run left under way; returns the keys of all trainings that were begun."""

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
-import shutil
+import secrets
 import sys
 import tempfile
 import time
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError, Interrupted, is_disk_full
+from fgst.remote import is_remote
 from fgst.spool import ServerAway
+from fgst.sweep import storage
 from fgst.sweep.budget import Budget
 from fgst.sweep.engine import Progress, Resources, run_here, run_on_ray
 from fgst.sweep.fusion import candidate, fuse_sweep, refit
@@ -43,7 +45,8 @@ def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **t
         tags: more of them for its run.
     """
     store = Tracking(args.tracking_uri)
-    root = Path(args.storage).absolute()
+    root = storage.resolve(args.storage)
+    for_study = Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)
     experiment = store.experiment(spec.experiment)
     name = f"{spec.name} {spec.base.data.modality}"
     tags |= {
@@ -54,14 +57,15 @@ def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **t
         "fgst.protocol": spec.base.data.protocol,
     }
     parent = store.start(experiment, f"{spec.name}-{time.time_ns()}", name, tags)
-    storage = root / parent.run_id
+    place = f"{root}/{parent.run_id}"
     try:
-        storage.mkdir(parents=True)
-    except OSError as error:
+        storage.prepare(place)
+        storage.prepare(str(for_study))
+    except InputError as error:
         parent.finish("FAILED", str(error))
-        raise InputError(f"--storage {root}: cannot be written ({error.strerror})") from None
-    study = args.study_storage or f"sqlite:///{root / 'optuna.db'}"
-    parent.set_tags({STORAGE: str(storage), STUDY: study})
+        raise
+    study = args.study_storage or f"sqlite:///{for_study / 'optuna.db'}"
+    parent.set_tags({STORAGE: place, STUDY: study})
     if known:
         found = {trial.key: store.finished(experiment, trial.key) for trial in spec.trials}
         parent.set_tags({ADOPTED + key: run.info.run_id for key, run in found.items() if run is not None})
@@ -73,7 +77,7 @@ def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **t
     with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
         (Path(folder) / "sweep.json").write_text(spec.to_json())
         parent.log_artifacts(Path(folder))
-    return Session(spec, store, experiment, parent, storage, study)
+    return Session(spec, store, experiment, parent, place, study)
 
 
 def begun(question: Question, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace) -> Session:
@@ -96,26 +100,29 @@ def begun(question: Question, sweep_id: str, ignored: Sequence[str], args: argpa
         if spec.search == "grid":
             raise InputError("--trials is for a search, and this sweep is a grid")
         spec = dataclasses.replace(spec, limit=args.trials)
-    storage = Path(run.data.tags[STORAGE])
-    storage.mkdir(parents=True, exist_ok=True)
-    study = args.study_storage or run.data.tags.get(STUDY) or f"sqlite:///{storage.parent / 'optuna.db'}"
-    return Session(spec, store, run.info.experiment_id, TrackedRun(store, sweep_id), storage, study)
+    place = run.data.tags[STORAGE]
+    storage.prepare(place)
+    study = args.study_storage or run.data.tags.get(STUDY) or f"sqlite:///{Path(place).parent / 'optuna.db'}"
+    if study.startswith("sqlite:///"):
+        Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return Session(spec, store, run.info.experiment_id, TrackedRun(store, sweep_id), place, study, resumed=True)
 
 
 @dataclass
 class Session:
-    """A sweep, its run in MLflow, its folder for checkpoints and its study."""
+    """A sweep, its run in MLflow, its folder or URI for checkpoints, and its study."""
 
     spec: SweepSpec
     store: Tracking
     experiment: str
     parent: TrackedRun
-    storage: Path
+    storage: str
     study: str
+    resumed: bool = False
 
     def outcomes(self) -> list[Outcome]:
         """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
-        self.store.take_in(self.storage / SPOOLS)
+        self.store.take_in(storage.on_this_node(self.storage) / SPOOLS)
         found = []
         mine = {ADOPTED + trial.key: trial for trial in self.spec.trials}
         for tag, run_id in sorted(self.store.run(self.parent.run_id).data.tags.items()):
@@ -148,7 +155,8 @@ class Session:
         spec, before = self.spec, self.outcomes()
         done = sum(outcome.ending in ("finished", "pruned") for outcome in before)
         try:
-            search = Search(spec, trials, self.study, self.parent.run_id, before)
+            history = (lambda run_id: TrackedRun(self.store, run_id).history("val/top1")) if self.resumed else None
+            search = Search(spec, trials, self.study, self.parent.run_id, before, history)
         except InputError as error:
             self.parent.finish("FAILED", str(error))
             raise
@@ -161,9 +169,9 @@ class Session:
         )
         budget = Budget(args.max_hours, args.max_trials, args.until_top1)
         context = TrialContext(
-            self.store.uri, self.experiment, self.parent.run_id, str(self.storage),
+            self.store.uri, self.experiment, self.parent.run_id, self.storage,
             price_per_hour=args.price_per_hour, latency="latency" in spec.objectives,
-            system_metrics=args.system_metrics,
+            system_metrics=args.system_metrics, driver=secrets.token_hex(4),
         )  # fmt: skip
         interrupted = False
         try:
@@ -212,7 +220,7 @@ class Session:
         trial = progress.trial
         if progress.state == "failed" and not progress.reason:
             return  # it has said so itself
-        self.store.take_in(self.storage / SPOOLS)
+        self.store.take_in(storage.on_this_node(self.storage) / SPOOLS)
         run = self.store.start(
             self.experiment, trial.key, trial.name,
             {"fgst.label": trial.label, "fgst.point": json.dumps(list(trial.point)), KIND: "trial",
@@ -223,7 +231,7 @@ class Session:
             run.finish("FAILED", progress.reason)
         elif progress.state == "pruned":
             run.finish("KILLED", f"stopped early after epoch {progress.metrics.get('epoch', 0):g}")
-            shutil.rmtree(self.storage / trial.key, ignore_errors=True)
+            storage.TrialStorage(self.storage, trial.key).remove()
         else:
             run.finish("KILLED")
         run.set_tags({ENDING: progress.state})
@@ -261,7 +269,7 @@ class Session:
             self.store.client.delete_tag(self.parent.run_id, STOPPED)
         self.parent.finish("FINISHED" if best is not None else "FAILED")
         if not failed and not left:
-            shutil.rmtree(self.storage, ignore_errors=True)  # all of it is in MLflow now
+            storage.remove(self.storage)  # all of it is in MLflow now
         if left:
             print(f"stopped by {budget.stopped}; what is left goes on with: {again}", file=sys.stderr)
         if best is None:

@@ -10,25 +10,33 @@ import ctypes
 import dataclasses
 import gc
 import json
+import os
 import resource
-import shutil
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fgst.errors import is_disk_full
+from fgst.errors import Leaving, is_disk_full
 from fgst.spool import ServerAway
+from fgst.sweep import leaving
 from fgst.sweep.spec import Trial
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow.entities import Run
+
     from fgst.dataset import ArrowDataset
+    from fgst.sweep.storage import TrialStorage
     from fgst.tracking import TrackedRun
     from fgst.training import EpochResult
 
 MICRO_BATCHES = "fgst.micro_batches"
 SPOOLS = "spool"  # in a sweep's storage: what its trials write while the tracking server is away
+UNSAVED = "fgst.not_copied"  # why a checkpoint could not be copied to the sweep's storage
+STARTS = "fgst.starts"  # how often a trial's process was started without getting any further since
+MOST_STARTS = 4
 
 
 class StopTrial(Exception):
@@ -41,12 +49,13 @@ class TrialContext:
 
     Attributes:
         tracking_uri, experiment, parent: its store, experiment and sweep's run.
-        storage: the folder for its checkpoint, shared by all nodes.
+        storage: the folder for its checkpoint, shared by all nodes, or a URI.
         threads: CPU threads; ``None`` leaves them as they are.
         devices: GPUs, or cores on the CPU, that it has; for its account.
         price_per_hour: of a GPU, or of a core on the CPU.
         latency: measure how long the network takes for one clip.
         system_metrics: log the machine's load.
+        driver: an id of the process that drives the sweep.
     """
 
     tracking_uri: str
@@ -58,6 +67,7 @@ class TrialContext:
     price_per_hour: float | None = None
     latency: bool = False
     system_metrics: bool = False
+    driver: str = ""
 
 
 def run_trial(
@@ -67,15 +77,17 @@ def run_trial(
 
     A training that fails by itself (bad data, a loss that is no number, memory) is FAILED in MLflow with its reason,
     and the sweep goes on: to start it again would only fail again. Out of memory is tried once more with half the
-    clips at a time. What kills the process is another matter, and left to whoever started it.
+    clips at a time. What kills the process is another matter: whoever started it starts it again, and only a trial that
+    comes no further for several starts in a row has failed.
 
     Returns:
         "finished"; "failed"; what ``report`` stopped it as; "interrupted", where the tracking server was waited for in
-        vain; "disk full", where it may go on when there is room.
+        vain; "disk full on NODE", where it may go on when there is room; "left", where this process was told to end.
     """
     import torch
 
     from fgst.dataset import ArrowDataset
+    from fgst.sweep.storage import TrialStorage, on_this_node
     from fgst.tracking import ENDING, KIND, Tracking, trial_tags
 
     if context.threads:
@@ -93,30 +105,53 @@ def run_trial(
     }
     micro_batches = int(before.data.tags.get(MICRO_BATCHES, "1")) if before is not None else 1
     run = None
+    kept = TrialStorage(context.storage, trial.key)
     try:
+        kept.fetch()
         dataset = ArrowDataset(config.data.dataset)
         tags |= trial_tags(config, dataset.name, dataset.digest)
         run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
-        run.spool_in(Path(context.storage) / SPOOLS)
+        run.spool_in(on_this_node(context.storage) / SPOOLS)
+        run.set_tags({STARTS: _count_start(before, kept, context)})
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         with run.system_metrics() if context.system_metrics else nullcontext():
-            _train(trial, context, run, dataset, report, micro_batches)
+            _train(trial, context, run, dataset, report, micro_batches, kept)
     except StopTrial as stop:
         return str(stop)
+    except Leaving:
+        return "left"
     except ServerAway:
         return "interrupted"
     except Exception as error:
         if is_disk_full(error):
-            return "disk full"
+            return f"disk full on {os.uname().nodename}"
         if run is None:  # it did not come as far as opening its run
             run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
         run.finish("FAILED", f"{type(error).__name__}: {error}")
         run.set_tags({ENDING: "failed"})
         return "failed"
     run.set_tags({ENDING: "finished"})
-    shutil.rmtree(Path(context.storage) / trial.key, ignore_errors=True)  # the model is among the run's artifacts now
+    kept.remove()
     return "finished"
+
+
+def _count_start(before: Run | None, kept: TrialStorage, context: TrialContext) -> str:
+    """What to write down of this start; a process that dies whenever it is started must not be started for ever.
+
+    Raises:
+        RuntimeError: if the trial came no further in the last starts.
+    """
+    from fgst.checkpoint import latest_checkpoint
+
+    found = latest_checkpoint(kept.folder)
+    at = f"{context.driver} {found.name if found is not None else 'the beginning'}"
+    last, _, count = (before.data.tags.get(STARTS, "") if before is not None else "").rpartition(" x")
+    starts = int(count) + 1 if last == at else 1
+    if starts > MOST_STARTS:
+        where = found.name if found is not None else "its first epoch"
+        raise RuntimeError(f"its process died {MOST_STARTS} times at {where}")
+    return f"{at} x{starts}"
 
 
 def give_back_memory() -> None:
@@ -137,6 +172,7 @@ def _train(
     dataset: ArrowDataset,
     report: Callable[[dict[str, float]], None],
     micro_batches: int,
+    kept: TrialStorage,
 ) -> None:
     """Train and write it all down; out of memory, once more with half the clips at a time."""
     import torch
@@ -145,7 +181,6 @@ def _train(
     from fgst.tracking import track
     from fgst.training import fit
 
-    checkpoints = Path(context.storage) / trial.key
     shape: dict[str, float] = {}
 
     def account(result: EpochResult) -> EpochResult:
@@ -156,10 +191,23 @@ def _train(
                 shape["model/latency_ms"] = _latency(trial, dataset)
         return _accounted(result, context, shape)
 
-    while True:
-        training = fit(trial.config, dataset=dataset, checkpoints=checkpoints, micro_batches=micro_batches)
+    def copied(training: Iterator[EpochResult]) -> Iterator[EpochResult]:
+        """Each epoch's checkpoint goes to the storage before anybody hears of the epoch."""
         try:
-            with closing(track(run, map(account, training), dataset.classes)) as results:
+            for result in training:
+                if not result.replayed and (problem := kept.keep()):
+                    run.set_tags({UNSAVED: problem[:5000]})
+                yield result
+        except Leaving:
+            kept.keep(at_once=True)
+            raise
+
+    while True:
+        training = fit(
+            trial.config, dataset=dataset, checkpoints=kept.folder, micro_batches=micro_batches, leave=leaving.asked
+        )
+        try:
+            with leaving.under_way(), closing(track(run, map(account, copied(training)), dataset.classes)) as results:
                 for result in results:
                     report({"epoch": result.epoch, **result.metrics})
             return

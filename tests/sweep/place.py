@@ -83,7 +83,7 @@ class Place:
     def workers(self, process: subprocess.Popen[str]) -> list[psutil.Process]:
         """The processes that train."""
         children = psutil.Process(process.pid).children(recursive=True)
-        return [c for c in children if c.name().startswith("ray::") and "ImplicitFunc" in c.name()]
+        return [c for c in children if c.name().startswith("ray::") and "Trainable" in c.name()]
 
     def end(self) -> None:
         for process in self.processes:
@@ -105,6 +105,7 @@ def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:
         trials = SweepSpec.from_json(file.read_text()).trials
     experiment = place.store.experiment("undisturbed")
     parent = place.store.start(experiment, "undisturbed", "undisturbed", {}).run_id
+    (place.folder / "storage").mkdir(exist_ok=True)
     context = TrialContext(place.store.uri, experiment, parent, str(place.folder / "storage"), 1)
     assert [run_trial(trial, context) for trial in trials] == ["finished"] * len(trials)
     return figures(place.store.children(parent))

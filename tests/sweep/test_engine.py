@@ -33,6 +33,7 @@ def context(tmp_path: Path, tracking_uri: str) -> TrialContext:
     store = Tracking(tracking_uri)
     experiment = store.experiment("small x-sub")
     parent = store.start(experiment, "sweep", "a sweep", {"fgst.kind": "sweep"})
+    (tmp_path / "storage").mkdir()
     return TrialContext(store.uri, experiment, parent.run_id, str(tmp_path / "storage"), 1, price_per_hour=36.0)
 
 

@@ -15,9 +15,11 @@ import psutil
 import pytest
 from place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 
+from fgst.sweep.trial import MOST_STARTS, STARTS
 from fgst.tracking import ENDING, KEY
 
-GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
+ONE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
+GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY, *ONE]
 
 
 def as_if_nothing_had_been(place: Place, sweep: str, before: dict[str, str], trials: int = 3) -> None:
@@ -52,6 +54,60 @@ def test_killed_trial_process_is_started_again_in_its_run(place: Place) -> None:
     assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
 
 
+def test_a_process_that_is_told_to_end_keeps_its_steps(place: Place) -> None:
+    """As on a spot node that is about to go: SIGTERM in the middle of an epoch."""
+    long = ["--set", "train.repeat=100", "--set", "train.lr=0.001"]  # epochs of seconds
+    process = place.start(*GRID[:4], "--values", "2", "--epochs", "2", *TINY, *ONE, *long)
+    end = time.monotonic() + TIMEOUT
+    (sweep, child), seen = ("", ""), False
+    while not seen and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        for run in place.sweeps():
+            sweep = run.info.run_id
+            seen = any(place.epochs(c) >= 1 for c in place.store.children(sweep))
+        time.sleep(0.1)
+    before = begun(place, sweep)
+    (child,) = before
+    trainers = place.workers(process)
+    assert len(trainers) == 1
+    trainers[0].terminate()
+    assert psutil.wait_procs(trainers, timeout=60)[1] == []
+    kept = [path.name for path in (place.folder / "ray_results" / sweep / child).iterdir()]
+    assert any("-step-" in name for name in kept), kept
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    (run,) = place.store.children(sweep)
+    assert (run.info.status, place.epochs(run), run.info.run_id) == ("FINISHED", 2, before[child])
+    assert figures([run]) == undisturbed(place, sweep)
+
+
+def test_a_process_that_dies_at_every_start_has_failed(place: Place) -> None:
+    process = place.start(*GRID[:4], "--values", "2", "--epochs", "2", *TINY, "--set", "train.repeat=5000")
+    killed = 0
+    end = time.monotonic() + TIMEOUT
+    while process.poll() is None and time.monotonic() < end:
+        runs = [run for sweep in place.sweeps() for run in place.store.children(sweep.info.run_id)]
+        starts = runs[0].data.tags.get(STARTS, "") if runs else ""
+        if starts.endswith(f" x{killed + 1}"):
+            for trainer in place.workers(process):
+                trainer.kill()
+            killed += 1
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, killed) == (1, MOST_STARTS), err
+    assert f"its process died {MOST_STARTS} times at its first epoch" in err
+
+
+def test_a_sweep_that_is_told_to_end_ends_as_with_ctrl_c(place: Place) -> None:
+    process = place.start(*GRID[:4], "--values", "2,4", *GRID[6:])
+    sweep = place.wait_for_epoch(process, 2)
+    process.terminate()
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, err
+    assert f"--resume {sweep}" in err
+    assert {c.info.status for c in place.store.children(sweep)} <= {"KILLED", "FINISHED"}
+
+
 def _everything(pid: int) -> None:
     os.killpg(pid, signal.SIGKILL)
 
@@ -73,11 +129,11 @@ def test_killed_driver_and_a_resume(place: Place, kill: Callable[[int], None]) -
     assert not alive  # no trial outlives the driver that started it
     before = begun(place, sweep)
 
-    done = place.sweep("--resume", sweep)
+    done = place.sweep("--resume", sweep, *ONE)
     assert done.returncode == 0, done.stderr
     as_if_nothing_had_been(place, sweep, before)
 
-    again = place.sweep("--resume", sweep)  # nothing is left to do: the table and the next command, at once
+    again = place.sweep("--resume", sweep, *ONE)  # nothing is left to do: the table and the next command, at once
     assert again.returncode == 0, again.stderr
     assert "3 of them finished before" in again.stderr
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
@@ -104,7 +160,7 @@ def test_killed_node_gives_its_trials_to_the_other(place: Place) -> None:
 @pytest.mark.slow
 def test_killed_search_goes_on_with_its_history(place: Place) -> None:
     settings = ["--dataset", "data", "--preset", "tiny", "--epochs", "6", "--trials", "8", "--early-stop", *TINY]
-    settings += ["--grace", "1", "--max-concurrent", "1"]
+    settings += ["--grace", "1", "--max-concurrent", "1", *ONE]
     process = place.start(*settings, script="search")
     sweep = ""
     end = time.monotonic() + TIMEOUT
@@ -122,7 +178,7 @@ def test_killed_search_goes_on_with_its_history(place: Place) -> None:
     process.communicate()
     before = begun(place, sweep)
     # As it says itself how to go on: with another number of threads the last digits would differ.
-    done = place.sweep("--resume", sweep, "--max-concurrent", "1", script="search")
+    done = place.sweep("--resume", sweep, "--max-concurrent", "1", *ONE, script="search")
     assert done.returncode == 0, done.stderr
     whole = place.sweep(*settings, script="search")  # the same search, undisturbed
     assert whole.returncode == 0, whole.stderr

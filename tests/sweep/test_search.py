@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,36 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not(
     assert [trial.key for trial in done + rest] == expected
     told = [(t.params, t.state, t.value, t.intermediate_values) for t in second.study.trials]
     assert told == [(t.params, t.state, t.value, t.intermediate_values) for t in whole.study.trials]
+
+
+@pytest.mark.parametrize("killed_after", [1, 5, 11])
+def test_a_study_that_is_lost_is_made_again_from_the_runs(dataset: ArrowDataset, killed_after: int) -> None:
+    """The machine that kept it is gone; what the trials wrote into their runs is not."""
+    changes: dict[str, Any] = {"limit": 16, "early_stop": EarlyStop(1, 3)}
+    first = searching(dataset, **changes)
+    done = drive(first, stop_after=killed_after)
+    under_way = first.ask()
+    assert under_way is not None
+    first.result(under_way.key, 1, {"val/top1": worth(under_way) / 4})
+    kept = [t for t in first.study.trials if "same as" not in t.user_attrs]  # what was told twice taught nothing
+    histories = {t.user_attrs["key"]: t.intermediate_values for t in kept}
+    before = [dataclasses.replace(outcome, run_id=outcome.key) for outcome in outcomes(first)]
+    label, point = under_way.label, dict(under_way.point)
+    before.append(Outcome(under_way.key, label, 0, point, under_way.key, "interrupted"))
+
+    spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), **changes)
+    second = Search(spec, trials, None, "study", before, histories.__getitem__)
+    again = second.study.trials
+
+    def known(told: list[Any]) -> list[Any]:
+        rungs = [{k: v for k, v in t.system_attrs.items() if "rung" in k} for t in told]
+        return [(t.params, t.state, t.value, t.intermediate_values, r) for t, r in zip(told, rungs, strict=True)]
+
+    assert known(again) == known(kept)
+    rest = drive(second)
+    assert rest[0].key == under_way.key
+    assert len(done) + len(rest) == 16
+    assert not {trial.key for trial in done} & {trial.key for trial in rest}
 
 
 def test_a_trial_that_ended_before_the_driver_wrote_it_down(dataset: ArrowDataset, tmp_path: Path) -> None:

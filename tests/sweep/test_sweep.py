@@ -175,6 +175,14 @@ def test_what_the_cluster_can_never_give_is_refused(cluster: dict[str, float], a
         shares(cluster, asked, 1)
 
 
+def test_a_trial_gets_no_more_than_a_node_has() -> None:
+    cluster = {"CPU": 12.0}  # three nodes of four cores
+    assert shares(cluster, Resources(), 2, most_cores=4.0) == {"CPU": 4.0, "GPU": 0.0}
+    assert shares(cluster, Resources(), 6, most_cores=4.0) == {"CPU": 2.0, "GPU": 0.0}
+    with pytest.raises(InputError, match="no node has more than 4 cores"):
+        shares(cluster, Resources(cpus_per_trial=6), 2, most_cores=4.0)
+
+
 def test_dry_run_prints_the_trials_and_starts_nothing(place: Place) -> None:
     done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--seeds", "2", "--dry-run", *TINY)
     assert done.returncode == 0, done.stderr

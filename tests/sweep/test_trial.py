@@ -31,6 +31,7 @@ def context(tmp_path: Path, tracking_uri: str) -> TrialContext:
     store = Tracking(tracking_uri)
     experiment = store.experiment("small x-sub")
     parent = store.start(experiment, "sweep", "a sweep", {"fgst.kind": "sweep"})
+    (tmp_path / "storage").mkdir()
     return TrialContext(store.uri, experiment, parent.run_id, str(tmp_path / "storage"), 1)
 
 
@@ -129,6 +130,7 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
     steps = [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [1, 2, 3, 4]  # logged once each
 
+    (tmp_path / "other").mkdir()
     undisturbed = dataclasses.replace(context, storage=str(tmp_path / "other"), parent=_new_parent(store, context))
     run_trial(trial, undisturbed)
     [other] = store.children(undisturbed.parent)
