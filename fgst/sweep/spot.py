@@ -9,6 +9,7 @@ and Ray starts it again on another node. Without all this a trial goes on from i
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +33,7 @@ METADATA = "http://169.254.169.254"
 LIFE = 6 * 3600  # seconds that a session token of the metadata service is good for, the longest there is
 FIRST_CONTACT = 12  # attempts before a machine counts as none of the cloud's
 GONE = 120.0  # seconds that are left, where the warning does not say
+PATIENCE = 30.0  # seconds that Ray may take to answer
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Metadata:
         except (ValueError, KeyError, TypeError):
             return Warned("terminate", GONE)  # a warning of a form not known: a warning all the same
 
+    def instance(self) -> str:
+        """The instance's id."""
+        return self._get("/latest/meta-data/instance-id").strip()
+
     def _get(self, path: str) -> str:
         if not self._token:
             self._token = self._ask("/latest/api/token", "PUT", "X-aws-ec2-metadata-token-ttl-seconds", str(LIFE))
@@ -104,21 +111,17 @@ def watch(metadata: Metadata, every: float, sleep: Callable[[float], None] = tim
         sleep(every)
 
 
-def drain(seconds: float, address: str | None = None, node: str | None = None) -> bool:
-    """Tell Ray that a node will be gone after some seconds; whether Ray has heard it.
+def drain(seconds: float, instance: str, address: str | None = None) -> bool:
+    """Tell Ray that the node on an instance will be gone after some seconds; whether Ray has heard it.
 
     Args:
-        address, node: of the cluster and the id of its node; default: those of this machine.
+        instance: its id at the cloud, which Ray was told when it was started there.
+        address: of the cluster; default: the one to which this machine belongs.
     """
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "drain-node"),
-        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes this spot instance away"),
-        *("--deadline-remaining-seconds", str(int(seconds))),
-        *(("--address", address) if address else ()),
-        *(("--node-id", node) if node else ()),
-    ]
+    # In a process of its own: a client of Ray's that gets no answer may wait for ever, or take its process down.
+    command = [sys.executable, "-m", "fgst.sweep.spot", "--drain", str(int(seconds)), instance, address or ""]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         print(f"Ray could not be told: {error}", file=sys.stderr, flush=True)
         return False
@@ -126,6 +129,36 @@ def drain(seconds: float, address: str | None = None, node: str | None = None) -
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         print(f"Ray would not drain the node: {said}", file=sys.stderr, flush=True)
     return done.returncode == 0
+
+
+def _drain(seconds: int, instance: str, address: str | None) -> None:
+    """What :func:`drain` does in a process of its own.
+
+    Raises:
+        InputError: if there is no such node, or Ray does not want to.
+    """
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, without a description
+    from ray.core.generated import autoscaler_pb2, gcs_pb2
+
+    # `ray drain-node` would join the cluster to learn the node's id, and die with the node if that has nothing to do.
+    ray = GcsClient(address=canonicalize_bootstrap_address_or_die(address))
+    nodes = [
+        node.hex()
+        for node, info in ray.get_all_node_info().items()
+        if info.instance_id == instance and info.state == gcs_pb2.GcsNodeInfo.GcsNodeState.ALIVE
+    ]
+    if not nodes:
+        raise InputError(f"Ray knows of no node on instance {instance}")
+    for node in nodes:
+        accepted, reason = ray.drain_node(
+            node,
+            autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+            "the cloud takes this spot instance away",
+            int(1000 * (time.time() + seconds)),
+        )
+        if not accepted:
+            raise InputError(reason)
 
 
 def trial_processes() -> list[psutil.Process]:
@@ -138,9 +171,9 @@ def trial_processes() -> list[psutil.Process]:
     return found
 
 
-def leave(warned: Warned) -> int:
-    """Drain this node and ask its trials to end; how many were asked."""
-    drain(warned.seconds)  # first: what ends now must not be started here again
+def leave(warned: Warned, instance: str) -> int:
+    """Drain the node on this instance and ask its trials to end; how many were asked."""
+    drain(warned.seconds, instance)  # first: what ends now must not be started here again
     asked = 0
     for process in trial_processes():
         try:
@@ -160,14 +193,22 @@ def main(argv: list[str] | None = None) -> None:
         default=os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or METADATA,
         help=f"the metadata service (default: AWS_EC2_METADATA_SERVICE_ENDPOINT, or {METADATA})",
     )
+    parser.add_argument("--drain", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.drain:
+        _drain(int(args.drain[0]), args.drain[1], args.drain[2] or None)
+        return
     if args.every <= 0:
         raise InputError(f"--every {args.every:g}: a number of seconds above 0")
     try:
         with FileLock(Path(tempfile.gettempdir()) / f"fgst-spot-{os.getuid()}.lock", timeout=0):
-            warned = watch(Metadata(args.metadata), args.every)
+            metadata = Metadata(args.metadata)
+            warned = watch(metadata, args.every)
             print(f"{datetime.now(UTC):%F %T} {warned.action} in {warned.seconds:.0f} s", flush=True)
-            print(f"drained; {leave(warned)} processes were told to end", flush=True)
+            instance = ""
+            with suppress(OSError):
+                instance = metadata.instance()
+            print(f"{leave(warned, instance)} processes were told to end", flush=True)
     except Timeout:
         print("another one watches here already", flush=True)  # `ray up` starts it again on a node that is up
 

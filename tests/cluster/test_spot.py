@@ -64,9 +64,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(503)
         if self.headers.get("X-aws-ec2-metadata-token") != (self.server.tokens or [None])[-1]:
             return self._answer(401)
-        if self.path != "/latest/meta-data/spot/instance-action" or not self.server.notice:
+        answers = {"/latest/meta-data/instance-id": "i-1", "/latest/meta-data/spot/instance-action": self.server.notice}
+        if not answers.get(self.path):
             return self._answer(404)
-        return self._answer(200, self.server.notice)
+        return self._answer(200, answers[self.path])
 
 
 @pytest.fixture
@@ -139,11 +140,12 @@ def test_trials_are_told_to_end_after_ray_was_told(tmp_path: Path, monkeypatch: 
     told = []
     found = spot.trial_processes  # of the whole machine, which others may be using
     monkeypatch.setattr(spot, "trial_processes", lambda: [p for p in found() if p.pid in mine])
-    monkeypatch.setattr(spot, "drain", lambda seconds: told.append((seconds, processes["ray::Trainable.train"].poll())))
+    trial = processes["ray::Trainable.train"]
+    monkeypatch.setattr(spot, "drain", lambda *arguments: told.append((*arguments, trial.poll())))
     try:
-        assert leave(Warned("terminate", 90.0)) == 1
-        assert processes["ray::Trainable.train"].wait(20) == 7
-        assert told == [(90.0, None)]
+        assert leave(Warned("terminate", 90.0), "i-1") == 1
+        assert trial.wait(20) == 7
+        assert told == [(90.0, "i-1", None)]  # when the trial still ran
         assert [processes[title].poll() for title in ("ray::IDLE", "python")] == [None, None]
     finally:
         for process in processes.values():
@@ -156,10 +158,10 @@ def test_the_command_from_the_warning_to_the_end(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = []
-    monkeypatch.setattr(spot, "leave", lambda warned: left.append(warned) or 3)
+    monkeypatch.setattr(spot, "leave", lambda warned, instance: left.append((warned.action, instance)) or 3)
     service.warn(120)
     main(["--metadata", service.url, "--every", "0.01"])
-    assert [warned.action for warned in left] == ["terminate"]
+    assert left == [("terminate", "i-1")]
     assert "3 processes were told to end" in capsys.readouterr().out
     with spot.FileLock(tmp_path / f"fgst-spot-{os.getuid()}.lock"):
         main(["--metadata", service.url])
@@ -172,19 +174,25 @@ def test_the_command_from_the_warning_to_the_end(
 def test_a_ray_that_cannot_be_told_is_no_reason_to_keep_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(spot.sys, "executable", str(tmp_path / "python"))
-    assert drain(10) is False
-    assert "Ray could not be told" in capsys.readouterr().err
-    (tmp_path / "ray").write_text('#!/bin/sh\necho "$@" >&2\nexit 3\n')
-    (tmp_path / "ray").chmod(0o755)
-    assert drain(10.7, "10.0.0.1:6379", "ab") is False
-    said = capsys.readouterr().err
-    assert "--deadline-remaining-seconds 10 --address 10.0.0.1:6379 --node-id ab" in said
-    assert "DRAIN_NODE_REASON_PREEMPTION" in said
+    (tmp_path / "python").write_text("#!/bin/sh\necho no, because of $4 >&2\nexit 2\n")
+    for path, said in (
+        (tmp_path / "none", "could not be told"),
+        (tmp_path / "python", "would not drain the node: no, bec"),
+    ):
+        monkeypatch.setattr(spot.sys, "executable", str(path))
+        assert drain(10, "i-1") is False
+        assert said in capsys.readouterr().err
+        (tmp_path / "python").chmod(0o755)
+    (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(spot, "PATIENCE", 0.2)
+    assert drain(10, "i-1") is False
+    assert "timed out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_drains_and_the_trials_process_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two nodes of a real Ray: on the drained one nothing begins any more, and what ran there hears SIGTERM."""
     import ray
     from ray.cluster_utils import Cluster
@@ -192,7 +200,7 @@ def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        node = cluster.add_node(num_cpus=2)
+        cluster.add_node(num_cpus=2, env_vars={"RAY_CLOUD_INSTANCE_ID": "i-1"})
         ray.init(address=cluster.address, logging_level="ERROR")
 
         @ray.remote(num_cpus=1, max_restarts=0)
@@ -213,7 +221,9 @@ def test_ray_drains_and_the_trials_process_is_found(monkeypatch: pytest.MonkeyPa
         while pid not in {process.pid for process in trial_processes()}:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert drain(100, cluster.address, node.node_id)
+        assert not drain(100, "i-2", cluster.address)
+        assert "no node on instance i-2" in capsys.readouterr().err
+        assert drain(100, "i-1", cluster.address)
         # It has a core left, and yet the next one waits for a node that is still to come.
         where = Trainable.remote().node.remote()
         later = cluster.add_node(num_cpus=2)
