@@ -69,6 +69,11 @@ class Cluster:
     def trains(self, name: str) -> bool:
         return any(line.startswith("ray::ImplicitFunc.train") for line in self.hosts.processes(name))
 
+    def files(self, where: str) -> list[str]:
+        """In a folder, which may not exist; with further conditions of ``find``."""
+        done = self.hosts.run(LAPTOP, f"find {where} -type f")
+        return sorted(line for line in done.stdout.splitlines() if not line.startswith("find:"))
+
     def middle(self, process: subprocess.Popen[str], known: set[str], *names: str) -> tuple[str, Trials]:
         """The sweep's run id and trials, once each of the hosts trains one that has three epochs behind it."""
 
@@ -80,8 +85,9 @@ class Cluster:
             return len(far) >= len(names) and all(map(self.trains, names))
 
         wait_until(come_so_far, "trials in the middle")
-        (run,) = self.sweeps().keys() - known
-        return run, self.sweeps()[run]
+        sweeps = self.sweeps()
+        (run,) = sweeps.keys() - known
+        return run, sweeps[run]
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -154,6 +160,8 @@ def cluster(hosts: Hosts) -> Cluster:
         assert done.returncode == 0, done.stdout
     wait_until(lambda: here.nodes() == 2, "the worker is there")
     here.type("ray exec cluster.local.yaml 'ray status'")
+    left = here.files(f"{SHARED} -not -path '{DATA}*' -not -name .own")
+    assert left == [f"{SHARED}/.fgst-head"]
     return here
 
 
@@ -181,12 +189,7 @@ def test_a_sweep_goes_on_when_a_host_dies_and_another_joins(cluster: Cluster) ->
     assert process.returncode == 0, out
     assert "python -m fgst.evaluate --run-id" in out
     complete(cluster.sweeps()[run], before)
-    assert not list_of(cluster, f"{STORAGE}/{run}")  # a whole sweep leaves no checkpoints behind: MLflow has the models
-
-
-def list_of(cluster: Cluster, folder: str) -> list[str]:
-    done = cluster.hosts.run(LAPTOP, f"find {folder} -type f")
-    return [line for line in done.stdout.splitlines() if not line.startswith("find:")]
+    assert not cluster.files(f"{STORAGE}/{run}")  # a whole sweep leaves no checkpoints behind: MLflow has the models
 
 
 def test_the_same_by_the_job_api_gives_the_same_figures(cluster: Cluster) -> None:
