@@ -108,7 +108,8 @@ stop() {
   # The head first, or its autoscaler would start the workers again. `ray down` does not reach them at all: they would notice
   # after a minute that the head is gone, and leave a process behind.
   ray stop
-  user=$(config 'auth' 'ssh_user') workers=$(config 'provider' 'worker_ips')
+  [ -e ~/ray_bootstrap_config.yaml ] || fail "this is for the head, after ray up cluster.local.yaml"
+  user=$(config auth ssh_user) workers=$(config provider worker_ips)
   for worker in $workers; do
     # shellcheck disable=SC2029
     ssh -i ~/ray_bootstrap_key.pem -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \

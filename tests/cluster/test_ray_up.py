@@ -38,6 +38,7 @@ class Cluster:
     def __init__(self, hosts: Hosts) -> None:
         self.hosts = hosts
         self.tracking = f"http://{hosts.addresses['head']}:5000"
+        self.figures: dict[str, dict[str, float]] = {}
 
     def type(self, command: str) -> subprocess.CompletedProcess[str]:
         process = self.start(command)
@@ -67,7 +68,25 @@ class Cluster:
         return int(match[1]) if match else 0
 
     def trains(self, name: str) -> bool:
-        return any(line.startswith("ray::ImplicitFunc.train") for line in self.hosts.processes(name))
+        return any(re.match(r"ray::\w+\.train", line) for line in self.hosts.processes(name))
+
+    def all_up(self) -> None:
+        """Whoever is off is switched on, and taken in by itself."""
+        for name in ("w1", "w2"):
+            if name not in self.hosts.names:
+                self.hosts.boot(name)
+        wait_until(lambda: self.nodes() == 3, "both workers are there")
+
+    def as_ever(self, trials: Trials) -> None:
+        """Every sweep here is the same one, whatever happened to it: so are its figures."""
+        found = {key: trial["figures"] for key, trial in trials.items()}
+        self.figures = self.figures or found
+        assert found == self.figures
+
+    def files(self, where: str) -> list[str]:
+        """In a folder, which may not exist; with further conditions of ``find``."""
+        done = self.hosts.run(LAPTOP, f"find {where} -type f")
+        return sorted(line for line in done.stdout.splitlines() if not line.startswith("find:"))
 
     def middle(self, process: subprocess.Popen[str], known: set[str], *names: str) -> tuple[str, Trials]:
         """The sweep's run id and trials, once each of the hosts trains one that has three epochs behind it."""
@@ -80,8 +99,9 @@ class Cluster:
             return len(far) >= len(names) and all(map(self.trains, names))
 
         wait_until(come_so_far, "trials in the middle")
-        (run,) = self.sweeps().keys() - known
-        return run, self.sweeps()[run]
+        sweeps = self.sweeps()
+        (run,) = sweeps.keys() - known
+        return run, sweeps[run]
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -100,10 +120,6 @@ def complete(trials: Trials, before: Trials | None = None) -> None:
         assert trial["files"] == ["checkpoint/model.safetensors", "scores/test.arrow", "figures/confusion.png"]
     for key, trial in (before or {}).items():
         assert trials[key]["run"] == trial["run"]
-
-
-def figures(trials: Trials) -> dict[str, dict[str, float]]:
-    return {key: trial["figures"] for key, trial in trials.items()}
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +170,12 @@ def cluster(hosts: Hosts) -> Cluster:
         assert done.returncode == 0, done.stdout
     wait_until(lambda: here.nodes() == 2, "the worker is there")
     here.type("ray exec cluster.local.yaml 'ray status'")
+    left = here.files(f"{SHARED} -not -path '{DATA}*' -not -name .own")
+    assert left == [f"{SHARED}/.fgst-head"]
     return here
 
 
-def test_nothing_answers_without_the_token_and_the_dashboard_on_no_address_of_the_network(cluster: Cluster) -> None:
+def test_whoever_has_no_token_and_no_password_is_refused(cluster: Cluster) -> None:
     without = "RAY_AUTH_MODE=disabled python -c 'import ray; ray.init(address=\"auto\", log_to_driver=False)'"
     aside = f"mv ~/.ray/auth_token ~/.ray/away; {without}; mv ~/.ray/away ~/.ray/auth_token"
     done = cluster.hosts.run("head", f". ~/.fgst_env && {{ {aside}; }}")
@@ -173,27 +191,23 @@ def test_nothing_answers_without_the_token_and_the_dashboard_on_no_address_of_th
 
 def test_a_sweep_goes_on_when_a_host_dies_and_another_joins(cluster: Cluster) -> None:
     process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
-    run, before = cluster.middle(process, set(), "head", "w1")
+    run, before = cluster.middle(process, set(), "head", "w1")  # one core each: two trials
     cluster.hosts.kill("w1")
     cluster.hosts.boot("w2")
     out, _ = process.communicate(timeout=TIMEOUT)
     print(out, flush=True)
     assert process.returncode == 0, out
     assert "python -m fgst.evaluate --run-id" in out
-    complete(cluster.sweeps()[run], before)
-    assert not list_of(cluster, f"{STORAGE}/{run}")  # a whole sweep leaves no checkpoints behind: MLflow has the models
-
-
-def list_of(cluster: Cluster, folder: str) -> list[str]:
-    done = cluster.hosts.run(LAPTOP, f"find {folder} -type f")
-    return [line for line in done.stdout.splitlines() if not line.startswith("find:")]
+    trials = cluster.sweeps()[run]
+    complete(trials, before)
+    cluster.as_ever(trials)
+    assert not cluster.files(f"{STORAGE}/{run}")  # a whole sweep leaves no checkpoints behind: MLflow has the models
 
 
 def test_the_same_by_the_job_api_gives_the_same_figures(cluster: Cluster) -> None:
     """With the laptop's own checkout, on a host that came back by itself."""
     known = cluster.sweeps()
-    cluster.hosts.boot("w1")
-    wait_until(lambda: cluster.nodes() == 3, "both workers are there")
+    cluster.all_up()
     tunnel = cluster.start("ray dashboard cluster.local.yaml")
     knock = "python -c 'import socket; socket.create_connection((\"127.0.0.1\", 8265))'"
     wait_until(lambda: cluster.hosts.run(LAPTOP, knock).returncode == 0, "the dashboard's tunnel is there")
@@ -207,12 +221,12 @@ def test_the_same_by_the_job_api_gives_the_same_figures(cluster: Cluster) -> Non
     sweeps = cluster.sweeps()
     (run,) = sweeps.keys() - known.keys()
     complete(sweeps[run])
-    (first,) = known.values()
-    assert figures(sweeps[run]) == figures(first)
+    cluster.as_ever(sweeps[run])
 
 
 def test_a_slow_host_and_a_folder_that_stalls_cost_nothing(cluster: Cluster) -> None:
     known = cluster.sweeps()
+    cluster.all_up()
     process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
     run, before = cluster.middle(process, set(known), "w1", "w2")
     with cluster.hosts.frozen("w1"):
@@ -225,12 +239,13 @@ def test_a_slow_host_and_a_folder_that_stalls_cost_nothing(cluster: Cluster) -> 
     assert process.returncode == 0, out
     sweeps = cluster.sweeps()
     complete(sweeps[run], before)
-    assert figures(sweeps[run]) == figures(next(iter(known.values())))
+    cluster.as_ever(sweeps[run])
     assert cluster.nodes() == 3
 
 
 def test_a_sweep_goes_on_after_the_head_was_restarted(cluster: Cluster) -> None:
     known = cluster.sweeps()
+    cluster.all_up()
     process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
     run, before = cluster.middle(process, set(known), "w1", "w2")
     cluster.hosts.kill("head")
@@ -244,7 +259,7 @@ def test_a_sweep_goes_on_after_the_head_was_restarted(cluster: Cluster) -> None:
     assert done.returncode == 0, done.stdout
     sweeps = cluster.sweeps()
     complete(sweeps[run], before)
-    assert figures(sweeps[run]) == figures(next(iter(known.values())))
+    cluster.as_ever(sweeps[run])
     wait_until(lambda: cluster.nodes() == 3, "both workers are there again")
 
 
@@ -253,6 +268,8 @@ def test_down_leaves_nothing(cluster: Cluster) -> None:
     assert done.returncode == 0, done.stdout
     done = cluster.type("ray down -y cluster.local.yaml")
     assert done.returncode == 0, done.stdout
-    for name in ("head", "w1", "w2"):
+    for name in cluster.hosts.names:
+        if name == LAPTOP:
+            continue
         running = [line for line in cluster.hosts.processes(name) if not line.startswith("sshd:")]
         assert [line for line in running if re.search("ray|mlflow|postgres|fgst", line)] == [], name
