@@ -42,7 +42,7 @@ class Account:
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         ray = str(Path(sys.executable).with_name("ray"))
         return subprocess.run(
-            [ray, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=100, check=False
+            [ray, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=400, check=False
         )
 
 

@@ -3,7 +3,7 @@
 `ray up` runs for real against them. Each command of the cluster's file is run by a real bash, in the node's folder as
 its home; only what would install or start something there (uv, curl, sudo, ray, the environment's python) writes down
 how it was called instead. Ray's own `ray stop` would end every Ray process of the machine. With FGST_RAY, `ray start`
-does start Ray (autoscale.py, in a namespace of its own).
+does start Ray, and it is told how far it may grow (autoscale.py, in a namespace of its own).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _START = """if [ -n "${FGST_RAY:-}" ] && [ "$1" = start ]; then
   for one; do shift; case $one in --object-manager-port=*) ;; *) set -- "$@" "$one" ;; esac; done
   "$FGST_RAY" "$@" --object-store-memory=100000000 || exit 1
 fi"""
+_TELL = 'case "${{FGST_RAY:+$2}}" in fgst.sweep.growth) {python} "$@" || exit 1 ;; esac'
 # The installer that curl would fetch puts a uv there, and that makes an environment of such programs.
 _CURL = """cat <<'END'
 cp "$HOME/.local/share/uv" "$UV_INSTALL_DIR/uv"
@@ -97,7 +98,9 @@ def _boot(home: Path) -> None:
     for name, before in {"curl": _CURL, "sudo": ""}.items():
         _write(home / ".local/bin" / name, _NOTE.format(python=sys.executable, before=before))
     _write(home / ".local/share/uv", _NOTE.format(python=sys.executable, before=_UV))
-    _write(home / ".local/share/python", _NOTE.format(python=sys.executable, before=""))
+    _write(
+        home / ".local/share/python", _NOTE.format(python=sys.executable, before=_TELL.format(python=sys.executable))
+    )
     _write(home / ".local/share/ray", _NOTE.format(python=sys.executable, before=_START))
     for program in (Path(os.environ["FGST_NODES"]) / "programs").iterdir() if "FGST_NODES" in os.environ else ():
         (home / ".local/bin" / program.name).symlink_to(program)  # the head goes on to the workers
@@ -114,7 +117,9 @@ def _ssh(arguments: list[str]) -> int:
     environment = {
         "HOME": str(home), "PATH": "/usr/bin:/bin", "FGST_LOG": str(home / ".calls"), "LANG": "C.UTF-8", "TERM": "dumb",
     }  # fmt: skip
-    environment |= {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "FGST_NODES", "FGST_RAY"))}
+    environment |= {
+        k: v for k, v in os.environ.items() if k.startswith(("AWS_", "FGST_NODES", "FGST_RAY", "PYTHONPATH"))
+    }
     os.chdir(home)
     os.execve("/bin/sh", ["/bin/sh", "-c", command], environment)
 

@@ -230,6 +230,7 @@ def check_head(nodes: Nodes, address: str) -> None:
     starts = [call for call in calls if call.program == "ray"]
     assert [call.arguments[0] for call in starts] == ["stop", "start"]
     start = starts[1]
+    assert calls.index(start) < [call.arguments[:2] for call in calls].index(("-m", "fgst.sweep.growth"))
     assert {"--head", "--dashboard-host=127.0.0.1"} < set(start.arguments)
     assert start.environment["RAY_AUTH_MODE"] == "token"
     assert int(start.environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60

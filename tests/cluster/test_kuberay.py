@@ -151,6 +151,12 @@ def test_it_is_the_cluster_of_cluster_yaml(document: dict[str, Any]) -> None:
     assert (worker(document)["minReplicas"], worker(document)["replicas"]) == (0, 0)
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    (told,) = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]["postStart"]["exec"]["command"][
+        2:
+    ]
+    limits = pod(document)["containers"][0]["resources"]["limits"]
+    said = f"growth {worker(document)['maxReplicas']} CPU={limits['cpu']} GPU={limits['nvidia.com/gpu']};"
+    assert said in told
     containers = [spec["headGroupSpec"]["template"]["spec"]["containers"][0], pod(document)["containers"][0]]
     assert containers[0]["image"] == containers[1]["image"]
     for container in containers:

@@ -63,5 +63,6 @@ def test_a_sweep_as_a_job(tmp_path: Path) -> None:
     assert alone("job.py", tmp_path) == "the job is done"
 
 
-def test_a_spot_machine_comes_for_a_task_and_goes(tmp_path: Path) -> None:
-    assert alone("autoscale.py", tmp_path) == "up for a task, and down again"
+def test_spot_machines_come_for_a_sweep_and_go(tmp_path: Path) -> None:
+    pytest.importorskip("flask_wtf", reason="install the extra: pip install -e '.[server]'")
+    assert alone("autoscale.py", tmp_path) == "up for a sweep, and down again"
