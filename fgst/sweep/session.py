@@ -19,6 +19,7 @@ from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.remote import is_remote
 from fgst.spool import ServerAway
 from fgst.sweep import storage
+from fgst.sweep.aside import Aside
 from fgst.sweep.budget import Budget
 from fgst.sweep.engine import Progress, Resources, RunTrial, run_here, run_on_ray
 from fgst.sweep.fusion import candidate, fuse_sweep, refit
@@ -181,14 +182,16 @@ class Session:
         interrupted = False
         try:
             if not search.exhausted:
-                with LiveView(spec, done) as view:
+                with LiveView(spec, done) as view, Aside() as aside:
 
                     def listen(progress: Progress) -> None:
                         self._hear(progress)
-                        self._settle(progress)
+                        aside.do(lambda: self._settle(progress))
                         view.listen(progress)
 
                     self._train(search, context, budget, listen, args, run)
+                    if aside.disk_full_at_the_end():
+                        budget.disk_full()
         except KeyboardInterrupt:
             interrupted = True
         except ServerAway as error:

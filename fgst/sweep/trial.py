@@ -15,7 +15,7 @@ import resource
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgst.errors import Leaving, is_disk_full
 from fgst.spool import ServerAway
@@ -24,8 +24,6 @@ from fgst.sweep.spec import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from mlflow.entities import Run
 
     from fgst.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage
@@ -136,8 +134,11 @@ def run_trial(
     return "finished"
 
 
-def _count_start(before: Run | None, kept: TrialStorage, context: TrialContext) -> str:
+def _count_start(before: Any, kept: TrialStorage, context: TrialContext) -> str:
     """What to write down of this start; a process that dies whenever it is started must not be started for ever.
+
+    Args:
+        before: the trial's run, if it was begun.
 
     Raises:
         RuntimeError: if the trial came no further in the last starts.
