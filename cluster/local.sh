@@ -29,7 +29,7 @@ install() {
   # PYTHONPATH instead of an installed package: an environment that is there already need not be touched.
   cat >"$HOME/.fgst_env" <<END
 export PATH="$FGST_VENV/bin:\$PATH" PYTHONPATH="$project"
-export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=120
 export MLFLOW_TRACKING_URI=http://$head:5000
 export FGST_SHARED="$FGST_SHARED" FGST_STORAGE="$FGST_SHARED/sweeps" FGST_ADDRESS=$own FGST_RAY="$ray"
 END
