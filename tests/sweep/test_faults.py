@@ -81,6 +81,7 @@ def test_a_process_that_is_told_to_end_keeps_its_steps(place: Place) -> None:
     assert figures([run]) == undisturbed(place, sweep)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_at_every_start_has_failed(place: Place) -> None:
     process = place.start(*GRID[:4], "--values", "2", "--epochs", "2", *TINY, "--set", "train.repeat=5000")
     killed = 0
