@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{folder} was begun {'without' if args.sqlite else 'with'} --sqlite; start it as before")
         artifacts = _artifacts(folder, args.artifacts)
         password, told = _password(folder)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+        for number in (signal.SIGTERM, signal.SIGINT):  # a shell script's background jobs ignore the second
+            signal.signal(number, signal.default_int_handler)
         try:
             if programs is None:
                 store, users = f"sqlite:///{folder / 'mlflow.db'}", f"sqlite:///{folder / 'users.db'}"
