@@ -81,6 +81,26 @@ def small_config(dataset: ArrowDataset | Path, **values: Any) -> TrialConfig:
     return config.with_values({name.replace("__", "."): value for name, value in values.items()})
 
 
+def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -> Path:
+    """A network for a data set, as it is born; its folder."""
+    import torch
+
+    from fgst.batches import make_stores
+    from fgst.checkpoint import ModelCard, save_checkpoint
+    from fgst.training import resolve
+
+    config = resolve(small_config(dataset, **values), dataset)
+    about = (dataset.max_persons, dataset.name, dataset.digest, dataset.preparation)
+    card = ModelCard(config, dataset.skeleton, dataset.classes, *about)
+    torch.manual_seed(seed)
+    model = card.build()
+    with torch.no_grad():
+        for _ in range(3):  # so that the batch norms have seen something
+            for batch in make_stores(dataset, config.data, torch.device("cpu"))["train"].evaluation_batches():
+                model.train()(batch.clips, batch.present)
+    return save_checkpoint(folder, 1, model.eval(), card, {"epoch": 1})
+
+
 def start_python(
     script: str, *arguments: object, env_changes: dict[str, str] | None = None, stdin: int = subprocess.DEVNULL
 ) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ import pytest
 import small
 import torch
 from PIL import Image
-from test_predict import network
+from small import network
 
 from fgst.batches import ClipStore
 from fgst.checkpoint import load_model

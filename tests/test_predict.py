@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import small
 import torch
+from small import network
 
 from fgst.batches import make_stores
-from fgst.checkpoint import ModelCard, save_checkpoint
+from fgst.checkpoint import ModelCard
 from fgst.dataset import ArrowDataset
 from fgst.ensemble import EnsembleCard, Member, softmax
 from fgst.errors import InputError
@@ -23,23 +24,9 @@ from fgst.networks import Networks
 from fgst.predict import main, predict
 from fgst.raw import read_clip
 from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
-from fgst.training import resolve, score
+from fgst.training import score
 
 CPU = torch.device("cpu")
-
-
-def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -> Path:
-    """A network for a data set, as it is born; its folder."""
-    config = resolve(small.small_config(dataset, **values), dataset)
-    about = (dataset.max_persons, dataset.name, dataset.digest, dataset.preparation)
-    card = ModelCard(config, dataset.skeleton, dataset.classes, *about)
-    torch.manual_seed(seed)
-    model = card.build()
-    with torch.no_grad():
-        for _ in range(3):  # so that the batch norms have seen something
-            for batch in make_stores(dataset, config.data, CPU)["train"].evaluation_batches():
-                model.train()(batch.clips, batch.present)
-    return save_checkpoint(folder, 1, model.eval(), card, {"epoch": 1})
 
 
 def as_file(joints: np.ndarray) -> bytes:

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import small
 import torch
-from test_predict import as_file, network
+from small import network
+from test_predict import as_file
 
 from fgst import registry
 from fgst.dataset import ArrowDataset

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from ntu_corpus import corpus, write_folder
-from test_predict import network
+from small import network
 
 from data_prep.ntu import prepare as prepare_ntu
 from fgst.networks import Networks
