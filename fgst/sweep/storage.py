@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,9 +196,11 @@ class TrialStorage:
                 digests[file.name] = _send(store, f"{base}/{checkpoint.name}/{file.name}", file)
             _write(store, f"{base}/{checkpoint.name}.json", json.dumps(digests).encode())
             self._sent = at
+            # The list first: half a copy must not look whole. What an earlier attempt has removed is gone already.
             for name in self._previous:
-                store.delete_file(f"{base}/{name}.json")
-                store.delete_dir(f"{base}/{name}")
+                for delete, path in ((store.delete_file, f"{base}/{name}.json"), (store.delete_dir, f"{base}/{name}")):
+                    with suppress(FileNotFoundError):
+                        delete(path)
             self._previous = [checkpoint.name]
         except _FAILURES as error:
             return _first_line(error)

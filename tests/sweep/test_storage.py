@@ -159,6 +159,25 @@ def test_a_copy_that_is_not_whole_is_not_taken(
     assert sorted(path.name for path in third.folder.iterdir()) == ["epoch-00001"]
 
 
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_a_removal_that_was_cut_off_is_finished_by_the_next(
+    kind: str, dataset: ArrowDataset, far: Path, request: pytest.FixtureRequest
+) -> None:
+    place = far.as_uri()
+    if kind == "s3":
+        request.getfixturevalue("bucket")
+        place = "s3://motion/sweeps"
+    keeper = TrialStorage(place, "a")
+    trained(dataset, keeper, 1)
+    assert keeper.keep() == ""
+    store, base = storage._open(f"{place}/a")
+    store.delete_file(f"{base}/epoch-00001.json")
+    for epoch in (2, 3):
+        trained(dataset, keeper, epoch)
+        assert keeper.keep(at_once=True) == ""
+    assert keeper._copies(store, base) == ["epoch-00003"]
+
+
 def test_a_half_copy_has_no_list_and_does_not_count(
     dataset: ArrowDataset, far: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
