@@ -115,7 +115,10 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
         "default: FGST_STORAGE in the environment, or ray_results",
     )
     place.add_argument(
-        "--study-storage", metavar="URL", help="Optuna's, for optuna-dashboard; default: optuna.db under --storage"
+        "--study-storage",
+        metavar="URL",
+        help="Optuna's, for optuna-dashboard; default: optuna.db under --storage, "
+        "or under ~/.local/share/fgst where that is a URI",
     )
     place.add_argument("--price-per-hour", type=positive(float), metavar="P", help="of a GPU (of a core on the CPU)")
     add_tracking_option(parser)
