@@ -34,11 +34,13 @@ class SimulatedTrial:
         seconds: that an epoch takes, about: 0.75 to 1.25 times that, by the trial.
         writes: into MLflow.
         log: a file to which each process adds a line of JSON for every begin, epoch and end of a trial.
+        full: ids of nodes on which each trial finds the disk full after its first epoch.
     """
 
     seconds: float
     writes: bool = True
     log: str = ""
+    full: str = ""
 
     def __call__(self, trial: Trial, context: TrialContext, report: Callable[[dict[str, float]], None]) -> str:
         self._note(trial, 0, "begin", 0.0)
@@ -73,6 +75,8 @@ class SimulatedTrial:
             self._note(trial, epoch, "epoch", time.perf_counter() - before)
             # What stops a trial early does so in here: nothing after it is run.
             report({"epoch": epoch, **metrics})
+            if self.full and _node() in self.full:
+                return f"disk full on {os.uname().nodename}"
         if run is not None:
             run.set_tags({ENDING: "finished"})
         self._note(trial, last, "end", 0.0)

@@ -101,6 +101,7 @@ def quieten() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a page for each process that dies: the engine says it in a line
         # Nothing of ours goes on from Tune's own state, 20 kB a trial, which it would write anew every ten seconds.
         "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     }.items():

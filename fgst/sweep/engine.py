@@ -8,8 +8,11 @@ starts it again if its process or its node dies. Both places give the same figur
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +25,7 @@ from fgst.remote import is_remote
 from fgst.sweep import leaving
 from fgst.sweep.budget import Budget
 from fgst.sweep.cluster import ray_session
-from fgst.sweep.nodes import grows, places
+from fgst.sweep.nodes import grows, places, still_there
 from fgst.sweep.resources import Resources, fitting, shares
 from fgst.sweep.search import Search
 from fgst.sweep.spec import Trial
@@ -48,30 +51,49 @@ _RESTARTS = 50
 
 
 class Course:
-    """What the engine and the search tell each other, wherever trials run."""
+    """What the engine and the search tell each other, wherever trials run.
 
-    def __init__(self, search: Search, budget: Budget, listen: Listener) -> None:
-        self._search, self._budget, self._listen = search, budget, listen
+    Args:
+        elsewhere: whether trials find room without the nodes with these ids, whose disks are full.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        budget: Budget,
+        listen: Listener,
+        elsewhere: Callable[[set[str]], bool] = lambda nodes: False,
+    ) -> None:
+        self._search, self._budget, self._listen, self._elsewhere = search, budget, listen, elsewhere
         self.trials: dict[str, Trial] = {}
         self.order: dict[str, int] = {}  # in which they were asked for, by key
+        self.full: set[str] = set()  # nodes whose disks are
+        self._live: set[str] = set()
+        self._again: list[Trial] = []  # begun, and to go on elsewhere
         self._last: dict[str, dict[str, float]] = {}
         self._stopped: dict[str, str] = {}
 
     def next(self) -> Trial | None:
         """The trial to begin now, if there is one."""
         trial = None
-        if self._budget.may_begin():
+        if self._again and not self._budget.must_stop():
+            trial = self._again.pop(0)
+        elif self._budget.may_begin():
             with self._room():
                 trial = self._search.ask()
+            if trial is not None:
+                self._budget.began()
+                self.trials[trial.key] = trial
+                self.order[trial.key] = len(self.order)
         if trial is not None:
-            self._budget.began()
-            self.trials[trial.key] = trial
-            self.order[trial.key] = len(self.order)
+            self._live.add(trial.key)
         return trial
 
     @property
     def over(self) -> bool:
         """Whether :meth:`next` will never give another trial."""
+        if self._live or (self._again and not self._budget.must_stop()):
+            return False  # one that runs may have to go on elsewhere
         return self._search.exhausted or not self._budget.may_begin()
 
     def epoch(self, key: str, metrics: dict[str, float]) -> str:
@@ -85,12 +107,20 @@ class Course:
             self._stopped.setdefault(key, "interrupted")
         return self._stopped.get(key, "")
 
-    def end(self, key: str, ending: str, reason: str = "") -> None:
-        """Take note of an end: as the trial says, unless it was stopped."""
+    def end(self, key: str, ending: str, reason: str = "", node: str = "") -> None:
+        """Take note of an end: as the trial says, unless it was stopped; on the node with this id."""
+        self._live.discard(key)
         ending = self._stopped.get(key, ending)
         metrics = self._last.get(key, {})
         if ending.startswith("disk full"):
-            self._budget.disk_full(ending.removeprefix("disk full"))
+            where = ending.removeprefix("disk full")
+            if not self._budget.must_stop() and self._elsewhere(self.full | {node}):
+                if node not in self.full:
+                    print(f"the disk is full{where}: what ran there goes on elsewhere", file=sys.stderr)
+                self.full.add(node)
+                self._again.append(self.trials[key])
+                return
+            self._budget.disk_full(where)
             ending = "interrupted"
         if ending == "finished":
             self._budget.finished(metrics)
@@ -98,6 +128,11 @@ class Course:
             self._search.tell(key, ending, metrics, self.trials[key])
         with self._room():
             self._listen(Progress(self.trials[key], ending, metrics, reason))
+
+    def close(self) -> None:
+        """What was to go on elsewhere, and did not any more, is to go on another time."""
+        while self._again:
+            self.end(self._again.pop(0).key, "interrupted")
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -143,14 +178,22 @@ def run_on_ray(
     """
     with ExitStack() as stack:
         stack.enter_context(ray_session(resources.address))
+        import ray
         from ray import tune
         from ray.tune.trainable import wrap_function
+
+        from fgst.sweep.storage import has_room  # here: it needs PyTorch, and a simulated trial does not
 
         nodes = places()
         each = shares(nodes, resources, total)
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
-        course = Course(search, budget, listen)
+
+        def elsewhere(full: set[str]) -> bool:
+            # Where the storage itself is full, every node is.
+            return has_room(context.storage) and (grows() or fitting(still_there(besides=full), each) > 0)
+
+        course = Course(search, budget, listen, elsewhere)
         limit = resources.max_concurrent
         if limit is None and (grows() or not resources.address):  # else there is none: somebody may add a node
             limit = fitting(nodes, each)
@@ -166,7 +209,8 @@ def run_on_ray(
                 os._exit(leaving.EXIT)  # as it was told to; Ray starts the trial again, where there is a place for it
             give_back_memory()
             # Tune wants the search algorithm's metric in every result.
-            return {"state": state, "epoch": trial.config.train.epochs}
+            node = ray.get_runtime_context().get_node_id()
+            return {"state": state, "node": node, "epoch": trial.config.train.epochs}
 
         class Trainable(wrap_function(trainable)):  # type: ignore[misc]
             def setup(self, config: dict[str, Any]) -> None:
@@ -180,7 +224,7 @@ def run_on_ray(
             folder = Path(context.storage) / "ray"
             folder.mkdir(parents=True, exist_ok=True)
         tuner = tune.Tuner(
-            tune.with_resources(Trainable, each),
+            tune.with_resources(Trainable, functools.partial(_request, each)),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(course),
                 scheduler=_scheduler(course),
@@ -199,6 +243,17 @@ def run_on_ray(
         )
         with _waiting(limit or max(1, fitting(nodes, each) // 4)):
             tuner.fit()
+        course.close()
+
+
+def _request(each: dict[str, float], config: dict[str, Any]) -> Any:
+    """What one of Tune's trials asks Ray for: its share, on any node but those that it is to avoid."""
+    from ray.tune import PlacementGroupFactory
+
+    share = {kind: amount for kind, amount in each.items() if amount}
+    if not config.get("avoid"):
+        return PlacementGroupFactory([share])
+    return PlacementGroupFactory([share], bundle_label_selector=[{"ray.io/node-id": f"!in({config['avoid']})"}])
 
 
 @contextmanager
@@ -224,6 +279,16 @@ def _key(trial: Any) -> str:
     return str(json.loads(trial.config["trial"])["key"])
 
 
+def _reason(trial: Any) -> str:
+    """What Python said last in a trial of Tune's that failed, in brackets; "" where a process just ended."""
+    try:
+        said = Path(trial.error_file or "").read_text().strip().splitlines()
+    except OSError:
+        return ""
+    found = re.fullmatch(r"(?:\w+\.)*\w+(?:Error|Exception)\b.*", said[-1]) if said else None
+    return f" ({found[0]})" if found else ""
+
+
 def _searcher(course: Course) -> Any:
     """A Tune search algorithm that passes on our own."""
     from ray.tune.search import Searcher
@@ -235,7 +300,7 @@ def _searcher(course: Course) -> Any:
         def suggest(self, trial_id: str) -> Any:
             trial = course.next()
             if trial is not None:
-                return {"trial": json.dumps(trial.to_dict())}
+                return {"trial": json.dumps(trial.to_dict()), "avoid": ",".join(sorted(course.full))}
             return Searcher.FINISHED if course.over else None
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -282,11 +347,16 @@ def _callback(course: Course) -> Any:
 
     class Ends(tune.Callback):
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            state = str((trial.last_result or {}).get("state", "failed"))
-            course.end(_key(trial), state if state != "running" else "interrupted")
+            result = trial.last_result or {}
+            state = str(result.get("state", "failed"))
+            course.end(_key(trial), state if state != "running" else "interrupted", node=str(result.get("node", "")))
+
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            name = course.trials[_key(trial)].name
+            print(f"{name}: its process or its node is gone, and it is started again{_reason(trial)}", file=sys.stderr)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            course.end(_key(trial), "failed", f"its process died {_RESTARTS + 1} times")
+            course.end(_key(trial), "failed", f"its process died {_RESTARTS + 1} times{_reason(trial)}")
 
         def __reduce__(self) -> Any:
             return (tune.Callback, ())

@@ -10,7 +10,7 @@ import hashlib
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,11 +25,16 @@ FOLDER = "name a folder that all nodes share, or a URI such as s3://bucket/"
 
 def places() -> list[dict[str, float]]:
     """What each node of the cluster has (``{"CPU": cores, "GPU": GPUs, …}``), were it grown as far as it may."""
-    import ray
-
-    now = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    now = still_there(besides=())
     possible = [dict(resources) for resources, count in _groups() for _ in range(count)]
     return max(now, possible, key=lambda nodes: sum(node.get("CPU", 0.0) for node in nodes))
+
+
+def still_there(besides: Collection[str]) -> list[dict[str, float]]:
+    """What each node has that is up now, but for those with these ids."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in besides]
 
 
 def grows() -> bool:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,6 +65,20 @@ def prepare(location: str) -> None:
     except _FAILURES as error:
         reason = getattr(error, "strerror", None) or _first_line(error)
         raise InputError(f"--storage {location}: cannot be written ({reason})") from None
+
+
+def has_room(location: str) -> bool:
+    """Whether a folder takes a mebibyte more; a URI's store always does."""
+    if is_remote(location):
+        return True
+    try:
+        with tempfile.TemporaryFile(dir=location) as file:
+            file.write(bytes(1024 * 1024))
+            file.flush()
+            os.fsync(file.fileno())  # a network folder may say only now that it is full
+    except OSError:
+        return False
+    return True
 
 
 def remove(location: str) -> None:

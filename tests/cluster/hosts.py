@@ -44,6 +44,7 @@ exec sleep infinity
 _HOST = """
 set -e
 hostname {name}
+{disk}
 {visible}
 mount -t tmpfs tmpfs /mnt && mkdir {shared} && mount --bind {state}/shared {shared}
 mount -t tmpfs tmpfs /dev/shm
@@ -135,8 +136,8 @@ class Hosts:
         """Of those that are up."""
         return list(self._running)
 
-    def boot(self, name: str) -> None:
-        """Switch a host on: its home is as it was, its ``/tmp`` is empty."""
+    def boot(self, name: str, tmp_size: str = "") -> None:
+        """Switch a host on: its home is as it was, its ``/tmp`` is empty, and of that size if one is given (64m)."""
         tmp, home = self.folder / name / "tmp", self.folder / name / "home"
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir()
@@ -144,6 +145,7 @@ class Hosts:
         script = _HOST.format(
             name=name, state=self.folder, shared=SHARED, home=home, tmp=tmp, real_home=Path.home(), network=NETWORK,
             address=self.addresses[name], sshd=shutil.which("sshd", path=_PATH), visible=self._visible(home, tmp),
+            disk=f"mount -t tmpfs -o mode=1777,size={tmp_size} tmpfs {tmp}" if tmp_size else "",
         )  # fmt: skip
         with (self.folder / name / "log").open("ab") as log:
             process = subprocess.Popen(
@@ -169,10 +171,10 @@ class Hosts:
         process.wait(TIMEOUT)
 
     def start(self, name: str, command: str) -> subprocess.Popen[str]:
-        """A command on a host, in a login shell of its user."""
+        """A command on a host, in a login shell of its user; Ctrl-C reaches it even where the tests ignore it."""
         user = [f"HOME={Path.home()}", "USER=root", "LOGNAME=root", "SHELL=/bin/bash", "TERM=dumb", "LANG=C.UTF-8"]
         return subprocess.Popen(
-            [*self._enter(self._running[name][1]), "env", "-i", *user, f"PATH={_PATH}",
+            [*self._enter(self._running[name][1]), "env", "--default-signal=INT", "-i", *user, f"PATH={_PATH}",
              "bash", "-c", f"cd && . ~/.profile && {{ {command}\n}}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip

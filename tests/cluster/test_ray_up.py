@@ -77,6 +77,16 @@ class Cluster:
                 self.hosts.boot(name)
         wait_until(lambda: self.nodes() == 3, "both workers are there")
 
+    def power_cycle(self, name: str, command: str = "true", tmp_size: str = "") -> None:
+        """A host is switched off and on, with a command before; it and whoever else is off are taken in again."""
+        if name in self.hosts.names:
+            self.hosts.run(name, command)
+            self.hosts.kill(name)
+            others = [other for other in self.hosts.names if other != LAPTOP]
+            wait_until(lambda: self.nodes() == len(others), "the head has noticed")
+        self.hosts.boot(name, tmp_size)
+        self.all_up()
+
     def as_ever(self, trials: Trials) -> None:
         """Every sweep here is the same one, whatever happened to it: so are its figures."""
         found = {key: trial["figures"] for key, trial in trials.items()}
@@ -241,6 +251,53 @@ def test_a_slow_host_and_a_folder_that_stalls_cost_nothing(cluster: Cluster) -> 
     complete(sweeps[run], before)
     cluster.as_ever(sweeps[run])
     assert cluster.nodes() == 3
+
+
+def test_a_spot_warning_moves_the_trials_before_the_host_goes(cluster: Cluster) -> None:
+    known = cluster.sweeps()
+    cluster.power_cycle("w1", "echo export RAY_CLOUD_INSTANCE_ID=i-w1 >>~/.bashrc")  # as a cloud's autoscaler says it
+    laptop = cluster.hosts.addresses[LAPTOP]
+    service = cluster.start(f"exec python tests/cluster/imds.py {laptop} 8111 i-w1")
+    watch = cluster.hosts.start(
+        "w1", f". ~/.fgst_env && exec python -m fgst.sweep.spot --every 1 --metadata http://{laptop}:8111"
+    )
+    process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
+    run, before = cluster.middle(process, set(known), "head", "w1", "w2")
+    warn = f"import urllib.request as r; r.urlopen('http://{laptop}:8111/', b'90')"
+    assert cluster.hosts.run(LAPTOP, f'python -c "{warn}"').returncode == 0
+    said, _ = watch.communicate(timeout=TIMEOUT)
+    print(said, flush=True)
+    assert re.search(r"terminate in \d+ s\n1 processes were told to end", said)
+    wait_until(lambda: not cluster.trains("w1"), "the trial has left")
+    waited = time.monotonic()
+    while time.monotonic() < waited + 10 and cluster.trains("head") and cluster.trains("w2"):
+        assert not cluster.trains("w1")  # it has a free place, and the trial waits for another
+        time.sleep(1)
+    cluster.hosts.kill("w1")
+    out, _ = process.communicate(timeout=TIMEOUT)
+    print(out, flush=True)
+    cluster.hosts.stop(LAPTOP, "imds.py")
+    service.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, out
+    sweeps = cluster.sweeps()
+    complete(sweeps[run], before)
+    cluster.as_ever(sweeps[run])
+
+
+def test_a_host_whose_disk_is_full_is_done_without(cluster: Cluster) -> None:
+    known = cluster.sweeps()
+    cluster.power_cycle("w1", tmp_size="64m")
+    process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
+    run, before = cluster.middle(process, set(known), "w1", "w2")
+    assert "No space left" in cluster.hosts.run("w1", "cat /dev/zero >/tmp/full").stdout
+    out, _ = process.communicate(timeout=TIMEOUT)
+    print(out, flush=True)
+    cluster.hosts.kill("w1")
+    assert process.returncode == 0, out
+    assert "the disk is full on w1: what ran there goes on elsewhere" in out
+    sweeps = cluster.sweeps()
+    complete(sweeps[run], before)
+    cluster.as_ever(sweeps[run])
 
 
 def test_a_sweep_goes_on_after_the_head_was_restarted(cluster: Cluster) -> None:

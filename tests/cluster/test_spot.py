@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from imds import Service
 
 from fgst.errors import InputError
 from fgst.sweep import spot
 from fgst.sweep.spot import Metadata, Warned, drain, leave, main, trial_processes, watch
-
-
-class Service(ThreadingHTTPServer):
-    """Version 2 of the metadata service: nothing without a token, tokens that end."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.notice = ""
-        self.down = False
-        self.tokens: list[str] = []
-        self.asked = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def warn(self, seconds: float, action: str = "terminate") -> None:
-        when = datetime.now(UTC) + timedelta(seconds=seconds)
-        self.notice = json.dumps({"action": action, "time": when.strftime("%Y-%m-%dT%H:%M:%SZ")})
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Service
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-    def _answer(self, code: int, text: str = "") -> None:
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def do_PUT(self) -> None:
-        life = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
-        if self.server.down or self.path != "/latest/api/token" or not 1 <= int(life or 0) <= 21600:
-            return self._answer(503 if self.server.down else 400)
-        self.server.tokens.append(f"token-{len(self.server.tokens)}")
-        return self._answer(200, self.server.tokens[-1])
-
-    def do_GET(self) -> None:
-        self.server.asked += 1
-        if self.server.down:
-            return self._answer(503)
-        if self.headers.get("X-aws-ec2-metadata-token") != (self.server.tokens or [None])[-1]:
-            return self._answer(401)
-        answers = {"/latest/meta-data/instance-id": "i-1", "/latest/meta-data/spot/instance-action": self.server.notice}
-        if not answers.get(self.path):
-            return self._answer(404)
-        return self._answer(200, answers[self.path])
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Sweep:
         self.trial = SimulatedTrial(seconds, writes=False, log=str(self.log))
         self.told: list[Progress] = []
 
-    def run(self, resources: Resources, then: Any = None) -> list[dict[str, Any]]:
+    def run(self, resources: Resources, then: Any = None, budget: Budget | None = None) -> list[dict[str, Any]]:
         """What the trials wrote down; ``then`` hears of each epoch and each end, in this thread."""
 
         def listen(progress: Progress) -> None:
@@ -79,7 +80,7 @@ class Sweep:
             if then is not None:
                 then(progress)
 
-        run_on_ray(self.search, self.context, resources, Budget(), listen, self.spec.total, self.trial)
+        run_on_ray(self.search, self.context, resources, budget or Budget(), listen, self.spec.total, self.trial)
         return self.lines()
 
     def lines(self) -> list[dict[str, Any]]:
@@ -166,3 +167,42 @@ def test_a_node_that_is_lost_gives_its_trials_to_the_others(
     assert sum(begun.values()) == 7
     where = [line["node"] for line in lines if line["key"] == lost[0] and line["what"] == "end"]
     assert where == [next(line["node"] for line in lines if line["node"] != doomed.node_id)]
+
+
+def test_a_node_whose_disk_is_full_gives_its_trials_to_the_others(
+    cluster: Any, dataset: ArrowDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (full,) = cluster.worker_nodes
+    sweep = Sweep(dataset, tmp_path, seconds=0.3)
+    sweep.trial = replace(sweep.trial, full=full.node_id)
+    joined: list[Any] = []
+
+    def join(progress: Progress) -> None:
+        if not joined:
+            joined.append(cluster.add_node(num_cpus=2, num_gpus=1))
+
+    lines = sweep.run(Resources(cluster.address, gpus_per_trial=0.5), join)
+    assert sweep.endings == {"finished": 6}
+    begun = Counter(line["key"] for line in lines if line["what"] == "begin")
+    moved = {line["key"] for line in lines if line["what"] == "begin" and line["node"] == full.node_id}
+    assert moved
+    assert {key: begun[key] for key in moved} == dict.fromkeys(moved, 2)  # it is tried there once
+    assert {line["node"] for line in lines if line["what"] == "end"} == {joined[0].node_id}
+    assert capfd.readouterr().err.count("what ran there goes on elsewhere") == 1
+
+
+@pytest.mark.parametrize("storage_too", [False, True])
+def test_a_full_disk_that_leaves_no_other_place_ends_the_sweep(
+    cluster: Any, dataset: ArrowDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_too: bool
+) -> None:
+    nodes = list(cluster.worker_nodes)
+    if storage_too:
+        nodes.append(cluster.add_node(num_cpus=2, num_gpus=1))
+        monkeypatch.setattr("fgst.sweep.storage.has_room", lambda location: False)
+    sweep = Sweep(dataset, tmp_path, seconds=0.3)
+    sweep.trial = replace(sweep.trial, full=" ".join(node.node_id for node in nodes))
+    budget = Budget()
+    sweep.run(Resources(cluster.address, gpus_per_trial=1.0), budget=budget)
+    assert budget.stopped.startswith("a full disk on ")
+    assert sweep.endings["interrupted"] >= 1
+    assert set(sweep.endings) <= {"interrupted", "finished"}
