@@ -56,12 +56,23 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
             "leave --address out to run on this machine"
         ) from None
     if threading.current_thread() is threading.main_thread():
-        # Ray would end this process at once; whoever stops a job wants what Ctrl-C does.
+        # Ray would end this process at once; whoever stops a job, or closes the terminal, wants what Ctrl-C does.
         signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it, and so do we
+            terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]  # of one that is gone none is
+            signal.signal(signal.SIGHUP, lambda number, frame: _hung_up(terminal))
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _hung_up(terminal: Sequence[int]) -> None:
+    """The terminal is gone: end as with Ctrl-C, without writing to it, which would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in terminal:
+        os.dup2(nowhere, descriptor)
+    signal.raise_signal(signal.SIGINT)
 
 
 def ray_map(

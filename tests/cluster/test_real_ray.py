@@ -39,13 +39,17 @@ def namespaces() -> Iterator[None]:
 
 def alone(script: str, folder: Path) -> str:
     """The last line of a script that has a namespace to itself; everything in it ends with it."""
+    # What is killed with the namespace leaves its temporary files, which must not be everybody's; Ray's sockets need
+    # a short path.
+    (folder / "tmp").mkdir()
+    temporary = {"TMPDIR": str(folder / "tmp"), "RAY_TMPDIR": str(TEMPORARY.parent)}
     done = subprocess.run(
         [
             *("unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "--kill-child"),
             *(sys.executable, str(Path(__file__).with_name(script)), str(folder)),
         ],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | temporary,
         capture_output=True,
         text=True,
         timeout=900,

@@ -99,10 +99,11 @@ def test_a_process_that_dies_at_every_start_has_failed(place: Place) -> None:
     assert f"its process died {MOST_STARTS} times at its first epoch" in err
 
 
-def test_a_sweep_that_is_told_to_end_ends_as_with_ctrl_c(place: Place) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_sweep_that_is_told_to_end_ends_as_with_ctrl_c(place: Place, number: int) -> None:
     process = place.start(*GRID[:4], "--values", "2,4", *GRID[6:])
     sweep = place.wait_for_epoch(process, 2)
-    process.terminate()
+    process.send_signal(number)
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, err
     assert f"--resume {sweep}" in err
