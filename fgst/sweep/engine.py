@@ -129,11 +129,6 @@ class Course:
         with self._room():
             self._listen(Progress(self.trials[key], ending, metrics, reason))
 
-    def close(self) -> None:
-        """What was to go on elsewhere, and did not any more, is to go on another time."""
-        while self._again:
-            self.end(self._again.pop(0).key, "interrupted")
-
     @contextmanager
     def _room(self) -> Iterator[None]:
         """What cannot be written for want of room is no reason to break off: it ends the sweep, which can go on."""
@@ -243,7 +238,6 @@ def run_on_ray(
         )
         with _waiting(limit or max(1, fitting(nodes, each) // 4)):
             tuner.fit()
-        course.close()
 
 
 def _request(each: dict[str, float], config: dict[str, Any]) -> Any:

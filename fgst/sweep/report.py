@@ -69,8 +69,11 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     from rich.table import Table
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
-    table.add_column(spec.axis if len(spec.parameters) == 1 else "trial", justify="right", no_wrap=True)
-    several = any(row.trials > 1 for row in rows)
+    ended = rows if spec.search == "grid" else [row for row in rows if row.finished]
+    shown = ended if spec.search == "grid" else ended[:SHOWN]
+    one = len(spec.parameters) == 1
+    table.add_column(spec.axis if one else "trial", justify="right", no_wrap=one)  # a long label may be of two lines
+    several = any(row.trials > 1 for row in shown)
     compared = any(row.val_difference or row.test_difference for row in rows)
     published = any(row.published is not None for row in rows)
     halted = spec.search == "grid" and any(row.pruned or row.failed for row in rows)
@@ -79,9 +82,7 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     headings += ["validation\ntop-1 %"] * (not paper) + ["test\ntop-1 %"]
     headings += ["difference\n95 %"] * compared + ["minutes"] + ["paper\ntop-1 %"] * published
     for heading in headings:
-        table.add_column(heading, justify="right")
-    ended = rows if spec.search == "grid" else [row for row in rows if row.finished]
-    shown = ended if spec.search == "grid" else ended[:SHOWN]
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
         cells = [short(spec, row.label) + (" *" if row.label == best else "")]
         cells += [f"{row.finished} of {row.trials}"] * several

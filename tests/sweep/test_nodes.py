@@ -89,9 +89,9 @@ def test_a_cluster_that_grows_has_what_it_may_grow_to(
     assert [(node["CPU"], node.get("GPU", 0)) for node in places()] == [(1, 0), (1, 0)]
     assert not nodes.grows()
     # As an autoscaler's configuration says.
-    monkeypatch.setattr(nodes, "_groups", lambda: [({"CPU": 0.0}, 1), ({"CPU": 8.0, "GPU": 1.0}, 4)])
+    monkeypatch.setattr(nodes, "_groups", lambda: [({"CPU": 8.0, "GPU": 1.0}, 4)])
     assert nodes.grows()
-    assert [(node["CPU"], node.get("GPU", 0)) for node in places()] == [(0, 0)] + [(8, 1)] * 4
+    assert [(node["CPU"], node.get("GPU", 0)) for node in places()] == [(8, 1)] * 4 + [(1, 0)]  # and the head
     cluster_of_one: list[Any] = [node for node in cluster.nodes() if node["NodeID"] == _own(cluster)]
     monkeypatch.setattr(cluster, "nodes", lambda: cluster_of_one)
     folder, uri = str(tmp_path / "storage"), f"sqlite:///{tmp_path}/mlflow.db"
