@@ -144,7 +144,6 @@ def test_a_node_that_joins_gets_trials(cluster: Any, dataset: ArrowDataset, tmp_
     assert set(most_at_once(lines, "node").values()) == {1}
 
 
-@pytest.mark.slow
 def test_a_node_that_is_lost_gives_its_trials_to_the_others(
     cluster: Any, dataset: ArrowDataset, tmp_path: Path
 ) -> None:
@@ -191,6 +190,7 @@ def test_a_node_whose_disk_is_full_gives_its_trials_to_the_others(
     assert capfd.readouterr().err.count("what ran there goes on elsewhere") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage_too", [False, True])
 def test_a_full_disk_that_leaves_no_other_place_ends_the_sweep(
     cluster: Any, dataset: ArrowDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_too: bool
