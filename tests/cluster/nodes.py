@@ -118,7 +118,9 @@ def _ssh(arguments: list[str]) -> int:
         "HOME": str(home), "PATH": "/usr/bin:/bin", "FGST_LOG": str(home / ".calls"), "LANG": "C.UTF-8", "TERM": "dumb",
     }  # fmt: skip
     environment |= {
-        k: v for k, v in os.environ.items() if k.startswith(("AWS_", "FGST_NODES", "FGST_RAY", "PYTHONPATH"))
+        k: v
+        for k, v in os.environ.items()
+        if k.startswith(("AWS_", "FGST_NODES", "FGST_RAY", "PYTHONPATH", "TMPDIR", "RAY_TMPDIR"))
     }
     os.chdir(home)
     os.execve("/bin/sh", ["/bin/sh", "-c", command], environment)
