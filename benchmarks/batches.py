@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fgst.batches import RECIPE_FRAMES, ClipStore
 from fgst.config import PRESETS, DataConfig
-from fgst.dataset import ArrowDataset, Benchmark, Clip
-from fgst.dataset_writer import write_dataset
+from fgst.data.dataset import ArrowDataset, Benchmark, Clip
+from fgst.data.loader import RECIPE_FRAMES, ClipStore
+from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.data.writer import write_dataset
 from fgst.model import FGSTFormer
-from fgst.skeleton import NTU_25, NW_UCLA_20
 
 # clips, mean frames, share with two persons, classes, batch size of the paper's training
 SIZES = {"nw-ucla": (1_484, 40, 0.0, 10, 16), "ntu": (56_880, 84, 0.17, 60, 64)}
@@ -137,9 +137,9 @@ def step_seconds(dataset: ArrowDataset, batch_size: int, device: torch.device, s
 READER = """
 import sys
 import numpy as np
-from fgst.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset
 import torch
-from fgst.batches import ClipStore
+from fgst.data.loader import ClipStore
 from fgst.config import DataConfig
 def memory():
     lines = open("/proc/self/smaps_rollup").read().splitlines()[1:]

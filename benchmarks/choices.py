@@ -54,7 +54,7 @@ def train(task: tuple[str, int, dict[str, Any], str, str, str]) -> None:
 
     torch.set_num_threads(1)
     from fgst.config import PRESETS
-    from fgst.training import fit
+    from fgst.training.trainer import fit
 
     config = PRESETS[preset].with_values(values | {"train.seed": seed, "data.validation_seed": seed})
     began, metrics = time.perf_counter(), {}

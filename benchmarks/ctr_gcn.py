@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fgst.skeleton import Skeleton
+from fgst.data.skeleton import Skeleton
 
 
 class TopologyRefinement(nn.Module):

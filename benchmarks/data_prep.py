@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.ntu import prepare
-from data_prep.ntu_format import read_skeleton
+from fgst.cli.data_ntu import prepare
+from fgst.data.formats.ntu_skeleton import read_skeleton
 
 NTU_120_CLIPS = 113_945
 BODY_FIELDS = (

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fgst.config import ModelConfig
+from fgst.data.skeleton import Skeleton
 from fgst.model import FGSTFormer
-from fgst.skeleton import Skeleton
 
 
 def literal_weights(model: FGSTFormer) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def virtual_cluster(nodes: int, together: int) -> Iterator[str]:
     """A Ray cluster of ``nodes`` nodes that pretend to have ``together`` cores in all; its address."""
     from ray.cluster_utils import Cluster
 
-    from fgst.sweep.cluster import quieten
+    from fgst.sweep.backends.ray_session import quieten
 
     quieten()
     patient = {
@@ -154,7 +154,7 @@ def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
     """A joint search on the demo's skeleton: eight parameters, as ``sweeps/search.py`` has them."""
     import runpy
 
-    from data_prep.demo import make_demo
+    from fgst.cli.data_demo import make_demo
     from fgst.config import PRESETS
 
     dataset = make_demo(folder / "demo", clips=48, classes=4)
@@ -164,8 +164,8 @@ def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
 
 def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[dict[str, float]]:
     """Processor time of a suggestion, of an epoch's report and of an end, as the study in sqlite grows."""
+    from fgst.sweep.definition import EarlyStop, Trials, make_spec
     from fgst.sweep.search import Search
-    from fgst.sweep.spec import EarlyStop, Trials, make_spec
 
     question, base, dataset = question_and_base(folder, epochs)
     spec = make_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), seeds=seeds)
@@ -199,8 +199,8 @@ def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[d
 
 def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The sweep itself; then its report, piece by piece."""
-    from fgst.sweep.session import begin
-    from fgst.sweep.spec import EarlyStop, Trials, make_spec
+    from fgst.sweep.definition import EarlyStop, Trials, make_spec
+    from fgst.sweep.runner import begin
 
     question, base, dataset = question_and_base(folder, options.epochs)
     stop = EarlyStop(1, 3) if options.early_stop else None
@@ -277,7 +277,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 def measure_reading(session: Any) -> dict[str, float]:
     """Seconds in which what the report needs is read from the store."""
-    from fgst.tracking import TrackedRun
+    from fgst.tracking.store import TrackedRun
 
     began = time.perf_counter()
     outcomes = session.outcomes()
@@ -290,11 +290,11 @@ def measure_reading(session: Any) -> dict[str, float]:
 
 def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, float]]:
     """Processor time of each piece of the report on so many made-up trials, and the page's size."""
-    from fgst.sweep.page import Told, write_page
-    from fgst.sweep.report import print_table, to_csv
+    from fgst.sweep.definition import EarlyStop, Trials, make_spec
+    from fgst.sweep.report.html import Told, write_page
+    from fgst.sweep.report.tables import print_table, to_csv
+    from fgst.sweep.results import Outcome, best_outcome, make_rows
     from fgst.sweep.search import Search
-    from fgst.sweep.spec import EarlyStop, Trials, make_spec
-    from fgst.sweep.statistics import Outcome, best_outcome, make_rows
 
     question, base, dataset = question_and_base(folder, epochs)
     spec = make_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), search="random")

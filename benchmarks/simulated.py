@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgst.sweep.spec import Trial
+from fgst.sweep.definition import Trial
 from fgst.sweep.trial import SPOOLS, TrialContext
 
 # Of a trial at preset tiny, in bytes: what it leaves among its run's artifacts.
@@ -46,7 +46,7 @@ class SimulatedTrial:
         self._note(trial, 0, "begin", 0.0)
         run = None
         if self.writes:
-            from fgst.tracking import ENDING, KIND, Tracking, trial_tags
+            from fgst.tracking.store import ENDING, KIND, Tracking, trial_tags
 
             store = Tracking(context.tracking_uri, wait=True)
             tags = trial_tags(trial.config, "simulated", "0" * 64) | {

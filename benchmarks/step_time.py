@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ctr_gcn import CTRGCN
 from benchmarks.literal import LiteralFGSTFormer
 from fgst.config import PRESETS, ModelConfig
+from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.model import FGSTFormer
-from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
 CLASSES = 60
 

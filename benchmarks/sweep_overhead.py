@@ -25,7 +25,7 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 from fgst.config import PRESETS
-from fgst.training import fit
+from fgst.training.trainer import fit
 dataset, epochs, plain, *values = sys.argv[1:]
 base = PRESETS["tiny"].with_values({"data.dataset": dataset, "train.epochs": epochs})
 def train(k, log):
@@ -86,7 +86,7 @@ def sweep(dataset: str, epochs: int, values: list[int], folder: Path) -> tuple[f
     if process.returncode:
         sys.exit((folder / "sweep.out").read_text())
     seconds = time.perf_counter() - began
-    from fgst.tracking import Tracking
+    from fgst.tracking.store import Tracking
 
     client = Tracking(f"sqlite:///{folder}/mlflow.db").client
     runs = client.search_runs(["1"], "tags.`fgst.kind` = 'trial'", order_by=["start_time ASC"])

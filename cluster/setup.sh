@@ -16,7 +16,7 @@ if [ "$role" = save ]; then
   if [ -n "$server" ] && kill "$server" 2>/dev/null; then
     while kill -0 "$server" 2>/dev/null; do sleep 0.2; done
   fi
-  exec "$venv/bin/python" -m fgst.server_copy save "$HOME/server" "$storage/server.tar.gz"
+  exec "$venv/bin/python" -m fgst.server_backup save "$HOME/server" "$storage/server.tar.gz"
 fi
 
 # For every shell of Ray's and of yours, ahead of whatever leaves .bashrc early.
@@ -71,7 +71,7 @@ else
   fi
   if ! kill -0 "$(cat "$HOME/server.pid" 2>/dev/null || echo none)" 2>/dev/null; then
     # The runs of the cluster before this one, if it was taken down with `setup.sh save`.
-    [ -e "$HOME/server/known" ] || python -m fgst.server_copy restore "$HOME/server" "$storage/server.tar.gz"
+    [ -e "$HOME/server/known" ] || python -m fgst.server_backup restore "$HOME/server" "$storage/server.tar.gz"
     # It outlives this shell.
     FGST_SERVER_PASSWORD=$(credential password) setsid nohup python -m fgst.server --dir "$HOME/server" --host 0.0.0.0 \
       --artifacts "$storage/mlflow" >>"$HOME/server.log" 2>&1 </dev/null &

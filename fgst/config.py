@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fgst.data.modality import MODALITIES
+from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
-from fgst.modality import MODALITIES
-from fgst.skeleton import Skeleton
 
 NORMS = ("batch", "layer")
 FOCAL_ORDERS = ("joint", "score")

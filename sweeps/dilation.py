@@ -7,7 +7,8 @@ Examples:
 A value is one dilation per temporal head; semicolons stand between values. The paper has 1,2 and no table of it.
 """
 
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.sweep import Parameter, Question
 
 question = Question(
     name="dilation",

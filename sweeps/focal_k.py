@@ -10,7 +10,8 @@ Each value of K is one trial per seed: a child run in MLflow, under the sweep's 
 training subjects; the test clips are scored once, after the last epoch. The last line is the next command to type.
 """
 
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.sweep import Parameter, Question
 
 PAPER = {3: 88.6, 6: 88.9, 9: 89.0, 12: 89.2, 15: 89.5, 18: 89.2, 21: 89.3, 25: 89.1}
 

@@ -8,7 +8,8 @@ Examples:
 The number of layers stays that of the preset: eight for paper, best and small, four for tiny.
 """
 
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.sweep import Parameter, Question
 
 PAPER = {"4/4": 88.8, "5/3": 89.0, "6/2": 89.5, "7/1": 89.0}
 

@@ -10,8 +10,9 @@ At the end the networks are fused into an ensemble, with weights fitted on the h
 set is registered as its champion. Modalities that were trained with the same settings before are not trained again.
 """
 
-from fgst.modality import MODALITIES
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.data.modality import MODALITIES
+from fgst.sweep import Parameter, Question
 
 question = Question(
     name="modalities",

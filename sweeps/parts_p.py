@@ -8,7 +8,8 @@ The default is every partition that the skeleton knows, up to each joint its own
 table of it.
 """
 
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.sweep import Parameter, Question
 
 question = Question(
     name="parts_p",

@@ -10,7 +10,8 @@ The paper's setting is tried first. L1 is the number of layers over all joints, 
 number of temporal heads, d1 … d4 their dilations.
 """
 
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.sweep import Parameter, Question
 
 DILATIONS = ("d1", "d2", "d3", "d4")
 

@@ -8,7 +8,8 @@ Examples:
 Each row has all that the rows above it have.
 """
 
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.sweep import Parameter, Question
 
 FLAGS = ("model.focal_selection", "model.part_branch", "model.cross_attention")
 ROWS = {

@@ -6,7 +6,8 @@ Examples:
   python sweeps/temporal_blocks.py --dataset datasets/nw-ucla --protocol paper --seeds 5
 """
 
-from fgst.sweep import Parameter, Question, main
+from fgst.cli.sweep import main
+from fgst.sweep import Parameter, Question
 
 ROWS = {"Basic-TFormer": "attention", "TCN": "convolution", "FG-TFormer": "fg"}
 PAPER = {"Basic-TFormer": 82.8, "TCN": 89.1, "FG-TFormer": 89.5}

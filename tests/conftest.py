@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.demo import make_demo
-from data_prep.nw_ucla import prepare
-from fgst.dataset import ArrowDataset
+from fgst.cli.data_demo import make_demo
+from fgst.cli.data_nw_ucla import prepare
+from fgst.data.dataset import ArrowDataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def nw_ucla(nw_ucla_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Arro
 @pytest.fixture(scope="session")
 def _fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty tracking store. MLflow takes seconds to make one, so tests get copies."""
-    from fgst.tracking import Tracking
+    from fgst.tracking.store import Tracking
 
     folder = tmp_path_factory.mktemp("store")
     Tracking(f"sqlite:///{folder}/mlflow.db")

@@ -8,11 +8,11 @@ import re
 from typing import Any
 
 import pytest
-from small import SKELETON, start_python
 
 from fgst.config import PRESETS, DataConfig, ModelConfig, TrainConfig, TrialConfig
+from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
-from fgst.skeleton import NTU_25, NW_UCLA_20
+from tests.support.small import SKELETON, start_python
 
 BY_NAME = (("hip", "spine", "head"), ("left_hand", "right_hand"), ("foot",))
 

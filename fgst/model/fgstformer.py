@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fgst.config import ModelConfig
+from fgst.data.skeleton import Skeleton
 from fgst.model.attention import sine_encoding
 from fgst.model.focal import FocalSelection, PartEmbedding
 from fgst.model.spatial import BasicSFormer, JointPartCrossAttention
 from fgst.model.temporal import FGTFormer
-from fgst.skeleton import Skeleton
 
 
 @dataclass

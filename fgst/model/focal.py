@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fgst.skeleton import Partition
+from fgst.data.skeleton import Partition
 
 
 class FocalSelection(nn.Module):

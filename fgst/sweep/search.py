@@ -20,8 +20,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fgst.errors import InputError
-from fgst.sweep.spec import OBJECTIVES, Parameter, Point, SweepSpec, Trial, Trials
-from fgst.sweep.statistics import Outcome
+from fgst.sweep.definition import OBJECTIVES, Parameter, Point, SweepSpec, Trial, Trials
+from fgst.sweep.results import Outcome
 
 METRIC = "val/top1"  # what early stopping compares
 _KEY, _SEED, _LABEL, _OF, _STOPPED = "key", "seed", "label", "same as", "stopped after epoch"

@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from fgst.checkpoint import latest_checkpoint, progress
+from fgst.data.cache import cache_folder, is_remote
 from fgst.errors import InputError
-from fgst.remote import cache_folder, is_remote
-from fgst.spool import ServerAway, patiently
+from fgst.tracking.spool import ServerAway, patiently
+from fgst.training.checkpoint import latest_checkpoint, progress
 
 SHARE = 0.05  # of the time that copying may take
 _CHUNK = 8 * 1024 * 1024

@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fgst.errors import Leaving, is_disk_full
-from fgst.spool import ServerAway
-from fgst.sweep import leaving
-from fgst.sweep.spec import Trial
+from fgst.sweep.definition import Trial
+from fgst.tracking.spool import ServerAway
+from fgst.training import preemption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fgst.dataset import ArrowDataset
+    from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage
-    from fgst.tracking import TrackedRun
-    from fgst.training import EpochResult
+    from fgst.tracking.store import TrackedRun
+    from fgst.training.trainer import EpochResult
 
 MICRO_BATCHES = "fgst.micro_batches"
 SPOOLS = "spool"  # in a sweep's storage: what its trials write while the tracking server is away
@@ -84,9 +84,9 @@ def run_trial(
     """
     import torch
 
-    from fgst.dataset import ArrowDataset
+    from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage, on_this_node
-    from fgst.tracking import ENDING, KIND, Tracking, trial_tags
+    from fgst.tracking.store import ENDING, KIND, Tracking, trial_tags
 
     if context.threads:
         torch.set_num_threads(context.threads)
@@ -143,7 +143,7 @@ def _count_start(before: Any, kept: TrialStorage, context: TrialContext) -> str:
     Raises:
         RuntimeError: if the trial came no further in the last starts.
     """
-    from fgst.checkpoint import latest_checkpoint
+    from fgst.training.checkpoint import latest_checkpoint
 
     found = latest_checkpoint(kept.folder)
     at = f"{context.driver} {found.name if found is not None else 'the beginning'}"
@@ -178,9 +178,9 @@ def _train(
     """Train and write it all down; out of memory, once more with half the clips at a time."""
     import torch
 
-    from fgst.sweep.cost import model_cost
-    from fgst.tracking import track
-    from fgst.training import fit
+    from fgst.sweep.planning.cost import model_cost
+    from fgst.tracking.store import track
+    from fgst.training.trainer import fit
 
     shape: dict[str, float] = {}
 
@@ -205,10 +205,13 @@ def _train(
 
     while True:
         training = fit(
-            trial.config, dataset=dataset, checkpoints=kept.folder, micro_batches=micro_batches, leave=leaving.asked
+            trial.config, dataset=dataset, checkpoints=kept.folder, micro_batches=micro_batches, leave=preemption.asked
         )
         try:
-            with leaving.under_way(), closing(track(run, map(account, copied(training)), dataset.classes)) as results:
+            with (
+                preemption.under_way(),
+                closing(track(run, map(account, copied(training)), dataset.classes)) as results,
+            ):
                 for result in results:
                     report({"epoch": result.epoch, **result.metrics})
             return
@@ -241,9 +244,9 @@ def _latency(trial: Trial, dataset: ArrowDataset) -> float:
     """Milliseconds that the trial's network takes for one clip here."""
     import numpy as np
 
-    from fgst.batches import ClipStore, choose_device
+    from fgst.data.loader import ClipStore, choose_device
     from fgst.model import FGSTFormer
-    from fgst.sweep.cost import latency_ms
+    from fgst.sweep.planning.cost import latency_ms
 
     device = choose_device()
     store = ClipStore(dataset, np.arange(1), trial.config.data, device)

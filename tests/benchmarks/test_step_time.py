@@ -13,8 +13,8 @@ from benchmarks import step_time
 from benchmarks.ctr_gcn import CTRGCN
 from benchmarks.literal import LiteralFGSTFormer, literal_weights
 from fgst.config import ModelConfig
+from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.model import FGSTFormer
-from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
 SMALL = ModelConfig(channels=(8, 8, 16, 16), stage1_layers=2, stage2_layers=2, focal_joints=6)
 

@@ -19,9 +19,10 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from checks import ROOT, WORLD
-from cloud import BUCKET, MINE, PASSWORD, REGION, TOKEN, Account, an_account, credentials
-from nodes import Nodes
+
+from tests.support.cloud import BUCKET, MINE, PASSWORD, REGION, TOKEN, Account, an_account, credentials
+from tests.support.cloud_nodes import Nodes
+from tests.support.cluster_files import ROOT, WORLD
 
 pytest.importorskip("jsonschema")
 
@@ -208,7 +209,7 @@ def test_up_a_worker_and_down(account: Account, tmp_path: Path) -> None:
     assert last.environment["MLFLOW_TRACKING_URI"].endswith(":5000")
     done = account.ray("exec", str(account.file), "bash ~/fgst/cluster/setup.sh save")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert nodes.calls(address)[-1].arguments[1:3] == ("fgst.server_copy", "save")
+    assert nodes.calls(address)[-1].arguments[1:3] == ("fgst.server_backup", "save")
     assert nodes.calls(address)[-1].arguments[-1] == f"s3://{BUCKET}/fgst/server.tar.gz"
     down = account.ray("down", "-y", str(account.file))
     assert down.returncode == 0, down.stdout + down.stderr
@@ -221,7 +222,7 @@ def check_head(nodes: Nodes, address: str) -> None:
     assert "--torch-backend=cpu" in install.arguments
     assert install.arguments[-1].endswith("/fgst[cluster,server]")
     assert str(nodes.home(address) / "fgst" / "constraints.txt") in install.arguments
-    (kept,) = [call for call in calls if "fgst.server_copy" in call.arguments]
+    (kept,) = [call for call in calls if "fgst.server_backup" in call.arguments]
     assert kept.arguments[-3:] == ("restore", str(nodes.home(address) / "server"), f"s3://{BUCKET}/fgst/server.tar.gz")
     (server,) = [call for call in calls if "fgst.server" in call.arguments]
     assert calls.index(kept) < calls.index(server)
@@ -230,7 +231,7 @@ def check_head(nodes: Nodes, address: str) -> None:
     starts = [call for call in calls if call.program == "ray"]
     assert [call.arguments[0] for call in starts] == ["stop", "start"]
     start = starts[1]
-    assert calls.index(start) < [call.arguments[:2] for call in calls].index(("-m", "fgst.sweep.growth"))
+    assert calls.index(start) < [call.arguments[:2] for call in calls].index(("-m", "fgst.ops.autoscaling"))
     assert {"--head", "--dashboard-host=127.0.0.1"} < set(start.arguments)
     assert start.environment["RAY_AUTH_MODE"] == "token"
     assert int(start.environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
@@ -266,7 +267,7 @@ def check_worker(nodes: Nodes, address: str, head_ip: str) -> None:
     assert f"--address={head_ip}:6379" in start.arguments
     assert start.environment["RAY_AUTH_MODE"] == "token"
     assert json.loads(start.environment["RAY_OVERRIDE_RESOURCES"])["GPU"] == 1
-    assert [call for call in calls if "fgst.sweep.spot" in call.arguments]
+    assert [call for call in calls if "fgst.ops.spot_watcher" in call.arguments]
     assert [call for call in calls if call.program == "python" and "cuda.is_available" in call.line]
     assert (nodes.home(address) / ".ray" / "auth_token").read_text() == TOKEN
 
@@ -279,7 +280,7 @@ def check_worker(nodes: Nodes, address: str, head_ip: str) -> None:
     ],
 )
 def test_a_node_says_what_is_wrong(file: str, text: str, word: str, tmp_path: Path) -> None:
-    from nodes import _boot
+    from tests.support.cloud_nodes import _boot
 
     home = tmp_path / "node"
     _boot(home)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checks import FILES, ROOT, all_problems, read
+
+from tests.support.cluster_files import FILES, ROOT, all_problems, read
 
 pytest.importorskip("jsonschema")
 AWS = ROOT / "cluster.yaml"

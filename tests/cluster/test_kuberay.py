@@ -9,7 +9,8 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
-from checks import ROOT
+
+from tests.support.cluster_files import ROOT
 
 client = pytest.importorskip("kubernetes.client", reason="install the extra: pip install -e '.[test]'")
 FILE = ROOT / "docs" / "kuberay.yaml"

@@ -9,9 +9,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import hosts
 import pytest
 import yaml
+
+from tests.support import hosts
 
 ROOT = Path(__file__).parents[2]
 

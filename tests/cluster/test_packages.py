@@ -9,7 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from checks import FILES, ROOT, read
+
+from tests.support.cluster_files import FILES, ROOT, read
 
 MOST = 5 * 1000 * 1000
 FOLDERS = ("fgst", "data_prep", "sweeps", "cluster", "mlflow", "docs", "tests", "benchmarks")

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import LAPTOP, SHARED, Hosts, missing
+
+from tests.support.hosts import LAPTOP, SHARED, Hosts, missing
 
 pytestmark = pytest.mark.slow
 
@@ -259,7 +260,7 @@ def test_a_spot_warning_moves_the_trials_before_the_host_goes(cluster: Cluster) 
     laptop = cluster.hosts.addresses[LAPTOP]
     service = cluster.start(f"exec python tests/cluster/imds.py {laptop} 8111 i-w1")
     watch = cluster.hosts.start(
-        "w1", f". ~/.fgst_env && exec python -m fgst.sweep.spot --every 1 --metadata http://{laptop}:8111"
+        "w1", f". ~/.fgst_env && exec python -m fgst.ops.spot_watcher --every 1 --metadata http://{laptop}:8111"
     )
     process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
     run, before = cluster.middle(process, set(known), "head", "w1", "w2")

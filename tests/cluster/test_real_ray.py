@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from checks import ROOT
+
+from tests.support.cluster_files import ROOT
 
 pytestmark = pytest.mark.slow
 TEMPORARY = Path("/tmp/ray")  # where Ray keeps a session; the namespace has an empty one in its place

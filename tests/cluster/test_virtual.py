@@ -14,16 +14,16 @@ from typing import Any
 
 import psutil
 import pytest
-import small
 
 from benchmarks.simulated import SimulatedTrial
-from fgst.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
-from fgst.sweep.budget import Budget
-from fgst.sweep.engine import Progress, Resources, run_on_ray
+from fgst.sweep.backends.ray import Progress, Resources, run_on_ray
+from fgst.sweep.definition import Parameter, Question, Trials, make_spec
 from fgst.sweep.search import Search
-from fgst.sweep.spec import Parameter, Question, Trials, make_spec
+from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext
+from tests.support import small
 
 QUESTION = Question(
     name="rate",
@@ -43,7 +43,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head that runs nothing, and a node that claims two cores and a GPU."""
     from ray.cluster_utils import Cluster
 
-    from fgst.sweep.cluster import quieten
+    from fgst.sweep.backends.ray_session import quieten
 
     quieten()
     monkeypatch.chdir(Path(__file__).parents[2])  # where the workers look for modules

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fgst.config import PRESETS, ModelConfig
+from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
-from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
 TINY: dict[str, Any] = {"channels": (8, 8, 16), "stage1_layers": 2, "stage2_layers": 1, "focal_joints": 6}
 

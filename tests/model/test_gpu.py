@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_variants import VARIANTS, clips_of, gradients, relative_error, variant
 from torch.nn.functional import cross_entropy
+
+from tests.model.test_variants import VARIANTS, clips_of, gradients, relative_error, variant
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_variants import NO_CROSS, NO_PARTS, SMALL, clips_of
 from torch import Tensor
 
 from fgst.config import ModelConfig
+from fgst.data.skeleton import NW_UCLA_20
 from fgst.model import FGSTFormer, Maps
-from fgst.skeleton import NW_UCLA_20
+from tests.model.test_variants import NO_CROSS, NO_PARTS, SMALL, clips_of
 
 B, M, T, N, H, K, P = 3, 2, 9, 20, 3, 6, 10
 

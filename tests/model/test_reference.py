@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fgst.config import ModelConfig
+from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.model import FGSTFormer
-from fgst.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
 NORM_EPSILON = 1e-5
 SLOPE = 0.01

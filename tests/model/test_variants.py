@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fgst.config import PRESETS, ModelConfig
+from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
-from fgst.skeleton import NTU_25, NW_UCLA_20
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 SMALL: dict[str, Any] = {"channels": (8, 8, 16), "stage1_layers": 2, "stage2_layers": 1, "focal_joints": 6}

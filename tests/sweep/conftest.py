@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small
-from place import Place
+
+from tests.support import small
+from tests.support.place import Place
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
-from place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 
 from fgst.sweep.trial import MOST_STARTS, STARTS
-from fgst.tracking import ENDING, KEY
+from fgst.tracking.store import ENDING, KEY
+from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 
 ONE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
 GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY, *ONE]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from place import TIMEOUT, TINY, Place, undisturbed
-from place import figures as figures_of
-from team import Team
 
-from fgst.tracking import ENDING, SPOOLED, Tracking
+from fgst.tracking.store import ENDING, SPOOLED, Tracking
+from tests.support.place import TIMEOUT, TINY, Place, undisturbed
+from tests.support.place import figures as figures_of
+from tests.support.team import Team
 
 EPOCHS = 30
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import optuna
 import pytest
-import small
 from optuna.trial import TrialState
-from questions import FOCAL_K, JOINT, ask_for
 
-from fgst.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
+from fgst.sweep.definition import EarlyStop, Parameter, Question, Trial
+from fgst.sweep.results import Outcome
 from fgst.sweep.search import Search
-from fgst.sweep.spec import EarlyStop, Parameter, Question, Trial
-from fgst.sweep.statistics import Outcome
+from tests.support import small
+from tests.support.questions import FOCAL_K, JOINT, ask_for
 
 
 @pytest.fixture(scope="module")

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
-from place import figures
-from questions import FOCAL_K
 
-from fgst.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.sweep import storage
-from fgst.sweep.spec import Trial, make_spec
+from fgst.sweep.definition import Trial, make_spec
 from fgst.sweep.storage import TrialStorage
 from fgst.sweep.trial import UNSAVED, StopTrial, TrialContext, run_trial
-from fgst.tracking import Tracking
-from fgst.training import fit
+from fgst.tracking.store import Tracking
+from fgst.training.trainer import fit
+from tests.support import small
+from tests.support.place import figures
+from tests.support.questions import FOCAL_K
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import runpy
 import signal
 
 import pytest
-from place import ROOT, TIMEOUT, TINY, Place, figures
 
+from fgst.cli.sweep import sweep as run_sweep
 from fgst.errors import InputError
-from fgst.sweep.command import sweep as run_sweep
-from fgst.sweep.engine import Resources, fitting, shares
-from fgst.sweep.spec import Question, SweepSpec
-from fgst.tracking import KEY
+from fgst.sweep.backends.ray import Resources, fitting, shares
+from fgst.sweep.definition import Question, SweepSpec
+from fgst.tracking.store import KEY
+from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures
 
 FOCAL_K: Question = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-import small
 import torch
-from questions import FOCAL_K
 
-from fgst.dataset import ArrowDataset
-from fgst.evaluate import evaluate
-from fgst.metrics import Scores
-from fgst.sweep.spec import Trial, make_spec
+from fgst.cli.evaluate import evaluate
+from fgst.data.dataset import ArrowDataset
+from fgst.evaluation.metrics import Scores
+from fgst.sweep.definition import Trial, make_spec
 from fgst.sweep.trial import TrialContext, give_back_memory, run_trial
-from fgst.tracking import KEY, PARENT, Tracking
+from fgst.tracking.store import KEY, PARENT, Tracking
+from tests.support import small
+from tests.support.questions import FOCAL_K
 
 
 @pytest.fixture

@@ -1,0 +1,384 @@
+"""A sweep from its beginning, or from where it was, to what it leaves: runs in MLflow, table, page, next command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fgst.data.cache import is_remote
+from fgst.errors import InputError, Interrupted, is_disk_full
+from fgst.sweep import storage
+from fgst.sweep.backends.ray import Progress, Resources, RunTrial, run_here, run_on_ray
+from fgst.sweep.background import Aside
+from fgst.sweep.definition import Question, SweepSpec, Trials
+from fgst.sweep.modality_ensemble import candidate, fuse_sweep, refit
+from fgst.sweep.progress import LiveView
+from fgst.sweep.report.tables import print_table, to_csv, to_markdown
+from fgst.sweep.results import Outcome, baseline_of, best_outcome, make_rows
+from fgst.sweep.search import Search
+from fgst.sweep.stopping import Budget
+from fgst.sweep.trial import MICRO_BATCHES, SPOOLS, TrialContext, run_trial
+from fgst.tracking.spool import ServerAway
+from fgst.tracking.store import ENDING, KEY, KIND, REASON, SPOOLED, TrackedRun, Tracking
+
+STORAGE = "fgst.storage"
+STUDY = "fgst.study_storage"
+STOPPED = "fgst.stopped"  # by which limit, where something is left
+ADOPTED = "fgst.trained_before."  # before a trial's key: the run of an earlier sweep that is that trial
+CURVES = ("val/top1", "train/loss")  # that the report draws
+_ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
+
+
+def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **tags: str) -> Session:
+    """Open the sweep's run, with its specification inside, so that it can be taken up from its id alone.
+
+    Args:
+        known: trials that an earlier sweep trained to their end are taken from there.
+        tags: more of them for its run.
+    """
+    store = Tracking(args.tracking_uri)
+    root = storage.resolve(args.storage)
+    for_study = Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)
+    experiment = store.experiment(spec.experiment)
+    name = f"{spec.name} {spec.base.data.modality}"
+    tags |= {
+        KIND: "sweep",
+        "mlflow.source.name": f"sweeps/{spec.name}.py",
+        "fgst.sweep": spec.name,
+        "fgst.dataset_digest": spec.dataset_digest,
+        "fgst.protocol": spec.base.data.protocol,
+    }
+    parent = store.start(experiment, f"{spec.name}-{time.time_ns()}", name, tags)
+    place = f"{root}/{parent.run_id}"
+    try:
+        storage.prepare(place)
+        storage.prepare(str(for_study))
+    except InputError as error:
+        parent.finish("FAILED", str(error))
+        raise
+    study = args.study_storage or f"sqlite:///{for_study / 'optuna.db'}"
+    parent.set_tags({STORAGE: place, STUDY: study})
+    if known:
+        found = {trial.key: store.finished(experiment, trial.key) for trial in spec.trials}
+        parent.set_tags({ADOPTED + key: run.info.run_id for key, run in found.items() if run is not None})
+    varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
+    parent.log_params(
+        {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
+        | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
+    )
+    with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
+        (Path(folder) / "sweep.json").write_text(spec.to_json())
+        parent.log_artifacts(Path(folder))
+    return Session(spec, store, experiment, parent, place, study)
+
+
+def begun(question: Question, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace) -> Session:
+    """A sweep that was begun, by the id of its run.
+
+    Raises:
+        InputError: if there is no such sweep, it is another question's, or options were given that it cannot follow.
+    """
+    store = Tracking(args.tracking_uri)
+    run = store.run(sweep_id)
+    if run.data.tags.get(KIND) != "sweep" or STORAGE not in run.data.tags:
+        raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
+    with store.artifacts(sweep_id, "sweep.json") as file:
+        spec = SweepSpec.from_json(file.read_bytes())
+    if spec.name != question.name:
+        raise InputError(f"run {sweep_id} is a sweep of sweeps/{spec.name}.py; resume it with that script")
+    if ignored:
+        raise InputError(f"--resume goes on with the sweep as it was begun; leave {', '.join(ignored)} out")
+    if args.trials:
+        if spec.search == "grid":
+            raise InputError("--trials is for a search, and this sweep is a grid")
+        spec = dataclasses.replace(spec, limit=args.trials)
+    place = run.data.tags[STORAGE]
+    storage.prepare(place)
+    study = args.study_storage or run.data.tags.get(STUDY) or f"sqlite:///{Path(place).parent / 'optuna.db'}"
+    if study.startswith("sqlite:///"):
+        Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return Session(spec, store, run.info.experiment_id, TrackedRun(store, sweep_id), place, study, resumed=True)
+
+
+@dataclass
+class Session:
+    """A sweep, its run in MLflow, its folder or URI for checkpoints, and its study."""
+
+    spec: SweepSpec
+    store: Tracking
+    experiment: str
+    parent: TrackedRun
+    storage: str
+    study: str
+    resumed: bool = False
+    heard: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)  # by key, metric and epoch
+
+    def outcomes(self) -> list[Outcome]:
+        """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
+        self.store.take_in(storage.on_this_node(self.storage) / SPOOLS)
+        found = []
+        mine = {ADOPTED + trial.key: trial for trial in self.spec.trials}
+        for tag, run_id in sorted(self.store.run(self.parent.run_id).data.tags.items()):
+            if tag in mine:
+                trial, run = mine[tag], self.store.run(run_id)
+                found.append(
+                    Outcome(
+                        trial.key, trial.label, trial.config.train.seed, dict(trial.point), run_id, "finished",
+                        run.data.metrics, halved=MICRO_BATCHES in run.data.tags,
+                    )
+                )  # fmt: skip
+        for run in self.store.children(self.parent.run_id):
+            tags = run.data.tags
+            point = dict(json.loads(tags.get("fgst.point", "[]")))
+            ending = tags.get(ENDING) or _ENDED.get(run.info.status, "running")
+            found.append(
+                Outcome(
+                    tags.get(KEY, ""), tags.get("fgst.label", ""), int(tags.get("fgst.seed", "0")), point,
+                    run.info.run_id, ending, run.data.metrics, tags.get(REASON, ""), MICRO_BATCHES in tags,
+                )
+            )  # fmt: skip
+        return found
+
+    def run(self, trials: Trials, args: argparse.Namespace, again: str, run: RunTrial = run_trial) -> None:
+        """Run what is not done yet, and tell what came of all.
+
+        Args:
+            run: what a trial on Ray is.
+
+        Raises:
+            Interrupted: if something is left to do that the user has to ask for again.
+        """
+        spec, before = self.spec, self.outcomes()
+        done = sum(outcome.ending in ("finished", "pruned") for outcome in before)
+        try:
+            history = (lambda run_id: TrackedRun(self.store, run_id).history("val/top1")) if self.resumed else None
+            search = Search(spec, trials, self.study, self.parent.run_id, before, history)
+        except InputError as error:
+            self.parent.finish("FAILED", str(error))
+            raise
+        self.store.client.update_run(self.parent.run_id, status="RUNNING")
+        print(
+            f"{spec.title} {spec.total} trials on {spec.experiment}"
+            + (f", {done} of them finished before" if done else "")
+            + f"\nsweep {self.parent.run_id} in {self.store.uri}\nto look: {self.store.where_to_look(self.experiment)}",
+            file=sys.stderr,
+        )
+        budget = Budget(args.max_hours, args.max_trials, args.until_top1)
+        context = TrialContext(
+            self.store.uri, self.experiment, self.parent.run_id, self.storage,
+            price_per_hour=args.price_per_hour, latency="latency" in spec.objectives,
+            system_metrics=args.system_metrics, driver=secrets.token_hex(4),
+        )  # fmt: skip
+        interrupted = False
+        try:
+            if not search.exhausted:
+                with LiveView(spec, done) as view, Aside() as aside:
+
+                    def listen(progress: Progress) -> None:
+                        self._hear(progress)
+                        aside.do(lambda: self._settle(progress))
+                        view.listen(progress)
+
+                    self._train(search, context, budget, listen, args, run)
+                    if aside.disk_full_at_the_end():
+                        budget.disk_full()
+        except KeyboardInterrupt:
+            interrupted = True
+        except ServerAway as error:
+            raise Interrupted(f"{error}. Go on with: {again}") from None
+        except Exception as error:
+            self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
+            raise
+        try:
+            self._conclude(search, trials, budget, again, interrupted, args)
+        except ServerAway as error:
+            raise Interrupted(f"{error}. Go on with: {again}") from None
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise Interrupted(f"a full disk: make room, then go on with: {again}") from None
+
+    def _train(
+        self,
+        search: Search,
+        context: TrialContext,
+        budget: Budget,
+        listen: Any,
+        args: argparse.Namespace,
+        run: RunTrial,
+    ) -> None:
+        if args.local:
+            cores = len(os.sched_getaffinity(0))
+            threads = int(args.cpus_per_trial or cores)
+            run_here(search, dataclasses.replace(context, threads=threads, devices=threads), budget, listen)
+            return
+        gpus = args.gpus_per_trial
+        if gpus == "auto":
+            gpus = _measured_share(search.spec)
+        resources = Resources(args.address, args.cpus_per_trial, gpus, args.max_concurrent)
+        run_on_ray(search, context, resources, budget, listen, search.spec.total, run)
+
+    def _hear(self, progress: Progress) -> None:
+        """Keep what the report draws."""
+        if progress.state == "running":
+            heard, epoch = self.heard.setdefault(progress.trial.key, {}), int(progress.metrics["epoch"])
+            for metric in CURVES:
+                if metric in progress.metrics:
+                    heard.setdefault(metric, {})[epoch] = progress.metrics[metric]
+
+    def _settle(self, progress: Progress) -> None:
+        """Write down how a trial ended, where the trial itself could not."""
+        if progress.state in ("running", "finished"):
+            return
+        trial = progress.trial
+        if progress.state == "failed" and not progress.reason:
+            return  # it has said so itself
+        self.store.take_in(storage.on_this_node(self.storage) / SPOOLS)
+        run = self.store.start(
+            self.experiment, trial.key, trial.name,
+            {"fgst.label": trial.label, "fgst.point": json.dumps(list(trial.point)), KIND: "trial",
+             "fgst.seed": str(trial.config.train.seed)},
+            self.parent.run_id,
+        )  # fmt: skip
+        if progress.state == "failed":
+            run.finish("FAILED", progress.reason)
+        elif progress.state == "pruned":
+            run.finish("KILLED", f"stopped early after epoch {progress.metrics.get('epoch', 0):g}")
+            storage.TrialStorage(self.storage, trial.key).remove()
+        else:
+            run.finish("KILLED")
+        run.set_tags({ENDING: progress.state})
+
+    def _conclude(
+        self, search: Search, trials: Trials, budget: Budget, again: str, interrupted: bool, args: argparse.Namespace
+    ) -> None:
+        spec, now = self.spec, self.outcomes()
+        outcomes = [dataclasses.replace(o, ending="interrupted") if o.ending == "running" else o for o in now]
+        best, baseline = best_outcome(spec, outcomes), baseline_of(spec, outcomes)
+        marked = best.label if best is not None and "val/top1" in best.metrics else None
+        print_table(spec, make_rows(spec, outcomes), marked, baseline)
+        for outcome in now:
+            if outcome.ending == "running":
+                self.store.client.set_terminated(outcome.run_id, "KILLED")
+                self.store.client.set_tag(outcome.run_id, ENDING, "interrupted")
+        if self.store.remote and any(SPOOLED in run.data.tags for run in self.store.children(self.parent.run_id)):
+            told = f"the tracking server was away meanwhile; nothing is missing (see the trials with tag {SPOOLED})"
+            print(told, file=sys.stderr)
+        failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
+        begun_again = [outcome for outcome in outcomes if outcome.ending == "interrupted"]
+        left = begun_again or not search.exhausted
+        notes = [f"stopped by {budget.stopped}"] if budget.stopped else []
+        self._report(outcomes, search, again, notes)
+        for outcome in failed:
+            print(f"failed: {outcome.label} s{outcome.seed}: {outcome.reason}", file=sys.stderr)
+        disk_full = "disk" in budget.stopped
+        if left and (interrupted or disk_full or not budget.stopped):
+            self.parent.finish("KILLED", budget.stopped or "interrupted")
+            what = f"{len(begun_again)} trials are in the middle" if begun_again else "not all trials were begun"
+            raise Interrupted(f"{budget.stopped + ': ' if disk_full else ''}{what}. Go on with: {again}")
+        if budget.stopped and left:
+            self.parent.set_tags({STOPPED: budget.stopped})
+        elif STOPPED in self.store.run(self.parent.run_id).data.tags:  # an earlier run of it was
+            self.store.client.delete_tag(self.parent.run_id, STOPPED)
+        self.parent.finish("FINISHED" if best is not None else "FAILED")
+        if not failed and not left:
+            storage.remove(self.storage)  # all of it is in MLflow now
+        if left:
+            print(f"stopped by {budget.stopped}; what is left goes on with: {again}", file=sys.stderr)
+        if best is None:
+            sys.exit(1)
+        if failed:
+            print(f"{len(failed)} of {len(outcomes)} trials failed; try them again with: {again}", file=sys.stderr)
+        fused = fuse_sweep(self, outcomes) if spec.fuses and not left and not failed else ""
+        if fused and spec.refit:
+            refit(self, trials, fused, args, again)  # it has its own last word
+            return
+        if fused:
+            candidate(self, fused)
+        uri = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
+        if fused:
+            print(f"the ensemble:\npython -m fgst.evaluate --run-id {fused}{uri}", flush=True)
+            return
+        chosen = "val/top1" in best.metrics
+        print("the best trial by validation:" if chosen else "a trial (nothing was held out to choose by):")
+        print(f"python -m fgst.evaluate --run-id {best.run_id}{uri}", flush=True)
+        if failed:
+            sys.exit(1)
+
+    def _curves(self, outcome: Outcome) -> dict[str, dict[int, float]]:
+        """A trial's curves, as they were heard; from the store where an earlier run of the sweep heard a part of them.
+
+        Reading all of them takes two requests a trial, minutes for a thousand trials on a server.
+        """
+        heard = self.heard.get(outcome.key, {})
+        curves = {}
+        for metric in CURVES:
+            values = heard.get(metric, {})
+            last = max(values, default=0)
+            whole = len(values) == last and values.get(last) == outcome.metrics.get(metric)
+            curves[metric] = values if whole else TrackedRun(self.store, outcome.run_id).history(metric)
+        return curves
+
+    def _report(self, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
+        """Table, page and pictures into the sweep's run; the best's figures as its own."""
+        from fgst.sweep.report.html import Told, write_page
+
+        spec = self.spec
+        rows = make_rows(spec, outcomes)
+        best = best_outcome(spec, outcomes)
+        halved = [o.label for o in outcomes if o.halved]
+        notes = notes + [f"out of memory, so half the batch at a time: {', '.join(halved)}"] * bool(halved)
+        histories = {outcome.run_id: self._curves(outcome) for outcome in outcomes}
+        told = Told(spec, outcomes, histories, search.study, self.parent.run_id, again, notes)
+        with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
+            folder = Path(name)
+            (folder / "table.csv").write_text(to_csv(spec, rows))
+            write_page(told, folder)
+            self.parent.log_artifacts(folder)
+        marked = best.label if best is not None and "val/top1" in best.metrics else None
+        self.parent.set_tags({"mlflow.note.content": to_markdown(spec, rows, marked)})
+        if best is not None:
+            # Under the trials' own names: MLflow's list shows sweeps folded, and sorts them by the same columns.
+            summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
+            for name in ("device_seconds", "cost"):
+                if any(name in o.metrics for o in outcomes):
+                    summary[name] = sum(o.metrics.get(name, 0.0) for o in outcomes)
+            for ending in ("finished", "pruned", "failed"):
+                summary[f"trials_{ending}"] = sum(o.ending == ending for o in outcomes)
+            self.parent.log_metrics(summary, step=0)
+            self.parent.set_tags({"fgst.best_run": best.run_id, "fgst.best": best.label})
+
+
+def _measured_share(spec: SweepSpec) -> float:
+    """The share of this machine's GPU that a trial gets, by measurement."""
+    import torch
+
+    from fgst.sweep.planning.gpu_sharing import choose_share, probe
+
+    if not torch.cuda.is_available():
+        raise InputError("--gpus-per-trial auto measures on this machine, and PyTorch sees no GPU here; give a number")
+    print("measuring how many trials share the GPU best", file=sys.stderr)
+    config = spec.trials[0].config if spec.trials else spec.base
+    measured: dict[int, tuple[float, float]] = {}
+
+    def throughput(count: int) -> float:
+        if count not in measured:
+            measured[count] = probe(config, config.data.dataset, "cuda", count)
+        return measured[count][0]
+
+    throughput(1)
+    memory = measured[1][1]
+    share = choose_share(memory, torch.cuda.get_device_properties(0).total_memory / 2**30, throughput)
+    told = ", ".join(f"{count}: {rate:,.0f} clips/s" for count, (rate, _) in measured.items())
+    print(f"--gpus-per-trial {share:g} ({told}; {memory:.1f} GiB a trial)", file=sys.stderr)
+    return share

@@ -1,0 +1,116 @@
+"""One's own skeletons: the example of the help works, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fgst.cli.data_custom import main
+from fgst.data.dataset import ArrowDataset
+
+SKELETON: dict[str, Any] = {
+    "name": "hand-5",
+    "joints": ["wrist", "thumb", "index", "middle", "ring"],
+    "bones": {"thumb": "wrist", "index": "wrist", "middle": "wrist", "ring": "wrist"},
+    "centre": "wrist",
+    "partitions": [[["wrist"], ["thumb"], ["index", "middle", "ring"]]],
+}
+LABELS = "clip_id,label,subject\nb,wave,1\na,fist,2\nc,wave,2\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "clips").mkdir()
+    for name, shape in (("a", (7, 5, 3)), ("b", (2, 9, 5, 3)), ("c", (4, 5, 3))):
+        np.save(tmp_path / "clips" / f"{name}.npy", rng.normal(size=shape))
+    (tmp_path / "labels.csv").write_text(LABELS)
+    (tmp_path / "skeleton.json").write_text(json.dumps(SKELETON))
+    return tmp_path
+
+
+def arguments(folder: Path, **changes: Any) -> list[str]:
+    given = {"clips": folder / "clips", "labels": folder / "labels.csv", "skeleton": folder / "skeleton.json"} | changes
+    return [
+        str(given["clips"]), str(folder / "out"), "--labels", str(given["labels"]),
+        "--skeleton", str(given["skeleton"]), "--benchmark", str(changes.get("benchmark", "x-sub:subject=1")),
+    ]  # fmt: skip
+
+
+def test_arrays_become_a_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments(folder))
+    assert "x-sub     1 train, 2 test (by subject)" in capsys.readouterr().out
+    dataset = ArrowDataset(folder / "out")
+    assert dataset.clip_ids.tolist() == ["a", "b", "c"]
+    assert dataset.classes == ("fist", "wave")
+    assert dataset.columns["label"].tolist() == [0, 1, 1]
+    assert dataset.columns["num_persons"].tolist() == [1, 2, 1]
+    assert dataset.skeleton.parents == (0, 0, 0, 0, 0)
+    assert dataset.skeleton.partition(3) == ((0,), (1,), (2, 3, 4))
+    assert len(dataset.source["sha256"]) == 64
+    np.testing.assert_array_equal(dataset.clip(1), np.load(folder / "clips" / "b.npy").astype(np.float32))
+
+
+def test_an_npz_is_the_same(folder: Path) -> None:
+    main(arguments(folder))
+    np.savez(folder / "clips.npz", **{path.stem: np.load(path) for path in (folder / "clips").iterdir()})
+    main([*arguments(folder, clips=folder / "clips.npz"), "--overwrite"])
+    again = ArrowDataset(folder / "out")
+    assert again.clip_ids.tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(again.clip(0)[0], np.load(folder / "clips" / "a.npy").astype(np.float32))
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "word"),
+    [
+        ("labels.csv", "clip_id,class\na,b\n", "has no column label"),
+        ("labels.csv", "clip_id,label\n", "names no clip"),
+        ("labels.csv", "clip_id,label,subject\na,x,1\na,y,1\n", "line 3: a is there twice"),
+        ("labels.csv", "clip_id,label,subject\na,x,one\n", "line 2: subject is 'one'"),
+        ("labels.csv", "clip_id,label,subject\na,,1\n", "line 2: lacks"),
+        ("labels.csv", "clip_id,label,subject\nz,x,1\nb,y,2\n", "there is no z.npy"),
+        ("labels.csv", "clip_id,label,subject\n../skeleton,x,1\nb,y,2\n", "leaves the folder"),
+        ("labels.csv", "clip_id,label,subject\na,x,1\nb,y,1\n", "leaves no clip to test; subject is one of 1"),
+        ("labels.csv", "clip_id,label\na,x\n", "has no subject, by which benchmark x-sub splits"),
+        ("skeleton.json", "{", "is not a skeleton"),
+        ("skeleton.json", json.dumps(SKELETON | {"centre": "elbow"}), "name 'elbow'"),
+        ("skeleton.json", json.dumps({k: v for k, v in SKELETON.items() if k != "bones"}), "has no 'bones'"),
+        ("skeleton.json", json.dumps(SKELETON | {"partitions": [[["wrist"]]]}), "a partition into 1 parts"),
+        ("clips/a.npy", "text", "is not an array of numbers"),
+        ("clips/a.npy", np.array([Evil()], dtype=object), "is not an array of numbers"),
+        ("clips/a.npy", np.zeros((3, 4, 3)), "has shape (3, 4, 3), not (T, 5, 3)"),
+        ("clips/a.npy", np.full((3, 5, 3), np.nan), "not a finite number"),
+        ("clips/a.npy", np.zeros((0, 5, 3)), "has shape"),
+        ("clips/a.npy", np.full((3, 5, 3), "x"), "not numbers"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    file: str, content: Any, word: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if isinstance(content, str):
+        (folder / file).write_text(content)
+    else:
+        np.save(folder / file, content, allow_pickle=True)
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments(folder))
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert word in error
+    assert error.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["x-sub", "x-sub:person=1", "x-sub:subject=", "x-sub:subject=one"])
+def test_a_benchmark_is_written_so(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(folder, benchmark=text))
+    assert "NAME:COLUMN=VALUES" in capsys.readouterr().err

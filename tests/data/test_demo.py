@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fgst.cli import data_demo as module
+from fgst.cli.data_demo import ACTIONS, JOINT, main, make_demo
+from fgst.data.dataset import ArrowDataset
+from fgst.data.skeleton import NTU_25
+
+# One joint that each class moves, one that it leaves alone, and the joint that both are seen from.
+MOVED = {
+    "raise the left hand": ("left_wrist", "right_wrist", "spine_at_shoulders"),
+    "push the other person": ("left_wrist", "left_ankle", "base_of_spine"),
+    "wave the right hand": ("right_wrist", "left_wrist", "spine_at_shoulders"),
+    "kick with the right foot": ("right_ankle", "left_ankle", "base_of_spine"),
+    "nod": ("head", "mid_spine", "spine_at_shoulders"),
+    "bow": ("head", "left_ankle", "base_of_spine"),
+    "clap": ("right_wrist", "right_ankle", "spine_at_shoulders"),
+    "squat": ("left_knee", "spine_at_shoulders", "base_of_spine"),
+    "wave both hands": ("left_wrist", "left_ankle", "base_of_spine"),
+    "march on the spot": ("left_ankle", "head", "base_of_spine"),
+    "twist the trunk": ("left_shoulder", "left_hip", "base_of_spine"),
+    "shake hands": ("right_wrist", "left_wrist", "spine_at_shoulders"),
+}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
+    """All twelve classes, each once by each subject before both cameras."""
+    return make_demo(tmp_path_factory.mktemp("everything") / "demo", clips=240, classes=12)
+
+
+def content(dataset: ArrowDataset) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in dataset.path.iterdir()}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in argv])
+    assert exit_.value.code == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    return stderr
+
+
+def test_same_arguments_give_the_same_bytes(demo: ArrowDataset, tmp_path: Path) -> None:
+    again = make_demo(tmp_path / "again", clips=48, classes=4)
+    assert content(again) == content(demo)
+    other = make_demo(tmp_path / "other", clips=48, classes=4, seed=1)
+    assert other.digest != demo.digest
+    assert not np.array_equal(other.clip(0), demo.clip(0))
+
+
+def test_more_clips_begin_with_the_same_clips(demo: ArrowDataset, tmp_path: Path) -> None:
+    fewer = make_demo(tmp_path / "fewer", clips=25, classes=4)  # the last performance is seen by one camera only
+    assert len(fewer) == 25
+    for row in range(25):
+        assert fewer.clip_ids[row] == demo.clip_ids[row]
+        assert np.array_equal(fewer.clip(row), demo.clip(row))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8, 12])
+def test_every_split_holds_every_class_at_the_fewest_clips(classes: int, tmp_path: Path) -> None:
+    dataset = make_demo(tmp_path / "demo", clips=6 * classes, classes=classes)
+    assert [benchmark.name for benchmark in dataset.benchmarks] == ["x-sub", "x-view"]
+    for benchmark in dataset.benchmarks:
+        splits = dataset.splits(benchmark.name)
+        for rows in (splits.train, splits.val, splits.test):
+            assert set(dataset.columns["label"][rows].tolist()) == set(range(classes))
+        assert sorted(np.concatenate([splits.train, splits.val, splits.test]).tolist()) == list(range(len(dataset)))
+
+
+def test_clips(everything: ArrowDataset) -> None:
+    assert everything.skeleton == NTU_25
+    assert everything.recipe == "ntu"
+    assert len(set(everything.clip_ids)) == 240
+    assert set(everything.columns["subject"].tolist()) == set(range(1, 11))
+    assert np.bincount(everything.columns["label"]).tolist() == [20] * 12
+    frames = everything.columns["num_frames"]
+    assert frames.min() >= 40
+    assert frames.max() <= 110
+    assert len(np.unique(frames)) > 40
+    for row in range(len(everything)):
+        joints = everything.clip(row)
+        assert np.isfinite(joints).all()
+        assert np.abs(joints).max() < 3.0  # metres
+        assert not joints[0, 0, NTU_25.centre].any()
+        upright = joints[:, :, JOINT["spine_at_shoulders"], 1] - joints[:, :, JOINT["left_ankle"], 1]
+        assert upright.max() > 0.8
+
+
+def test_two_persons_where_the_class_has_two_and_only_there(everything: ArrowDataset) -> None:
+    for row in range(len(everything)):
+        action = everything.classes[everything.columns["label"][row]]
+        joints = everything.clip(row)
+        assert len(joints) == (2 if action in ("push the other person", "shake hands") else 1)
+        if len(joints) == 2:
+            spines = joints[:, :, NTU_25.centre]
+            apart = np.linalg.norm((spines[0] - spines[1])[:, [0, 2]], axis=-1)
+            assert 0.3 < apart.min() <= apart.max() < 1.6
+            assert joints[1].std(axis=0).min() > 0  # the second one lives
+
+
+def test_the_second_class_has_two_persons_however_few_the_classes(demo: ArrowDataset, tmp_path: Path) -> None:
+    assert demo.max_persons == 2
+    assert make_demo(tmp_path / "two", clips=12, classes=2).max_persons == 2
+
+
+def test_both_cameras_see_each_performance(everything: ArrowDataset) -> None:
+    """Undo the best rotation between two views: what remains is the noise of the sensor."""
+    rows = {name: row for row, name in enumerate(everything.clip_ids)}
+    pairs = [(row, rows[name[:-1] + "2"]) for name, row in rows.items() if name.endswith("v1")]
+    assert len(pairs) == 120
+    for one, two in pairs[::7]:
+        a, b = (everything.clip(row).reshape(-1, 3).astype(float) for row in (one, two))
+        a, b = a - a.mean(0), b - b.mean(0)
+        u, _, v = np.linalg.svd(a.T @ b)
+        turned = np.abs(a @ (u @ v) - b).mean()
+        assert turned < 0.03
+        assert np.abs(a - b).mean() > 2 * turned
+        assert [everything.columns["camera"][row] for row in (one, two)] == [1, 2]
+        for column in ("label", "subject", "replication", "num_frames"):
+            assert everything.columns[column][one] == everything.columns[column][two]
+
+
+def test_table_of_moved_joints_covers_all_classes() -> None:
+    assert list(MOVED) == [action.name for action in ACTIONS]
+
+
+@pytest.mark.parametrize("action", MOVED)
+def test_a_class_moves_its_own_joints(everything: ArrowDataset, action: str) -> None:
+    moved, still, seen_from = (JOINT[joint] for joint in MOVED[action])
+    wins, motions = 0, []
+    rows = np.flatnonzero(everything.columns["label"] == everything.classes.index(action))
+    for row in rows:
+        person = everything.clip(row)[0].astype(float)
+        relative = person - person[:, [seen_from]]
+        motion = np.sqrt(relative.var(axis=0).sum(axis=-1))  # (N,), metres
+        motions.append(motion[moved])
+        wins += motion[moved] > motion[still]
+    assert np.median(motions) > 0.03
+    assert wins >= 0.8 * len(rows)
+
+
+def test_poses_make_sense() -> None:
+    """The signs of the axes: a raised hand is above the head, a kick goes forward, knees bend backward."""
+
+    def pose(name: str) -> np.ndarray:
+        (action,) = (action for action in ACTIONS if action.name == name)
+        turns = np.zeros((64, NTU_25.num_joints, 3))
+        phase = np.linspace(0, 2 * np.pi, 64)
+        for move in action.moves:
+            turns[:, JOINT[move.joint], "xyz".index(move.axis)] += move.rest + move.swing * np.sin(phase + move.lag)
+        return module._pose(module._rotation(turns), module.OFFSETS)
+
+    def of(positions: np.ndarray, joint: str) -> np.ndarray:
+        return positions[:, JOINT[joint]]
+
+    raised = pose("raise the left hand")
+    assert of(raised, "left_hand")[:, 1].max() > of(raised, "head")[:, 1].max()
+    assert of(raised, "left_hand")[:, 1].min() < of(raised, "base_of_spine")[:, 1].min() + 0.1
+    kick = pose("kick with the right foot")
+    assert of(kick, "right_foot")[:, 2].max() > 0.4
+    bow = pose("bow")
+    assert of(bow, "head")[:, 2].max() > 0.25
+    squat = pose("squat")
+    assert of(squat, "left_ankle")[:, 1].max() > -0.7  # nearer to the hips than a stretched leg, 0.83
+    assert (of(squat, "left_knee") - of(squat, "left_ankle"))[:, 2].max() > 0.1
+    clap = np.linalg.norm(of(pose("clap"), "left_hand") - of(pose("clap"), "right_hand"), axis=-1)
+    assert clap.min() < 0.2 < 0.3 < clap.max()
+    wave = pose("wave the right hand")
+    assert of(wave, "right_hand")[:, 1].max() > of(wave, "right_shoulder")[:, 1].max()
+    assert of(wave, "right_hand")[:, 0].max() < -0.2  # on the right side of the body
+    both = pose("wave both hands")
+    assert np.allclose(of(both, "left_hand") * (-1, 1, 1), of(both, "right_hand"))
+
+
+def test_rotation_is_a_rotation_by_the_vector() -> None:
+    vectors = np.random.default_rng(0).normal(size=(50, 3)) * np.logspace(-9, 0.3, 50)[:, None]
+    matrices = module._rotation(vectors)
+    assert np.allclose(matrices @ matrices.swapaxes(-1, -2), np.eye(3))
+    assert np.allclose(np.linalg.det(matrices), 1)
+    assert np.allclose(np.einsum("bij,bj->bi", matrices, vectors), vectors)  # the axis stays
+    angles = np.linalg.norm(vectors, axis=-1)
+    assert np.allclose(np.trace(matrices, axis1=-2, axis2=-1), 1 + 2 * np.cos(angles))
+    assert np.allclose(module._rotation(np.array([0, 0, np.pi / 2])) @ (1, 0, 0), (0, 1, 0))
+
+
+def test_bones_keep_their_length_while_they_move() -> None:
+    turns = np.random.default_rng(0).normal(size=(7, NTU_25.num_joints, 3))
+    positions = module._pose(module._rotation(turns), module.OFFSETS)
+    for joint, parent in module.TREE:
+        length = np.linalg.norm(positions[:, joint] - positions[:, parent], axis=-1)
+        assert np.allclose(length, np.linalg.norm(module.OFFSETS[joint]))
+    assert sorted(joint for joint, _ in module.TREE) == list(range(1, NTU_25.num_joints))
+
+
+def test_it_is_learnable_across_subjects_but_not_trivial(everything: ArrowDataset) -> None:
+    """The nearest training class by where joints are and how much they move: far above chance, far from perfect."""
+    splits = everything.splits("x-sub", validation=0)
+
+    def features(row: int) -> np.ndarray:
+        person = everything.clip(row)[0].astype(float)
+        person = person - person[:, [NTU_25.centre]]
+        return np.concatenate([person.mean(0).ravel(), 3 * person.std(0).ravel()])
+
+    values = np.stack([features(row) for row in range(len(everything))])
+    labels = everything.columns["label"]
+    centres = np.stack([values[splits.train][labels[splits.train] == label].mean(0) for label in range(12)])
+    guesses = np.linalg.norm(values[splits.test][:, None] - centres, axis=-1).argmin(1)
+    accuracy = (guesses == labels[splits.test]).mean()
+    assert 0.3 < accuracy < 0.95
+
+
+def test_it_calls_itself_generated(demo: ArrowDataset) -> None:
+    assert demo.name == "demo"
+    assert demo.source == {"generated": True, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--classes", 13), "--classes is 13; there are 2 to 12"),
+        (("--classes", 1), "--classes is 1; there are 2 to 12"),
+        (("--clips", 47), "--clips is 47; 8 classes need 48 or more"),
+        (("--clips", -1), "--clips is -1"),
+        (("--seed", -1), "--seed is -1"),
+        (("--clips", "many"), "argument --clips: invalid int value: 'many'"),
+    ],
+)
+def test_arguments_out_of_range(
+    options: tuple[object, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(capsys, tmp_path / "demo", *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_second_run_needs_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--clips", "12", "--classes", "2")
+    main([str(tmp_path / "demo"), *small])
+    assert capsys.readouterr().out.startswith("generated motion, not recordings\n")
+    before = content(ArrowDataset(tmp_path / "demo"))
+    assert "--overwrite replaces it" in refusal(capsys, tmp_path / "demo", *small, "--seed", 1)
+    assert content(ArrowDataset(tmp_path / "demo")) == before
+    main([str(tmp_path / "demo"), *small, "--seed", "1", "--overwrite"])
+    assert ArrowDataset(tmp_path / "demo").source["seed"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_command_through_the_shell(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "data_prep.demo", str(tmp_path / "demo"), "--clips", "12", "--classes", "2"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "generated motion, not recordings" in done.stdout
+    assert done.stdout.endswith(f"  python sweeps/focal_k.py --dataset {tmp_path / 'demo'}\n")

@@ -1,0 +1,61 @@
+"""``python -m data_prep.inspect``: what it says is so, and damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fgst.cli.data_inspect import main
+from tests.support.small import write_small
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return Path(write_small(tmp_path / "small").path)
+
+
+def test_the_summary(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(made)])
+    out = capsys.readouterr().out
+    for word in ("every byte is as it was written", "clips     36", "stick-6, 6 joints", "x-sub     24 train, 12 test"):
+        assert word in out
+
+
+@pytest.mark.parametrize("arguments", [["--out", "clip.png"], ["--animate", "--out", "clip.gif"]])
+def test_a_clip_is_drawn(
+    arguments: list[str],
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main([str(made), "--clip", "clip-004", *arguments])
+    out = capsys.readouterr().out
+    assert "num_persons 2" in out
+    with Image.open(tmp_path / arguments[-1]) as picture:
+        frames = int(out.split("num_frames")[1].split()[0])
+        assert getattr(picture, "n_frames", 1) == (frames if "--animate" in arguments else 1)
+        colours = {tuple(colour[:3]) for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    blue, orange = (0, 114, 178), (213, 94, 0)  # two persons
+    for wanted in (blue, orange):
+        assert any(max(abs(a - b) for a, b in zip(wanted, colour, strict=True)) < 12 for colour in colours)
+
+
+def test_damage_and_bad_input_are_named(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(made), *arguments])
+        assert exit_.value.code == 2
+        return capsys.readouterr().err
+
+    assert "near it are clip-0" in error("--clip", "clip-4")
+    assert "--clip" in error("--animate")
+    assert "ends in .png" in error("--clip", "clip-004", "--out", "clip.xyz")
+    (file,) = made.glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert "was altered" in error()

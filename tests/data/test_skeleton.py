@@ -1,0 +1,188 @@
+"""The two skeletons against the lists of the literature, typed again here, and what a skeleton refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+
+# (child, parent) and parts, joints counted from 1.
+LIMB_BONES = [
+    (6, 5), (7, 6), (8, 7), (10, 9), (11, 10), (12, 11), (13, 1), (14, 13), (15, 14), (16, 15), (17, 1), (18, 17),
+    (19, 18), (20, 19),
+]  # fmt: skip
+BONES = {
+    "nw-ucla-20": [(1, 2), (2, 3), (3, 3), (4, 3), (5, 3), (9, 3), *LIMB_BONES],
+    "ntu-25": [
+        (1, 2), (2, 21), (3, 21), (4, 3), (5, 21), (9, 21), (21, 21), (22, 23), (23, 8), (24, 25), (25, 12),
+        *LIMB_BONES,
+    ],
+}  # fmt: skip
+TEN_PARTS = {
+    "nw-ucla-20": [{3, 4}, {1, 2}, {5, 6}, {7, 8}, {9, 10}, {11, 12}, {13, 14}, {15, 16}, {17, 18}, {19, 20}],
+    "ntu-25": [
+        {3, 4}, {1, 2, 21}, {5, 6}, {7, 8, 22, 23}, {9, 10}, {11, 12, 24, 25}, {13, 14}, {15, 16}, {17, 18}, {19, 20},
+    ],
+}  # fmt: skip
+NAMES = {
+    "nw-ucla-20": {1: "hip_centre", 2: "spine", 3: "shoulder_centre", 4: "head"},
+    "ntu-25": {
+        1: "base_of_spine", 2: "mid_spine", 3: "neck", 4: "head", 21: "spine_at_shoulders", 22: "left_hand_tip",
+        23: "left_thumb", 24: "right_hand_tip", 25: "right_thumb",
+    },
+}  # fmt: skip
+
+both = pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
+
+
+def counted_from_1(skeleton: Skeleton, parts: int) -> list[set[int]]:
+    return [{joint + 1 for joint in part} for part in skeleton.partition(parts)]
+
+
+@both
+def test_bones(skeleton: Skeleton) -> None:
+    bones = [(child + 1, parent + 1) for child, parent in enumerate(skeleton.parents)]
+    assert bones == sorted(BONES[skeleton.name])
+
+
+@both
+def test_every_bone_leads_to_the_one_root(skeleton: Skeleton) -> None:
+    roots = {joint for joint, parent in enumerate(skeleton.parents) if joint == parent}
+    assert len(roots) == 1
+    for joint in range(skeleton.num_joints):
+        for _ in range(skeleton.num_joints):
+            joint = skeleton.parents[joint]
+        assert joint in roots
+
+
+@both
+def test_joint_names(skeleton: Skeleton) -> None:
+    limbs = [
+        (side, joint)
+        for joints in (("shoulder", "elbow", "wrist", "hand"), ("hip", "knee", "ankle", "foot"))
+        for side in ("left", "right")
+        for joint in joints
+    ]
+    expected = NAMES[skeleton.name] | {5 + i: f"{side}_{joint}" for i, (side, joint) in enumerate(limbs)}
+    assert dict(enumerate(skeleton.joints, 1)) == expected
+    assert len(set(skeleton.joints)) == skeleton.num_joints
+
+
+@both
+def test_the_centre_is_joint_2_the_spine(skeleton: Skeleton) -> None:
+    assert skeleton.centre == 1
+    assert "spine" in skeleton.joints[skeleton.centre]
+
+
+@both
+def test_ten_parts(skeleton: Skeleton) -> None:
+    assert counted_from_1(skeleton, 10) == TEN_PARTS[skeleton.name]
+
+
+@both
+def test_five_parts_are_the_trunk_and_four_limbs(skeleton: Skeleton) -> None:
+    head, torso, *halves = TEN_PARTS[skeleton.name]
+    limbs = [halves[i] | halves[i + 1] for i in range(0, 8, 2)]
+    assert counted_from_1(skeleton, 5) == [head | torso, *limbs]
+
+
+@both
+def test_known_numbers_of_parts(skeleton: Skeleton) -> None:
+    assert skeleton.known_parts == (1, 2, 5, 6, 10, skeleton.num_joints)
+
+
+@both
+def test_partitions_are_nested(skeleton: Skeleton) -> None:
+    """Every coarser part is a union of whole finer parts."""
+    for coarse, fine in zip(skeleton.known_parts, skeleton.known_parts[1:], strict=False):
+        finer = counted_from_1(skeleton, fine)
+        assert len(finer) == fine
+        for part in counted_from_1(skeleton, coarse):
+            assert set().union(*(small for small in finer if small <= part)) == part
+
+
+@both
+def test_left_and_right_are_mirror_images(skeleton: Skeleton) -> None:
+    def mirrored(joint: int) -> int:
+        name = skeleton.joints[joint]
+        swapped = name.replace("left_", "right_") if "left_" in name else name.replace("right_", "left_")
+        return skeleton.joints.index(swapped)
+
+    assert sum(mirrored(joint) != joint for joint in range(skeleton.num_joints)) >= 16
+    for joint, parent in enumerate(skeleton.parents):
+        assert skeleton.parents[mirrored(joint)] == mirrored(parent)
+    for parts in skeleton.known_parts:
+        partition = {frozenset(part) for part in skeleton.partition(parts)}
+        assert {frozenset(map(mirrored, part)) for part in partition} == partition
+
+
+@both
+def test_mirrored_parts_list_mirrored_joints_in_the_same_places(skeleton: Skeleton) -> None:
+    """One linear layer embeds all parts, so an elbow must sit in the same place of the left arm and of the right."""
+    for parts in skeleton.known_parts:
+        names = [[skeleton.joints[joint] for joint in part] for part in skeleton.partition(parts)]
+        for part in names:
+            if all("left_" in name for name in part):
+                assert [name.replace("left_", "right_") for name in part] in names
+
+
+@both
+def test_a_skeleton_survives_json(skeleton: Skeleton) -> None:
+    assert Skeleton.from_dict(json.loads(json.dumps(skeleton.to_dict()))) == skeleton
+
+
+def test_a_custom_partition_keeps_the_order_of_its_names() -> None:
+    skeleton = Skeleton("stick", ("hip", "neck", "head"), (0, 0, 1))
+    assert skeleton.partition((("head", "hip"), ("neck",))) == ((2, 0), (1,))
+    assert skeleton.partition([["neck", "head", "hip"]]) == ((1, 2, 0),)
+
+
+def test_single_joints_are_always_a_partition() -> None:
+    skeleton = Skeleton("stick", ("hip", "neck", "head"), (0, 0, 1))
+    assert skeleton.known_parts == (3,)
+    assert skeleton.partition(3) == ((0,), (1,), (2,))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (7, "into 7 parts; there are 1, 2, 5, 6, 10, 20"),
+        (0, "into 0 parts"),
+        ((NW_UCLA_20.joints[:19],), "each of the 20 joints once"),
+        ((NW_UCLA_20.joints, NW_UCLA_20.joints[:1]), "each of the 20 joints once"),
+        ((NW_UCLA_20.joints, ()), "no empty part"),
+        ((), "each of the 20 joints once"),
+        ((NW_UCLA_20.joints, ("tail",)), "no joint 'tail'"),
+    ],
+)
+def test_partitions_that_are_refused(parts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        NW_UCLA_20.partition(parts)
+    assert "nw-ucla-20" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"joints": (), "parents": ()}, "joints must be"),
+        ({"joints": ("a", "b", "a")}, "joints must be"),
+        ({"parents": (0, 0)}, "parents must be 3"),
+        ({"parents": (0, 0, 3)}, "from 0 to 2"),
+        ({"parents": (0, 0, -1)}, "from 0 to 2"),
+        ({"centre": 3}, "centre is 3"),
+        ({"centre": -1}, "centre is -1"),
+        ({"partitions": (((0, 1),),)}, "each of the 3 joints once"),
+        ({"partitions": (((0, 1, 2), (2,)),)}, "each of the 3 joints once"),
+        ({"partitions": (((0, 1, 2), ()),)}, "no empty part"),
+        ({"partitions": (((0, 1, 2),), ((0, 1), (-1,)))}, "each of the 3 joints once"),
+    ],
+)
+def test_bad_skeletons_are_refused(changes: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"name": "stick", "joints": ("a", "b", "c"), "parents": (0, 0, 1)}
+    Skeleton(**good)
+    with pytest.raises(ValueError, match=message) as error:
+        Skeleton(**(good | changes))
+    assert "skeleton stick" in str(error.value)

@@ -1,0 +1,66 @@
+"""A sweep as a job of a Ray cluster with a token (`test_real_ray.py` gives this a namespace of its own and starts it).
+
+Inside, this machine is the whole world: nobody else's Ray is seen, and none of ours is left when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "sweep")]
+RAY = str(Path(sys.executable).with_name("ray"))
+DASHBOARD = "http://127.0.0.1:8265"
+
+
+def call(*command: str, fails: bool = False, **environment: str) -> str:
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert bool(done.returncode) is fails, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    call("ip", "link", "set", "lo", "up")
+    call("mount", "-t", "tmpfs", "tmpfs", "/tmp/ray")
+    os.environ |= {
+        "HOME": str(folder),
+        "PATH": f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}",  # as cluster/setup.sh has it on a node
+        "FGST_CACHE": str(folder / "cache"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    call(RAY, "get-auth-token", "--generate")
+    assert len((folder / ".ray" / "auth_token").read_text()) == 64
+    from tests.support.place import TINY
+    from tests.support.small import write_small
+
+    write_small(folder / "data")
+    os.environ["RAY_AUTH_MODE"] = "token"
+    call(RAY, "start", "--head", "--num-cpus=2", "--dashboard-host=127.0.0.1", "--object-store-memory=100000000")
+    submit = (RAY, "job", "submit", "--address", DASHBOARD, "--working-dir", str(folder / "checkout"), "--")
+    said = call(*submit, "true", fails=True, RAY_AUTH_TOKEN="wrong")
+    assert "401" in said or "403" in said or "auth" in said.lower(), said
+    said = call(
+        *submit, "python", "sweeps/focal_k.py", "--address", "auto", "--dataset", (folder / "data").as_uri(),
+        "--preset", "tiny", "--values", "2,4", "--epochs", "2", "--storage", str(folder / "storage"), *TINY,
+    )  # fmt: skip
+    assert "succeeded" in said, said
+    assert "python -m fgst.evaluate --run-id" in said, said
+    from fgst.tracking.store import Tracking
+
+    store = Tracking()
+    experiments = [e.experiment_id for e in store.client.search_experiments()]
+    (sweep,) = store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'")
+    assert [run.info.status for run in store.children(sweep.info.run_id)] == ["FINISHED"] * 2
+    print(said[-3000:])
+    print("the job is done")
+
+
+if __name__ == "__main__":
+    main()

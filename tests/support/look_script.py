@@ -1,0 +1,43 @@
+"""What the tracking server knows of all sweeps, as JSON; run on a host that reaches it."""
+
+from __future__ import annotations
+
+import json
+
+from fgst.tracking.store import ENDING, KEY, Tracking
+from tests.support import small
+
+FILES = ("checkpoint/model.safetensors", "scores/test.arrow", "figures/confusion.png")
+
+
+def main() -> None:
+    store = Tracking()
+    experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
+    sweeps = store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'", order_by=["attributes.start_time"])
+    found = []
+    for sweep in sweeps:
+        trials = []
+        for run in store.children(sweep.info.run_id):
+            history = store.client.get_metric_history(run.info.run_id, "train/loss")
+            trials.append(
+                {
+                    "key": run.data.tags[KEY],
+                    "run": run.info.run_id,
+                    "status": run.info.status,
+                    "ending": run.data.tags.get(ENDING, ""),
+                    "epochs": [metric.step for metric in history],
+                    "figures": {m: v for m, v in run.data.metrics.items() if m not in small.TIMINGS},
+                    "files": [path for path in FILES if _size(store, run.info.run_id, path)],
+                }
+            )
+        found.append({"run": sweep.info.run_id, "status": sweep.info.status, "trials": trials})
+    print("sweeps:" + json.dumps(found))
+
+
+def _size(store: Tracking, run_id: str, path: str) -> int:
+    folder = path.split("/")[0]
+    return {file.path: file.file_size or 0 for file in store.client.list_artifacts(run_id, folder)}.get(path, 0)
+
+
+if __name__ == "__main__":
+    main()

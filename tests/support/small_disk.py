@@ -1,0 +1,47 @@
+"""A sweep whose disk fills up, on a disk of its own (`test_faults.py` mounts one and starts this)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.support import small
+from tests.support.place import TIMEOUT, TINY, Place
+
+GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    small.write_small(folder / "data")
+    place = Place(folder)
+    try:
+        process = place.start(*GRID, "--max-concurrent", "2")
+        sweep = place.wait_for_epoch(process, 2)
+        filler = folder / "filler"
+        try:
+            with filler.open("wb", buffering=0) as file:
+                while file.write(b"x" * 4096):
+                    pass
+        except OSError as error:
+            print(error.strerror)
+        _, err = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 130, err
+        assert "Traceback" not in err, err
+        last = err.splitlines()[-1]
+        assert "a full disk: make room, then go on with: python " in last, err
+        assert last.endswith(f"focal_k.py --resume {sweep} --max-concurrent 2"), err
+        begun = {child.info.run_id for child in place.store.children(sweep)}
+        filler.unlink()
+        done = place.sweep("--resume", sweep, "--max-concurrent", "2")
+        assert done.returncode == 0, done.stderr
+        children = place.store.children(sweep)
+        assert begun <= {child.info.run_id for child in children}
+        assert [child.info.status for child in children] == ["FINISHED"] * 3
+        assert [place.epochs(child) for child in children] == [14] * 3
+    finally:
+        place.end()
+
+
+if __name__ == "__main__":
+    main()

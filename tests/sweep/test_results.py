@@ -1,0 +1,91 @@
+"""Figures of a sweep against SciPy and against hand-made cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fgst.data.dataset import ArrowDataset
+from fgst.sweep.definition import EarlyStop, SweepSpec, make_spec
+from fgst.sweep.results import Outcome, baseline_of, make_rows, paired, rank_report
+from tests.support import small
+from tests.support.questions import FOCAL_K
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
+    return small.write_small(tmp_path_factory.mktemp("data") / "small")
+
+
+def made(dataset: ArrowDataset, **changes: object) -> SweepSpec:
+    config = small.small_config(dataset, train__epochs=9)
+    return make_spec(FOCAL_K, config, dataset, values=[2, 4, 6], **changes)
+
+
+def finished(label: str, seed: int, val: float, test: float = 0.0) -> Outcome:
+    return Outcome(f"{label}{seed}", label, seed, {}, "", "finished", {"val/top1": val, "test/top1": test})
+
+
+def test_paired_difference_is_scipys_paired_t_interval() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(80, 3, 6), rng.normal(79, 3, 6)
+    one = [finished("a", seed, value) for seed, value in enumerate(a)]
+    other = [finished("b", seed, value) for seed, value in enumerate(b)][::-1]  # paired by seed, not by place
+    difference = paired(one, other, "val/top1")
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert difference is not None
+    assert difference.pairs == 6
+    assert difference.mean - difference.half_width == pytest.approx(interval.low)
+    assert difference.mean + difference.half_width == pytest.approx(interval.high)
+    assert difference.beyond_noise is bool(interval.low > 0 or interval.high < 0)
+
+
+def test_only_common_seeds_are_paired_and_one_is_too_few() -> None:
+    one = [finished("a", 0, 80), finished("a", 1, 90), finished("a", 2, 70)]
+    assert paired(one, [finished("b", 2, 60)], "val/top1") is None
+    difference = paired(one, [finished("b", 2, 60), finished("b", 0, 70), finished("b", 7, 1)], "val/top1")
+    assert difference is not None
+    assert (difference.mean, difference.pairs, difference.half_width) == (10, 2, 0)
+    assert difference.beyond_noise
+
+
+def test_rows_are_compared_with_the_baseline(dataset: ArrowDataset) -> None:
+    spec = made(dataset, seeds=3)
+    outcomes = [finished(f"K={k}", seed, 50 + 10 * k + seed) for k in (2, 4, 6) for seed in range(3)]
+    assert baseline_of(spec, outcomes) == "K=2"
+    rows = make_rows(spec, outcomes)
+    assert rows[0].val_difference is None
+    assert [row.val_difference.mean for row in rows[1:]] == [20, 40]
+
+
+def test_rank_report_is_scipys_tau_at_each_rung(dataset: ArrowDataset) -> None:
+    spec = made(dataset, early_stop=EarlyStop(1, 3))
+    rng = np.random.default_rng(1)
+    end = rng.permutation(20) * 1.0
+    histories = [{1: rng.normal(), 3: value + rng.normal(0, 4), 9: value} for value in end]
+    stopped = [{1: 5.0}, {1: 2.0, 3: 1.0}]  # say nothing of how the end would have been
+    report = rank_report(spec, histories + stopped)
+    assert [rung.epoch for rung in report] == [1, 3]
+    for rung in report:
+        tau = stats.kendalltau([h[rung.epoch] for h in histories], end).statistic
+        assert rung.tau == pytest.approx(tau)
+        assert rung.trials == 20
+        best = max(histories, key=lambda h: h[9])
+        ahead = sum(h[rung.epoch] > best[rung.epoch] for h in histories)
+        assert rung.kept_best is (ahead < 20 // 3)
+    assert rank_report(spec, histories[:2]) == []
+    assert rank_report(spec, [{1: 5.0, 3: 5.0, 9: float(i)} for i in range(3)])[0].tau is None
+
+
+def test_a_searchs_rows_go_from_the_best_down(dataset: ArrowDataset, tmp_path: Path) -> None:
+    from tests.support.questions import JOINT
+
+    spec = make_spec(JOINT, small.small_config(dataset), dataset)
+    outcomes = [finished("x", 0, 10), finished("y", 0, 30), finished("z", 0, 20)]
+    outcomes.append(Outcome("p", "pruned one", 0, {}, "", "pruned", {"val/top1": 99}))
+    rows = make_rows(spec, outcomes)
+    assert [row.label for row in rows] == ["y", "z", "x", "pruned one"]
+    assert rows[-1].val is None

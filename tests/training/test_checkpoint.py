@@ -1,0 +1,385 @@
+"""Checkpoints: complete or not there, whatever ends the process; and never a way to run somebody else's code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fgst.config import DataConfig, TrialConfig
+from fgst.data.skeleton import NTU_25
+from fgst.errors import InputError
+from fgst.model import FGSTFormer
+from fgst.training import checkpoint as checkpoint_module
+from fgst.training.checkpoint import ModelCard, latest_checkpoint, load_model, load_state, save_checkpoint
+from tests.support.small import CLASSES, SKELETON, small_config, start_python
+
+PARTS_BY_NAME = [["hip", "spine", "head", "foot"], ["left_hand", "right_hand"]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def card() -> ModelCard:
+    return ModelCard(small_config(Path("/sets/small")), SKELETON, CLASSES, 2, "small", "0" * 64)
+
+
+@pytest.fixture
+def model(card: ModelCard) -> FGSTFormer:
+    torch.manual_seed(3)
+    return card.build()
+
+
+def save(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard) -> Path:
+    """A checkpoint whose every file tells its epoch."""
+    with torch.no_grad():
+        model.head[-1].bias.fill_(epoch)
+    state = {"epoch": epoch, "momentum": torch.full((1000,), float(epoch)), "metrics": {"lr": 0.1}}
+    return save_checkpoint(folder, epoch, model, dataclasses.replace(card, dataset_digest=f"{epoch}"), state)
+
+
+def epoch_of(directory: Path) -> int:
+    """The epoch that all files of a checkpoint agree on."""
+    model, card = load_model(directory)
+    state = load_state(directory)
+    epochs = {
+        int(directory.name.removeprefix("epoch-")),
+        int(card.dataset_digest),
+        state["epoch"],
+        *state["momentum"].int().tolist(),
+        *model.head[-1].bias.int().tolist(),
+    }
+    assert len(epochs) == 1, epochs
+    return epochs.pop()
+
+
+# Round trip
+
+
+def test_a_network_comes_back_as_it_was(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+    clips = torch.randn(5, 2, 8, 6, 3)
+    model(clips)  # so that batch norm has seen something
+    state = {"epoch": 3, "tensors": [torch.randn(2, 3)], "values": {"a": 1.5, "b": None, "c": (1, "x", True)}}
+    directory = save_checkpoint(tmp_path / "deep" / "folder", 3, model, card, state)
+
+    assert directory == tmp_path / "deep" / "folder" / "epoch-00003"
+    assert sorted(entry.name for entry in directory.iterdir()) == ["config.json", "model.safetensors", "state.pt"]
+    read, read_card = load_model(directory)
+    assert read_card == card
+    assert not read.training
+    assert {parameter.device.type for parameter in read.parameters()} == {"cpu"}
+    assert read.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in read.state_dict().items())
+    model.eval()
+    assert torch.equal(read(clips), model(clips))
+    read_state = load_state(directory)
+    assert torch.equal(read_state["tensors"][0], state["tensors"][0])
+    assert (read_state["epoch"], read_state["values"]) == (3, state["values"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"classes": ("ö", "b\n", '"c"')},
+        {"max_persons": 1},
+        {"skeleton": NTU_25, "config": TrialConfig(data=DataConfig(dataset="a/b", benchmark="x-view", frames=20))},
+        {"config": small_config(Path("s"), model__parts=PARTS_BY_NAME)},
+    ],
+    ids=lambda changes: ",".join(changes) or "as it is",
+)
+def test_a_card_comes_back_as_it_was(tmp_path: Path, card: ModelCard, changes: dict[str, Any]) -> None:
+    card = dataclasses.replace(card, **changes)
+    card.write(tmp_path / "config.json")
+    assert ModelCard.read(tmp_path / "config.json") == card
+
+
+def test_only_the_newest_is_kept(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "epoch-notes.txt").write_text("mine")
+    (tmp_path / ".epoch-00009.1.tmp").mkdir()  # of a process that was killed
+    for epoch in (1, 2, 10, 100_000):
+        assert latest_checkpoint(tmp_path) != tmp_path / f"epoch-{epoch:05d}"
+        directory = save(tmp_path, epoch, model, card)
+        assert latest_checkpoint(tmp_path) == directory
+        assert epoch_of(directory) == epoch
+        assert {entry.name for entry in tmp_path.iterdir()} == {directory.name, "notes", "epoch-notes.txt"}
+
+
+def test_the_latest_is_so_by_number(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    assert latest_checkpoint(tmp_path) is None
+    for name in ("epoch-00009", "epoch-100000", "epoch-99999", ".epoch-200000.7.tmp", "epoch-x", "other"):
+        (tmp_path / name).mkdir()
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch-100000"
+
+
+# Whatever ends the process
+
+
+def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -> None:
+    """Let one step of saving do its work, or half of it, and then fail."""
+
+    def failing(*arguments: Any, **options: Any) -> None:
+        path = next(argument for argument in arguments if isinstance(argument, Path))
+        if not path.exists():
+            path.write_bytes(b"half")
+        raise error
+
+    def failing_rename(self: Path, target: Path) -> Path:
+        if Path(target).name.startswith("epoch-"):
+            monkeypatch.undo()  # only the first attempt fails
+            raise error
+        return rename(self, target)
+
+    rename = Path.rename
+    targets: dict[str, tuple[Any, str, Callable[..., None]]] = {
+        "weights": (checkpoint_module, "save_file", failing),
+        "state": (torch, "save", failing),
+        "card": (ModelCard, "write", failing),
+        "rename": (Path, "rename", failing_rename),
+    }
+    monkeypatch.setattr(*targets[stage])
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("stage", ["weights", "state", "card", "rename"])
+def test_a_save_that_fails_leaves_the_one_before(
+    tmp_path: Path,
+    model: FGSTFormer,
+    card: ModelCard,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    error: BaseException,
+) -> None:
+    save(tmp_path, 1, model, card)
+    with monkeypatch.context() as patch:
+        fail_in(patch, stage, error)
+        with pytest.raises(type(error)):
+            save(tmp_path, 2, model, card)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["epoch-00001"]
+    assert epoch_of(tmp_path / "epoch-00001") == 1
+    assert epoch_of(save(tmp_path, 2, model, card)) == 2
+
+
+def test_an_epoch_that_is_saved_again_is_replaced(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+    save_checkpoint(tmp_path, 1, model, card, {"epoch": "first"})
+    save_checkpoint(tmp_path, 1, model, card, {"epoch": "second"})
+    assert load_state(tmp_path / "epoch-00001")["epoch"] == "second"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["epoch-00001"]
+
+
+def test_an_epoch_that_could_not_be_saved_again_stays(
+    tmp_path: Path, model: FGSTFormer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, model, card)
+    with monkeypatch.context() as patch:
+        fail_in(patch, "rename", OSError("disk full"))
+        with pytest.raises(OSError, match="disk full"):
+            save(tmp_path, 1, model, card)
+    assert epoch_of(tmp_path / "epoch-00001") == 1
+
+
+SAVE_UNTIL_KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from tests.training.test_checkpoint import ModelCard, SKELETON, CLASSES, save, small_config
+
+torch.set_num_threads(1)
+card = ModelCard(small_config(Path("/sets/small")), SKELETON, CLASSES, 2, "small", "")
+model = card.build()
+random.seed(0)
+for number in range(20):
+    folder = Path(sys.argv[1], str(number))
+    child = os.fork()
+    if child == 0:
+        epoch = 0
+        while True:
+            epoch += 1
+            save(folder, epoch, model, card)
+    while not list(folder.glob("epoch-*")):
+        time.sleep(0.0005)
+    time.sleep(random.uniform(0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_that_is_killed_while_it_saves_leaves_a_complete_checkpoint(
+    tmp_path: Path, model: FGSTFormer, card: ModelCard
+) -> None:
+    process = start_python(SAVE_UNTIL_KILLED, tmp_path)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    folders = list(tmp_path.iterdir())
+    assert len(folders) == 20
+    leftovers = 0
+    for folder in folders:
+        latest = latest_checkpoint(folder)
+        assert latest is not None
+        epoch = epoch_of(latest)
+        leftovers += len(list(folder.iterdir())) > 1
+        assert epoch_of(save(folder, epoch + 1, model, card)) == epoch + 1
+        assert len(list(folder.iterdir())) == 1  # what the killed process left is gone
+    assert leftovers > 0  # some were killed in the middle of it
+
+
+# Files that are not what they should be
+
+
+@pytest.fixture
+def directory(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> Path:
+    return save(tmp_path / "run", 1, model, card)
+
+
+class Payload:
+    """What an attacker would put into a pickle: an instruction to be run by whoever loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("container", ["plain pickle", "torch, zipped", "torch, old format"])
+def test_code_in_a_state_is_refused_and_never_run(tmp_path: Path, directory: Path, container: str) -> None:
+    trap = tmp_path / "trap"
+    content = {"epoch": 1, "optimizer": Payload(trap)}
+    if container == "plain pickle":
+        (directory / "state.pt").write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, directory / "state.pt", _use_new_zipfile_serialization="zipped" in container)
+    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: .*remove"):
+        load_state(directory)
+    assert not trap.exists()
+    torch.load(directory / "state.pt", weights_only=False) if "torch" in container else pickle.loads(
+        (directory / "state.pt").read_bytes()
+    )
+    assert trap.exists()  # the trap works, for those who walk into it
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, -1, None])
+def test_a_damaged_state_is_named(directory: Path, kept: float | None) -> None:
+    file = directory / "state.pt"
+    content = file.read_bytes()
+    file.write_bytes(b"garbage" if kept is None else content[: int(kept * len(content)) if kept == 0.5 else int(kept)])
+    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: .*remove"):
+        load_state(directory)
+
+
+def test_a_missing_state_is_named(directory: Path) -> None:
+    (directory / "state.pt").unlink()
+    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: "):
+        load_state(directory)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, -1, None])
+def test_damaged_weights_are_named(directory: Path, kept: float | None) -> None:
+    file = directory / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(
+        b"garbage" * 9 if kept is None else content[: int(kept * len(content)) if kept == 0.5 else int(kept)]
+    )
+    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
+        load_model(directory)
+
+
+def test_missing_weights_are_named(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("foreign", ["wider", "other classes", "one less", "one more", "another network"])
+def test_weights_of_another_network_are_named(directory: Path, card: ModelCard, foreign: str) -> None:
+    weights = load_file(directory / "model.safetensors")
+    if foreign == "wider":
+        weights = small_card(card, model__channels=[16, 16, 32, 32]).build().state_dict()
+    elif foreign == "other classes":
+        weights = dataclasses.replace(card, classes=(*CLASSES, "fourth")).build().state_dict()
+    elif foreign == "one less":
+        del weights["embedding.weight"]
+    elif foreign == "one more":
+        weights["extra"] = torch.zeros(1)
+    else:
+        weights = torch.nn.Linear(3, 3).state_dict()
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
+        load_model(directory)
+
+
+def small_card(card: ModelCard, **values: Any) -> ModelCard:
+    return dataclasses.replace(card, config=small_config(Path("/sets/small"), **values))
+
+
+def edited(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content | changes
+
+
+def without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: {name: value for name, value in content.items() if name != key}
+
+
+def with_setting(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content | {"config": content["config"] | {name: value}}
+
+
+BROKEN_CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **{f"no {key}": without(key) for key in ("config", "skeleton", "classes", "max_persons", "dataset")},
+    "a list": lambda content: [content],
+    "null": lambda content: None,
+    "config is a list": edited(config=[]),
+    "config is a text": edited(config="tiny"),
+    "unknown setting": with_setting("model.unheard_of", 1),
+    "impossible setting": with_setting("model.kernel_size", 4),
+    "setting of wrong type": with_setting("train.lr", "fast"),
+    "K beyond the joints": with_setting("model.focal_joints", 7),
+    "no such parts": with_setting("model.parts", 4),
+    "frames left open": with_setting("data.frames", None),
+    "skeleton is a text": edited(skeleton="stick-6"),
+    "skeleton is broken": edited(skeleton=SKELETON.to_dict() | {"parents": [0]}),
+    "no classes": edited(classes=[]),
+    "classes is a number": edited(classes=3),
+    "max_persons is a text": edited(max_persons="two"),
+    "dataset is a text": edited(dataset="small"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_CARDS)
+def test_a_broken_card_is_named(directory: Path, kind: str) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(BROKEN_CARDS[kind](json.loads(file.read_text()))))
+    with pytest.raises(InputError, match=r"epoch-00001/config\.json: "):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, None])
+def test_a_card_that_is_not_json_is_named(directory: Path, content: bytes | None) -> None:
+    (directory / "config.json").unlink()
+    if content is not None:
+        (directory / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"epoch-00001/config\.json: "):
+        load_model(directory)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, directory: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere/config\.json: "):
+        load_model(tmp_path / "nowhere")
+    shutil.rmtree(directory)
+    with pytest.raises(InputError, match=r"epoch-00001/config\.json: "):
+        load_model(directory)
