@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgst.config import PRESETS, DataConfig
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
-from fgst.data.loader import RECIPE_FRAMES, ClipStore
+from fgst.data.loader import RECIPE_FRAMES, ClipLoader
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.data.writer import write_dataset
 from fgst.model import FGSTFormer
@@ -116,7 +116,7 @@ def per_second(batches: Callable[[], Iterator[int]], seconds: float, device: tor
 
 def step_seconds(dataset: ArrowDataset, batch_size: int, device: torch.device, steps: int) -> float:
     """A training step of the paper's network on clips that are there already, its batch not counted."""
-    store = ClipStore(dataset, np.arange(len(dataset)), DataConfig(), device)
+    store = ClipLoader(dataset, np.arange(len(dataset)), DataConfig(), device)
     batch = store.batch(np.arange(batch_size), torch.Generator(device).manual_seed(0))
     model = FGSTFormer(PRESETS["paper"].model, dataset.skeleton, dataset.num_classes, frames=store.frames).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -124,7 +124,7 @@ def step_seconds(dataset: ArrowDataset, batch_size: int, device: torch.device, s
     for _ in range(steps):
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16):
-            loss = torch.nn.functional.cross_entropy(model(batch.clips, batch.present).float(), batch.labels)
+            loss = torch.nn.functional.cross_entropy(model(batch.clips, batch.person_mask).float(), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -189,7 +189,7 @@ def memory(dataset: ArrowDataset) -> None:
 
 def compare(dataset: ArrowDataset, device: torch.device, options: argparse.Namespace) -> None:
     batch_size = SIZES[dataset.recipe][-1]
-    store = ClipStore(dataset, np.arange(len(dataset)), DataConfig(), device)
+    store = ClipLoader(dataset, np.arange(len(dataset)), DataConfig(), device)
     generator = torch.Generator(device).manual_seed(0)
 
     def ours() -> Iterator[int]:

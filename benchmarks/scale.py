@@ -164,12 +164,12 @@ def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
 
 def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[dict[str, float]]:
     """Processor time of a suggestion, of an epoch's report and of an end, as the study in sqlite grows."""
-    from fgst.sweep.definition import EarlyStop, Trials, make_spec
+    from fgst.sweep.definition import EarlyStop, TrialFactory, build_spec
     from fgst.sweep.search import Search
 
     question, base, dataset = question_and_base(folder, epochs)
-    spec = make_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), seeds=seeds)
-    search = Search(spec, Trials(question, spec.base, dataset), f"sqlite:///{folder}/optuna.db", "scale")
+    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), seeds=seeds)
+    search = Search(spec, TrialFactory(question, spec.base, dataset), f"sqlite:///{folder}/optuna.db", "scale")
     times: dict[str, list[float]] = {"ask": [], "result": [], "tell": []}
 
     def timed(what: str, call: Any, *arguments: Any) -> Any:
@@ -180,13 +180,13 @@ def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[d
 
     rows, marks, done = [], [max(1, int(share * trials)) for share in MARKS], 0
     while (trial := timed("ask", search.ask)) is not None:
-        ending, metrics = "finished", {}
+        status, metrics = "finished", {}
         for epoch in range(1, epochs + 1):
             metrics = {"val/top1": accuracy(trial, epoch)}
-            if timed("result", search.result, trial.key, epoch, metrics):
-                ending = "pruned"
+            if timed("result", search.result, trial.trial_id, epoch, metrics):
+                status = "pruned"
                 break
-        timed("tell", search.tell, trial.key, ending, metrics, trial)
+        timed("tell", search.tell, trial.trial_id, status, metrics, trial)
         done += 1
         if done in marks:
             row = {"trials": float(done)} | {
@@ -199,12 +199,12 @@ def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[d
 
 def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The sweep itself; then its report, piece by piece."""
-    from fgst.sweep.definition import EarlyStop, Trials, make_spec
+    from fgst.sweep.definition import EarlyStop, TrialFactory, build_spec
     from fgst.sweep.runner import begin
 
     question, base, dataset = question_and_base(folder, options.epochs)
     stop = EarlyStop(1, 3) if options.early_stop else None
-    spec = make_spec(question, base, dataset, limit=options.trials, early_stop=stop, search=options.search)
+    spec = build_spec(question, base, dataset, limit=options.trials, early_stop=stop, search=options.search)
     log = folder / "log.jsonl"
     server = tracking_server(folder / "server") if options.store == "server" else nullcontext((None, None))
     with server as (uri, pid), virtual_cluster(options.nodes, options.together) as address:
@@ -223,7 +223,9 @@ def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             profile.enable()
         with suppress(SystemExit):
             simulated = SimulatedTrial(options.seconds, options.store != "none", str(log))
-            session.run(Trials(question, spec.base, dataset), args, "python sweeps/search.py --resume …", simulated)
+            session.run(
+                TrialFactory(question, spec.base, dataset), args, "python sweeps/search.py --resume …", simulated
+            )
         seconds = time.monotonic() - began
         if profile is not None:
             profile.disable()
@@ -280,41 +282,43 @@ def measure_reading(session: Any) -> dict[str, float]:
     from fgst.tracking.store import TrackedRun
 
     began = time.perf_counter()
-    outcomes = session.outcomes()
+    results = session.results()
     read = time.perf_counter()
-    for outcome in outcomes[:50]:
-        TrackedRun(session.store, outcome.run_id).history("val/top1")
-    a_curve = (time.perf_counter() - read) / len(outcomes[:50])
-    return {"trials": len(outcomes), "trials_s": read - began, "a_curve_s": a_curve}
+    for result in results[:50]:
+        TrackedRun(session.store, result.run_id).history("val/top1")
+    a_curve = (time.perf_counter() - read) / len(results[:50])
+    return {"trials": len(results), "trials_s": read - began, "a_curve_s": a_curve}
 
 
 def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, float]]:
     """Processor time of each piece of the report on so many made-up trials, and the page's size."""
-    from fgst.sweep.definition import EarlyStop, Trials, make_spec
-    from fgst.sweep.report.html import Told, write_page
+    from fgst.sweep.definition import EarlyStop, TrialFactory, build_spec
+    from fgst.sweep.report.html import ReportData, write_page
     from fgst.sweep.report.tables import print_table, to_csv
-    from fgst.sweep.results import Outcome, best_outcome, make_rows
+    from fgst.sweep.results import TrialResult, best_result, build_rows
     from fgst.sweep.search import Search
 
     question, base, dataset = question_and_base(folder, epochs)
-    spec = make_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), search="random")
-    search = Search(spec, Trials(question, spec.base, dataset), None, "report")
+    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), search="random")
+    search = Search(spec, TrialFactory(question, spec.base, dataset), None, "report")
     everything, curves = [], {}
     while (trial := search.ask()) is not None:
         values: dict[int, float] = {}
         for epoch in range(1, epochs + 1):
             values[epoch] = accuracy(trial, epoch)
-            if stopped := search.result(trial.key, epoch, {"val/top1": values[epoch]}):
+            if stopped := search.result(trial.trial_id, epoch, {"val/top1": values[epoch]}):
                 break
-        ending, seed = "pruned" if stopped else "finished", trial.config.train.seed
+        status, seed = "pruned" if stopped else "finished", trial.config.train.seed
         metrics = {"val/top1": values[epoch], "test/top1": values[epoch], "minutes": 1.0, "device_seconds": 60.0}
-        search.tell(trial.key, ending, metrics, trial)
-        everything.append(Outcome(trial.key, trial.label, seed, dict(trial.point), trial.key, ending, metrics))
-        curves[trial.key] = {"val/top1": values, "train/loss": {e: 100 - v for e, v in values.items()}}
+        search.tell(trial.trial_id, status, metrics, trial)
+        everything.append(
+            TrialResult(trial.trial_id, trial.label, seed, dict(trial.params), trial.trial_id, status, metrics)
+        )
+        curves[trial.trial_id] = {"val/top1": values, "train/loss": {e: 100 - v for e, v in values.items()}}
     rows = []
     for share in MARKS[1:]:
-        outcomes = everything[: int(share * len(everything))]
-        times = {"trials": float(len(outcomes))}
+        results = everything[: int(share * len(everything))]
+        times = {"trials": float(len(results))}
 
         def timed(what: str, call: Any, into: dict[str, float] = times) -> Any:
             began = time.process_time()
@@ -322,13 +326,13 @@ def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, flo
             into[what] = time.process_time() - began
             return answer
 
-        def pieces(outcomes: list[Outcome] = outcomes, timed: Any = timed) -> Path:
-            table = timed("rows_s", lambda: make_rows(spec, outcomes))
-            timed("best_s", lambda: best_outcome(spec, outcomes))
+        def pieces(results: list[TrialResult] = results, timed: Any = timed) -> Path:
+            table = timed("rows_s", lambda: build_rows(spec, results))
+            timed("best_s", lambda: best_result(spec, results))
             with (folder / "table.txt").open("w") as file, redirect_stdout(file):
                 timed("table_s", lambda: print_table(spec, table, None))
             timed("csv_s", lambda: to_csv(spec, table))
-            told = Told(spec, outcomes, curves, search.study, "0" * 32, "python …")
+            told = ReportData(spec, results, curves, search.study, "0" * 32, "python …")
             return timed("page_s", lambda: write_page(told, folder / "page"))
 
         times["page_kb"] = pieces().stat().st_size / 1000

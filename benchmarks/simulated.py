@@ -46,13 +46,13 @@ class SimulatedTrial:
         self._note(trial, 0, "begin", 0.0)
         run = None
         if self.writes:
-            from fgst.tracking.store import ENDING, KIND, Tracking, trial_tags
+            from fgst.tracking.store import ENDING, KIND, TrackingStore, trial_tags
 
-            store = Tracking(context.tracking_uri, wait=True)
+            store = TrackingStore(context.tracking_uri, wait=True)
             tags = trial_tags(trial.config, "simulated", "0" * 64) | {
-                KIND: "trial", "fgst.label": trial.label, "fgst.point": json.dumps(list(trial.point)),
+                KIND: "trial", "fgst.label": trial.label, "fgst.point": json.dumps(list(trial.params)),
             }  # fmt: skip
-            run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
+            run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
             run.spool_in(Path(context.storage) / SPOOLS)
             run.log_params(trial.config.flat())
             run.log_dataset("simulated", "0" * 64, "nowhere")
@@ -83,7 +83,7 @@ class SimulatedTrial:
         return "finished"
 
     def _pace(self, trial: Trial) -> float:
-        return self.seconds * (0.75 + 0.5 * random.Random(trial.key).random())
+        return self.seconds * (0.75 + 0.5 * random.Random(trial.trial_id).random())
 
     def _artifacts(self, run: object) -> None:
         with tempfile.TemporaryDirectory(prefix="fgst-simulated-") as name:
@@ -97,7 +97,7 @@ class SimulatedTrial:
         """In one write: lines of processes that write at once stay whole."""
         if self.log:
             line = json.dumps({
-                "key": trial.key, "what": what, "epoch": epoch, "at": time.time(), "writing": seconds,
+                "key": trial.trial_id, "what": what, "epoch": epoch, "at": time.time(), "writing": seconds,
                 "pid": os.getpid(), "node": _node(),
                 "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "openmp": os.environ.get("OMP_WAIT_POLICY"),
                 "torch": "torch" in sys.modules,
@@ -115,7 +115,7 @@ def _node() -> str:
 
 def accuracy(trial: Trial, epoch: int) -> float:
     """A made-up learning curve in %: where it ends hangs on the trial, and early epochs foretell it roughly."""
-    chance = random.Random(trial.key)
+    chance = random.Random(trial.trial_id)
     final, steepness = 40 + 50 * chance.random(), 1.5 + 3 * chance.random()
-    noise = random.Random(f"{trial.key} {epoch}").gauss(0, 1)
+    noise = random.Random(f"{trial.trial_id} {epoch}").gauss(0, 1)
     return min(100.0, max(0.0, final * (1 - math.exp(-steepness * epoch / trial.config.train.epochs)) + noise))

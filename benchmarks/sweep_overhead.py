@@ -86,9 +86,9 @@ def sweep(dataset: str, epochs: int, values: list[int], folder: Path) -> tuple[f
     if process.returncode:
         sys.exit((folder / "sweep.out").read_text())
     seconds = time.perf_counter() - began
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
-    client = Tracking(f"sqlite:///{folder}/mlflow.db").client
+    client = TrackingStore(f"sqlite:///{folder}/mlflow.db").client
     runs = client.search_runs(["1"], "tags.`fgst.kind` = 'trial'", order_by=["start_time ASC"])
     first, *_ = client.get_metric_history(runs[0].info.run_id, "minutes")
     # The metric is written when the first epoch is over, and says how long that took.

@@ -30,7 +30,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-class Leaving(Exception):
+class Preempted(Exception):
     """A training was asked to leave, in the middle of an epoch; all steps so far are in its checkpoint."""
 
 
@@ -38,7 +38,7 @@ class Interrupted(Exception):
     """Ctrl-C, after everything was saved; the message says how to go on."""
 
 
-def require_listener(url: str, what: str) -> None:
+def require_server(url: str, what: str) -> None:
     """Look, for 10 s at most, whether somebody listens at ``scheme://host:port``; clients themselves try for minutes.
 
     Raises:

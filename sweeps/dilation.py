@@ -8,15 +8,15 @@ A value is one dilation per temporal head; semicolons stand between values. The 
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
-question = Question(
+question = SweepDefinition(
     name="dilation",
     title="Which dilations of the temporal heads?",
     parameters=lambda skeleton, base: [
         Parameter("dilations", ("1", "2", "1,1", "1,2", "1,3", "1,4", "2,3", "1,2,3,4"))
     ],
-    settings=lambda point, base: {"model.dilations": str(point["dilations"])},
+    settings=lambda params, base: {"model.dilations": str(params["dilations"])},
     baseline="dilations=1,2",
 )
 

@@ -11,18 +11,18 @@ training subjects; the test clips are scored once, after the last epoch. The las
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
 PAPER = {3: 88.6, 6: 88.9, 9: 89.0, 12: 89.2, 15: 89.5, 18: 89.2, 21: 89.3, 25: 89.1}
 
-question = Question(
+question = SweepDefinition(
     name="focal_k",
     title="How many focal joints K?",
     # The paper's values that the skeleton has joints for, and all of its joints.
     parameters=lambda skeleton, base: [
         Parameter("K", (*(k for k in PAPER if k < skeleton.num_joints), skeleton.num_joints))
     ],
-    settings=lambda point, base: {"model.focal_joints": point["K"]},
+    settings=lambda params, base: {"model.focal_joints": params["K"]},
     published={f"K={k}": top1 for k, top1 in PAPER.items()},
     source="Table 2 (NTU-60 X-Sub, joint)",
     baseline="K=15",

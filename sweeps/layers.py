@@ -9,7 +9,7 @@ The number of layers stays that of the preset: eight for paper, best and small, 
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
 PAPER = {"4/4": 88.8, "5/3": 89.0, "6/2": 89.5, "7/1": 89.0}
 
@@ -19,12 +19,12 @@ def splits(layers: int) -> tuple[str, ...]:
     return tuple(PAPER) if layers == 8 else tuple(f"{first}/{layers - first}" for first in range(1, layers))
 
 
-question = Question(
+question = SweepDefinition(
     name="layers",
     title="How many layers L1 over all joints, L2 over focal joints and parts?",
     parameters=lambda skeleton, base: [Parameter("L1/L2", splits(len(base.model.channels)))],
-    settings=lambda point, base: dict(
-        zip(("model.stage1_layers", "model.stage2_layers"), str(point["L1/L2"]).split("/"), strict=False)
+    settings=lambda params, base: dict(
+        zip(("model.stage1_layers", "model.stage2_layers"), str(params["L1/L2"]).split("/"), strict=False)
     ),
     published={f"L1/L2={split}": top1 for split, top1 in PAPER.items()},
     source="Table 4 (NTU-60 X-Sub, joint)",

@@ -12,15 +12,15 @@ set is registered as its champion. Modalities that were trained with the same se
 
 from fgst.cli.sweep import main
 from fgst.data.modality import MODALITIES
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
-question = Question(
+question = SweepDefinition(
     name="modalities",
     title="What does each modality reach alone?",
     parameters=lambda skeleton, base: [Parameter("modality", tuple(MODALITIES))],
-    settings=lambda point, base: {"data.modality": point["modality"]},
+    settings=lambda params, base: {"data.modality": params["modality"]},
     baseline="modality=joint",
-    fuses=True,
+    builds_ensemble=True,
 )
 
 if __name__ == "__main__":

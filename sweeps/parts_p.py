@@ -9,13 +9,13 @@ table of it.
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
-question = Question(
+question = SweepDefinition(
     name="parts_p",
     title="How many body parts P?",
     parameters=lambda skeleton, base: [Parameter("P", skeleton.known_parts)],
-    settings=lambda point, base: {"model.parts": point["P"]},
+    settings=lambda params, base: {"model.parts": params["P"]},
     baseline="P=10",
 )
 

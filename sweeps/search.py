@@ -11,7 +11,7 @@ number of temporal heads, d1 … d4 their dilations.
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
 DILATIONS = ("d1", "d2", "d3", "d4")
 
@@ -25,17 +25,17 @@ def parameters(skeleton, base):
         Parameter("L1", low=1, high=len(base.model.channels) - 1, field="model.stage1_layers"),
         Parameter("heads", heads),
         *(
-            Parameter(name, low=1, high=4, when=("heads", tuple(h for h in heads if h > head)))
+            Parameter(name, low=1, high=4, condition=("heads", tuple(h for h in heads if h > head)))
             for head, name in enumerate(DILATIONS)
         ),
-        Parameter("lr", low=0.005, high=0.2, log=True, field="train.lr", on_request=True),
-        Parameter("weight_decay", low=1e-5, high=1e-2, log=True, field="train.weight_decay", on_request=True),
-        Parameter("dropout", low=0.0, high=0.4, field="model.dropout", on_request=True),
-        Parameter("frames", (frames // 2, frames, 2 * frames), field="data.frames", on_request=True),
+        Parameter("lr", low=0.005, high=0.2, log=True, field="train.lr", optional=True),
+        Parameter("weight_decay", low=1e-5, high=1e-2, log=True, field="train.weight_decay", optional=True),
+        Parameter("dropout", low=0.0, high=0.4, field="model.dropout", optional=True),
+        Parameter("frames", (frames // 2, frames, 2 * frames), field="data.frames", optional=True),
     ]
 
 
-def settings(point, base):
+def settings(params, base):
     fields = {
         "lr": "train.lr",
         "weight_decay": "train.weight_decay",
@@ -43,13 +43,13 @@ def settings(point, base):
         "frames": "data.frames",
     }
     return {
-        "model.focal_joints": point["K"],
-        "model.parts": point["P"],
-        "model.stage1_layers": point["L1"],
-        "model.stage2_layers": len(base.model.channels) - point["L1"],
+        "model.focal_joints": params["K"],
+        "model.parts": params["P"],
+        "model.stage1_layers": params["L1"],
+        "model.stage2_layers": len(base.model.channels) - params["L1"],
         # Sorted: which head has which dilation makes no other network.
-        "model.dilations": sorted(point[name] for name in DILATIONS if name in point),
-        **{field: point[name] for name, field in fields.items() if name in point},
+        "model.dilations": sorted(params[name] for name in DILATIONS if name in params),
+        **{field: params[name] for name, field in fields.items() if name in params},
     }
 
 
@@ -64,13 +64,13 @@ def first(skeleton, base):
     }  # fmt: skip
 
 
-question = Question(
+question = SweepDefinition(
     name="search",
     title="Which K, P, layers and dilations are best together?",
     parameters=parameters,
     settings=settings,
     search="optuna",
-    first=first,
+    initial_points=first,
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Each row has all that the rows above it have.
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
 FLAGS = ("model.focal_selection", "model.part_branch", "model.cross_attention")
 ROWS = {
@@ -20,11 +20,11 @@ ROWS = {
 }
 PAPER = dict(zip(ROWS, (87.8, 88.3, 89.1, 89.5), strict=True))
 
-question = Question(
+question = SweepDefinition(
     name="spatial_blocks",
     title="What does each spatial block add?",
     parameters=lambda skeleton, base: [Parameter("blocks", tuple(ROWS))],
-    settings=lambda point, base: dict(zip(FLAGS, ROWS[point["blocks"]], strict=True)),
+    settings=lambda params, base: dict(zip(FLAGS, ROWS[params["blocks"]], strict=True)),
     published={f"blocks={row}": top1 for row, top1 in PAPER.items()},
     source="Table 1 (NTU-60 X-Sub, joint)",
     baseline="blocks=Basic-SFormer",

@@ -7,16 +7,16 @@ Examples:
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, Question
+from fgst.sweep import Parameter, SweepDefinition
 
 ROWS = {"Basic-TFormer": "attention", "TCN": "convolution", "FG-TFormer": "fg"}
 PAPER = {"Basic-TFormer": 82.8, "TCN": 89.1, "FG-TFormer": 89.5}
 
-question = Question(
+question = SweepDefinition(
     name="temporal_blocks",
     title="Attention over frames, convolution, or both?",
     parameters=lambda skeleton, base: [Parameter("block", tuple(ROWS))],
-    settings=lambda point, base: {"model.temporal": ROWS[point["block"]]},
+    settings=lambda params, base: {"model.temporal": ROWS[params["block"]]},
     published={f"block={row}": top1 for row, top1 in PAPER.items()},
     source="Table 3 (NTU-60 X-Sub, joint)",
     baseline="block=Basic-TFormer",

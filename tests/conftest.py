@@ -37,10 +37,10 @@ def nw_ucla(nw_ucla_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Arro
 @pytest.fixture(scope="session")
 def _fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty tracking store. MLflow takes seconds to make one, so tests get copies."""
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
     folder = tmp_path_factory.mktemp("store")
-    Tracking(f"sqlite:///{folder}/mlflow.db")
+    TrackingStore(f"sqlite:///{folder}/mlflow.db")
     return folder / "mlflow.db"
 
 

@@ -347,17 +347,17 @@ def test_an_unknown_field_is_refused_with_a_suggestion(name: str, suggestion: st
 
 
 def test_a_skeleton_that_does_not_fit_is_told_by_field() -> None:
-    fitting = ModelConfig(focal_joints=6, parts=BY_NAME)
-    fitting.check_skeleton(SKELETON)
+    max_concurrent_trials = ModelConfig(focal_joints=6, parts=BY_NAME)
+    max_concurrent_trials.check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.focal_joints is 7, but skeleton stick-6 has 6 joints"):
-        dataclasses.replace(fitting, focal_joints=7).check_skeleton(SKELETON)
+        dataclasses.replace(max_concurrent_trials, focal_joints=7).check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.parts: no partition of skeleton stick-6 into 4 parts; .*1, 3, 6"):
-        dataclasses.replace(fitting, parts=4).check_skeleton(SKELETON)
+        dataclasses.replace(max_concurrent_trials, parts=4).check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.parts: .*no joint 'tail'"):
-        dataclasses.replace(fitting, parts=(("tail",),)).check_skeleton(SKELETON)
+        dataclasses.replace(max_concurrent_trials, parts=(("tail",),)).check_skeleton(SKELETON)
     for parts in (BY_NAME[:2], (), (*BY_NAME, ("foot",)), (*BY_NAME, ())):
         with pytest.raises(InputError, match=r"model\.parts: .*once"):
-            dataclasses.replace(fitting, parts=parts).check_skeleton(SKELETON)
+            dataclasses.replace(max_concurrent_trials, parts=parts).check_skeleton(SKELETON)
 
 
 def test_the_width_of_a_head_follows_the_block_unless_it_is_given() -> None:

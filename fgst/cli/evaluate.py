@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from fgst.evaluation.metrics import Scores
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
     from fgst.training.checkpoint import ModelCard
 
 SPLITS = ("train", "val", "test")
@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_id = args.run_id
     if args.model:
         from fgst.tracking.registry import run_of
-        from fgst.tracking.store import Tracking
+        from fgst.tracking.store import TrackingStore
 
-        run_id = run_of(Tracking(args.tracking_uri), args.model)
+        run_id = run_of(TrackingStore(args.tracking_uri), args.model)
     report = evaluate(
         run_id, args.dataset, args.split,
         compare=args.compare, log=not args.no_log, device=args.device, tracking_uri=args.tracking_uri,
@@ -128,10 +128,10 @@ def evaluate(
     """
     from fgst.data.loader import choose_device
     from fgst.evaluation import analysis
-    from fgst.tracking.store import KIND, Tracking
+    from fgst.tracking.store import KIND, TrackingStore
 
     where = choose_device(device)
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     run = store.run(run_id)
     done = score_run(store, run_id, dataset, split, where)
     scores, classes = done.scores, done.card.classes
@@ -169,7 +169,7 @@ def evaluate(
     return report
 
 
-def score_run(store: Tracking, run_id: str, dataset: str | None, split: str, device: torch.device) -> Scored:
+def score_run(store: TrackingStore, run_id: str, dataset: str | None, split: str, device: torch.device) -> Scored:
     """Score a split with the network of a run, or with those of an ensemble, fused by its weights.
 
     Raises:
@@ -196,9 +196,9 @@ def score_run(store: Tracking, run_id: str, dataset: str | None, split: str, dev
     )
 
 
-def _score_network(store: Tracking, run_id: str, dataset: str | None, split: str, device: torch.device) -> Scored:
+def _score_network(store: TrackingStore, run_id: str, dataset: str | None, split: str, device: torch.device) -> Scored:
     from fgst.data.dataset import ArrowDataset
-    from fgst.data.loader import ClipStore
+    from fgst.data.loader import ClipLoader
     from fgst.training.checkpoint import load_model
     from fgst.training.trainer import score
 
@@ -223,13 +223,13 @@ def _score_network(store: Tracking, run_id: str, dataset: str | None, split: str
     rows = getattr(splits, split)
     if not len(rows):
         raise InputError(f"run {run_id} was trained with protocol paper, which holds no validation clips out")
-    clips = ClipStore(data, rows, dataclasses.replace(settings, dataset=str(data.path)), device, split=split)
+    clips = ClipLoader(data, rows, dataclasses.replace(settings, dataset=str(data.path)), device, split=split)
     began = time.perf_counter()
     scores = score(model.to(device), clips)
     return Scored(scores, card, data.name, data.digest, (settings.modality,), time.perf_counter() - began)
 
 
-def _log(store: Tracking, report: dict[str, Any], done: Scored, other: Scores | None) -> None:
+def _log(store: TrackingStore, report: dict[str, Any], done: Scored, other: Scores | None) -> None:
     """Figures into the run: metrics for its own data, artifacts in a folder of their own for any."""
     from fgst.evaluation import plots
     from fgst.tracking.store import TrackedRun

@@ -29,7 +29,7 @@ from fgst.evaluation.focal_plots import FocalClip, focal_animation, focal_heat_m
 
 if TYPE_CHECKING:
     from fgst.data.dataset import ArrowDataset
-    from fgst.data.loader import Batch, ClipStore
+    from fgst.data.loader import Batch, ClipLoader
     from fgst.model import FGSTFormer
     from fgst.training.checkpoint import ModelCard
 
@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import choose_device
-    from fgst.tracking.store import KIND, MEMBER, TrackedRun, Tracking
+    from fgst.tracking.store import KIND, MEMBER, TrackedRun, TrackingStore
     from fgst.training.checkpoint import load_model
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    store = Tracking(args.tracking_uri)
+    store = TrackingStore(args.tracking_uri)
     tags = store.run(args.run_id).data.tags
     if tags.get(KIND) != "trial":
         members = [run for tag, run in sorted(tags.items()) if tag.startswith(MEMBER)]
@@ -124,7 +124,7 @@ def explain(
     """
     import torch
 
-    from fgst.data.loader import ClipStore
+    from fgst.data.loader import ClipLoader
     from fgst.data.report import tracked
     from fgst.evaluation.ensemble import softmax
 
@@ -134,7 +134,7 @@ def explain(
     unknown = [clip for clip in clips if clip not in set(data.clip_ids[rows])]
     if unknown:
         raise InputError(f"--clip {unknown[0]}: is none of the {len(rows)} test clips of {settings.benchmark}")
-    store = ClipStore(data, rows, settings, device)
+    store = ClipLoader(data, rows, settings, device)
     labels, N = store.labels.cpu().numpy(), data.skeleton.num_joints
     shares, best = np.zeros((len(rows), N)), dict[int, _Seen]()
     for batch, scores, maps in tracked(_looked(model, store), -(-len(rows) // TOGETHER), "looking at clips"):
@@ -179,21 +179,21 @@ def explain(
     return written
 
 
-def _looked(model: FGSTFormer, store: ClipStore) -> Iterator[tuple[Batch, np.ndarray, Any]]:
+def _looked(model: FGSTFormer, store: ClipLoader) -> Iterator[tuple[Batch, np.ndarray, Any]]:
     """Batches with the network's scores ``(B, classes)`` and maps."""
     import torch
 
     with torch.inference_mode():
         for batch in store.evaluation_batches(TOGETHER):
-            scores, maps = model(batch.clips, batch.present, return_maps=True)
+            scores, maps = model(batch.clips, batch.person_mask, return_maps=True)
             yield batch, scores.float().cpu().numpy(), maps
 
 
 def _shares(maps: Any, N: int) -> np.ndarray:
     """Of each clip the share of its persons' frames in which a joint is focal, ``(B, N)``."""
-    focal, present = _focal(maps, N), maps.present.cpu().numpy()
-    counts = focal.mean(axis=2) * present[..., None]  # (B, M, N)
-    return np.asarray(counts.sum(axis=1) / present.sum(axis=1)[:, None])
+    focal, person_mask = _focal(maps, N), maps.person_mask.cpu().numpy()
+    counts = focal.mean(axis=2) * person_mask[..., None]  # (B, M, N)
+    return np.asarray(counts.sum(axis=1) / person_mask.sum(axis=1)[:, None])
 
 
 def _focal(maps: Any, N: int) -> np.ndarray:
@@ -204,21 +204,21 @@ def _focal(maps: Any, N: int) -> np.ndarray:
     return focal
 
 
-def _clip(model: FGSTFormer, card: ModelCard, data: ArrowDataset, store: ClipStore, row: int) -> FocalClip:
+def _clip(model: FGSTFormer, card: ModelCard, data: ArrowDataset, store: ClipLoader, row: int) -> FocalClip:
     import torch
 
-    from fgst.data.loader import ClipStore
+    from fgst.data.loader import ClipLoader
     from fgst.evaluation.ensemble import softmax
 
     only = np.array([row])
     batch = store.batch(only)
     with torch.inference_mode():
-        scores, maps = model(batch.clips, batch.present, return_maps=True)
+        scores, maps = model(batch.clips, batch.person_mask, return_maps=True)
     chances = softmax(scores.float().cpu().numpy())[0]
     label, guess = int(store.labels[row]), int(chances.argmax())
     said = f"{100 * chances[label]:.0f} %" if label == guess else f"taken for {card.classes[guess]}"
     # Where the joints are, whatever the network is given of them.
-    positions = ClipStore(data, store.rows, dataclasses.replace(card.config.data, modality="joint"), store.device)
+    positions = ClipLoader(data, store.rows, dataclasses.replace(card.config.data, modality="joint"), store.device)
     joints = positions.batch(only).clips[0].cpu().numpy()[:, :: maps.stride]
     N, K = data.skeleton.num_joints, maps.focal_joints.shape[-1]
     attention = None
@@ -234,7 +234,7 @@ def _clip(model: FGSTFormer, card: ModelCard, data: ArrowDataset, store: ClipSto
         clip_id=str(store.clip_ids[row]),
         title=f"{card.classes[label]} ({said}), clip {store.clip_ids[row]}",
         joints=joints,
-        present=maps.present[0].cpu().numpy(),
+        person_mask=maps.person_mask[0].cpu().numpy(),
         focal=_focal(maps, N)[0],
         scores=maps.focal_scores[0].cpu().numpy(),
         attention=attention,

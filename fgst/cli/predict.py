@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from fgst.evaluation.inference import Networks
+    from fgst.evaluation.inference import Predictor
 
 TOGETHER = 64  # clips that go through a network at a time
 STDIN = "-"
@@ -59,18 +59,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from fgst.data.loader import choose_device
     from fgst.tracking.registry import collect, run_of
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    store = Tracking(args.tracking_uri)
+    store = TrackingStore(args.tracking_uri)
     run_id = args.run_id or run_of(store, args.model)
-    from fgst.evaluation.inference import Networks
+    from fgst.evaluation.inference import Predictor
 
     with tempfile.TemporaryDirectory(prefix="fgst-networks-") as folder:
         collect(store, run_id, Path(folder))
-        networks = Networks.load(Path(folder))
+        networks = Predictor.load(Path(folder))
     found = list(predict(networks, args.files, args.top, device))
     if args.json:
         print(json.dumps({"run_id": run_id, "files": found}))
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def predict(networks: Networks, files: Sequence[str], top: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def predict(networks: Predictor, files: Sequence[str], top: int, device: torch.device) -> Iterator[dict[str, Any]]:
     """What is done in each file, in order.
 
     Yields:
@@ -112,7 +112,7 @@ def predict(networks: Networks, files: Sequence[str], top: int, device: torch.de
 
 
 def _settle(
-    networks: Networks, read: Sequence[tuple[str, np.ndarray | str]], top: int, device: torch.device
+    networks: Predictor, read: Sequence[tuple[str, np.ndarray | str]], top: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
     clips = [clip for _, clip in read if not isinstance(clip, str)]
     answers = iter(networks.top(clips, top, device) if clips else [])

@@ -28,7 +28,7 @@ from fgst.cli.options import add_tracking_option, positive
 from fgst.errors import CommandParser, InputError
 
 if TYPE_CHECKING:
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
 ENDINGS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted", "RUNNING": "running"}
 
@@ -64,9 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     from fgst.cli import runs_tables
-    from fgst.tracking.store import Tracking, existing
+    from fgst.tracking.store import TrackingStore, existing
 
-    store = Tracking(existing(args.tracking_uri))
+    store = TrackingStore(existing(args.tracking_uri))
     if args.command == "curves":
         print_curves(store, args.sweeps)
         return
@@ -116,7 +116,7 @@ def number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def list_runs(store: Tracking, experiment: str | None, limit: int) -> dict[str, Any]:
+def list_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[str, Any]:
     """Runs of their own, the newest first: ``runs``, and how many more there are (``more``).
 
     A sweep has ``trials``, how many ended how; until it has figures of its own, those of its best trial so far.
@@ -146,7 +146,7 @@ def list_runs(store: Tracking, experiment: str | None, limit: int) -> dict[str, 
     return {"runs": own[:limit], "more": max(0, len(own) - limit)}
 
 
-def list_trials(store: Tracking, sweep: str) -> dict[str, Any]:
+def list_trials(store: TrackingStore, sweep: str) -> dict[str, Any]:
     """What a sweep ran, in the order in which it was begun: ``sweep`` and ``runs``.
 
     Raises:
@@ -164,7 +164,7 @@ def list_trials(store: Tracking, sweep: str) -> dict[str, Any]:
     return {"sweep": sweep, "name": str(run.info.run_name or ""), "runs": rows, "more": 0}
 
 
-def best_runs(store: Tracking, experiment: str | None, limit: int) -> dict[str, Any]:
+def best_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[str, Any]:
     """The best trainings and ensembles that were trained to their end: ``groups``, each with its ``runs``.
 
     A group is an experiment; where it has figures of several validation splits, which cannot be compared, one of them.
@@ -193,7 +193,7 @@ def best_runs(store: Tracking, experiment: str | None, limit: int) -> dict[str, 
     return {"groups": groups}
 
 
-def compare_runs(store: Tracking, run_ids: Sequence[str]) -> dict[str, Any]:
+def compare_runs(store: TrackingStore, run_ids: Sequence[str]) -> dict[str, Any]:
     """``runs``; by name the ``parameters`` that differ and all ``metrics`` (last values), each a list in their order.
 
     Raises:
@@ -214,7 +214,7 @@ def compare_runs(store: Tracking, run_ids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def print_curves(store: Tracking, sweeps: Sequence[str]) -> None:
+def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
     """The curves of sweeps' trials, one line each; what is left out, and why, on stderr.
 
     Raises:
@@ -256,7 +256,7 @@ def print_curves(store: Tracking, sweeps: Sequence[str]) -> None:
     print(f"{len(seen)} curves", file=sys.stderr)
 
 
-def collect_garbage(store: Tracking, experiment: str | None, *, delete: bool) -> dict[str, Any]:
+def collect_garbage(store: TrackingStore, experiment: str | None, *, delete: bool) -> dict[str, Any]:
     """See :mod:`fgst.tracking.gc`.
 
     Returns:
@@ -290,7 +290,7 @@ def collect_garbage(store: Tracking, experiment: str | None, *, delete: bool) ->
     }
 
 
-def _experiments(store: Tracking, name: str | None) -> dict[str, str]:
+def _experiments(store: TrackingStore, name: str | None) -> dict[str, str]:
     """Names by id: of all experiments, or of the one that is asked for."""
     known = store.experiments()
     found = {identity: known_name for identity, known_name in known.items() if name in (None, known_name)}

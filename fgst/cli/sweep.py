@@ -14,8 +14,8 @@ from typing import Any
 
 from fgst.cli.options import add_system_metrics_option, add_tracking_option, add_trial_options, positive, trial_config
 from fgst.config import TrialConfig
-from fgst.errors import CommandParser, InputError, require_listener, run_command
-from fgst.sweep.definition import OBJECTIVES, SEARCHES, EarlyStop, Question, SweepSpec, Trials, make_spec
+from fgst.errors import CommandParser, InputError, require_server, run_command
+from fgst.sweep.definition import OBJECTIVES, SEARCHES, EarlyStop, SweepDefinition, SweepSpec, TrialFactory, build_spec
 
 DEMO = Path("datasets/demo")
 DEMO_EPOCHS = 30
@@ -30,12 +30,12 @@ _KEPT = (
 )  # fmt: skip
 
 
-def main(question: Question, doc: str | None = None) -> None:
+def main(question: SweepDefinition, doc: str | None = None) -> None:
     """Run a question's script: parse the command line, run the sweep, print its table and the next command."""
     run_command(lambda: sweep(question, doc))
 
 
-def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser:
+def build_parser(question: SweepDefinition, doc: str | None) -> argparse.ArgumentParser:
     parser = CommandParser(f"python sweeps/{question.name}.py", doc)
     group = parser.add_argument_group("the sweep")
     group.add_argument(
@@ -74,7 +74,7 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
     stop.add_argument("--until-top1", type=positive(float), metavar="P", help="stop when a trial validates at P %%")
     group.add_argument("--from-run", metavar="RUN_ID", help="take that training's settings and data, not a preset's")
     group.add_argument("--sweep", metavar="SWEEP_RUN_ID", help="the same, of that sweep's best trial by validation")
-    if question.fuses:
+    if question.builds_ensemble:
         group.add_argument(
             "--refit",
             action="store_true",
@@ -126,13 +126,13 @@ def build_parser(question: Question, doc: str | None) -> argparse.ArgumentParser
     return parser
 
 
-def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None = None) -> None:
+def sweep(question: SweepDefinition, doc: str | None = None, argv: Sequence[str] | None = None) -> None:
     """What :func:`main` does, for a given command line; raises instead of exiting."""
     args = build_parser(question, doc).parse_args(argv)
     if args.local and args.address:
         raise InputError("--local runs in this process, --address on a cluster: give one of them")
     if args.address not in (None, "auto", "local"):
-        require_listener(args.address if "://" in args.address else f"ray://{args.address}", "--address")
+        require_server(args.address if "://" in args.address else f"ray://{args.address}", "--address")
     if args.simulate:
         _simulate(question, args, sys.argv[1:] if argv is None else argv)
         return
@@ -163,7 +163,7 @@ def sweep(question: Question, doc: str | None = None, argv: Sequence[str] | None
         session.run(trials, args, _again(args, session.parent.run_id))
 
 
-def _resume(question: Question, args: argparse.Namespace, ray: ExitStack) -> None:
+def _resume(question: SweepDefinition, args: argparse.Namespace, ray: ExitStack) -> None:
     from fgst.data.dataset import ArrowDataset
     from fgst.sweep.runner import begun
 
@@ -175,7 +175,7 @@ def _resume(question: Question, args: argparse.Namespace, ray: ExitStack) -> Non
     if args.address:
         _join(ray, args)
         _require_reachable(session.storage, spec, session.store.uri)
-    session.run(Trials(question, spec.base, dataset), args, _again(args, session.parent.run_id))
+    session.run(TrialFactory(question, spec.base, dataset), args, _again(args, session.parent.run_id))
 
 
 def _join(ray: ExitStack, args: argparse.Namespace) -> None:
@@ -198,7 +198,7 @@ def _import_the_rest() -> None:
     import fgst.sweep.runner  # noqa: F401
 
 
-def _asked(question: Question, args: argparse.Namespace) -> tuple[SweepSpec, Trials]:
+def _asked(question: SweepDefinition, args: argparse.Namespace) -> tuple[SweepSpec, TrialFactory]:
     from fgst.data.dataset import ArrowDataset
 
     where, settings = args.dataset, None
@@ -216,7 +216,7 @@ def _asked(question: Question, args: argparse.Namespace) -> tuple[SweepSpec, Tri
     objectives = tuple(args.objectives.split(",")) if args.objectives else ("val_top1",)
     search = args.search or ("nsga2" if len(objectives) > 1 and question.search != "grid" else question.search)
     _check_search(search, objectives, args)
-    spec = make_spec(
+    spec = build_spec(
         question, base, dataset,
         values=None if args.values is None else _values(args.values),
         also=args.also.split(",") if args.also else (),
@@ -225,20 +225,20 @@ def _asked(question: Question, args: argparse.Namespace) -> tuple[SweepSpec, Tri
         limit=args.trials or 20,
         objectives=objectives,
         early_stop=_early_stop(base.train.epochs, args),
-        first=None if args.enqueue is None else [_point(text) for text in args.enqueue if text != "none"],
-        refit=question.fuses and args.refit,
+        initial_points=None if args.enqueue is None else [_point(text) for text in args.enqueue if text != "none"],
+        refit=question.builds_ensemble and args.refit,
     )  # fmt: skip
-    return spec, Trials(question, spec.base, dataset)
+    return spec, TrialFactory(question, spec.base, dataset)
 
 
 def _settings_of(args: argparse.Namespace) -> TrialConfig:
     """The settings of the training that ``--from-run`` or ``--sweep`` name, with the place of its data as of now."""
     from fgst.data.dataset import ArrowDataset
-    from fgst.tracking.store import KIND, Tracking
+    from fgst.tracking.store import KIND, TrackingStore
 
     if args.preset or (args.from_run and args.sweep):
         raise InputError("--from-run, --sweep and --preset each say what the settings are: give one of them")
-    store = Tracking(args.tracking_uri)
+    store = TrackingStore(args.tracking_uri)
     run = store.run(args.from_run or args.sweep)
     if args.sweep:
         if run.data.tags.get(KIND) != "sweep" or "fgst.best_run" not in run.data.tags:
@@ -291,13 +291,13 @@ def _values(text: str) -> list[Any]:
 
 def _point(text: str) -> dict[str, Any]:
     """``K=15,P=10`` → ``{"K": 15, "P": 10}``."""
-    point = {}
+    params = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not equals or not value.strip():
             raise InputError(f"--enqueue {text}: write NAME=VALUE,…, e.g. K=15,P=10")
-        point[name.strip()] = _scalar(value.strip())
-    return point
+        params[name.strip()] = _scalar(value.strip())
+    return params
 
 
 def _scalar(text: str) -> Any:
@@ -329,7 +329,7 @@ def _has_gpu(args: argparse.Namespace) -> bool:
     return torch.cuda.is_available()
 
 
-def _print_plan(spec: SweepSpec, trials: Trials, args: argparse.Namespace) -> None:
+def _print_plan(spec: SweepSpec, trials: TrialFactory, args: argparse.Namespace) -> None:
     from fgst.sweep.planning.plan import make_plan, print_plan
 
     cores = len(os.sched_getaffinity(0))
@@ -344,7 +344,7 @@ def _print_plan(spec: SweepSpec, trials: Trials, args: argparse.Namespace) -> No
     )
 
 
-def _simulate(question: Question, args: argparse.Namespace, argv: Sequence[str]) -> None:
+def _simulate(question: SweepDefinition, args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Try the search that the options describe on recorded curves."""
     import shlex
 

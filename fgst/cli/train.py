@@ -31,7 +31,7 @@ from fgst.cli.options import (
 from fgst.errors import CommandParser, InputError, Interrupted
 
 if TYPE_CHECKING:
-    from fgst.tracking.store import TrackedRun, Tracking
+    from fgst.tracking.store import TrackedRun, TrackingStore
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import choose_device
-    from fgst.tracking.spool import ServerAway
-    from fgst.tracking.store import Tracking, track, trial_tags
+    from fgst.tracking.spool import TrackingServerUnavailable
+    from fgst.tracking.store import TrackingStore, track, trial_tags
     from fgst.training.trainer import fit, resolve
 
     if args.threads:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = resolve(trial_config(args, args.dataset, has_gpu=device.type == "cuda"), dataset)
     # Where the data lie does not change what is trained on them.
     key = f"{config.digest(without=('data.dataset',))[:16]}-{dataset.digest[:16]}"
-    store = Tracking(args.tracking_uri)
+    store = TrackingStore(args.tracking_uri)
     experiment = store.experiment(f"{dataset.name} {config.data.benchmark}")
     root = Path(args.checkpoints).absolute()
 
@@ -109,12 +109,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             with bar, run.system_metrics() if args.system_metrics else nullcontext():
                 for result in track(run, results, dataset.classes):
-                    if result.replayed:
+                    if result.is_replay:
                         bar.console.print(f"going on after epoch {result.epoch}", highlight=False)
                     else:
                         bar.console.print(_line(result.epoch, config.train.epochs, result.metrics), highlight=False)
                     outcome = result
-        except ServerAway as error:
+        except TrackingServerUnavailable as error:
             raise Interrupted(f"{error}. Go on with: python -m fgst.train {_again(argv, run.run_id)}") from None
         except KeyboardInterrupt:
             raise Interrupted(f"Go on with: python -m fgst.train {_again(argv, run.run_id)}") from None
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run_to_resume(
-    store: Tracking, experiment: str, key: str, resume: str | None, checkpoints: Path
+    store: TrackingStore, experiment: str, key: str, resume: str | None, checkpoints: Path
 ) -> TrackedRun | None:
     from filelock import FileLock, Timeout
 

@@ -41,7 +41,7 @@ class Batch:
     """
 
     clips: Tensor
-    present: Tensor
+    person_mask: Tensor
     labels: Tensor
     rows: np.ndarray
 
@@ -50,7 +50,7 @@ class Batch:
         size = -(-len(self.labels) // count)
         for start in range(0, len(self.labels), size) if count > 1 else (0,):
             part = slice(start, start + size)
-            yield Batch(self.clips[part], self.present[part], self.labels[part], self.rows[part])
+            yield Batch(self.clips[part], self.person_mask[part], self.labels[part], self.rows[part])
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ClipSource(Protocol):
     def gather(self, rows: np.ndarray) -> np.ndarray: ...
 
 
-class ClipStore:
+class ClipLoader:
     """The clips of one split on a device, and how they become batches.
 
     Args:
@@ -159,15 +159,15 @@ class ClipStore:
             frames = torch.from_numpy(self._dataset.gather(self.rows[chosen])).to(self.device)
             starts = _starts(self._host_sizes[numbers]).to(self.device)
         person = torch.arange(self.max_persons, device=self.device)
-        present = person < self._persons[index, None]  # (B, M)
+        person_mask = person < self._persons[index, None]  # (B, M)
         # Who is not there has the first person's frames at first, and is zeroed at the end.
-        first = starts[:, None] + torch.where(present, person, 0) * self._lengths[index, None]
+        first = starts[:, None] + torch.where(person_mask, person, 0) * self._lengths[index, None]
         clips = _Clips(frames.flatten(1), first, self._lengths[index], int(self._host_lengths[numbers].max()))
         make = self._nw_ucla if self.recipe == "nw-ucla" else self._ntu
         joints = make(clips, generator)
         if int(self._host_persons[numbers].min()) < self.max_persons:
-            joints = joints.mul_(present[:, :, None, None, None])
-        return Batch(to_modality(joints, self.modality, self.skeleton), present, self.labels[index], chosen)
+            joints = joints.mul_(person_mask[:, :, None, None, None])
+        return Batch(to_modality(joints, self.modality, self.skeleton), person_mask, self.labels[index], chosen)
 
     def training_batches(self, batch_size: int, repeat: int, generator: torch.Generator) -> Iterator[Batch]:
         """``repeat`` passes over the clips, each in an order of its own; the last batch may be smaller.
@@ -272,7 +272,7 @@ def even_frames(lengths: Tensor, count: int) -> Tensor:
     return positions.floor().long()
 
 
-def make_stores(dataset: ArrowDataset, config: DataConfig, device: torch.device) -> dict[str, ClipStore]:
+def make_loaders(dataset: ArrowDataset, config: DataConfig, device: torch.device) -> dict[str, ClipLoader]:
     """A store for each split that the configuration has clips for: train, val (not for protocol "paper"), test."""
     splits = dataset.splits(
         config.benchmark or "",
@@ -281,7 +281,7 @@ def make_stores(dataset: ArrowDataset, config: DataConfig, device: torch.device)
     )
     rows = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
-        name: ClipStore(dataset, members, config, device, split=name) for name, members in rows.items() if len(members)
+        name: ClipLoader(dataset, members, config, device, split=name) for name, members in rows.items() if len(members)
     }
 
 

@@ -37,7 +37,7 @@ class FocalClip:
     clip_id: str
     title: str
     joints: np.ndarray
-    present: np.ndarray
+    person_mask: np.ndarray
     focal: np.ndarray
     scores: np.ndarray
     attention: np.ndarray | None
@@ -54,7 +54,7 @@ class FocalClip:
 
     def shade(self) -> np.ndarray:
         """How dark each score is drawn, 0 to 1: from the lowest to the highest score of the clip's focal joints."""
-        seen = self.scores[self.focal & self.present[:, None, None]]
+        seen = self.scores[self.focal & self.person_mask[:, None, None]]
         low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
         return np.clip((self.scores - low) / max(high - low, 1e-12), 0, 1)
 
@@ -115,10 +115,10 @@ def _draw(axes: Any, clip: FocalClip, frame: int, skeleton: Skeleton) -> None:
     from matplotlib import colormaps
 
     colours, dark = colormaps["Blues"], clip.shade()
-    points = clip.joints[clip.present][..., :2].reshape(-1, 2)
+    points = clip.joints[clip.person_mask][..., :2].reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)
     centre, reach = (low + high) / 2, max(float((high - low).max()) / 2, 1e-6) * 1.12
-    for person in np.flatnonzero(clip.present):
+    for person in np.flatnonzero(clip.person_mask):
         place = clip.joints[person, frame][:, :2]
         for joint, parent in enumerate(skeleton.parents):
             axes.plot(*place[[joint, parent]].T, color="#b8b8b8", linewidth=1.1, zorder=1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fgst.data.formats.raw_clip import read_clip
-from fgst.data.loader import ClipStore
+from fgst.data.loader import ClipLoader
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, pool, softmax
@@ -65,19 +65,19 @@ class Network:
     def scores(self, clips: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
         """``(n, classes)`` before the softmax, of clips ``(M, T, N, 3)``."""
         config = dataclasses.replace(self.card.config.data, dataset="")
-        store = ClipStore(Clips(clips, self.card), np.arange(len(clips)), config, device)
+        store = ClipLoader(Clips(clips, self.card), np.arange(len(clips)), config, device)
         return score(self.model.to(device), store).scores
 
 
 @dataclass(frozen=True)
-class Networks:
+class Predictor:
     """One network, or an ensemble with its sharpness (see :func:`fgst.evaluation.ensemble.pool`)."""
 
     members: tuple[Network, ...]
     sharpness: float = 1.0
 
     @classmethod
-    def load(cls, folder: Path) -> Networks:
+    def load(cls, folder: Path) -> Predictor:
         """From a checkpoint, or a folder with ``ensemble.json`` and a checkpoint by modality.
 
         Raises:

@@ -1,5 +1,5 @@
 """The network of the paper."""
 
-from fgst.model.fgstformer import FGSTFormer, Maps
+from fgst.model.fgstformer import AttentionMaps, FGSTFormer
 
-__all__ = ["FGSTFormer", "Maps"]
+__all__ = ["AttentionMaps", "FGSTFormer"]

@@ -20,7 +20,7 @@ from fgst.model.temporal import FGTFormer
 
 
 @dataclass
-class Maps:
+class AttentionMaps:
     """What the network looked at, for figures like the paper's Fig. 5; all on the network's device, detached.
 
     Lists have an entry per layer; they are empty where the configuration has no such block. An absent person's values
@@ -40,7 +40,7 @@ class Maps:
         joint_temporal, part_temporal: the same in the branches of stage 2.
     """
 
-    present: Tensor
+    person_mask: Tensor
     stride: int = 1
     focal_joints: Tensor | None = None
     focal_scores: Tensor | None = None
@@ -55,12 +55,12 @@ class Maps:
 
     def _place(self, value: Tensor) -> Tensor:
         """Values of the persons that went through the network, ``(B', …)`` → ``(B, M, …)``, absent ones zero."""
-        value, (B, M) = value.detach(), self.present.shape
+        value, (B, M) = value.detach(), self.person_mask.shape
         if len(value) == B * M:
-            absent = ~self.present.view(B, M, *[1] * (value.dim() - 1))
+            absent = ~self.person_mask.view(B, M, *[1] * (value.dim() - 1))
             return value.unflatten(0, (B, M)).masked_fill(absent, 0)
         placed = value.new_zeros(B, M, *value.shape[1:])
-        placed[self.present] = value
+        placed[self.person_mask] = value
         return placed
 
 
@@ -72,7 +72,7 @@ class Stage1Layer(nn.Module):
         self.spatial = BasicSFormer(channels_in, (joints,), config)
         self.temporal = FGTFormer(channels_in, channels, frames, config)
 
-    def forward(self, x: Tensor, encoding: Tensor, maps: Maps | None = None) -> Tensor:
+    def forward(self, x: Tensor, encoding: Tensor, maps: AttentionMaps | None = None) -> Tensor:
         """``(B', T, N, C_in)`` → ``(B', T or ⌈T / 2⌉, N, C)``."""
         if maps is None:
             return self.temporal(self.spatial(x, encoding))
@@ -103,7 +103,9 @@ class Stage2Layer(nn.Module):
         self.temporal = nn.ModuleList(FGTFormer(channels_in, channels, frames, config) for _ in groups)
         self.stride = 1 if channels_in == channels else 2
 
-    def forward(self, branches: list[Tensor], encodings: list[Tensor], maps: Maps | None = None) -> list[Tensor]:
+    def forward(
+        self, branches: list[Tensor], encodings: list[Tensor], maps: AttentionMaps | None = None
+    ) -> list[Tensor]:
         """``(B', T, K, C_in)`` and ``(B', T, P, C_in)`` → the same with C channels and T or ⌈T / 2⌉ frames."""
         keep = maps is not None
         spatial: list[Tensor] | None = [] if keep else None
@@ -192,7 +194,7 @@ class FGSTFormer(nn.Module):
         for channels in sorted({width_in for width_in, _ in widths}):
             self.register_buffer(f"encoding_{channels}", sine_encoding(max(N, *tokens), channels), persistent=False)
 
-    def forward(self, clips: Tensor, present: Tensor | None = None, *, return_maps: bool = False) -> Tensor:
+    def forward(self, clips: Tensor, person_mask: Tensor | None = None, *, return_maps: bool = False) -> Tensor:
         """Scores of clips, before the softmax.
 
         Args:
@@ -214,35 +216,35 @@ class FGSTFormer(nn.Module):
         B, M, T = clips.shape[:3]
         if T > self.frames:
             raise ValueError(f"clips have {T} frames, but this network was made for {self.frames} at most")
-        if present is not None and present.shape != (B, M):
-            raise ValueError(f"present is {tuple(present.shape)}, but the clips are of (B, M) = ({B}, {M})")
+        if person_mask is not None and person_mask.shape != (B, M):
+            raise ValueError(f"present is {tuple(person_mask.shape)}, but the clips are of (B, M) = ({B}, {M})")
         persons = clips.flatten(0, 1)  # (B·M, T, N, 3)
         if M == 1:
-            maps = Maps(clips.new_ones(B, 1, dtype=torch.bool)) if return_maps else None
+            maps = AttentionMaps(clips.new_ones(B, 1, dtype=torch.bool)) if return_maps else None
             features = self.features(persons, maps)
         else:
-            present = (clips != 0).flatten(2).any(-1) if present is None else present.clone()  # (B, M)
-            present[:, 0] |= ~present.any(-1)
-            maps = Maps(present) if return_maps else None
-            features = self._average(persons, present, maps)
+            person_mask = (clips != 0).flatten(2).any(-1) if person_mask is None else person_mask.clone()  # (B, M)
+            person_mask[:, 0] |= ~person_mask.any(-1)
+            maps = AttentionMaps(person_mask) if return_maps else None
+            features = self._average(persons, person_mask, maps)
         scores = self.head(features)
         return (scores, maps) if return_maps else scores  # type: ignore[return-value]
 
-    def _average(self, persons: Tensor, present: Tensor, maps: Maps | None) -> Tensor:
+    def _average(self, persons: Tensor, person_mask: Tensor, maps: AttentionMaps | None) -> Tensor:
         """Features averaged over the persons of a clip: ``(B·M, T, N, 3)`` and ``(B, M)`` → ``(B, branches·C)``."""
-        B, M = present.shape
-        count = present.sum(-1, keepdim=True)
+        B, M = person_mask.shape
+        count = person_mask.sum(-1, keepdim=True)
         if torch.compiler.is_compiling() and not self.training:
             # How many there are is not known to a compiler. Without batch statistics the others disturb nobody.
             features = self.features(persons, maps).unflatten(0, (B, M))
-            return torch.where(present[..., None], features, 0).sum(1) / count
-        there = present.flatten().nonzero()[:, 0]
+            return torch.where(person_mask[..., None], features, 0).sum(1) / count
+        there = person_mask.flatten().nonzero()[:, 0]
         features = self.features(persons[there], maps)
         # Each to a place of its own, then a sum: it adds up in the same order every time, on a GPU too.
         placed = features.new_zeros(B * M, features.shape[-1]).index_copy(0, there, features)
         return placed.unflatten(0, (B, M)).sum(1) / count
 
-    def features(self, persons: Tensor, maps: Maps | None = None) -> Tensor:
+    def features(self, persons: Tensor, maps: AttentionMaps | None = None) -> Tensor:
         """Each branch's average over its tokens and frames: ``(B', T, N, 3)`` → ``(B', branches·C)``."""
         B, T, N, C0 = persons.shape
         device = persons.device.type

@@ -1,6 +1,5 @@
-"""Sweeps: what is asked (``spec``), what is next (``search``), where it runs (``engine``), what is read (``page``)."""
+"""Sweeps: their definition, search, execution on a backend, results and report."""
 
-from fgst.cli.sweep import main
-from fgst.sweep.definition import Parameter, Question
+from fgst.sweep.definition import Parameter, SweepDefinition
 
-__all__ = ["Parameter", "Question", "main"]
+__all__ = ["Parameter", "SweepDefinition"]

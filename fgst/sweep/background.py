@@ -10,7 +10,7 @@ from typing import Self
 from fgst.errors import is_disk_full
 
 
-class Aside:
+class BackgroundWorker:
     """Does one thing after another in a thread beside; a context manager that ends when all is done.
 
     To write down how a trial ended takes half a dozen requests. On a tracking server that 64 trials keep busy they took

@@ -14,7 +14,7 @@ from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 
-Point = dict[str, Any]  # a value (number or text) by parameter name
+Params = dict[str, Any]  # a value (number or text) by parameter name
 
 SEARCHES = ("grid", "optuna", "random", "nsga2")
 # What can be asked for, whether more is better, and the metric that trials log it under.
@@ -46,13 +46,13 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     log: bool = False
-    when: tuple[str, tuple[Any, ...]] | None = None
+    condition: tuple[str, tuple[Any, ...]] | None = None
     field: str = ""
-    on_request: bool = False
+    optional: bool = False
 
-    def exists(self, point: Mapping[str, Any]) -> bool:
+    def exists(self, params: Mapping[str, Any]) -> bool:
         """Whether it has a value beside those chosen before it."""
-        return self.when is None or point.get(self.when[0]) in self.when[1]
+        return self.condition is None or params.get(self.condition[0]) in self.condition[1]
 
     @property
     def integer(self) -> bool:
@@ -72,7 +72,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Question:
+class SweepDefinition:
     """What a script in ``sweeps/`` asks.
 
     Attributes:
@@ -96,8 +96,8 @@ class Question:
     source: str = ""
     baseline: str = ""
     search: str = "grid"
-    first: Callable[[Skeleton, TrialConfig], Mapping[str, Any]] | None = None
-    fuses: bool = False
+    initial_points: Callable[[Skeleton, TrialConfig], Mapping[str, Any]] | None = None
+    builds_ensemble: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Trial:
 
     label: str
     config: TrialConfig
-    key: str
-    point: tuple[tuple[str, Any], ...]
+    trial_id: str
+    params: tuple[tuple[str, Any], ...]
 
     @property
     def name(self) -> str:
@@ -118,12 +118,17 @@ class Trial:
         return f"{what} s{self.config.train.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"label": self.label, "key": self.key, "config": self.config.flat(), "point": list(self.point)}
+        return {
+            "label": self.label,
+            "trial_id": self.trial_id,
+            "config": self.config.flat(),
+            "params": list(self.params),
+        }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Trial:
-        point = tuple((str(name), value) for name, value in content["point"])
-        return cls(content["label"], TrialConfig.from_flat(content["config"]), content["key"], point)
+        params = tuple((str(name), value) for name, value in content["params"])
+        return cls(content["label"], TrialConfig.from_flat(content["config"]), content["trial_id"], params)
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class SweepSpec:
     limit: int | None
     objectives: tuple[str, ...]
     early_stop: EarlyStop | None
-    first: tuple[tuple[tuple[str, Any], ...], ...]
+    initial_points: tuple[tuple[tuple[str, Any], ...], ...]
     base: TrialConfig
     trials: tuple[Trial, ...]
     published: tuple[tuple[str, float], ...]
@@ -170,7 +175,7 @@ class SweepSpec:
     baseline: str
     dataset_name: str
     dataset_digest: str
-    fuses: bool = False
+    builds_ensemble: bool = False
     refit: bool = False
 
     @property
@@ -208,7 +213,9 @@ class SweepSpec:
                     "parameters": tuple(_read_parameter(p) for p in content["parameters"]),
                     "objectives": tuple(content["objectives"]),
                     "early_stop": stop and EarlyStop(**stop),
-                    "first": tuple(tuple((name, value) for name, value in point) for point in content["first"]),
+                    "initial_points": tuple(
+                        tuple((name, value) for name, value in params) for params in content["initial_points"]
+                    ),
                     "base": TrialConfig.from_flat(content["base"]),
                     "trials": tuple(Trial.from_dict(t) for t in content["trials"]),
                     "published": tuple((str(label), float(figure)) for label, figure in content["published"]),
@@ -219,17 +226,19 @@ class SweepSpec:
 
 
 def _read_parameter(content: dict[str, Any]) -> Parameter:
-    when = content["when"]
-    return Parameter(**content | {"values": tuple(content["values"]), "when": when and (when[0], tuple(when[1]))})
+    condition = content["condition"]
+    return Parameter(
+        **content | {"values": tuple(content["values"]), "condition": condition and (condition[0], tuple(condition[1]))}
+    )
 
 
-def label_of(point: Mapping[str, Any]) -> str:
+def format_params(params: Mapping[str, Any]) -> str:
     """``K=15``, or ``K=15 P=10``."""
-    texts = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in point.items()}
+    texts = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()}
     return " ".join(f"{name}={text}" for name, text in texts.items())
 
 
-def points_of(parameters: Sequence[Parameter]) -> Iterator[Point]:
+def grid_points(parameters: Sequence[Parameter]) -> Iterator[Params]:
     """The grid: every combination that exists, the last parameter fastest.
 
     Raises:
@@ -242,39 +251,39 @@ def points_of(parameters: Sequence[Parameter]) -> Iterator[Point]:
             )
     seen = set()
     for chosen in itertools.product(*(parameter.values for parameter in parameters)):
-        point: Point = {}
+        params: Params = {}
         for parameter, value in zip(parameters, chosen, strict=True):
-            if parameter.exists(point):
-                point[parameter.name] = value
-        if (label := label_of(point)) not in seen:
+            if parameter.exists(params):
+                params[parameter.name] = value
+        if (label := format_params(params)) not in seen:
             seen.add(label)
-            yield point
+            yield params
 
 
-class Trials:
+class TrialFactory:
     """Makes the trials of a question on a data set: a point and a seed → a :class:`Trial`."""
 
-    def __init__(self, question: Question, base: TrialConfig, dataset: ArrowDataset) -> None:
+    def __init__(self, question: SweepDefinition, base: TrialConfig, dataset: ArrowDataset) -> None:
         self.question, self.base, self.dataset = question, base, dataset
 
-    def make(self, point: Mapping[str, Any], seed: int) -> Trial:
+    def make(self, params: Mapping[str, Any], seed: int) -> Trial:
         """Raises InputError, naming the field, if the network or the data set cannot be so."""
         try:
-            settings = {**self.question.settings(point, self.base), "train.seed": seed}
+            settings = {**self.question.settings(params, self.base), "train.seed": seed}
         except (KeyError, ValueError, TypeError):  # a script's own table has no such row
             offered = self.question.parameters(self.dataset.skeleton, self.base)
-            words = "; ".join(f"{p.name}: {p.in_words()}" for p in offered if p.name in point)
-            raise InputError(f"--values: there is no {label_of(point)}; {words}") from None
+            words = "; ".join(f"{p.name}: {p.in_words()}" for p in offered if p.name in params)
+            raise InputError(f"--values: there is no {format_params(params)}; {words}") from None
         from fgst.training.trainer import resolve  # with PyTorch, which a process that only reads a sweep does without
 
         config = resolve(self.base.with_values(settings), self.dataset)
         identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])
-        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        return Trial(label_of(point), config, key, tuple(point.items()))
+        trial_id = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        return Trial(format_params(params), config, trial_id, tuple(params.items()))
 
 
-def make_spec(
-    question: Question,
+def build_spec(
+    question: SweepDefinition,
     base: TrialConfig,
     dataset: ArrowDataset,
     *,
@@ -285,7 +294,7 @@ def make_spec(
     limit: int = 20,
     objectives: Sequence[str] = ("val_top1",),
     early_stop: EarlyStop | None = None,
-    first: Sequence[Mapping[str, Any]] | None = None,
+    initial_points: Sequence[Mapping[str, Any]] | None = None,
     refit: bool = False,
 ) -> SweepSpec:
     """Check a sweep and write it down.
@@ -304,10 +313,10 @@ def make_spec(
 
     base = fill_in(base, dataset)
     offered = list(question.parameters(dataset.skeleton, base))
-    requestable = [p.name for p in offered if p.on_request]
+    requestable = [p.name for p in offered if p.optional]
     if unknown := [name for name in also if name not in requestable]:
         raise InputError(f"--also names {unknown[0]}; {question.name} has {', '.join(requestable) or 'nothing to add'}")
-    parameters = [p for p in offered if not p.on_request or p.name in also]
+    parameters = [p for p in offered if not p.optional or p.name in also]
     search = search or question.search
     if values is not None:
         if len(parameters) != 1:
@@ -320,25 +329,25 @@ def make_spec(
         if len(set(values)) != len(values):
             raise InputError(f"--values names a value twice: {', '.join(map(str, values))}")
         parameters = [Parameter(parameters[0].name, tuple(values))]
-    make = Trials(question, base, dataset).make
+    make = TrialFactory(question, base, dataset).make
     range_of_seeds = range(base.train.seed, base.train.seed + seeds)
     trials: tuple[Trial, ...] = ()
     if search == "grid":
-        trials = tuple(make(point, seed) for point in points_of(parameters) for seed in range_of_seeds)
+        trials = tuple(make(params, seed) for params in grid_points(parameters) for seed in range_of_seeds)
     else:
         if base.data.protocol == "paper":
             raise InputError(
                 "a search chooses by validation, and --protocol paper holds nothing out; search first, then train what "
                 "it found with --protocol paper"
             )
-        own = question.first(dataset.skeleton, base) if question.first else {}
+        own = question.initial_points(dataset.skeleton, base) if question.initial_points else {}
         # What the paper fixes may not exist for this skeleton or preset.
         own = {p.name: own[p.name] for p in parameters if p.name in own and p.holds(own[p.name])}
-        if first is None:
-            first = [own] if all(p.name in own for p in parameters if p.when is None) else []
-        first = [_checked(point, own, parameters) for point in first]
-        for point in first:
-            make(point, base.train.seed)
+        if initial_points is None:
+            initial_points = [own] if all(p.name in own for p in parameters if p.condition is None) else []
+        initial_points = [_checked(params, own, parameters) for params in initial_points]
+        for params in initial_points:
+            make(params, base.train.seed)
     if early_stop is not None:
         if base.data.protocol == "paper":
             raise InputError("--early-stop compares by validation, and --protocol paper holds nothing out")
@@ -360,7 +369,7 @@ def make_spec(
         limit=None if search == "grid" else limit,
         objectives=tuple(objectives),
         early_stop=early_stop,
-        first=tuple(tuple(point.items()) for point in first or ()) if search != "grid" else (),
+        initial_points=tuple(tuple(params.items()) for params in initial_points or ()) if search != "grid" else (),
         base=base,
         trials=trials,
         published=tuple((label, f) for label, f in question.published.items() if not trials or label in labels),
@@ -368,7 +377,7 @@ def make_spec(
         baseline=question.baseline,
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
-        fuses=question.fuses,
+        builds_ensemble=question.builds_ensemble,
         refit=refit,
     )
 
@@ -377,25 +386,25 @@ def _numeric(parameter: Parameter) -> bool:
     return not any(isinstance(value, str) for value in parameter.values)
 
 
-def _checked(point: Mapping[str, Any], own: Mapping[str, Any], parameters: Sequence[Parameter]) -> Point:
+def _checked(params: Mapping[str, Any], own: Mapping[str, Any], parameters: Sequence[Parameter]) -> Params:
     """A point that somebody gave, in the order of the parameters; what it leaves out is as in ``own``.
 
     Raises:
         InputError: if it names one that there is not, leaves one out, or has a value outside of what is searched.
     """
     names = {parameter.field: parameter.name for parameter in parameters if parameter.field}
-    point = {names.get(name, name): value for name, value in point.items()}
+    params = {names.get(name, name): value for name, value in params.items()}
     known = [parameter.name for parameter in parameters]
-    if unknown := [name for name in point if name not in known]:
+    if unknown := [name for name in params if name not in known]:
         raise InputError(f"--enqueue names {unknown[0]}, which is not searched; there are {', '.join(known)}")
-    point = {**own, **point}
-    whole: Point = {}
+    params = {**own, **params}
+    whole: Params = {}
     for parameter in parameters:
         if not parameter.exists(whole):
             continue
-        if parameter.name not in point:
+        if parameter.name not in params:
             raise InputError(f"--enqueue leaves out {parameter.name}; it takes {parameter.in_words()}")
-        value = point[parameter.name]
+        value = params[parameter.name]
         if not parameter.holds(value):
             raise InputError(f"--enqueue has {parameter.name}={value}; it takes {parameter.in_words()}")
         whole[parameter.name] = value

@@ -16,14 +16,14 @@ from fgst.errors import InputError
 from fgst.evaluation import ensemble
 from fgst.evaluation.ensemble import PEERS, EnsembleCard, Member
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.definition import Trials, make_spec
+from fgst.sweep.definition import TrialFactory, build_spec
 from fgst.sweep.report.tables import format_figure
-from fgst.sweep.results import MeanStd, Outcome
+from fgst.sweep.results import MeanStd, TrialResult
 from fgst.tracking import registry
 from fgst.tracking.store import KIND, MEMBER, TrackedRun
 
 if TYPE_CHECKING:
-    from fgst.sweep.runner import Session
+    from fgst.sweep.runner import SweepRunner
 
 # Tables 5 and 6 of the paper: four modalities, top-1 in %, by data set and benchmark.
 PAPER = {
@@ -55,7 +55,7 @@ class Line:
         return names if self.weighting in ("alone", "equal") else f"{names}, {self.weighting}"
 
 
-def fuse_sweep(session: Session, outcomes: Sequence[Outcome]) -> str:
+def build_ensemble(session: SweepRunner, results: Sequence[TrialResult]) -> str:
     """Fuse the networks of a sweep over modalities; returns the run id of the ensemble, "" if none came about.
 
     The ensemble is of the sweep's first seed; the others only say how much it varies. Its weights are fitted on the
@@ -63,7 +63,7 @@ def fuse_sweep(session: Session, outcomes: Sequence[Outcome]) -> str:
     """
     store, spec = session.store, session.spec
     names = [str(value) for value in spec.parameters[0].values]
-    seeds = _whole(outcomes, names)
+    seeds = _whole(results, names)
     if len(names) < 2 or not seeds:
         print("no ensemble: it takes two modalities or more, each trained to its end", file=sys.stderr)
         return ""
@@ -112,16 +112,16 @@ def fuse_sweep(session: Session, outcomes: Sequence[Outcome]) -> str:
     return run.run_id
 
 
-def _whole(outcomes: Sequence[Outcome], names: Sequence[str]) -> dict[int, dict[str, Outcome]]:
+def _whole(results: Sequence[TrialResult], names: Sequence[str]) -> dict[int, dict[str, TrialResult]]:
     """By seed, the finished trial of each modality; seeds that lack one are left out."""
-    found: dict[int, dict[str, Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.ending == "finished":
-            found.setdefault(outcome.seed, {})[str(next(iter(outcome.point.values())))] = outcome
+    found: dict[int, dict[str, TrialResult]] = {}
+    for result in results:
+        if result.status == "finished":
+            found.setdefault(result.seed, {})[str(next(iter(result.params.values())))] = result
     return {seed: trials for seed, trials in sorted(found.items()) if set(names) <= set(trials)}
 
 
-def _weights(session: Session, names: Sequence[str], val: Sequence[Fused]) -> tuple[dict[str, float], float, str]:
+def _weights(session: SweepRunner, names: Sequence[str], val: Sequence[Fused]) -> tuple[dict[str, float], float, str]:
     """The weights, the sharpness, and the run of the ensemble that they come from, unless it is this one."""
     source = session.store.run(session.parent.run_id).data.tags.get(WEIGHTS_FROM, "")
     if source:
@@ -231,7 +231,7 @@ def _print(lines: Sequence[Line], experiment: str, *, refit: bool) -> None:
     Console(highlight=False).print(table)
 
 
-def refit(session: Session, trials: Trials, ensemble_id: str, args: argparse.Namespace, again: str) -> None:
+def refit(session: SweepRunner, trials: TrialFactory, ensemble_id: str, args: argparse.Namespace, again: str) -> None:
     """Train the networks of a fused sweep again on all training clips, as a sweep of its own that it is followed by."""
     from fgst.sweep.runner import begin, begun
 
@@ -241,13 +241,13 @@ def refit(session: Session, trials: Trials, ensemble_id: str, args: argparse.Nam
     if follower:
         following = begun(trials.question, follower, (), args)
     else:
-        whole = make_spec(trials.question, base, trials.dataset, values=spec.parameters[0].values, seeds=spec.seeds)
+        whole = build_spec(trials.question, base, trials.dataset, values=spec.parameters[0].values, seeds=spec.seeds)
         following = begin(whole, args, known=True, **{WEIGHTS_FROM: ensemble_id})
         session.parent.set_tags({REFIT: following.parent.run_id})
-    following.run(Trials(trials.question, following.spec.base, trials.dataset), args, again)
+    following.run(TrialFactory(trials.question, following.spec.base, trials.dataset), args, again)
 
 
-def candidate(session: Session, ensemble_id: str) -> None:
+def promote_ensemble(session: SweepRunner, ensemble_id: str) -> None:
     """Register an ensemble as the champion if it validates better than the one there is."""
     tags = session.store.run(session.parent.run_id).data.tags
     chosen_by = tags.get(WEIGHTS_FROM, ensemble_id)
@@ -257,4 +257,6 @@ def candidate(session: Session, ensemble_id: str) -> None:
         return
     data = session.spec.base.data
     split = f"{session.spec.dataset_digest} {data.benchmark} {data.validation:g} {data.validation_seed}"
-    print(registry.propose(session.store, ensemble_id, session.spec.experiment, chosen, split), file=sys.stderr)
+    print(
+        registry.promote_if_better(session.store, ensemble_id, session.spec.experiment, chosen, split), file=sys.stderr
+    )

@@ -55,14 +55,14 @@ class LiveView:
         trial, metrics = progress.trial, progress.metrics
         epochs = self._spec.base.train.epochs
         if progress.state == "running":
-            self._running[trial.key] = (trial, metrics)
-            self._epochs[trial.key] = int(metrics["epoch"])
+            self._running[trial.trial_id] = (trial, metrics)
+            self._epochs[trial.trial_id] = int(metrics["epoch"])
         else:
-            self._running.pop(trial.key, None)
+            self._running.pop(trial.trial_id, None)
             self._ended[progress.state] = self._ended.get(progress.state, 0) + 1
             if progress.state != "interrupted":
                 self._done += 1
-                self._epochs[trial.key] = epochs
+                self._epochs[trial.trial_id] = epochs
             if progress.state == "finished" and "val/top1" in metrics:
                 self._best = max(self._best or (-1.0, ""), (metrics["val/top1"], trial.label))
             self._say(trial, progress.state, metrics)
@@ -78,13 +78,13 @@ class LiveView:
         """One line for a trial that ended."""
         figures = [f"{s} {metrics[f'{s}/top1']:.1f} %" for s in ("val", "test") if f"{s}/top1" in metrics]
         minutes = [f"{metrics['minutes']:.1f} min"] if "minutes" in metrics else []
-        ending = {
+        status = {
             "finished": [],
             "pruned": [f"stopped early after epoch {metrics.get('epoch', 0):g}"],
             "failed": ["failed"],
             "interrupted": ["interrupted"],
         }[state]
-        words = "  ".join([trial.name, *ending, *figures, *minutes])
+        words = "  ".join([trial.name, *status, *figures, *minutes])
         self._console.print(f"[{self._done}/{self._total}] {words}", markup=False, soft_wrap=True)
 
     def _table(self) -> Group:

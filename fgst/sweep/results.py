@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgst.sweep.definition import SweepSpec, label_of
+from fgst.sweep.definition import SweepSpec, format_params
 
 MeanStd = tuple[float, float]
 ENDINGS = ("finished", "pruned", "failed", "interrupted", "running")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """How a trial stands in MLflow.
 
     Attributes:
@@ -28,15 +28,15 @@ class Outcome:
         halved: its batches went through the network in two halves, for want of memory.
     """
 
-    key: str
+    trial_id: str
     label: str
     seed: int
-    point: Mapping[str, Any]
+    params: Mapping[str, Any]
     run_id: str
-    ending: str
+    status: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
-    halved: bool = False
+    used_micro_batches: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,23 @@ class Row:
     test_difference: Difference | None = None
 
 
-def labels_of(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[str]:
+def labels_of(spec: SweepSpec, results: Sequence[TrialResult]) -> list[str]:
     """The rows' labels: a grid's in its order, a search's from the best by validation down."""
     if spec.search == "grid":
         return list(dict.fromkeys(trial.label for trial in spec.trials))
-    labels = dict.fromkeys(outcome.label for outcome in outcomes)
-    finished = _by_label(outcomes, "finished")
+    labels = dict.fromkeys(result.label for result in results)
+    finished = _by_label(results, "finished")
     means = {label: mean_std(finished.get(label, ()), "val/top1") for label in labels}
     return sorted(labels, key=lambda label: -(means[label] or (-math.inf, 0))[0])
 
 
-def make_rows(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[Row]:
+def build_rows(spec: SweepSpec, results: Sequence[TrialResult]) -> list[Row]:
     """A row for each configuration that is part of the sweep."""
     published = dict(spec.published)
-    labels = labels_of(spec, outcomes)
-    planned, begun = Counter(trial.label for trial in spec.trials), Counter(outcome.label for outcome in outcomes)
-    ended = {ending: _by_label(outcomes, ending) for ending in ("finished", "pruned", "failed")}
-    baseline = baseline_of(spec, outcomes)
+    labels = labels_of(spec, results)
+    planned, begun = Counter(trial.label for trial in spec.trials), Counter(result.label for result in results)
+    ended = {status: _by_label(results, status) for status in ("finished", "pruned", "failed")}
+    baseline = baseline_label(spec, results)
     base = ended["finished"].get(baseline, []) if baseline else []
     rows = []
     for label in labels:
@@ -114,43 +114,47 @@ def make_rows(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[Row]:
     return rows
 
 
-def baseline_of(spec: SweepSpec, outcomes: Sequence[Outcome]) -> str | None:
+def baseline_label(spec: SweepSpec, results: Sequence[TrialResult]) -> str | None:
     """Label of the row that others are compared with: the question's, else the first."""
     if spec.search == "grid":
-        labels = labels_of(spec, outcomes)
+        labels = labels_of(spec, results)
     else:  # as they were begun: the first is what the user enqueued, or the paper's setting
-        labels = list(dict.fromkeys([*(label_of(dict(point)) for point in spec.first), *(o.label for o in outcomes)]))
+        labels = list(
+            dict.fromkeys(
+                [*(format_params(dict(params)) for params in spec.initial_points), *(o.label for o in results)]
+            )
+        )
     return spec.baseline if spec.baseline in labels else next(iter(labels), None)
 
 
-def best_outcome(spec: SweepSpec, outcomes: Sequence[Outcome]) -> Outcome | None:
+def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult | None:
     """The trial to go on with: of the configuration with the best mean validation top-1, its best by validation.
 
     Of equals the first. Where all clips train (protocol paper) there is nothing to choose by, and the test clips are
     not for choosing: then it is the first trial that finished.
     """
-    finished = [outcome for outcome in outcomes if outcome.ending == "finished"]
+    finished = [result for result in results if result.status == "finished"]
     if spec.search == "grid":
-        order = {trial.key: number for number, trial in enumerate(spec.trials)}
-        finished.sort(key=lambda outcome: order.get(outcome.key, len(order)))
+        order = {trial.trial_id: number for number, trial in enumerate(spec.trials)}
+        finished.sort(key=lambda result: order.get(result.trial_id, len(order)))
 
     means = {label: mean_std(some, "val/top1") for label, some in _by_label(finished, "finished").items()}
 
-    def worth(outcome: Outcome) -> tuple[float, float]:
-        return (means[outcome.label] or (0.0, 0.0))[0], outcome.metrics.get("val/top1", 0.0)
+    def worth(result: TrialResult) -> tuple[float, float]:
+        return (means[result.label] or (0.0, 0.0))[0], result.metrics.get("val/top1", 0.0)
 
     return max(finished, key=worth, default=None)
 
 
-def mean_std(outcomes: Sequence[Outcome], metric: str) -> MeanStd | None:
+def mean_std(results: Sequence[TrialResult], metric: str) -> MeanStd | None:
     """Mean and sample standard deviation (0 of a single one); ``None`` of none."""
-    values = [outcome.metrics[metric] for outcome in outcomes if metric in outcome.metrics]
+    values = [result.metrics[metric] for result in results if metric in result.metrics]
     if not values:
         return None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def paired(one: Sequence[Outcome], other: Sequence[Outcome], metric: str) -> Difference | None:
+def paired(one: Sequence[TrialResult], other: Sequence[TrialResult], metric: str) -> Difference | None:
     """``one`` minus ``other`` over the seeds that both have, with Student's t; ``None`` under two common seeds."""
     from scipy.stats import t
 
@@ -203,9 +207,9 @@ def rank_report(spec: SweepSpec, histories: Sequence[Mapping[int, float]]) -> li
     return rungs
 
 
-def _by_label(outcomes: Sequence[Outcome], ending: str) -> dict[str, list[Outcome]]:
-    found: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        if outcome.ending == ending:
-            found[outcome.label].append(outcome)
+def _by_label(results: Sequence[TrialResult], status: str) -> dict[str, list[TrialResult]]:
+    found: dict[str, list[TrialResult]] = defaultdict(list)
+    for result in results:
+        if result.status == status:
+            found[result.label].append(result)
     return found

@@ -18,18 +18,18 @@ from typing import Any
 from fgst.data.cache import is_remote
 from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.sweep import storage
-from fgst.sweep.backends.ray import Progress, Resources, RunTrial, run_here, run_on_ray
-from fgst.sweep.background import Aside
-from fgst.sweep.definition import Question, SweepSpec, Trials
-from fgst.sweep.modality_ensemble import candidate, fuse_sweep, refit
+from fgst.sweep.backends.ray import Progress, Resources, RunTrial, run_local, run_on_ray
+from fgst.sweep.background import BackgroundWorker
+from fgst.sweep.definition import SweepDefinition, SweepSpec, TrialFactory
+from fgst.sweep.modality_ensemble import build_ensemble, promote_ensemble, refit
 from fgst.sweep.progress import LiveView
 from fgst.sweep.report.tables import print_table, to_csv, to_markdown
-from fgst.sweep.results import Outcome, baseline_of, best_outcome, make_rows
+from fgst.sweep.results import TrialResult, baseline_label, best_result, build_rows
 from fgst.sweep.search import Search
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import MICRO_BATCHES, SPOOLS, TrialContext, run_trial
-from fgst.tracking.spool import ServerAway
-from fgst.tracking.store import ENDING, KEY, KIND, REASON, SPOOLED, TrackedRun, Tracking
+from fgst.tracking.spool import TrackingServerUnavailable
+from fgst.tracking.store import ENDING, KEY, KIND, REASON, SPOOLED, TrackedRun, TrackingStore
 
 STORAGE = "fgst.storage"
 STUDY = "fgst.study_storage"
@@ -39,14 +39,14 @@ CURVES = ("val/top1", "train/loss")  # that the report draws
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 
 
-def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **tags: str) -> Session:
+def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **tags: str) -> SweepRunner:
     """Open the sweep's run, with its specification inside, so that it can be taken up from its id alone.
 
     Args:
         known: trials that an earlier sweep trained to their end are taken from there.
         tags: more of them for its run.
     """
-    store = Tracking(args.tracking_uri)
+    store = TrackingStore(args.tracking_uri)
     root = storage.resolve(args.storage)
     for_study = Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)
     experiment = store.experiment(spec.experiment)
@@ -69,8 +69,8 @@ def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **t
     study = args.study_storage or f"sqlite:///{for_study / 'optuna.db'}"
     parent.set_tags({STORAGE: place, STUDY: study})
     if known:
-        found = {trial.key: store.finished(experiment, trial.key) for trial in spec.trials}
-        parent.set_tags({ADOPTED + key: run.info.run_id for key, run in found.items() if run is not None})
+        found = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
+        parent.set_tags({ADOPTED + trial_id: run.info.run_id for trial_id, run in found.items() if run is not None})
     varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
     parent.log_params(
         {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
@@ -79,16 +79,16 @@ def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **t
     with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
         (Path(folder) / "sweep.json").write_text(spec.to_json())
         parent.log_artifacts(Path(folder))
-    return Session(spec, store, experiment, parent, place, study)
+    return SweepRunner(spec, store, experiment, parent, place, study)
 
 
-def begun(question: Question, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace) -> Session:
+def begun(question: SweepDefinition, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace) -> SweepRunner:
     """A sweep that was begun, by the id of its run.
 
     Raises:
         InputError: if there is no such sweep, it is another question's, or options were given that it cannot follow.
     """
-    store = Tracking(args.tracking_uri)
+    store = TrackingStore(args.tracking_uri)
     run = store.run(sweep_id)
     if run.data.tags.get(KIND) != "sweep" or STORAGE not in run.data.tags:
         raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
@@ -107,15 +107,15 @@ def begun(question: Question, sweep_id: str, ignored: Sequence[str], args: argpa
     study = args.study_storage or run.data.tags.get(STUDY) or f"sqlite:///{Path(place).parent / 'optuna.db'}"
     if study.startswith("sqlite:///"):
         Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return Session(spec, store, run.info.experiment_id, TrackedRun(store, sweep_id), place, study, resumed=True)
+    return SweepRunner(spec, store, run.info.experiment_id, TrackedRun(store, sweep_id), place, study, resumed=True)
 
 
 @dataclass
-class Session:
+class SweepRunner:
     """A sweep, its run in MLflow, its folder or URI for checkpoints, and its study."""
 
     spec: SweepSpec
-    store: Tracking
+    store: TrackingStore
     experiment: str
     parent: TrackedRun
     storage: str
@@ -123,33 +123,33 @@ class Session:
     resumed: bool = False
     heard: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)  # by key, metric and epoch
 
-    def outcomes(self) -> list[Outcome]:
+    def results(self) -> list[TrialResult]:
         """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
-        self.store.take_in(storage.on_this_node(self.storage) / SPOOLS)
+        self.store.flush_spools(storage.on_this_node(self.storage) / SPOOLS)
         found = []
-        mine = {ADOPTED + trial.key: trial for trial in self.spec.trials}
+        mine = {ADOPTED + trial.trial_id: trial for trial in self.spec.trials}
         for tag, run_id in sorted(self.store.run(self.parent.run_id).data.tags.items()):
             if tag in mine:
                 trial, run = mine[tag], self.store.run(run_id)
                 found.append(
-                    Outcome(
-                        trial.key, trial.label, trial.config.train.seed, dict(trial.point), run_id, "finished",
-                        run.data.metrics, halved=MICRO_BATCHES in run.data.tags,
+                    TrialResult(
+                        trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), run_id, "finished",
+                        run.data.metrics, used_micro_batches=MICRO_BATCHES in run.data.tags,
                     )
                 )  # fmt: skip
         for run in self.store.children(self.parent.run_id):
             tags = run.data.tags
-            point = dict(json.loads(tags.get("fgst.point", "[]")))
-            ending = tags.get(ENDING) or _ENDED.get(run.info.status, "running")
+            params = dict(json.loads(tags.get("fgst.point", "[]")))
+            status = tags.get(ENDING) or _ENDED.get(run.info.status, "running")
             found.append(
-                Outcome(
-                    tags.get(KEY, ""), tags.get("fgst.label", ""), int(tags.get("fgst.seed", "0")), point,
-                    run.info.run_id, ending, run.data.metrics, tags.get(REASON, ""), MICRO_BATCHES in tags,
+                TrialResult(
+                    tags.get(KEY, ""), tags.get("fgst.label", ""), int(tags.get("fgst.seed", "0")), params,
+                    run.info.run_id, status, run.data.metrics, tags.get(REASON, ""), MICRO_BATCHES in tags,
                 )
             )  # fmt: skip
         return found
 
-    def run(self, trials: Trials, args: argparse.Namespace, again: str, run: RunTrial = run_trial) -> None:
+    def run(self, trials: TrialFactory, args: argparse.Namespace, again: str, run: RunTrial = run_trial) -> None:
         """Run what is not done yet, and tell what came of all.
 
         Args:
@@ -158,8 +158,8 @@ class Session:
         Raises:
             Interrupted: if something is left to do that the user has to ask for again.
         """
-        spec, before = self.spec, self.outcomes()
-        done = sum(outcome.ending in ("finished", "pruned") for outcome in before)
+        spec, before = self.spec, self.results()
+        done = sum(result.status in ("finished", "pruned") for result in before)
         try:
             history = (lambda run_id: TrackedRun(self.store, run_id).history("val/top1")) if self.resumed else None
             search = Search(spec, trials, self.study, self.parent.run_id, before, history)
@@ -170,7 +170,7 @@ class Session:
         print(
             f"{spec.title} {spec.total} trials on {spec.experiment}"
             + (f", {done} of them finished before" if done else "")
-            + f"\nsweep {self.parent.run_id} in {self.store.uri}\nto look: {self.store.where_to_look(self.experiment)}",
+            + f"\nsweep {self.parent.run_id} in {self.store.uri}\nto look: {self.store.ui_url(self.experiment)}",
             file=sys.stderr,
         )
         budget = Budget(args.max_hours, args.max_trials, args.until_top1)
@@ -182,7 +182,7 @@ class Session:
         interrupted = False
         try:
             if not search.exhausted:
-                with LiveView(spec, done) as view, Aside() as aside:
+                with LiveView(spec, done) as view, BackgroundWorker() as aside:
 
                     def listen(progress: Progress) -> None:
                         self._hear(progress)
@@ -194,14 +194,14 @@ class Session:
                         budget.disk_full()
         except KeyboardInterrupt:
             interrupted = True
-        except ServerAway as error:
+        except TrackingServerUnavailable as error:
             raise Interrupted(f"{error}. Go on with: {again}") from None
         except Exception as error:
             self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
             raise
         try:
             self._conclude(search, trials, budget, again, interrupted, args)
-        except ServerAway as error:
+        except TrackingServerUnavailable as error:
             raise Interrupted(f"{error}. Go on with: {again}") from None
         except Exception as error:
             if not is_disk_full(error):
@@ -220,7 +220,7 @@ class Session:
         if args.local:
             cores = len(os.sched_getaffinity(0))
             threads = int(args.cpus_per_trial or cores)
-            run_here(search, dataclasses.replace(context, threads=threads, devices=threads), budget, listen)
+            run_local(search, dataclasses.replace(context, threads=threads, devices=threads), budget, listen)
             return
         gpus = args.gpus_per_trial
         if gpus == "auto":
@@ -231,7 +231,7 @@ class Session:
     def _hear(self, progress: Progress) -> None:
         """Keep what the report draws."""
         if progress.state == "running":
-            heard, epoch = self.heard.setdefault(progress.trial.key, {}), int(progress.metrics["epoch"])
+            heard, epoch = self.heard.setdefault(progress.trial.trial_id, {}), int(progress.metrics["epoch"])
             for metric in CURVES:
                 if metric in progress.metrics:
                     heard.setdefault(metric, {})[epoch] = progress.metrics[metric]
@@ -243,10 +243,10 @@ class Session:
         trial = progress.trial
         if progress.state == "failed" and not progress.reason:
             return  # it has said so itself
-        self.store.take_in(storage.on_this_node(self.storage) / SPOOLS)
+        self.store.flush_spools(storage.on_this_node(self.storage) / SPOOLS)
         run = self.store.start(
-            self.experiment, trial.key, trial.name,
-            {"fgst.label": trial.label, "fgst.point": json.dumps(list(trial.point)), KIND: "trial",
+            self.experiment, trial.trial_id, trial.name,
+            {"fgst.label": trial.label, "fgst.point": json.dumps(list(trial.params)), KIND: "trial",
              "fgst.seed": str(trial.config.train.seed)},
             self.parent.run_id,
         )  # fmt: skip
@@ -254,33 +254,39 @@ class Session:
             run.finish("FAILED", progress.reason)
         elif progress.state == "pruned":
             run.finish("KILLED", f"stopped early after epoch {progress.metrics.get('epoch', 0):g}")
-            storage.TrialStorage(self.storage, trial.key).remove()
+            storage.TrialStorage(self.storage, trial.trial_id).remove()
         else:
             run.finish("KILLED")
         run.set_tags({ENDING: progress.state})
 
     def _conclude(
-        self, search: Search, trials: Trials, budget: Budget, again: str, interrupted: bool, args: argparse.Namespace
+        self,
+        search: Search,
+        trials: TrialFactory,
+        budget: Budget,
+        again: str,
+        interrupted: bool,
+        args: argparse.Namespace,
     ) -> None:
-        spec, now = self.spec, self.outcomes()
-        outcomes = [dataclasses.replace(o, ending="interrupted") if o.ending == "running" else o for o in now]
-        best, baseline = best_outcome(spec, outcomes), baseline_of(spec, outcomes)
+        spec, now = self.spec, self.results()
+        results = [dataclasses.replace(o, status="interrupted") if o.status == "running" else o for o in now]
+        best, baseline = best_result(spec, results), baseline_label(spec, results)
         marked = best.label if best is not None and "val/top1" in best.metrics else None
-        print_table(spec, make_rows(spec, outcomes), marked, baseline)
-        for outcome in now:
-            if outcome.ending == "running":
-                self.store.client.set_terminated(outcome.run_id, "KILLED")
-                self.store.client.set_tag(outcome.run_id, ENDING, "interrupted")
+        print_table(spec, build_rows(spec, results), marked, baseline)
+        for result in now:
+            if result.status == "running":
+                self.store.client.set_terminated(result.run_id, "KILLED")
+                self.store.client.set_tag(result.run_id, ENDING, "interrupted")
         if self.store.remote and any(SPOOLED in run.data.tags for run in self.store.children(self.parent.run_id)):
             told = f"the tracking server was away meanwhile; nothing is missing (see the trials with tag {SPOOLED})"
             print(told, file=sys.stderr)
-        failed = [outcome for outcome in outcomes if outcome.ending == "failed"]
-        begun_again = [outcome for outcome in outcomes if outcome.ending == "interrupted"]
+        failed = [result for result in results if result.status == "failed"]
+        begun_again = [result for result in results if result.status == "interrupted"]
         left = begun_again or not search.exhausted
         notes = [f"stopped by {budget.stopped}"] if budget.stopped else []
-        self._report(outcomes, search, again, notes)
-        for outcome in failed:
-            print(f"failed: {outcome.label} s{outcome.seed}: {outcome.reason}", file=sys.stderr)
+        self._report(results, search, again, notes)
+        for result in failed:
+            print(f"failed: {result.label} s{result.seed}: {result.reason}", file=sys.stderr)
         disk_full = "disk" in budget.stopped
         if left and (interrupted or disk_full or not budget.stopped):
             self.parent.finish("KILLED", budget.stopped or "interrupted")
@@ -298,13 +304,13 @@ class Session:
         if best is None:
             sys.exit(1)
         if failed:
-            print(f"{len(failed)} of {len(outcomes)} trials failed; try them again with: {again}", file=sys.stderr)
-        fused = fuse_sweep(self, outcomes) if spec.fuses and not left and not failed else ""
+            print(f"{len(failed)} of {len(results)} trials failed; try them again with: {again}", file=sys.stderr)
+        fused = build_ensemble(self, results) if spec.builds_ensemble and not left and not failed else ""
         if fused and spec.refit:
             refit(self, trials, fused, args, again)  # it has its own last word
             return
         if fused:
-            candidate(self, fused)
+            promote_ensemble(self, fused)
         uri = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
         if fused:
             print(f"the ensemble:\npython -m fgst.evaluate --run-id {fused}{uri}", flush=True)
@@ -315,31 +321,33 @@ class Session:
         if failed:
             sys.exit(1)
 
-    def _curves(self, outcome: Outcome) -> dict[str, dict[int, float]]:
+    def _curves(self, result: TrialResult) -> dict[str, dict[int, float]]:
         """A trial's curves, as they were heard; from the store where an earlier run of the sweep heard a part of them.
 
         Reading all of them takes two requests a trial, minutes for a thousand trials on a server.
         """
-        heard = self.heard.get(outcome.key, {})
+        heard = self.heard.get(result.trial_id, {})
         curves = {}
         for metric in CURVES:
             values = heard.get(metric, {})
             last = max(values, default=0)
-            whole = len(values) == last and values.get(last) == outcome.metrics.get(metric)
-            curves[metric] = values if whole else TrackedRun(self.store, outcome.run_id).history(metric)
+            whole = len(values) == last and values.get(last) == result.metrics.get(metric)
+            curves[metric] = values if whole else TrackedRun(self.store, result.run_id).history(metric)
         return curves
 
-    def _report(self, outcomes: list[Outcome], search: Search, again: str, notes: list[str]) -> None:
+    def _report(self, results: list[TrialResult], search: Search, again: str, notes: list[str]) -> None:
         """Table, page and pictures into the sweep's run; the best's figures as its own."""
-        from fgst.sweep.report.html import Told, write_page
+        from fgst.sweep.report.html import ReportData, write_page
 
         spec = self.spec
-        rows = make_rows(spec, outcomes)
-        best = best_outcome(spec, outcomes)
-        halved = [o.label for o in outcomes if o.halved]
-        notes = notes + [f"out of memory, so half the batch at a time: {', '.join(halved)}"] * bool(halved)
-        histories = {outcome.run_id: self._curves(outcome) for outcome in outcomes}
-        told = Told(spec, outcomes, histories, search.study, self.parent.run_id, again, notes)
+        rows = build_rows(spec, results)
+        best = best_result(spec, results)
+        used_micro_batches = [o.label for o in results if o.used_micro_batches]
+        notes = notes + [f"out of memory, so half the batch at a time: {', '.join(used_micro_batches)}"] * bool(
+            used_micro_batches
+        )
+        histories = {result.run_id: self._curves(result) for result in results}
+        told = ReportData(spec, results, histories, search.study, self.parent.run_id, again, notes)
         with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
             folder = Path(name)
             (folder / "table.csv").write_text(to_csv(spec, rows))
@@ -351,10 +359,10 @@ class Session:
             # Under the trials' own names: MLflow's list shows sweeps folded, and sorts them by the same columns.
             summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
             for name in ("device_seconds", "cost"):
-                if any(name in o.metrics for o in outcomes):
-                    summary[name] = sum(o.metrics.get(name, 0.0) for o in outcomes)
-            for ending in ("finished", "pruned", "failed"):
-                summary[f"trials_{ending}"] = sum(o.ending == ending for o in outcomes)
+                if any(name in o.metrics for o in results):
+                    summary[name] = sum(o.metrics.get(name, 0.0) for o in results)
+            for status in ("finished", "pruned", "failed"):
+                summary[f"trials_{status}"] = sum(o.status == status for o in results)
             self.parent.log_metrics(summary, step=0)
             self.parent.set_tags({"fgst.best_run": best.run_id, "fgst.best": best.label})
 

@@ -20,8 +20,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fgst.errors import InputError
-from fgst.sweep.definition import OBJECTIVES, Parameter, Point, SweepSpec, Trial, Trials
-from fgst.sweep.results import Outcome
+from fgst.sweep.definition import OBJECTIVES, Parameter, Params, SweepSpec, Trial, TrialFactory
+from fgst.sweep.results import TrialResult
 
 METRIC = "val/top1"  # what early stopping compares
 _KEY, _SEED, _LABEL, _OF, _STOPPED = "key", "seed", "label", "same as", "stopped after epoch"
@@ -49,10 +49,10 @@ class Search:
     def __init__(
         self,
         spec: SweepSpec,
-        trials: Trials,
+        trials: TrialFactory,
         storage: str | None,
         name: str,
-        before: Sequence[Outcome] = (),
+        before: Sequence[TrialResult] = (),
         history: Callable[[str], Mapping[int, float]] | None = None,
         draws: int | None = None,
     ) -> None:
@@ -64,23 +64,23 @@ class Search:
         self.study = self._open(storage, name)
         self._running: dict[str, optuna.Trial] = {}
         self._reported: dict[str, set[int]] = {}  # epochs
-        self._waiting: deque[tuple[Point, int]] = deque()  # to be trained as they are, before anything is suggested
+        self._waiting: deque[tuple[Params, int]] = deque()  # to be trained as they are, before anything is suggested
         self._owed: set[str] = set()  # keys of further seeds that were queued
         self._again: deque[Trial] = deque()  # begun before, and not ended
-        self._ended = {outcome.key: outcome for outcome in before if outcome.ending in ("finished", "pruned")}
+        self._ended = {result.trial_id: result for result in before if result.status in ("finished", "pruned")}
         if history is not None and not self.study.get_trials(deepcopy=False):
             self._recover(before, history)
         known = self._take_up()
         self._begun = len(known)
         if spec.search == "grid":
             known |= self._ended.keys()  # a sweep that takes up others' trainings has those that are not its study's
-            self._grid = deque(trial for trial in spec.trials if trial.key not in known)
+            self._grid = deque(trial for trial in spec.trials if trial.trial_id not in known)
         else:
             self._grid = deque()
             if not known:
-                self._waiting.extend((dict(point), spec.base.train.seed) for point in spec.first)
-            for outcome in list(self._ended.values()):
-                self._owe_seeds(outcome)
+                self._waiting.extend((dict(params), spec.base.train.seed) for params in spec.initial_points)
+            for result in list(self._ended.values()):
+                self._owe_seeds(result)
         self.used_up = False  # nothing new is suggested any more
 
     def _open(self, storage: str | None, name: str) -> optuna.Study:
@@ -116,38 +116,38 @@ class Search:
             )  # fmt: skip
         return optuna.samplers.RandomSampler(seed=seed)
 
-    def _recover(self, before: Sequence[Outcome], history: Callable[[str], Mapping[int, float]]) -> None:
+    def _recover(self, before: Sequence[TrialResult], history: Callable[[str], Mapping[int, float]]) -> None:
         """Make a study again from what the runs of its trainings say."""
-        for outcome in before:
-            trial = self._trials.make(outcome.point, outcome.seed)
-            if trial.key != outcome.key:  # taken over from another sweep
+        for result in before:
+            trial = self._trials.make(result.params, result.seed)
+            if trial.trial_id != result.trial_id:  # taken over from another sweep
                 continue
             self._begin(trial)
-            for epoch, value in sorted(history(outcome.run_id).items()):
-                self.result(trial.key, epoch, {METRIC: value})
-            self.tell(trial.key, outcome.ending, outcome.metrics)
+            for epoch, value in sorted(history(result.run_id).items()):
+                self.result(trial.trial_id, epoch, {METRIC: value})
+            self.tell(trial.trial_id, result.status, result.metrics)
 
     def _take_up(self) -> set[str]:
         """Settle what an earlier run left under way; returns the keys of all trainings that were begun."""
         known = set()
         for frozen in self.study.get_trials(deepcopy=False):
-            key = frozen.user_attrs.get(_KEY)
-            if key is None:  # killed between asking and writing the key down: it never began
+            trial_id = frozen.user_attrs.get(_KEY)
+            if trial_id is None:  # killed between asking and writing the key down: it never began
                 if frozen.state == TrialState.RUNNING:
                     self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
             if _OF in frozen.user_attrs:
                 continue
-            known.add(key)
+            known.add(trial_id)
             if frozen.state != TrialState.RUNNING:
-                if frozen.state == TrialState.FAIL and key not in self._ended:
+                if frozen.state == TrialState.FAIL and trial_id not in self._ended:
                     self._retry(frozen)
                 continue
-            self._running[key] = optuna.Trial(self.study, frozen._trial_id)
-            self._reported[key] = set(frozen.intermediate_values)
-            if key in self._ended:  # it ended, and the driver died before it could write that down
-                outcome = self._ended[key]
-                self.tell(key, outcome.ending, outcome.metrics)
+            self._running[trial_id] = optuna.Trial(self.study, frozen._trial_id)
+            self._reported[trial_id] = set(frozen.intermediate_values)
+            if trial_id in self._ended:  # it ended, and the driver died before it could write that down
+                result = self._ended[trial_id]
+                self.tell(trial_id, result.status, result.metrics)
             else:
                 self._again.append(self._made(frozen))
         return known
@@ -162,7 +162,7 @@ class Search:
         """The next trial to run; ``None`` if there is none now (see :meth:`exhausted`)."""
         if self._again:
             trial = self._again.popleft()
-            if trial.key not in self._running:
+            if trial.trial_id not in self._running:
                 self._begin(trial)
             return trial
         if self._grid:
@@ -173,9 +173,9 @@ class Search:
         if self.spec.search == "grid" or self._begun >= self.spec.total:
             return None
         while self._waiting:
-            point, seed = self._waiting.popleft()
-            trial = self._trials.make(point, seed)
-            if trial.key not in self._ended and trial.key not in self._running:
+            params, seed = self._waiting.popleft()
+            trial = self._trials.make(params, seed)
+            if trial.trial_id not in self._ended and trial.trial_id not in self._running:
                 self._begin(trial)
                 self._begun += 1
                 return trial
@@ -196,24 +196,24 @@ class Search:
             number = len(self.study.get_trials(deepcopy=False))
             self.study.sampler = self._sampler(number)
             asked = self.study.ask()
-            point = self._suggest(asked)
+            params = self._suggest(asked)
             seed = self.spec.base.train.seed
             try:
-                trial = self._trials.make(point, seed)
+                trial = self._trials.make(params, seed)
             except InputError as error:  # a combination that cannot be costs no training
                 asked.set_user_attr("impossible", str(error))
                 self.study.tell(asked, state=TrialState.FAIL)
                 continue
-            while trial.key in self._running:  # under way: what it gives is not known yet, and a further seed is
+            while trial.trial_id in self._running:  # under way: what it gives is not known yet, and a further seed is
                 seed += 1
-                trial = self._trials.make(point, seed)
-            known = self._ended.get(trial.key)
+                trial = self._trials.make(params, seed)
+            known = self._ended.get(trial.trial_id)
             if known is not None:
                 # Trained before: what it gave is told, not trained again.
-                for name, value in ((_KEY, trial.key), (_SEED, seed), (_OF, known.label)):
+                for name, value in ((_KEY, trial.trial_id), (_SEED, seed), (_OF, known.label)):
                     asked.set_user_attr(name, value)
-                self._running[trial.key] = asked
-                self.tell(trial.key, known.ending, known.metrics)
+                self._running[trial.trial_id] = asked
+                self.tell(trial.trial_id, known.status, known.metrics)
                 continue
             self._note(asked, trial)
             self._begun += 1
@@ -221,39 +221,39 @@ class Search:
         self.used_up = True
         return None
 
-    def _suggest(self, asked: optuna.Trial) -> Point:
+    def _suggest(self, asked: optuna.Trial) -> Params:
         """A value for each parameter that exists beside the others."""
-        point: Point = {}
+        params: Params = {}
         for parameter in self.spec.parameters:
-            if parameter.exists(point):
-                point[parameter.name] = _suggest_one(asked, parameter)
-        return point
+            if parameter.exists(params):
+                params[parameter.name] = _suggest_one(asked, parameter)
+        return params
 
     def _begin(self, trial: Trial) -> None:
         """A trial whose point is given."""
-        self.study.enqueue_trial(dict(trial.point))
+        self.study.enqueue_trial(dict(trial.params))
         asked = self.study.ask()
-        for name, _ in trial.point:
+        for name, _ in trial.params:
             _suggest_one(asked, next(parameter for parameter in self.spec.parameters if parameter.name == name))
         self._note(asked, trial)
 
     def _note(self, asked: optuna.Trial, trial: Trial) -> None:
         asked.set_user_attr(_SEED, trial.config.train.seed)
         asked.set_user_attr(_LABEL, trial.label)
-        asked.set_user_attr(_KEY, trial.key)  # last: with it, the training counts as begun
-        self._running[trial.key] = asked
+        asked.set_user_attr(_KEY, trial.trial_id)  # last: with it, the training counts as begun
+        self._running[trial.trial_id] = asked
 
     def _made(self, frozen: FrozenTrial) -> Trial:
         """The training that an Optuna trial stands for."""
-        point = {p.name: frozen.params[p.name] for p in self.spec.parameters if p.name in frozen.params}
-        return self._trials.make(point, frozen.user_attrs[_SEED])
+        params = {p.name: frozen.params[p.name] for p in self.spec.parameters if p.name in frozen.params}
+        return self._trials.make(params, frozen.user_attrs[_SEED])
 
-    def result(self, key: str, epoch: int, metrics: Mapping[str, float]) -> bool:
+    def result(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Note what an epoch gave; returns whether the trial is to stop early."""
-        trial = self._running.get(key)
+        trial = self._running.get(trial_id)
         if trial is None or len(self.spec.objectives) > 1 or METRIC not in metrics:
             return False
-        reported = self._reported.setdefault(key, set())
+        reported = self._reported.setdefault(trial_id, set())
         if epoch not in reported:  # a training that goes on tells its last epoch again
             reported.add(epoch)
             trial.report(metrics[METRIC], epoch)
@@ -264,34 +264,36 @@ class Search:
             trial.set_user_attr(_STOPPED, epoch)
         return _STOPPED in trial.user_attrs
 
-    def tell(self, key: str, ending: str, metrics: Mapping[str, float], trial: Trial | None = None) -> None:
+    def tell(self, trial_id: str, status: str, metrics: Mapping[str, float], trial: Trial | None = None) -> None:
         """Note how a trial ended: finished, pruned or failed. One that was interrupted is left as it is."""
-        asked = self._running.get(key)
-        if asked is None or ending not in ("finished", "pruned", "failed"):
+        asked = self._running.get(trial_id)
+        if asked is None or status not in ("finished", "pruned", "failed"):
             return
-        del self._running[key]
+        del self._running[trial_id]
         values = [float(metrics.get(OBJECTIVES[name][1], math.nan)) for name in self.spec.objectives]
-        if ending == "pruned":
+        if status == "pruned":
             self.study.tell(asked, state=TrialState.PRUNED)
-        elif ending == "failed" or not all(map(math.isfinite, values)):
+        elif status == "failed" or not all(map(math.isfinite, values)):
             self.study.tell(asked, state=TrialState.FAIL)
         else:
             self.study.tell(asked, values)
-        if trial is not None and ending != "failed":
+        if trial is not None and status != "failed":
             seed = trial.config.train.seed
-            self._ended[key] = Outcome(key, trial.label, seed, dict(trial.point), "", ending, dict(metrics))
-            self._owe_seeds(self._ended[key])
+            self._ended[trial_id] = TrialResult(
+                trial_id, trial.label, seed, dict(trial.params), "", status, dict(metrics)
+            )
+            self._owe_seeds(self._ended[trial_id])
 
-    def _owe_seeds(self, outcome: Outcome) -> None:
+    def _owe_seeds(self, result: TrialResult) -> None:
         """Queue the further seeds of a trial that finished; what was stopped early gets none."""
         first = self.spec.base.train.seed
-        if self.spec.search == "grid" or outcome.seed != first or outcome.ending != "finished":
+        if self.spec.search == "grid" or result.seed != first or result.status != "finished":
             return
         for seed in range(first + 1, first + self.spec.seeds):
-            key = self._trials.make(outcome.point, seed).key
-            if key not in self._owed and key not in self._ended and key not in self._running:
-                self._waiting.append((dict(outcome.point), seed))
-                self._owed.add(key)
+            trial_id = self._trials.make(result.params, seed).trial_id
+            if trial_id not in self._owed and trial_id not in self._ended and trial_id not in self._running:
+                self._waiting.append((dict(result.params), seed))
+                self._owed.add(trial_id)
 
 
 def _suggest_one(asked: optuna.Trial, parameter: Parameter) -> Any:

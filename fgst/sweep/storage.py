@@ -27,7 +27,7 @@ from pyarrow import fs
 
 from fgst.data.cache import cache_folder, is_remote
 from fgst.errors import InputError
-from fgst.tracking.spool import ServerAway, patiently
+from fgst.tracking.spool import TrackingServerUnavailable, retry_while_unavailable
 from fgst.training.checkpoint import latest_checkpoint, progress
 
 SHARE = 0.05  # of the time that copying may take
@@ -110,7 +110,7 @@ class TrialStorage:
     """
 
     location: str
-    key: str
+    trial_id: str
     clock: Callable[[], float] = time.monotonic
     _sent: tuple[int, int] = (-1, 0)  # progress of the newest copy
     _not_before: float = 0.0
@@ -118,7 +118,7 @@ class TrialStorage:
 
     @property
     def folder(self) -> Path:
-        return on_this_node(self.location) / self.key
+        return on_this_node(self.location) / self.trial_id
 
     @property
     def _remote(self) -> bool:
@@ -139,12 +139,14 @@ class TrialStorage:
                 )
             return
         try:
-            patiently(self._fetch, lambda error: isinstance(error, _FAILURES))
-        except ServerAway as error:
-            raise ServerAway(str(error).replace("the tracking server", f"--storage {self.location}")) from error
+            retry_while_unavailable(self._fetch, lambda error: isinstance(error, _FAILURES))
+        except TrackingServerUnavailable as error:
+            raise TrackingServerUnavailable(
+                str(error).replace("the tracking server", f"--storage {self.location}")
+            ) from error
 
     def _fetch(self) -> None:
-        store, base = _open(f"{self.location}/{self.key}")
+        store, base = _open(f"{self.location}/{self.trial_id}")
         here = latest_checkpoint(self.folder)
         newest = (progress(here.name) if here is not None else None) or (-1, 0)
         for name in reversed(self._copies(store, base)):
@@ -156,7 +158,7 @@ class TrialStorage:
                 if here is not None:
                     shutil.rmtree(here, ignore_errors=True)
                 return
-            print(f"{self.location}/{self.key}/{name}: is damaged; taking an older one", file=sys.stderr)
+            print(f"{self.location}/{self.trial_id}/{name}: is damaged; taking an older one", file=sys.stderr)
 
     def _copies(self, store: Any, base: str) -> list[str]:
         """Names of the checkpoints that have a list of files, the newest last."""
@@ -205,7 +207,7 @@ class TrialStorage:
             return ""
         began = self.clock()
         try:
-            store, base = _open(f"{self.location}/{self.key}")
+            store, base = _open(f"{self.location}/{self.trial_id}")
             digests = {}
             for file in sorted(checkpoint.iterdir()):
                 digests[file.name] = _send(store, f"{base}/{checkpoint.name}/{file.name}", file)
@@ -229,7 +231,7 @@ class TrialStorage:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._remote:
             try:
-                store, base = _open(f"{self.location}/{self.key}")
+                store, base = _open(f"{self.location}/{self.trial_id}")
                 store.delete_dir(base)
             except _FAILURES:
                 pass

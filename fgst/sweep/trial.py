@@ -17,9 +17,9 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fgst.errors import Leaving, is_disk_full
+from fgst.errors import Preempted, is_disk_full
 from fgst.sweep.definition import Trial
-from fgst.tracking.spool import ServerAway
+from fgst.tracking.spool import TrackingServerUnavailable
 from fgst.training import preemption
 
 if TYPE_CHECKING:
@@ -86,29 +86,29 @@ def run_trial(
 
     from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage, on_this_node
-    from fgst.tracking.store import ENDING, KIND, Tracking, trial_tags
+    from fgst.tracking.store import ENDING, KIND, TrackingStore, trial_tags
 
     if context.threads:
         torch.set_num_threads(context.threads)
-    store = Tracking(context.tracking_uri, wait=True)
-    before = store.find(context.experiment, trial.key, context.parent)
+    store = TrackingStore(context.tracking_uri, wait=True)
+    before = store.find(context.experiment, trial.trial_id, context.parent)
     if before is not None and before.info.status == "FINISHED":
         return "finished"  # the process died between its last word and its end
     config = trial.config
     tags = {
         KIND: "trial",
         "fgst.label": trial.label,
-        "fgst.point": json.dumps(list(trial.point)),
+        "fgst.point": json.dumps(list(trial.params)),
         "mlflow.source.name": f"sweep {context.parent[:8]}",
     }
     micro_batches = int(before.data.tags.get(MICRO_BATCHES, "1")) if before is not None else 1
     run = None
-    kept = TrialStorage(context.storage, trial.key)
+    kept = TrialStorage(context.storage, trial.trial_id)
     try:
         kept.fetch()
         dataset = ArrowDataset(config.data.dataset)
         tags |= trial_tags(config, dataset.name, dataset.digest)
-        run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
+        run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
         run.spool_in(on_this_node(context.storage) / SPOOLS)
         run.set_tags({STARTS: _count_start(before, kept, context)})
         run.log_params(config.flat())
@@ -117,15 +117,15 @@ def run_trial(
             _train(trial, context, run, dataset, report, micro_batches, kept)
     except StopTrial as stop:
         return str(stop)
-    except Leaving:
+    except Preempted:
         return "left"
-    except ServerAway:
+    except TrackingServerUnavailable:
         return "interrupted"
     except Exception as error:
         if is_disk_full(error):
             return f"disk full on {os.uname().nodename}"
         if run is None:  # it did not come as far as opening its run
-            run = store.start(context.experiment, trial.key, trial.name, tags, context.parent)
+            run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
         run.finish("FAILED", f"{type(error).__name__}: {error}")
         run.set_tags({ENDING: "failed"})
         return "failed"
@@ -196,10 +196,10 @@ def _train(
         """Each epoch's checkpoint goes to the storage before anybody hears of the epoch."""
         try:
             for result in training:
-                if not result.replayed and (problem := kept.keep()):
+                if not result.is_replay and (problem := kept.keep()):
                     run.set_tags({UNSAVED: problem[:5000]})
                 yield result
-        except Leaving:
+        except Preempted:
             kept.keep(at_once=True)
             raise
 
@@ -244,12 +244,12 @@ def _latency(trial: Trial, dataset: ArrowDataset) -> float:
     """Milliseconds that the trial's network takes for one clip here."""
     import numpy as np
 
-    from fgst.data.loader import ClipStore, choose_device
+    from fgst.data.loader import ClipLoader, choose_device
     from fgst.model import FGSTFormer
     from fgst.sweep.planning.cost import latency_ms
 
     device = choose_device()
-    store = ClipStore(dataset, np.arange(1), trial.config.data, device)
+    store = ClipLoader(dataset, np.arange(1), trial.config.data, device)
     model = FGSTFormer(trial.config.model, dataset.skeleton, dataset.num_classes, frames=store.frames).to(device)
     return latency_ms(model, store.batch(np.arange(1)))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError
-from fgst.tracking.store import COLLECTED, ENDING, KIND, PARENT, TrackedRun, Tracking
+from fgst.tracking.store import COLLECTED, ENDING, KIND, PARENT, TrackedRun, TrackingStore
 
 STORAGE = "fgst.storage"
 BEST = "fgst.best_run"
@@ -55,7 +55,7 @@ class Found:
     kept: Counter[str] = field(default_factory=Counter)
 
 
-def find(store: Tracking, experiments: Iterable[str] | None = None) -> Found:
+def find(store: TrackingStore, experiments: Iterable[str] | None = None) -> Found:
     """Look through a tracking store; changes nothing.
 
     Args:
@@ -94,7 +94,7 @@ def find(store: Tracking, experiments: Iterable[str] | None = None) -> Found:
     return found
 
 
-def remove(store: Tracking, leftover: Leftover) -> None:
+def remove(store: TrackingStore, leftover: Leftover) -> None:
     """Delete one, if nothing has changed since it was found.
 
     Raises:
@@ -121,7 +121,7 @@ def remove(store: Tracking, leftover: Leftover) -> None:
         raise InputError(f"cannot be deleted ({error.strerror})") from None
 
 
-def _needed(store: Tracking, runs: Iterable[Any]) -> dict[str, str]:
+def _needed(store: TrackingStore, runs: Iterable[Any]) -> dict[str, str]:
     """Runs that something else needs, and what: ids among the tags of any other run, and behind registered models."""
     needed: dict[str, str] = {}
     for run in runs:
@@ -157,7 +157,7 @@ def _open(sweep: Any, trials: Iterable[Any]) -> str:
     return ""
 
 
-def _undecided(store: Tracking, sweep: Any) -> str:
+def _undecided(store: TrackingStore, sweep: Any) -> str:
     """Why no trial of a sweep counts as beaten; "" if the best was chosen, by one figure, on validation clips."""
     if not _RUN_ID.fullmatch(sweep.data.tags.get(BEST, "")) or "val/top1" not in sweep.data.metrics:
         return "nothing was held out to choose by"
@@ -177,7 +177,7 @@ def _best_by_validation(trials: Iterable[Any]) -> list[str]:
     return [run_id for top1, run_id in scored if top1 == best]
 
 
-def _weights(store: Tracking, trial: Any, sweep: str) -> list[Leftover]:
+def _weights(store: TrackingStore, trial: Any, sweep: str) -> list[Leftover]:
     if trial.info.status == "RUNNING":
         return []
     run_id, name = trial.info.run_id, str(trial.info.run_name)

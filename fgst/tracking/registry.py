@@ -16,7 +16,7 @@ from typing import Any
 
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard
-from fgst.tracking.store import KIND, TrackedRun, Tracking
+from fgst.tracking.store import KIND, TrackedRun, TrackingStore
 
 CHAMPION = "champion"
 MODEL = "model"  # the folder among a run's artifacts
@@ -30,7 +30,7 @@ def model_name(experiment: str) -> str:
     return "fgst-" + re.sub(r"[^A-Za-z0-9]+", "-", experiment).strip("-").lower()
 
 
-def propose(store: Tracking, run_id: str, experiment: str, val_top1: float, split: str) -> str:
+def promote_if_better(store: TrackingStore, run_id: str, experiment: str, val_top1: float, split: str) -> str:
     """Make an ensemble the champion of its data set, if it beats the one there is; says what came of it.
 
     Args:
@@ -55,12 +55,12 @@ def propose(store: Tracking, run_id: str, experiment: str, val_top1: float, spli
     return f"registered: {name} version {number}, alias {CHAMPION} (validation {val_top1:.2f} %)"
 
 
-def champion(store: Tracking, name: str) -> Any:
+def champion(store: TrackingStore, name: str) -> Any:
     """The champion's model version, or ``None``."""
     return store.model_version(name, CHAMPION)
 
 
-def run_of(store: Tracking, model: str) -> str:
+def run_of(store: TrackingStore, model: str) -> str:
     """The run behind a registered model.
 
     Args:
@@ -85,7 +85,7 @@ def run_of(store: Tracking, model: str) -> str:
     return str(found.run_id)
 
 
-def package(store: Tracking, run_id: str) -> None:
+def package(store: TrackingStore, run_id: str) -> None:
     """Put the ensemble of a run into its artifacts as a model of MLflow's that needs nothing else."""
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model
@@ -116,7 +116,7 @@ def package(store: Tracking, run_id: str) -> None:
         TrackedRun(store, run_id).log_artifacts(Path(name) / "logged")
 
 
-def collect(store: Tracking, run_id: str, folder: Path) -> None:
+def collect(store: TrackingStore, run_id: str, folder: Path) -> None:
     """The networks of an ensemble in one folder: ``ensemble.json``, and a checkpoint by modality; or of one training.
 
     Raises:

@@ -20,12 +20,12 @@ import requests
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException, RestException
 
-from fgst.errors import Leaving
+from fgst.errors import Preempted
 from fgst.tracking.spool import Record, Spool
 
 if TYPE_CHECKING:
     from fgst.config import TrialConfig
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
     from fgst.training.trainer import EpochResult
 
 KEY = "fgst.key"
@@ -42,7 +42,7 @@ COLLECTED = "fgst.weights_removed"  # of a trial: python -m fgst.runs gc has rem
 class TrackedRun:
     """A run that is being written."""
 
-    store: Tracking
+    store: TrackingStore
     run_id: str
     spool: Spool | None = None
 
@@ -52,7 +52,7 @@ class TrackedRun:
         What an earlier process of this run left there is sent first.
         """
         if self.store.remote:
-            self.spool = Spool(folder / self.run_id, self._send, is_away)
+            self.spool = Spool(folder / self.run_id, self._send, is_server_unavailable)
             if self.spool.pending:
                 self._drain()
                 self.go_on()
@@ -77,7 +77,7 @@ class TrackedRun:
 
     def _send(self, record: Record, files: Path | None = None, client: Any = None) -> None:
         """Write what a record says. Twice does no harm: metrics carry the time at which they were measured."""
-        client = client or self.store.impatient
+        client = client or self.store.raw_client
         if files is not None:
             client.log_artifacts(self.run_id, str(files))
         elif "status" in record:
@@ -159,7 +159,7 @@ class TrackedRun:
             self._drain()
 
 
-def is_away(error: BaseException | None) -> bool:
+def is_server_unavailable(error: BaseException | None) -> bool:
     """Whether an error means that the tracking server does not answer, or not now: refused, timed out, 5xx."""
     while error is not None:
         if isinstance(error, requests.ConnectionError | requests.Timeout | ConnectionError | TimeoutError):
@@ -211,7 +211,7 @@ def track(
     except GeneratorExit:
         run.finish("KILLED")  # whoever stopped listening says why
         raise
-    except Leaving:
+    except Preempted:
         run.finish("KILLED", "its node was about to go")
         raise
     except KeyboardInterrupt:

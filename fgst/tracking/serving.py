@@ -39,9 +39,9 @@ class Served(mlflow.pyfunc.PythonModel):
     """An ensemble, or a single network, behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
-        from fgst.evaluation.inference import Networks
+        from fgst.evaluation.inference import Predictor
 
-        self.networks = Networks.load(Path(context.artifacts["networks"]))
+        self.networks = Predictor.load(Path(context.artifacts["networks"]))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -66,9 +66,9 @@ class Served(mlflow.pyfunc.PythonModel):
 
 def example(networks: Path) -> pd.DataFrame:
     """A request of one clip, somebody who stands still, in the form that these networks read."""
-    from fgst.evaluation.inference import Networks
+    from fgst.evaluation.inference import Predictor
 
-    card = Networks.load(networks).card
+    card = Predictor.load(networks).card
     pose = np.zeros((4, card.skeleton.num_joints, 3), np.float32)
     pose[:, :, 1] = np.linspace(-0.8, 0.8, card.skeleton.num_joints)
     if card.preparation == "nw-ucla":

@@ -31,11 +31,11 @@ PATIENCE = 600.0  # seconds that a server may be away while somebody waits for i
 _PAUSES = (0.5, 15.0)  # seconds between two attempts: the first, and the longest
 
 
-class ServerAway(Exception):
+class TrackingServerUnavailable(Exception):
     """The tracking server was away for longer than anybody waits; its message says since when and why."""
 
 
-def patiently(
+def retry_while_unavailable(
     call: Callable[[], Answer], away: Callable[[BaseException], bool], patience: float = PATIENCE, since: float = 0.0
 ) -> Answer:
     """The answer of ``call``, repeated with growing pauses while the server is away.
@@ -58,7 +58,7 @@ def patiently(
             now = time.monotonic()
             since = since or now
             if now - since >= patience:
-                raise ServerAway(
+                raise TrackingServerUnavailable(
                     f"the tracking server has not answered for {patience / 60:.0f} minutes ({_first_line(error)})"
                 ) from error
             if not told:
@@ -73,7 +73,7 @@ def patiently(
             pause = min(2 * pause, _PAUSES[1])
 
 
-class Patient:
+class RetryingClient:
     """A client whose calls wait for a server that is away."""
 
     def __init__(self, client: Any, away: Callable[[BaseException], bool]) -> None:
@@ -83,7 +83,7 @@ class Patient:
         method = getattr(self._client, name)
         if not callable(method):
             return method
-        return lambda *args, **kwargs: patiently(lambda: method(*args, **kwargs), self._away)
+        return lambda *args, **kwargs: retry_while_unavailable(lambda: method(*args, **kwargs), self._away)
 
 
 class Spool:
@@ -159,7 +159,7 @@ class Spool:
             ServerAway: if the server stays away.
         """
         if self.pending:
-            patiently(self.replay, self._away, self._patience, self._since)
+            retry_while_unavailable(self.replay, self._away, self._patience, self._since)
 
     def _try(self, call: Callable[[], None]) -> bool:
         """Whether the server took it. One that lets us wait is asked rarely, so that the training does not."""

@@ -33,7 +33,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import InputError, require_listener
+from fgst.errors import InputError, require_server
 from fgst.tracking.run import (
     COLLECTED,
     ENDING,
@@ -45,11 +45,11 @@ from fgst.tracking.run import (
     SPOOLED,
     TrackedRun,
     http_status,
-    is_away,
+    is_server_unavailable,
     track,
     trial_tags,
 )
-from fgst.tracking.spool import Patient, ServerAway, Spool, patiently
+from fgst.tracking.spool import RetryingClient, Spool, TrackingServerUnavailable, retry_while_unavailable
 
 if TYPE_CHECKING:  # PyTorch comes with them: seconds, and 0.1 GiB, that looking at runs does not need
     from fgst.evaluation.metrics import Scores
@@ -88,7 +88,7 @@ def existing(uri: str | None = None) -> str:
     return resolved
 
 
-class Tracking:
+class TrackingStore:
     """A tracking store, opened; creates and migrates an sqlite one, so open it once before processes share it.
 
     Once it is open, ``client`` waits for a server that goes away.
@@ -113,12 +113,14 @@ class Tracking:
             if not database.exists():
                 _create_database(database)
         if self.remote and not wait:
-            require_listener(self.uri, "the tracking server")
+            require_server(self.uri, "the tracking server")
         try:
-            self.impatient = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            self.client: Any = Patient(self.impatient, is_away) if self.remote else self.impatient
-            (self.client if wait else self.impatient).search_experiments(max_results=1)
-        except ServerAway:
+            self.raw_client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self.client: Any = (
+                RetryingClient(self.raw_client, is_server_unavailable) if self.remote else self.raw_client
+            )
+            (self.client if wait else self.raw_client).search_experiments(max_results=1)
+        except TrackingServerUnavailable:
             raise
         except Exception as error:  # the library raises whatever its database driver or HTTP client does
             if http_status(error) in (401, 403):
@@ -148,7 +150,7 @@ class Tracking:
                 raise
             return found.experiment_id
 
-    def where_to_look(self, experiment: str) -> str:
+    def ui_url(self, experiment: str) -> str:
         """How a person sees an experiment's runs; MLflow's front page shows chat traces instead."""
         page = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
         if self.uri.startswith(("http://", "https://")):
@@ -178,10 +180,10 @@ class Tracking:
             found = self.find(experiment, key, parent) if parent else None
             if found is not None:
                 return self.reopen(found)
-            created = self.impatient.create_run(experiment, run_name=name, tags=everything)
+            created = self.raw_client.create_run(experiment, run_name=name, tags=everything)
             return TrackedRun(self, created.info.run_id)
 
-        return patiently(find_or_create, is_away)
+        return retry_while_unavailable(find_or_create, is_server_unavailable)
 
     def find(self, experiment: str, key: str, parent: str) -> Run | None:
         """The child run with this key, if it was begun."""
@@ -320,11 +322,11 @@ class Tracking:
         found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", order_by=["start_time DESC"])
         return [r.info.run_id for r in found if r.info.status != "FINISHED" and PARENT not in r.data.tags]
 
-    def take_in(self, folder: Path) -> None:
+    def flush_spools(self, folder: Path) -> None:
         """Send what runs left in their spools in ``folder`` when they ended."""
         for left in sorted(folder.glob("*/records.jsonl")) if self.remote else []:
             run = TrackedRun(self, left.parent.name)
-            run.spool = Spool(left.parent, run._send, is_away)
+            run.spool = Spool(left.parent, run._send, is_server_unavailable)
             run._drain()
 
     @contextmanager
@@ -342,7 +344,7 @@ class Tracking:
         with tempfile.TemporaryDirectory(prefix="fgst-artifacts-") as folder:
             try:
                 local = Path(self.client.download_artifacts(run_id, path, folder))
-            except ServerAway:
+            except TrackingServerUnavailable:
                 raise
             except Exception as error:  # depends on where artifacts are kept: OSError, MlflowException, HTTP errors
                 raise InputError(

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 
 from fgst.config import TrainConfig, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipStore, choose_device, make_stores
-from fgst.errors import InputError, Leaving
+from fgst.data.loader import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipLoader, choose_device, make_loaders
+from fgst.errors import InputError, Preempted
 from fgst.evaluation.metrics import Scores
 from fgst.model import FGSTFormer
 from fgst.training.checkpoint import ModelCard, latest_checkpoint, load_state, load_weights, save_checkpoint
@@ -54,7 +54,7 @@ class EpochResult:
     test: Scores | None = None
     val: Scores | None = None
     checkpoint: Path | None = None
-    replayed: bool = False
+    is_replay: bool = False
 
 
 def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
@@ -92,12 +92,12 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.lr * config.decay_factor ** sum(share >= at for at in config.decay_at)
 
 
-def score(model: FGSTFormer, store: ClipStore, batch_size: int = EVALUATION_BATCH) -> Scores:
+def score(model: FGSTFormer, store: ClipLoader, batch_size: int = EVALUATION_BATCH) -> Scores:
     """The network's scores of every clip of a store, without augmentation, in float32 whatever it was trained in."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        parts = [model(b.clips, b.present).float().cpu().numpy() for b in store.evaluation_batches(batch_size)]
+        parts = [model(b.clips, b.person_mask).float().cpu().numpy() for b in store.evaluation_batches(batch_size)]
     model.train(was_training)
     return Scores(store.clip_ids, store.labels.cpu().numpy(), np.concatenate(parts), store.split, store.digest)
 
@@ -139,7 +139,7 @@ def fit(
     train = config.train
     assert train.repeat is not None
     where = choose_device(device)
-    stores = make_stores(dataset, config.data, where)
+    stores = make_loaders(dataset, config.data, where)
     card = ModelCard(
         config,
         dataset.skeleton,
@@ -164,7 +164,7 @@ def fit(
     if found is not None:
         done, metrics, begun = _restore(found, card, model, scored, optimizer, begun)
         if done:
-            yield _finished(done, metrics, scored, stores, train, found, replayed=True)
+            yield _finished(done, metrics, scored, stores, train, found, is_replay=True)
 
     def save(epoch: int, step: int = 0) -> Path | None:
         if checkpoints is None:
@@ -179,7 +179,7 @@ def fit(
     steps = stores["train"].steps(train.batch_size, train.repeat)
     for epoch in range(done + 1, train.epochs + 1):
         if leave():
-            raise Leaving
+            raise Preempted
         began = time.perf_counter()
         torch.manual_seed(_seed(train.seed, epoch))
         generator = torch.Generator(where).manual_seed(_seed(train.seed, epoch, 1))
@@ -200,7 +200,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             for part in batch.parts(micro_batches):
                 with torch.autocast(where.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-                    logits = model(part.clips, part.present).float()
+                    logits = model(part.clips, part.person_mask).float()
                 loss = F.cross_entropy(logits, part.labels, label_smoothing=train.label_smoothing)
                 (loss * (len(part.labels) / len(batch.labels))).backward()
                 loss_sum += loss.detach() * len(part.labels)
@@ -215,7 +215,7 @@ def fit(
                 seconds = begun.seconds + time.perf_counter() - began
                 begun = _Begun(step + 1, clips, seconds, loss_sum.cpu(), correct.cpu(), *_random_state(where))
                 save(epoch - 1, step + 1)
-                raise Leaving
+                raise Preempted
         minutes = metrics["minutes"]
         metrics = {"train/loss": float(loss_sum) / clips, "train/top1": 100 * float(correct) / clips, "lr": lr}
         _require_finite(metrics, "train", epoch)
@@ -271,21 +271,21 @@ def _finished(
     epoch: int,
     metrics: dict[str, float],
     model: FGSTFormer,
-    stores: dict[str, ClipStore],
+    stores: dict[str, ClipLoader],
     train: TrainConfig,
     checkpoint: Path | None,
     val: Scores | None = None,
     *,
-    replayed: bool = False,
+    is_replay: bool = False,
 ) -> EpochResult:
     if epoch < train.epochs:
-        return EpochResult(epoch, metrics, checkpoint=checkpoint, replayed=replayed)
+        return EpochResult(epoch, metrics, checkpoint=checkpoint, is_replay=is_replay)
     test = score(model, stores["test"])
     metrics = metrics | _accuracies("test", test)
     _require_finite(metrics, "test", epoch)
     if val is None and "val" in stores:
         val = score(model, stores["val"])
-    return EpochResult(epoch, metrics, test, val, checkpoint, replayed)
+    return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
 
 
 def _require_finite(metrics: dict[str, float], split: str, epoch: int) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fgst.cli.explain import _clip, explain, main
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import ClipStore
+from fgst.data.loader import ClipLoader
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import softmax
 from fgst.evaluation.focal_plots import FocalClip, focal_heat_map
@@ -48,12 +48,12 @@ def test_heat_map_counts_focal_frames_of_those_who_are_there(
     model, card = load_model(folder)
     told = json.loads((explained[0] / "focal.json").read_text())
     rows = dataset.splits("x-sub", validation=0).test
-    store = ClipStore(dataset, rows, card.config.data, CPU)
+    store = ClipLoader(dataset, rows, card.config.data, CPU)
     by_class: dict[int, list[list[float]]] = {}
     for row in range(len(rows)):
         batch = store.batch(np.array([row]))
         with torch.inference_mode():
-            _, maps = model(batch.clips, batch.present, return_maps=True)
+            _, maps = model(batch.clips, batch.person_mask, return_maps=True)
         counts, frames = [0.0] * 6, 0
         for person in range(int(dataset.columns["num_persons"][rows[row]])):
             for frame in maps.focal_joints[0, person].tolist():
@@ -77,9 +77,9 @@ def test_each_class_is_drawn_by_the_clip_that_is_right_and_surest(
     monkeypatch.setattr("fgst.cli.explain.focal_animation", lambda *rest: None)
     explain(model, card, dataset, tmp_path)
     rows = dataset.splits("x-sub", validation=0).test
-    store = ClipStore(dataset, rows, card.config.data, CPU)
+    store = ClipLoader(dataset, rows, card.config.data, CPU)
     with torch.inference_mode():
-        chances = np.concatenate([softmax(model(b.clips, b.present).numpy()) for b in store.evaluation_batches(16)])
+        chances = np.concatenate([softmax(model(b.clips, b.person_mask).numpy()) for b in store.evaluation_batches(16)])
     labels = store.labels.numpy()
     for label, clip in enumerate(drawn):
         own = [(chances[row].argmax() == label, chances[row, label], row) for row in np.flatnonzero(labels == label)]
@@ -89,15 +89,15 @@ def test_each_class_is_drawn_by_the_clip_that_is_right_and_surest(
 def test_a_clip_shows_the_joints_scores_and_attentions_of_the_maps(dataset: ArrowDataset, folder: Path) -> None:
     model, card = load_model(folder)
     rows = dataset.splits("x-sub", validation=0).test
-    store = ClipStore(dataset, rows, card.config.data, CPU)
+    store = ClipLoader(dataset, rows, card.config.data, CPU)
     row = int(np.flatnonzero(dataset.columns["num_persons"][rows] == 2)[0])
     clip = _clip(model, card, dataset, store, row)
     batch = store.batch(np.array([row]))
     with torch.inference_mode():
-        _, maps = model(batch.clips, batch.present, return_maps=True)
+        _, maps = model(batch.clips, batch.person_mask, return_maps=True)
     T = maps.focal_joints.shape[2]
     layers = [layer for layer in maps.part_to_joint if layer.shape[2] == T]
-    assert clip.present.all()
+    assert clip.person_mask.all()
     for person in range(2):
         for frame in range(T):
             chosen = maps.focal_joints[0, person, frame].tolist()
@@ -114,7 +114,7 @@ def test_a_clip_shows_the_joints_scores_and_attentions_of_the_maps(dataset: Arro
                 assert (joint, part) == expected[1:]
     # The joints are where they are, though the network is given bones.
     joint = dataclasses.replace(card.config.data, modality="joint")
-    np.testing.assert_array_equal(clip.joints, ClipStore(dataset, rows, joint, CPU).batch(np.array([row])).clips[0])
+    np.testing.assert_array_equal(clip.joints, ClipLoader(dataset, rows, joint, CPU).batch(np.array([row])).clips[0])
     shades = clip.shade()[clip.focal]
     assert shades.min() == 0
     assert shades.max() == 1
@@ -143,14 +143,14 @@ def test_a_hundred_and_twenty_classes_are_legible(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_named(dataset: ArrowDataset, folder: Path, tmp_path: Path, tracking_uri: str) -> None:
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
     model, card = load_model(folder)
     with pytest.raises(InputError, match="nobody: is none of the"):
         explain(model, card, dataset, tmp_path, clips=["nobody"])
     with pytest.raises(InputError, match="--out"):
         main(["--run-id", "0" * 32, "--no-log"])
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     experiment = store.experiment("small x-sub")
     sweep = store.start(experiment, "s", "a sweep", {"fgst.kind": "sweep", "fgst.best_run": "a" * 32})
     with pytest.raises(InputError, match=f"no single network; one of its networks is --run-id {'a' * 32}"):
@@ -167,9 +167,9 @@ def test_bad_input_is_named(dataset: ArrowDataset, folder: Path, tmp_path: Path,
 def test_command_keeps_the_pictures_with_the_run(
     dataset: ArrowDataset, folder: Path, tmp_path: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     run = store.start(store.experiment("small x-sub"), "t", "a trial", {"fgst.kind": "trial"})
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)
     for name in ("model.safetensors", "config.json"):

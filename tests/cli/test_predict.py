@@ -16,11 +16,11 @@ import torch
 from fgst.cli.predict import main, predict
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats.raw_clip import read_clip
-from fgst.data.loader import make_stores
+from fgst.data.loader import make_loaders
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member, softmax
-from fgst.evaluation.inference import Networks
+from fgst.evaluation.inference import Predictor
 from fgst.training.checkpoint import ModelCard
 from fgst.training.trainer import score
 from tests.support import small
@@ -47,14 +47,14 @@ def folder(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def networks(folder: Path) -> Networks:
-    return Networks.load(folder)
+def networks(folder: Path) -> Predictor:
+    return Predictor.load(folder)
 
 
 @pytest.mark.parametrize("modality", ["joint", "bone_motion"])
 def test_a_clip_is_scored_as_evaluation_scores_it(dataset: ArrowDataset, tmp_path: Path, modality: str) -> None:
-    networks = Networks.load(network(dataset, tmp_path, data__modality=modality))
-    store = make_stores(dataset, networks.card.config.data, CPU)["test"]
+    networks = Predictor.load(network(dataset, tmp_path, data__modality=modality))
+    store = make_loaders(dataset, networks.card.config.data, CPU)["test"]
     scores = score(networks.members[0].model, store).scores
     clips = [networks.read(as_file(dataset.clip(row))) for row in store.rows]
     np.testing.assert_array_equal(networks.members[0].scores(clips, CPU), scores)  # the same batch, the same bits
@@ -66,9 +66,9 @@ def test_a_clip_is_scored_as_evaluation_scores_it(dataset: ArrowDataset, tmp_pat
 def test_real_recordings_are_scored_as_evaluation_scores_them(
     nw_ucla: ArrowDataset, nw_ucla_zip: Path, tmp_path: Path
 ) -> None:
-    networks = Networks.load(network(nw_ucla, tmp_path, model__focal_joints=10, model__parts=5, data__frames=16))
+    networks = Predictor.load(network(nw_ucla, tmp_path, model__focal_joints=10, model__parts=5, data__frames=16))
     assert networks.card.preparation == "nw-ucla"
-    store = make_stores(nw_ucla, networks.card.config.data, CPU)["test"]
+    store = make_loaders(nw_ucla, networks.card.config.data, CPU)["test"]
     expected = score(networks.members[0].model, store).scores
     with zipfile.ZipFile(nw_ucla_zip) as archive:
         members = {Path(name).stem: name for name in archive.namelist() if name.endswith(".json")}
@@ -84,16 +84,16 @@ def test_an_ensemble_pools_its_networks(dataset: ArrowDataset, tmp_path: Path) -
         made = network(dataset, tmp_path / f"{number}", seed=number, data__modality=modality)
         (tmp_path / "both").mkdir(exist_ok=True)
         made.rename(tmp_path / "both" / modality)
-        parts.append(Networks.load(tmp_path / "both" / modality).probabilities(clips))
+        parts.append(Predictor.load(tmp_path / "both" / modality).probabilities(clips))
     EnsembleCard((Member("joint", "a" * 32, 0.7), Member("bone", "b" * 32, 0.3)), 1.4).write(
         tmp_path / "both" / "ensemble.json"
     )
     product = (parts[0] ** 0.7 * parts[1] ** 0.3) ** 1.4
     expected = product / product.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(Networks.load(tmp_path / "both").probabilities(clips), expected, rtol=1e-5)
+    np.testing.assert_allclose(Predictor.load(tmp_path / "both").probabilities(clips), expected, rtol=1e-5)
 
 
-def test_the_likeliest_come_first(networks: Networks, dataset: ArrowDataset) -> None:
+def test_the_likeliest_come_first(networks: Predictor, dataset: ArrowDataset) -> None:
     clip = dataset.clip(3)
     [best] = networks.top([clip], 2)
     row = networks.probabilities([clip])[0]
@@ -103,7 +103,7 @@ def test_the_likeliest_come_first(networks: Networks, dataset: ArrowDataset) -> 
     assert len(networks.top([clip], 99)[0]) == 3
 
 
-def test_folders_zips_and_files_in_order(networks: Networks, dataset: ArrowDataset, tmp_path: Path) -> None:
+def test_folders_zips_and_files_in_order(networks: Predictor, dataset: ArrowDataset, tmp_path: Path) -> None:
     inside = tmp_path / "clips" / "deep"
     inside.mkdir(parents=True)
     for row in range(3):
@@ -136,7 +136,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_no_clip_is_a_named_fault(networks: Networks, name: str) -> None:
+def test_what_is_no_clip_is_a_named_fault(networks: Predictor, name: str) -> None:
     content = HOSTILE[name]
     if content is None:
         file = io.BytesIO()
@@ -191,9 +191,9 @@ def test_a_card_from_before_preparations_were_named(
 
 @pytest.fixture
 def run_id(dataset: ArrowDataset, folder: Path, tracking_uri: str, tmp_path: Path) -> str:
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     run = store.start(store.experiment("small x-sub"), "key", "a trial", {"fgst.kind": "trial"})
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)
     for name in ("model.safetensors", "config.json"):
@@ -250,4 +250,4 @@ def test_networks_that_do_not_belong_together_are_refused(dataset: ArrowDataset,
     other.rename(both / "bone")
     EnsembleCard((Member("joint", "a" * 32, 0.7), Member("bone", "b" * 32, 0.3))).write(both / "ensemble.json")
     with pytest.raises(InputError, match="different skeletons or classes"):
-        Networks.load(both)
+        Predictor.load(both)

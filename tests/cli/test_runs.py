@@ -14,7 +14,7 @@ from fgst.cli.runs import best_runs, compare_runs, list_runs, main
 from fgst.cli.runs_tables import size
 from fgst.errors import InputError
 from fgst.tracking import gc
-from fgst.tracking.store import COLLECTED, TrackedRun, Tracking
+from fgst.tracking.store import COLLECTED, TrackedRun, TrackingStore
 
 WEIGHTS = 1000  # bytes of a trial's weights
 
@@ -23,7 +23,7 @@ class Lab:
     """A store with runs as sweeps and trainings leave them."""
 
     def __init__(self, uri: str, folder: Path) -> None:
-        self.uri, self.folder, self.store = uri, folder, Tracking(uri)
+        self.uri, self.folder, self.store = uri, folder, TrackingStore(uri)
         self.id = self.store.experiment("small x-sub")
         self.count = 0
 
@@ -299,7 +299,7 @@ def test_a_store_that_cannot_be_deleted_from_is_said_so(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, trials = lab.sweep(40.0, 60.0)
-    monkeypatch.setattr(Tracking, "local_artifacts", lambda self, run: None)
+    monkeypatch.setattr(TrackingStore, "local_artifacts", lambda self, run: None)
     report = command(lab, capsys, "gc", "--delete")
     [row] = [row for row in report["found"] if row["what"] == "weights"]
     assert (row["run_id"], row["bytes"], row["place"], row["removed"]) == (trials[0], WEIGHTS, None, False)

@@ -30,7 +30,7 @@ SWEEP = (
     "--set data.frames=16 --set train.repeat=1 --cpus-per-trial 1"
 )
 TIMEOUT = 900.0  # hosts share the cores of one machine
-Trials = dict[str, dict[str, Any]]
+TrialFactory = dict[str, dict[str, Any]]
 
 
 class Cluster:
@@ -52,7 +52,7 @@ class Cluster:
         exports = f"export RAY_AUTH_MODE=token MLFLOW_TRACKING_URI={self.tracking}"
         return self.hosts.start(LAPTOP, f"cd ~/fgst && {exports} && {command}")
 
-    def sweeps(self) -> dict[str, Trials]:
+    def sweeps(self) -> dict[str, TrialFactory]:
         """The trials of each sweep by their keys, by the sweep's run id, in the order in which they began."""
         done = self.hosts.run(
             LAPTOP,
@@ -88,7 +88,7 @@ class Cluster:
         self.hosts.boot(name, tmp_size)
         self.all_up()
 
-    def as_ever(self, trials: Trials) -> None:
+    def as_ever(self, trials: TrialFactory) -> None:
         """Every sweep here is the same one, whatever happened to it: so are its figures."""
         found = {key: trial["figures"] for key, trial in trials.items()}
         self.figures = self.figures or found
@@ -99,7 +99,7 @@ class Cluster:
         done = self.hosts.run(LAPTOP, f"find {where} -type f")
         return sorted(line for line in done.stdout.splitlines() if not line.startswith("find:"))
 
-    def middle(self, process: subprocess.Popen[str], known: set[str], *names: str) -> tuple[str, Trials]:
+    def middle(self, process: subprocess.Popen[str], known: set[str], *names: str) -> tuple[str, TrialFactory]:
         """The sweep's run id and trials, once each of the hosts trains one that has three epochs behind it."""
 
         def come_so_far() -> bool:
@@ -122,7 +122,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(1)
 
 
-def complete(trials: Trials, before: Trials | None = None) -> None:
+def complete(trials: TrialFactory, before: TrialFactory | None = None) -> None:
     """Each trial is finished in the run that it began, has each epoch once, and left all that it should."""
     assert len(trials) == 3
     for trial in trials.values():

@@ -19,17 +19,17 @@ from benchmarks.simulated import SimulatedTrial
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.sweep.backends.ray import Progress, Resources, run_on_ray
-from fgst.sweep.definition import Parameter, Question, Trials, make_spec
+from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory, build_spec
 from fgst.sweep.search import Search
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext
 from tests.support import small
 
-QUESTION = Question(
+QUESTION = SweepDefinition(
     name="rate",
     title="How fast?",
     parameters=lambda skeleton, base: [Parameter("lr", tuple(0.01 * n for n in range(1, 7)))],
-    settings=lambda point, base: {"train.lr": point["lr"]},
+    settings=lambda params, base: {"train.lr": params["lr"]},
 )
 
 
@@ -65,8 +65,8 @@ class Sweep:
 
     def __init__(self, dataset: ArrowDataset, folder: Path, seconds: float, epochs: int = 3) -> None:
         config = small.small_config(dataset, train__epochs=epochs)
-        self.spec = make_spec(QUESTION, config, dataset)
-        self.search = Search(self.spec, Trials(QUESTION, self.spec.base, dataset), None, "virtual")
+        self.spec = build_spec(QUESTION, config, dataset)
+        self.search = Search(self.spec, TrialFactory(QUESTION, self.spec.base, dataset), None, "virtual")
         self.log = folder / "log.jsonl"
         self.context = TrialContext("nowhere", "0", "0" * 32, str(folder / "storage"))
         self.trial = SimulatedTrial(seconds, writes=False, log=str(self.log))
@@ -154,8 +154,8 @@ def test_a_node_that_is_lost_gives_its_trials_to_the_others(
     def lose(progress: Progress) -> None:
         """The second node, as soon as a trial of it has told an epoch."""
         on_it = {line["key"] for line in sweep.lines() if line["node"] == doomed.node_id and line["what"] == "epoch"}
-        if not lost and progress.trial.key in on_it and progress.state == "running":
-            lost.append(progress.trial.key)
+        if not lost and progress.trial.trial_id in on_it and progress.state == "running":
+            lost.append(progress.trial.trial_id)
             cluster.remove_node(doomed, allow_graceful=False)
 
     lines = sweep.run(Resources(cluster.address, gpus_per_trial=1.0), lose)
@@ -185,7 +185,7 @@ def test_a_node_whose_disk_is_full_gives_its_trials_to_the_others(
     begun = Counter(line["key"] for line in lines if line["what"] == "begin")
     moved = {line["key"] for line in lines if line["what"] == "begin" and line["node"] == full.node_id}
     assert moved
-    assert {key: begun[key] for key in moved} == dict.fromkeys(moved, 2)  # it is tried there once
+    assert {trial_id: begun[trial_id] for trial_id in moved} == dict.fromkeys(moved, 2)  # it is tried there once
     assert {line["node"] for line in lines if line["what"] == "end"} == {joined[0].node_id}
     assert capfd.readouterr().err.count("what ran there goes on elsewhere") == 1
 

@@ -15,7 +15,7 @@ import torch
 
 from fgst.config import DataConfig
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
-from fgst.data.loader import ClipStore, choose_device, even_frames, make_stores, rotation
+from fgst.data.loader import ClipLoader, choose_device, even_frames, make_loaders, rotation
 from fgst.data.modality import MODALITIES, to_modality
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.data.writer import write_dataset
@@ -65,8 +65,8 @@ def moving(persons: int, frames: int, joints: int, seed: int) -> np.ndarray:
     return (pose + path).astype(np.float32)
 
 
-def whole(dataset: ArrowDataset, **config: object) -> ClipStore:
-    return ClipStore(dataset, np.arange(len(dataset)), DataConfig(**config), CPU)
+def whole(dataset: ArrowDataset, **config: object) -> ClipLoader:
+    return ClipLoader(dataset, np.arange(len(dataset)), DataConfig(**config), CPU)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -125,7 +125,7 @@ def test_nw_ucla_test_clips(modality: str, tmp_path: Path) -> None:
 def test_every_real_nw_ucla_test_clip(modality: str, nw_ucla: ArrowDataset) -> None:
     rows = nw_ucla.splits(validation=0).test
     assert len(rows) == 464
-    store = ClipStore(nw_ucla, rows, DataConfig(modality=modality), CPU)
+    store = ClipLoader(nw_ucla, rows, DataConfig(modality=modality), CPU)
     row = 0
     for batch in store.evaluation_batches():
         for made in batch.clips.numpy():
@@ -194,7 +194,7 @@ def test_rows_labels_and_frames(tmp_path: Path) -> None:
     clips = [np.full((1, 4, 25, 3), float(i)) for i in range(9)]
     dataset = write(tmp_path, clips, "ntu", shard_bytes=3000)
     rows = np.array([8, 2, 3, 7])
-    store = ClipStore(dataset, rows, DataConfig(), CPU)
+    store = ClipLoader(dataset, rows, DataConfig(), CPU)
     assert store.clip_ids.tolist() == ["clip 8", "clip 2", "clip 3", "clip 7"]
     batch = store.batch(np.array([2, 0, 3]))
     assert batch.rows.tolist() == [2, 0, 3]
@@ -445,7 +445,7 @@ def test_evaluation_takes_every_clip_once_in_order(tmp_path: Path) -> None:
 
 def test_stores_of_the_validation_protocol(tmp_path: Path) -> None:
     dataset = write(tmp_path, [moving(1, 3, 20, i) for i in range(24)], "nw-ucla")
-    stores = make_stores(dataset, DataConfig(benchmark="x-sub", validation=0.3), CPU)
+    stores = make_loaders(dataset, DataConfig(benchmark="x-sub", validation=0.3), CPU)
     subjects = {name: set(dataset.columns["subject"][store.rows].tolist()) for name, store in stores.items()}
     assert set(stores) == {"train", "val", "test"}
     assert subjects["test"] == {3}
@@ -457,7 +457,7 @@ def test_stores_of_the_validation_protocol(tmp_path: Path) -> None:
 
 def test_stores_of_the_papers_protocol(tmp_path: Path) -> None:
     dataset = write(tmp_path, [moving(1, 3, 20, i) for i in range(24)], "nw-ucla")
-    stores = make_stores(dataset, DataConfig(benchmark="x-view", protocol="paper"), CPU)
+    stores = make_loaders(dataset, DataConfig(benchmark="x-view", protocol="paper"), CPU)
     assert set(stores) == {"train", "test"}
     assert stores["train"].rows.tolist() == [row for row in range(24) if row % 3 != 2]
     assert stores["test"].rows.tolist() == [row for row in range(24) if row % 3 == 2]
@@ -482,11 +482,11 @@ def test_frames_on_the_device_and_in_the_files_give_the_same_batches(recipe: str
     dataset = write(tmp_path, [moving(1 + i % 2, 9 + 5 * i, joints, i) for i in range(9)], recipe, shard_bytes=20_000)
     assert len(list(dataset.path.glob("*.arrow"))) > 1
     rows = np.array([8, 2, 5, 0, 7])
-    stores = [ClipStore(dataset, rows, DataConfig(frames=16), CPU, resident=resident) for resident in (True, False)]
+    stores = [ClipLoader(dataset, rows, DataConfig(frames=16), CPU, resident=resident) for resident in (True, False)]
     for training in (True, False):
         a, b = (
             store.batch(np.array([3, 0, 3, 4, 1]), torch.Generator().manual_seed(1) if training else None)
             for store in stores
         )
-        for one, other in ((a.clips, b.clips), (a.present, b.present), (a.labels, b.labels)):
+        for one, other in ((a.clips, b.clips), (a.person_mask, b.person_mask), (a.labels, b.labels)):
             torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgst.config import ModelConfig
 from fgst.data.skeleton import NW_UCLA_20
-from fgst.model import FGSTFormer, Maps
+from fgst.model import AttentionMaps, FGSTFormer
 from tests.model.test_variants import NO_CROSS, NO_PARTS, SMALL, clips_of
 
 B, M, T, N, H, K, P = 3, 2, 9, 20, 3, 6, 10
@@ -22,7 +22,7 @@ def network(**changes: Any) -> FGSTFormer:
     return FGSTFormer(ModelConfig(**settings), NW_UCLA_20, 4, frames=T).eval()
 
 
-def look(model: FGSTFormer, clips: Tensor) -> Maps:
+def look(model: FGSTFormer, clips: Tensor) -> AttentionMaps:
     with torch.no_grad():
         scores, maps = model(clips, return_maps=True)
         assert torch.equal(scores, model(clips))
@@ -55,12 +55,14 @@ def test_shapes(shared: bool) -> None:
 def test_rows_are_shares_of_attention_and_absent_persons_are_zero() -> None:
     clips = clips_of(B, M, T, N)  # the last clip's second person is absent
     maps = look(network(), clips)
-    assert maps.present.tolist() == [[True, True], [True, True], [True, False]]
+    assert maps.person_mask.tolist() == [[True, True], [True, True], [True, False]]
     for values in (*maps.temporal, *maps.joint_temporal, *maps.part_temporal, *maps.part_to_joint, *maps.joint_to_part):
-        torch.testing.assert_close(values[maps.present].sum(-1), torch.ones_like(values[maps.present][..., 0]))
-        assert not values[~maps.present].any()
+        torch.testing.assert_close(values[maps.person_mask].sum(-1), torch.ones_like(values[maps.person_mask][..., 0]))
+        assert not values[~maps.person_mask].any()
     for values in (*maps.spatial, *maps.joint_spatial, *maps.part_spatial):  # A_g adds rows of 1 as it starts
-        torch.testing.assert_close(values[maps.present].sum(-1), torch.full_like(values[maps.present][..., 0], 2))
+        torch.testing.assert_close(
+            values[maps.person_mask].sum(-1), torch.full_like(values[maps.person_mask][..., 0], 2)
+        )
 
 
 def test_focal_joints_are_those_of_the_highest_scores() -> None:
@@ -68,7 +70,7 @@ def test_focal_joints_are_those_of_the_highest_scores() -> None:
     assert maps.focal_joints is not None
     assert maps.focal_scores is not None
     expected = maps.focal_scores.topk(K, dim=-1).indices.sort(dim=-1).values
-    assert torch.equal(maps.focal_joints[maps.present], expected[maps.present])
+    assert torch.equal(maps.focal_joints[maps.person_mask], expected[maps.person_mask])
 
 
 def test_a_person_s_maps_are_those_of_the_person_alone() -> None:

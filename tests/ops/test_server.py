@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 
 from fgst.errors import InputError
 from fgst.ops.server import _artifacts, main
-from fgst.tracking.store import Tracking
+from fgst.tracking.store import TrackingStore
 from tests.support.small import start_python
 from tests.support.team import Team
 
@@ -45,14 +45,14 @@ def team() -> Iterator[Team]:
 
 
 @pytest.fixture
-def store(team: Team, monkeypatch: pytest.MonkeyPatch) -> Tracking:
+def store(team: Team, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
     for name, value in team.environment.items():
         monkeypatch.setenv(name, value)
-    return Tracking()
+    return TrackingStore()
 
 
 @pytest.mark.slow
-def test_many_writers_at_once_lose_nothing(store: Tracking, tmp_path: Path) -> None:
+def test_many_writers_at_once_lose_nothing(store: TrackingStore, tmp_path: Path) -> None:
     experiment = store.experiment("writers")
     processes = []
     for number in range(WRITERS):
@@ -71,7 +71,7 @@ def test_many_writers_at_once_lose_nothing(store: Tracking, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_wrong_password_is_refused_before_anything_starts(team: Team, store: Tracking, tmp_path: Path) -> None:
+def test_a_wrong_password_is_refused_before_anything_starts(team: Team, store: TrackingStore, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "sweeps" / "focal_k.py"
     wrong = {**os.environ, "MLFLOW_TRACKING_PASSWORD": "wrong"}
     command = [sys.executable, str(script), "--preset", "tiny", "--epochs", "1", "--values", "3"]
@@ -84,12 +84,12 @@ def test_a_wrong_password_is_refused_before_anything_starts(team: Team, store: T
 
 
 @pytest.mark.slow
-def test_a_second_start_takes_up_the_same_data(team: Team, store: Tracking) -> None:
+def test_a_second_start_takes_up_the_same_data(team: Team, store: TrackingStore) -> None:
     run = store.start(store.experiment("kept"), "kept", "kept", {"note": "here"})
     assert "the data stay in" in team.stop()
     assert not (team.folder / "data" / "postgres" / "postmaster.pid").exists()
     team.start()
-    assert Tracking().run(run.run_id).data.tags["note"] == "here"
+    assert TrackingStore().run(run.run_id).data.tags["note"] == "here"
     secrets = ["secret", "password"]
     for name in secrets:
         file = team.folder / "data" / name
@@ -163,7 +163,7 @@ def test_artifacts_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         team.start("--artifacts", "s3://weights/mlflow")
         for name, value in team.environment.items():
             monkeypatch.setenv(name, value)
-        store = Tracking()
+        store = TrackingStore()
         run = store.start(store.experiment("bucket"), "bucket", "bucket", {})
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "note.txt").write_text("here")

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from fgst.errors import InputError
 from fgst.ops.server_backup import main
-from fgst.tracking.store import Tracking
+from fgst.tracking.store import TrackingStore
 from tests.support.team import Team
 
 
@@ -94,7 +94,7 @@ def test_a_real_server_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.Mon
         first.start()
         for name, value in first.environment.items():
             monkeypatch.setenv(name, value)
-        store = Tracking()
+        store = TrackingStore()
         run = store.start(store.experiment("kept"), "kept", "kept", {"note": "here"})
         uri = (tmp_path / "kept.tar.gz").as_uri()
         with pytest.raises(InputError, match="stop it first"):
@@ -105,7 +105,7 @@ def test_a_real_server_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.Mon
         main(["restore", str(second.folder / "data"), uri])
         second.start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", second.uri)
-        assert Tracking().run(run.run_id).data.tags["note"] == "here"
+        assert TrackingStore().run(run.run_id).data.tags["note"] == "here"
         second.stop()
     finally:
         first.end()

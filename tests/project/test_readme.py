@@ -35,14 +35,14 @@ def test_maps_on_request() -> None:
 def test_a_sweep_of_one_s_own() -> None:
     from fgst.config import PRESETS
     from fgst.data.skeleton import NTU_25
-    from fgst.sweep.definition import points_of
+    from fgst.sweep.definition import grid_points
 
     text = (README.parent / "sweeps" / "README.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, Any] = {"__name__": "kernel"}
     exec(block, names)
     base = PRESETS["paper"]
-    points = list(points_of(names["question"].parameters(NTU_25, base)))
+    points = list(grid_points(names["question"].parameters(NTU_25, base)))
     configs = [base.with_values(names["question"].settings(point, base)) for point in points]
     assert [config.model.kernel_size for config in configs] == [3, 5, 7, 9]
 

@@ -22,7 +22,7 @@ from fgst.cli.sweep import sweep
 from fgst.data.dataset import ArrowDataset, file_digest
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member
-from fgst.tracking.store import Tracking
+from fgst.tracking.store import TrackingStore
 from fgst.training.checkpoint import latest_checkpoint
 from fgst.training.trainer import fit
 from tests.support import small
@@ -62,7 +62,7 @@ class Scene:
     """A data set, a run that was trained on it, an ensemble, a sweep and an interrupted training."""
 
     folder: Path
-    store: Tracking
+    store: TrackingStore
     sweep: str
     trial: str
     ensemble: str
@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("scene")
     dataset = small.write_small(folder / "data")
-    store = Tracking(f"sqlite:///{folder}/mlflow.db")
+    store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     arguments = ["--local", "--dataset", "data", "--preset", "tiny", "--values", "4", "--epochs", "2", *SETTINGS]
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
         sweep(FOCAL_K, argv=arguments)

@@ -64,7 +64,7 @@ def start_server(folder: Path) -> subprocess.Popen[str]:
 def run(folder: Path, account: object) -> None:
     import boto3
 
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
     from tests.support.cloud import BUCKET, Account
     from tests.support.cloud_nodes import Nodes
     from tests.support.place import TINY
@@ -94,7 +94,7 @@ def run(folder: Path, account: object) -> None:
         assert (worker["InstanceLifecycle"], worker["InstanceType"]) == ("spot", "g6.xlarge")
         calls = [call.line for call in nodes.calls(worker["PrivateIpAddress"])]
         assert any(line.startswith("uv pip install") for line in calls), calls
-    store = Tracking()
+    store = TrackingStore()
     experiments = [e.experiment_id for e in store.client.search_experiments()]
     (parent,) = store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'")
     assert [child.info.status for child in store.children(parent.info.run_id)] == ["FINISHED"] * 2

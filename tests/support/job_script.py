@@ -52,9 +52,9 @@ def main() -> None:
     )  # fmt: skip
     assert "succeeded" in said, said
     assert "python -m fgst.evaluate --run-id" in said, said
-    from fgst.tracking.store import Tracking
+    from fgst.tracking.store import TrackingStore
 
-    store = Tracking()
+    store = TrackingStore()
     experiments = [e.experiment_id for e in store.client.search_experiments()]
     (sweep,) = store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'")
     assert [run.info.status for run in store.children(sweep.info.run_id)] == ["FINISHED"] * 2

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-from fgst.tracking.store import ENDING, KEY, Tracking
+from fgst.tracking.store import ENDING, KEY, TrackingStore
 from tests.support import small
 
 FILES = ("checkpoint/model.safetensors", "scores/test.arrow", "figures/confusion.png")
 
 
 def main() -> None:
-    store = Tracking()
+    store = TrackingStore()
     experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
     sweeps = store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'", order_by=["attributes.start_time"])
     found = []
@@ -34,7 +34,7 @@ def main() -> None:
     print("sweeps:" + json.dumps(found))
 
 
-def _size(store: Tracking, run_id: str, path: str) -> int:
+def _size(store: TrackingStore, run_id: str, path: str) -> int:
     folder = path.split("/")[0]
     return {file.path: file.file_size or 0 for file in store.client.list_artifacts(run_id, folder)}.get(path, 0)
 

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from fgst.sweep.definition import SweepSpec
 from fgst.sweep.trial import TrialContext, run_trial
-from fgst.tracking.store import KEY, Tracking
+from fgst.tracking.store import KEY, TrackingStore
 from tests.support import small
 
 ROOT = Path(__file__).parents[2]
@@ -57,8 +57,8 @@ class Place:
         )
 
     @cached_property
-    def store(self) -> Tracking:
-        return Tracking(f"sqlite:///{self.folder}/mlflow.db")
+    def store(self) -> TrackingStore:
+        return TrackingStore(f"sqlite:///{self.folder}/mlflow.db")
 
     def sweeps(self) -> list[Run]:
         store = self.store

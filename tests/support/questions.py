@@ -6,41 +6,43 @@ from collections.abc import Callable
 from typing import Any
 
 from fgst.data.dataset import ArrowDataset
-from fgst.sweep.definition import Parameter, Question, SweepSpec, Trials, make_spec
+from fgst.sweep.definition import Parameter, SweepDefinition, SweepSpec, TrialFactory, build_spec
 
-FOCAL_K = Question(
+FOCAL_K = SweepDefinition(
     name="focal_k",
     title="How many?",
     parameters=lambda skeleton, base: [Parameter("K", (2, skeleton.num_joints))],
-    settings=lambda point, base: {"model.focal_joints": point["K"]},
+    settings=lambda params, base: {"model.focal_joints": params["K"]},
     published={"K=2": 88.0, "K=4": 89.0},
     source="Table 2",
 )
 
-JOINT = Question(
+JOINT = SweepDefinition(
     name="joint",
     title="Which together?",
     parameters=lambda skeleton, base: [
         Parameter("K", low=1, high=skeleton.num_joints, field="model.focal_joints"),
         Parameter("L1", low=1, high=3, field="model.stage1_layers"),
         Parameter("heads", (1, 2)),
-        Parameter("d2", low=1, high=3, when=("heads", (2,))),
-        Parameter("lr", low=0.01, high=0.2, log=True, on_request=True),
+        Parameter("d2", low=1, high=3, condition=("heads", (2,))),
+        Parameter("lr", low=0.01, high=0.2, log=True, optional=True),
     ],
-    settings=lambda point, base: {
-        "model.focal_joints": point["K"],
-        "model.stage1_layers": point["L1"],
-        "model.stage2_layers": 4 - point["L1"],
-        "model.dilations": [1, *(point[name] for name in ("d2",) if name in point)],
-        **({"train.lr": point["lr"]} if "lr" in point else {}),
+    settings=lambda params, base: {
+        "model.focal_joints": params["K"],
+        "model.stage1_layers": params["L1"],
+        "model.stage2_layers": 4 - params["L1"],
+        "model.dilations": [1, *(params[name] for name in ("d2",) if name in params)],
+        **({"train.lr": params["lr"]} if "lr" in params else {}),
     },
     search="optuna",
-    first=lambda skeleton, base: {"K": 4, "L1": 2, "heads": 2, "d2": 2},
+    initial_points=lambda skeleton, base: {"K": 4, "L1": 2, "heads": 2, "d2": 2},
 )
 
 Answer = Callable[[dict[str, Any], int], float]
 
 
-def ask_for(question: Question, dataset: ArrowDataset, config: Any, **changes: Any) -> tuple[SweepSpec, Trials]:
-    spec = make_spec(question, config, dataset, **changes)
-    return spec, Trials(question, spec.base, dataset)
+def ask_for(
+    question: SweepDefinition, dataset: ArrowDataset, config: Any, **changes: Any
+) -> tuple[SweepSpec, TrialFactory]:
+    spec = build_spec(question, config, dataset, **changes)
+    return spec, TrialFactory(question, spec.base, dataset)

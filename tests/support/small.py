@@ -85,7 +85,7 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
     """A network for a data set, as it is born; its folder."""
     import torch
 
-    from fgst.data.loader import make_stores
+    from fgst.data.loader import make_loaders
     from fgst.training.checkpoint import ModelCard, save_checkpoint
     from fgst.training.trainer import resolve
 
@@ -96,8 +96,8 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
     model = card.build()
     with torch.no_grad():
         for _ in range(3):  # so that the batch norms have seen something
-            for batch in make_stores(dataset, config.data, torch.device("cpu"))["train"].evaluation_batches():
-                model.train()(batch.clips, batch.present)
+            for batch in make_loaders(dataset, config.data, torch.device("cpu"))["train"].evaluation_batches():
+                model.train()(batch.clips, batch.person_mask)
     return save_checkpoint(folder, 1, model.eval(), card, {"epoch": 1})
 
 

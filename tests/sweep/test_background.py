@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from fgst.sweep.background import Aside
+from fgst.sweep.background import BackgroundWorker
 
 
 def test_nobody_waits_and_the_order_stays() -> None:
     done: list[int] = []
     gate = threading.Event()
-    with Aside() as aside:
+    with BackgroundWorker() as aside:
         aside.do(lambda: done.append(int(gate.wait(30))))
         for number in (2, 3, 4):
             aside.do(lambda number=number: done.append(number))  # type: ignore[misc]
@@ -31,7 +31,7 @@ def test_what_goes_wrong_is_heard_at_the_end(error: Exception) -> None:
         gate.wait(30)
         raise error
 
-    with Aside() as aside:
+    with BackgroundWorker() as aside:
         aside.do(fails)
         gate.set()
         if isinstance(error, OSError):
@@ -45,7 +45,7 @@ def test_what_went_wrong_is_heard_by_the_next() -> None:
     def fails() -> None:
         raise ValueError("what it was")
 
-    with Aside() as aside:
+    with BackgroundWorker() as aside:
         aside._doing.append(aside._thread.submit(fails))
         aside._thread.submit(lambda: None).result()  # by now it has failed
         with pytest.raises(ValueError, match="what it was"):
@@ -55,6 +55,6 @@ def test_what_went_wrong_is_heard_by_the_next() -> None:
 
 def test_leaving_waits_for_what_is_under_way() -> None:
     done: list[int] = []
-    with Aside() as aside:
+    with BackgroundWorker() as aside:
         aside.do(lambda: done.append(1))
     assert done == [1]

@@ -11,9 +11,9 @@ from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, Question, SweepSpec, make_spec, points_of
+from fgst.sweep.definition import EarlyStop, SweepDefinition, SweepSpec, build_spec, grid_points
 from fgst.sweep.report.tables import to_csv
-from fgst.sweep.results import Outcome, best_outcome, make_rows
+from fgst.sweep.results import TrialResult, best_result, build_rows
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT
 
@@ -26,21 +26,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 
 def spec_of(dataset: ArrowDataset, values: list[int] | None = None, seeds: int = 1) -> SweepSpec:
-    return make_spec(FOCAL_K, small.small_config(dataset), dataset, values=values, seeds=seeds)
+    return build_spec(FOCAL_K, small.small_config(dataset), dataset, values=values, seeds=seeds)
 
 
-def outcome(spec: SweepSpec, number: int, ending: str = "finished", **metrics: float) -> Outcome:
+def result(spec: SweepSpec, number: int, status: str = "finished", **metrics: float) -> TrialResult:
     trial = spec.trials[number]
     named = {name.replace("_", "/"): value for name, value in metrics.items()}
     seed = trial.config.train.seed
-    return Outcome(trial.key, trial.label, seed, dict(trial.point), f"{number:032x}", ending, named)
+    return TrialResult(trial.trial_id, trial.label, seed, dict(trial.params), f"{number:032x}", status, named)
 
 
 def test_grid_holds_each_value_with_each_seed(dataset: ArrowDataset) -> None:
     spec = spec_of(dataset, [2, 4, 6], seeds=2)
     pairs = [(t.config.model.focal_joints, t.config.train.seed) for t in spec.trials]
     assert pairs == [(2, 0), (2, 1), (4, 0), (4, 1), (6, 0), (6, 1)]
-    assert len({trial.key for trial in spec.trials}) == 6
+    assert len({trial.trial_id for trial in spec.trials}) == 6
     assert spec.trials[3].name == "K=4 joint s1"
     assert spec.total == 6
 
@@ -52,7 +52,9 @@ def test_default_values_are_asked_of_the_skeleton(dataset: ArrowDataset) -> None
 def test_specification_survives_json_and_is_hashable(dataset: ArrowDataset) -> None:
     grid = spec_of(dataset, [2, 4], seeds=2)
     stop = EarlyStop(1, 3)
-    search = make_spec(JOINT, small.small_config(dataset), dataset, also=["lr"], early_stop=stop, first=[{"lr": 0.1}])
+    search = build_spec(
+        JOINT, small.small_config(dataset), dataset, also=["lr"], early_stop=stop, initial_points=[{"lr": 0.1}]
+    )
     for spec in (grid, search):
         again = SweepSpec.from_json(spec.to_json())
         assert again == spec
@@ -68,7 +70,7 @@ def test_what_is_no_specification_is_refused(text: str) -> None:
 def test_key_is_the_trial_not_the_place_of_its_data(dataset: ArrowDataset, tmp_path: Path) -> None:
     elsewhere = small.write_small(tmp_path / "moved")
     other_clips = small.write_small(tmp_path / "other", small.motion_clips(seed=1))
-    keys = [spec_of(d, [2]).trials[0].key for d in (dataset, elsewhere, other_clips)]
+    keys = [spec_of(d, [2]).trials[0].trial_id for d in (dataset, elsewhere, other_clips)]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -85,46 +87,48 @@ def test_impossible_values_are_refused_before_anything_starts(
     [
         ({"values": [1]}, "--values is for one parameter"),
         ({"search": "grid"}, "K is a range"),
-        ({"first": [{"Q": 1}]}, "--enqueue names Q"),
-        ({"first": [{"K": 99}]}, "K=99; it takes 1 to 6"),
-        ({"first": [{"K": 2.5}]}, "K=2.5; it takes 1 to 6"),
-        ({"first": [{"heads": 3}]}, "heads=3; it takes 1, 2"),
+        ({"initial_points": [{"Q": 1}]}, "--enqueue names Q"),
+        ({"initial_points": [{"K": 99}]}, "K=99; it takes 1 to 6"),
+        ({"initial_points": [{"K": 2.5}]}, "K=2.5; it takes 1 to 6"),
+        ({"initial_points": [{"heads": 3}]}, "heads=3; it takes 1, 2"),
         ({"also": ["depth"]}, "--also names depth; joint has lr"),
         ({"early_stop": EarlyStop(1, 3), "objectives": ("val_top1", "flops")}, "one objective"),
     ],
 )
 def test_impossible_searches_are_refused(dataset: ArrowDataset, changes: dict, names: str) -> None:
     with pytest.raises(InputError, match=names):
-        make_spec(JOINT, small.small_config(dataset), dataset, **changes)
+        build_spec(JOINT, small.small_config(dataset), dataset, **changes)
 
 
 def test_nothing_is_searched_or_stopped_by_the_test_clips(dataset: ArrowDataset) -> None:
     paper = small.small_config(dataset, data__protocol="paper")
     with pytest.raises(InputError, match="a search chooses by validation"):
-        make_spec(JOINT, paper, dataset)
+        build_spec(JOINT, paper, dataset)
     with pytest.raises(InputError, match="--early-stop compares by validation"):
-        make_spec(FOCAL_K, paper, dataset, early_stop=EarlyStop(1, 3))
+        build_spec(FOCAL_K, paper, dataset, early_stop=EarlyStop(1, 3))
 
 
 def test_first_points_are_filled_in_and_named_by_field_too(dataset: ArrowDataset) -> None:
-    spec = make_spec(JOINT, small.small_config(dataset), dataset, first=[{"model.focal_joints": 3}, {"heads": 1}])
-    assert [dict(point) for point in spec.first] == [
+    spec = build_spec(
+        JOINT, small.small_config(dataset), dataset, initial_points=[{"model.focal_joints": 3}, {"heads": 1}]
+    )
+    assert [dict(params) for params in spec.initial_points] == [
         {"K": 3, "L1": 2, "heads": 2, "d2": 2},
         {"K": 4, "L1": 2, "heads": 1},
     ]
-    default = make_spec(JOINT, small.small_config(dataset), dataset)
-    assert [dict(point) for point in default.first] == [{"K": 4, "L1": 2, "heads": 2, "d2": 2}]
+    default = build_spec(JOINT, small.small_config(dataset), dataset)
+    assert [dict(params) for params in default.initial_points] == [{"K": 4, "L1": 2, "heads": 2, "d2": 2}]
 
 
 def test_rows_are_means_over_seeds_with_the_papers_figure(dataset: ArrowDataset) -> None:
     spec = spec_of(dataset, [2, 4, 6], seeds=2)
-    outcomes = [
-        outcome(spec, 0, val_top1=50.0, test_top1=40.0, minutes=1.0),
-        outcome(spec, 1, val_top1=60.0, test_top1=44.0, minutes=3.0),
-        outcome(spec, 2, val_top1=70.0, test_top1=41.0, minutes=2.0),
-        outcome(spec, 3, "failed", val_top1=99.0),
+    results = [
+        result(spec, 0, val_top1=50.0, test_top1=40.0, minutes=1.0),
+        result(spec, 1, val_top1=60.0, test_top1=44.0, minutes=3.0),
+        result(spec, 2, val_top1=70.0, test_top1=41.0, minutes=2.0),
+        result(spec, 3, "failed", val_top1=99.0),
     ]
-    first, second, third = rows = make_rows(spec, outcomes)
+    first, second, third = rows = build_rows(spec, results)
     assert first.val == pytest.approx((55.0, 50**0.5))
     assert first.minutes == pytest.approx((2.0, 2**0.5))
     assert (first.finished, first.trials, first.published) == (2, 2, 88.0)
@@ -139,24 +143,24 @@ def test_rows_are_means_over_seeds_with_the_papers_figure(dataset: ArrowDataset)
 
 def test_best_is_chosen_by_validation_never_by_test(dataset: ArrowDataset) -> None:
     spec = spec_of(dataset, [2, 4, 6])
-    outcomes = [
-        outcome(spec, 2, "failed", val_top1=99.0),
-        outcome(spec, 1, val_top1=60.0, test_top1=10.0),
-        outcome(spec, 0, val_top1=50.0, test_top1=90.0),
+    results = [
+        result(spec, 2, "failed", val_top1=99.0),
+        result(spec, 1, val_top1=60.0, test_top1=10.0),
+        result(spec, 0, val_top1=50.0, test_top1=90.0),
     ]
-    best = best_outcome(spec, outcomes)
+    best = best_result(spec, results)
     assert best is not None
-    assert best.key == spec.trials[1].key
+    assert best.trial_id == spec.trials[1].trial_id
 
 
 def test_without_validation_the_test_figures_still_do_not_choose(dataset: ArrowDataset) -> None:
     spec = spec_of(dataset, [2, 4])
-    best = best_outcome(spec, [outcome(spec, 1, test_top1=90.0), outcome(spec, 0, test_top1=10.0)])
+    best = best_result(spec, [result(spec, 1, test_top1=90.0), result(spec, 0, test_top1=10.0)])
     assert best is not None
-    assert best.key == spec.trials[0].key
+    assert best.trial_id == spec.trials[0].trial_id
 
 
-def question_of(path: Path) -> Question:
+def question_of(path: Path) -> SweepDefinition:
     return runpy.run_path(str(path))["question"]
 
 
@@ -172,17 +176,17 @@ def test_every_question_of_the_paper_has_a_script() -> None:
 def test_every_point_of_every_script_is_a_network(path: Path, skeleton: Skeleton, preset: str) -> None:
     question = question_of(path)
     base = PRESETS[preset].with_values({"data.frames": 16})
-    parameters = [p for p in question.parameters(skeleton, base) if not p.on_request]
+    parameters = [p for p in question.parameters(skeleton, base) if not p.optional]
     assert question.name == path.stem
     if question.search != "grid":
-        own = question.first(skeleton, base)
+        own = question.initial_points(skeleton, base)
         assert all(p.holds(own[p.name]) for p in parameters if p.name in own)
         points = [own]
     else:
-        points = list(points_of(parameters))
+        points = list(grid_points(parameters))
         assert len(points) == len(parameters[0].values) > 2
-    for point in points:
-        base.with_values(dict(question.settings(point, base))).model.check_skeleton(skeleton)
+    for params in points:
+        base.with_values(dict(question.settings(params, base))).model.check_skeleton(skeleton)
 
 
 def test_the_papers_rows_are_found_by_their_labels() -> None:

@@ -20,9 +20,9 @@ from fgst.cli.sweep import sweep
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, fit_weights, fuse
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.definition import Question
+from fgst.sweep.definition import SweepDefinition
 from fgst.tracking import registry
-from fgst.tracking.store import KEY, KIND, MEMBER, Tracking
+from fgst.tracking.store import KEY, KIND, MEMBER, TrackingStore
 from fgst.training.checkpoint import ModelCard
 from tests.support import small
 from tests.support.place import ROOT, TINY
@@ -37,7 +37,7 @@ NAMES = ["joint", "bone", "joint_motion", "bone_motion"]
 class Story:
     """A K sweep, and the sweep over modalities that follows it, with what they printed."""
 
-    store: Tracking
+    store: TrackingStore
     out: str
     err: str
     first: Run
@@ -48,7 +48,7 @@ class Story:
         return self.store.run(sweep.data.tags["fgst.ensemble"])
 
 
-def ask(question: Question, *arguments: str) -> tuple[str, str]:
+def ask(question: SweepDefinition, *arguments: str) -> tuple[str, str]:
     """Run a script's command line in this process; what it printed on stdout and on stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -61,7 +61,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("story")
     small.write_small(folder / "data", small.motion_clips(72))
-    store = Tracking(f"sqlite:///{folder}/mlflow.db")
+    store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     with contextlib.chdir(folder):
         ask(FOCAL_K, "--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "3", *TINY)
         [first] = sweeps(store)
@@ -70,13 +70,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         yield Story(store, out, err, store.run(first.info.run_id), second, third)
 
 
-def sweeps(store: Tracking) -> list[Run]:
+def sweeps(store: TrackingStore) -> list[Run]:
     """The newest first."""
     return list(store.client.search_runs(["1"], f"tags.`{KIND}` = 'sweep'", order_by=["start_time DESC"]))
 
 
 def test_only_what_is_missing_is_trained(story: Story) -> None:
-    best = story.store.run(story.first.data.tags["fgst.best_run"])
+    best = story.store.run(story.initial_points.data.tags["fgst.best_run"])
     assert story.second.data.tags["fgst.trained_before." + best.data.tags[KEY]] == best.info.run_id
     names = {child.info.run_name for child in story.store.children(story.second.info.run_id)}
     assert names == {f"modality={name} s{seed}" for name in NAMES for seed in (0, 1)} - {"modality=joint s0"}
@@ -179,11 +179,13 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     assert registry.run_of(store, "champion") == registry.run_of(store, f"{name}/1") == champion.run_id
 
     other, split = story.ensemble(story.second).info.run_id, champion.tags[registry.SPLIT]
-    assert "validates at" in registry.propose(store, other, "small x-sub", reached, split)  # as good is not better
-    assert "other validation clips" in registry.propose(store, other, "small x-sub", 100.0, split + " else")
+    assert "validates at" in registry.promote_if_better(
+        store, other, "small x-sub", reached, split
+    )  # as good is not better
+    assert "other validation clips" in registry.promote_if_better(store, other, "small x-sub", 100.0, split + " else")
     assert registry.champion(store, name).version == champion.version
-    assert "already" in registry.propose(store, champion.run_id, "small x-sub", 100.0, split)
-    assert "version 2" in registry.propose(store, other, "small x-sub", reached + 0.1, split)
+    assert "already" in registry.promote_if_better(store, champion.run_id, "small x-sub", 100.0, split)
+    assert "version 2" in registry.promote_if_better(store, other, "small x-sub", reached + 0.1, split)
     assert registry.run_of(store, f"{name}@champion") == other
     assert registry.run_of(store, f"{name}/1") == champion.run_id
     for wrong in ("nothing", f"{name}/7", f"{name}@king", "../etc@champion", "a/b/c"):
@@ -211,13 +213,13 @@ def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
     ],
 )
 def test_bad_input_is_refused(story: Story, arguments: list[str], words: str) -> None:
-    names = {"SWEEP": story.first.info.run_id, "TRIAL": story.first.data.tags["fgst.best_run"]}
+    names = {"SWEEP": story.initial_points.info.run_id, "TRIAL": story.initial_points.data.tags["fgst.best_run"]}
     with pytest.raises(InputError, match=words):
         ask(MODALITIES, *(names.get(a, a) for a in arguments), "--tracking-uri", story.store.uri)
 
 
 def test_data_that_changed_since_are_refused_unless_they_are_named(story: Story, tmp_path: Path) -> None:
-    trial = story.first.data.tags["fgst.best_run"]
+    trial = story.initial_points.data.tags["fgst.best_run"]
     small.write_small(tmp_path / "other", small.motion_clips(40, seed=3))
     with story.store.artifacts(trial, "checkpoint/config.json") as file:
         card = ModelCard.read(file)

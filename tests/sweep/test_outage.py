@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fgst.tracking.store import ENDING, SPOOLED, Tracking
+from fgst.tracking.store import ENDING, SPOOLED, TrackingStore
 from tests.support.place import TIMEOUT, TINY, Place, undisturbed
 from tests.support.place import figures as figures_of
 from tests.support.team import Team
@@ -28,7 +28,7 @@ def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
 
 @pytest.mark.slow
 def test_a_killed_server_costs_neither_a_trial_nor_a_metric(place: Place, team: Team) -> None:
-    store = place.__dict__["store"] = Tracking(team.uri)
+    store = place.__dict__["store"] = TrackingStore(team.uri)
     process = place.start(
         *("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", str(EPOCHS)), *TINY
     )  # fmt: skip

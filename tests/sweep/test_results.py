@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from fgst.data.dataset import ArrowDataset
-from fgst.sweep.definition import EarlyStop, SweepSpec, make_spec
-from fgst.sweep.results import Outcome, baseline_of, make_rows, paired, rank_report
+from fgst.sweep.definition import EarlyStop, SweepSpec, build_spec
+from fgst.sweep.results import TrialResult, baseline_label, build_rows, paired, rank_report
 from tests.support import small
 from tests.support.questions import FOCAL_K
 
@@ -22,11 +22,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 def made(dataset: ArrowDataset, **changes: object) -> SweepSpec:
     config = small.small_config(dataset, train__epochs=9)
-    return make_spec(FOCAL_K, config, dataset, values=[2, 4, 6], **changes)
+    return build_spec(FOCAL_K, config, dataset, values=[2, 4, 6], **changes)
 
 
-def finished(label: str, seed: int, val: float, test: float = 0.0) -> Outcome:
-    return Outcome(f"{label}{seed}", label, seed, {}, "", "finished", {"val/top1": val, "test/top1": test})
+def finished(label: str, seed: int, val: float, test: float = 0.0) -> TrialResult:
+    return TrialResult(f"{label}{seed}", label, seed, {}, "", "finished", {"val/top1": val, "test/top1": test})
 
 
 def test_paired_difference_is_scipys_paired_t_interval() -> None:
@@ -54,9 +54,9 @@ def test_only_common_seeds_are_paired_and_one_is_too_few() -> None:
 
 def test_rows_are_compared_with_the_baseline(dataset: ArrowDataset) -> None:
     spec = made(dataset, seeds=3)
-    outcomes = [finished(f"K={k}", seed, 50 + 10 * k + seed) for k in (2, 4, 6) for seed in range(3)]
-    assert baseline_of(spec, outcomes) == "K=2"
-    rows = make_rows(spec, outcomes)
+    results = [finished(f"K={k}", seed, 50 + 10 * k + seed) for k in (2, 4, 6) for seed in range(3)]
+    assert baseline_label(spec, results) == "K=2"
+    rows = build_rows(spec, results)
     assert rows[0].val_difference is None
     assert [row.val_difference.mean for row in rows[1:]] == [20, 40]
 
@@ -83,9 +83,9 @@ def test_rank_report_is_scipys_tau_at_each_rung(dataset: ArrowDataset) -> None:
 def test_a_searchs_rows_go_from_the_best_down(dataset: ArrowDataset, tmp_path: Path) -> None:
     from tests.support.questions import JOINT
 
-    spec = make_spec(JOINT, small.small_config(dataset), dataset)
-    outcomes = [finished("x", 0, 10), finished("y", 0, 30), finished("z", 0, 20)]
-    outcomes.append(Outcome("p", "pruned one", 0, {}, "", "pruned", {"val/top1": 99}))
-    rows = make_rows(spec, outcomes)
+    spec = build_spec(JOINT, small.small_config(dataset), dataset)
+    results = [finished("x", 0, 10), finished("y", 0, 30), finished("z", 0, 20)]
+    results.append(TrialResult("p", "pruned one", 0, {}, "", "pruned", {"val/top1": 99}))
+    rows = build_rows(spec, results)
     assert [row.label for row in rows] == ["y", "z", "x", "pruned one"]
     assert rows[-1].val is None

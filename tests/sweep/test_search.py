@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, Parameter, Question, Trial
-from fgst.sweep.results import Outcome
+from fgst.sweep.definition import EarlyStop, Parameter, SweepDefinition, Trial
+from fgst.sweep.results import TrialResult
 from fgst.sweep.search import Search
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT, ask_for
@@ -26,29 +26,29 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 def worth(trial: Trial) -> float:
     """A made-up accuracy: best at K = 5, L1 = 3."""
-    point = dict(trial.point)
+    params = dict(trial.params)
     seed = trial.config.train.seed
-    return 90.0 - 5 * abs(point.get("K", 5) - 5) - 3 * abs(point.get("L1", 3) - 3) + 0.1 * seed
+    return 90.0 - 5 * abs(params.get("K", 5) - 5) - 3 * abs(params.get("L1", 3) - 3) + 0.1 * seed
 
 
 def drive(search: Search, *, stop_after: int | None = None) -> list[Trial]:
     """Train, in words, until there is no more, or as many as asked for."""
     done = []
     while (trial := search.ask()) is not None:
-        ending, metrics = "finished", {"val/top1": worth(trial)}
+        status, metrics = "finished", {"val/top1": worth(trial)}
         for epoch in range(1, trial.config.train.epochs + 1):
             metrics = {"val/top1": worth(trial) * epoch / trial.config.train.epochs}
-            if search.result(trial.key, epoch, metrics):
-                ending = "pruned"
+            if search.result(trial.trial_id, epoch, metrics):
+                status = "pruned"
                 break
-        search.tell(trial.key, ending, metrics, trial)
+        search.tell(trial.trial_id, status, metrics, trial)
         done.append(trial)
         if len(done) == stop_after:
             break
     return done
 
 
-def outcomes(search: Search) -> list[Outcome]:
+def results(search: Search) -> list[TrialResult]:
     return list(search._ended.values())
 
 
@@ -73,16 +73,16 @@ def test_a_search_begins_with_the_papers_point_and_trains_no_point_twice(dataset
     trained = drive(search)
     assert trained[0].label == "K=4 L1=2 heads=2 d2=2"
     assert len(trained) == 25
-    assert len({trial.key for trial in trained}) == 25
+    assert len({trial.trial_id for trial in trained}) == 25
     assert search.exhausted
     for trial in trained:  # d2 exists with two heads only
-        assert ("d2" in dict(trial.point)) == (dict(trial.point)["heads"] == 2)
+        assert ("d2" in dict(trial.params)) == (dict(trial.params)["heads"] == 2)
 
 
 def test_tpe_finds_what_random_search_finds_later(dataset: ArrowDataset) -> None:
     def total(kind: str, seed: int) -> float:
         spec, trials = ask_for(
-            JOINT, dataset, small.small_config(dataset, train__seed=seed), search=kind, limit=30, first=[]
+            JOINT, dataset, small.small_config(dataset, train__seed=seed), search=kind, limit=30, initial_points=[]
         )
         trained = drive(Search(spec, trials, None, "s"))
         return sum(worth(trial) - 0.1 * seed for trial in trained[-10:])
@@ -91,7 +91,7 @@ def test_tpe_finds_what_random_search_finds_later(dataset: ArrowDataset) -> None
 
 
 def test_a_small_space_is_used_up_and_its_repeats_are_told_not_trained(dataset: ArrowDataset) -> None:
-    question = Question(
+    question = SweepDefinition(
         "k", "K?", lambda skeleton, base: [Parameter("K", (2, 4, 6))], FOCAL_K.settings, search="optuna"
     )  # fmt: skip
     search = searching(dataset, question=question, limit=50)
@@ -105,7 +105,9 @@ def test_a_small_space_is_used_up_and_its_repeats_are_told_not_trained(dataset: 
 
 
 def test_what_is_under_way_becomes_a_further_seed(dataset: ArrowDataset) -> None:
-    question = Question("k", "K?", lambda skeleton, base: [Parameter("K", (2,))], FOCAL_K.settings, search="random")
+    question = SweepDefinition(
+        "k", "K?", lambda skeleton, base: [Parameter("K", (2,))], FOCAL_K.settings, search="random"
+    )
     search = searching(dataset, question=question, limit=3)
     asked = [search.ask() for _ in range(3)]
     assert [trial.config.train.seed for trial in asked if trial] == [0, 1, 2]
@@ -113,13 +115,13 @@ def test_what_is_under_way_becomes_a_further_seed(dataset: ArrowDataset) -> None
 
 
 def test_impossible_combinations_cost_no_trial(dataset: ArrowDataset) -> None:
-    question = Question(
+    question = SweepDefinition(
         "k", "K?", lambda skeleton, base: [Parameter("K", low=1, high=40)], FOCAL_K.settings, search="random"
     )  # fmt: skip
     search = searching(dataset, question=question, limit=5)
     trained = drive(search)
     assert len(trained) == 5
-    assert all(dict(trial.point)["K"] <= 6 for trial in trained)
+    assert all(dict(trial.params)["K"] <= 6 for trial in trained)
     failed = [t for t in search.study.trials if t.state == TrialState.FAIL]
     assert failed
     assert all("model.focal_joints" in t.user_attrs["impossible"] for t in failed)
@@ -147,7 +149,9 @@ def test_early_stopping_is_told_as_pruned_and_the_good_go_on(dataset: ArrowDatas
 def test_two_objectives_are_both_told(dataset: ArrowDataset) -> None:
     search = searching(dataset, search="nsga2", objectives=("val_top1", "flops"), limit=12)
     while (trial := search.ask()) is not None:
-        search.tell(trial.key, "finished", {"val/top1": worth(trial), "model/gflops": dict(trial.point)["K"]}, trial)
+        search.tell(
+            trial.trial_id, "finished", {"val/top1": worth(trial), "model/gflops": dict(trial.params)["K"]}, trial
+        )
     assert [d.name for d in search.study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert 1 <= len(search.study.best_trials) <= 12
     assert all(len(t.values) == 2 for t in search.study.trials)
@@ -159,18 +163,18 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not(
 ) -> None:
     changes: dict[str, Any] = {"limit": 16, "early_stop": EarlyStop(1, 3)}
     whole = searching(dataset, **changes)
-    expected = [trial.key for trial in drive(whole)]
+    expected = [trial.trial_id for trial in drive(whole)]
 
     storage = f"sqlite:///{tmp_path}/optuna.db"
     first = searching(dataset, storage, **changes)
     done = drive(first, stop_after=killed_after)
     under_way = first.ask()  # and then it is killed
     assert under_way is not None
-    first.result(under_way.key, 1, {"val/top1": worth(under_way) / 4})
-    second = searching(dataset, storage, before=outcomes(first), **changes)
+    first.result(under_way.trial_id, 1, {"val/top1": worth(under_way) / 4})
+    second = searching(dataset, storage, before=results(first), **changes)
     rest = drive(second)
-    assert rest[0].key == under_way.key
-    assert [trial.key for trial in done + rest] == expected
+    assert rest[0].trial_id == under_way.trial_id
+    assert [trial.trial_id for trial in done + rest] == expected
     told = [(t.params, t.state, t.value, t.intermediate_values) for t in second.study.trials]
     assert told == [(t.params, t.state, t.value, t.intermediate_values) for t in whole.study.trials]
 
@@ -183,12 +187,12 @@ def test_a_study_that_is_lost_is_made_again_from_the_runs(dataset: ArrowDataset,
     done = drive(first, stop_after=killed_after)
     under_way = first.ask()
     assert under_way is not None
-    first.result(under_way.key, 1, {"val/top1": worth(under_way) / 4})
+    first.result(under_way.trial_id, 1, {"val/top1": worth(under_way) / 4})
     kept = [t for t in first.study.trials if "same as" not in t.user_attrs]  # what was told twice taught nothing
     histories = {t.user_attrs["key"]: t.intermediate_values for t in kept}
-    before = [dataclasses.replace(outcome, run_id=outcome.key) for outcome in outcomes(first)]
-    label, point = under_way.label, dict(under_way.point)
-    before.append(Outcome(under_way.key, label, 0, point, under_way.key, "interrupted"))
+    before = [dataclasses.replace(result, run_id=result.trial_id) for result in results(first)]
+    label, params = under_way.label, dict(under_way.params)
+    before.append(TrialResult(under_way.trial_id, label, 0, params, under_way.trial_id, "interrupted"))
 
     spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), **changes)
     second = Search(spec, trials, None, "study", before, histories.__getitem__)
@@ -200,9 +204,9 @@ def test_a_study_that_is_lost_is_made_again_from_the_runs(dataset: ArrowDataset,
 
     assert known(again) == known(kept)
     rest = drive(second)
-    assert rest[0].key == under_way.key
+    assert rest[0].trial_id == under_way.trial_id
     assert len(done) + len(rest) == 16
-    assert not {trial.key for trial in done} & {trial.key for trial in rest}
+    assert not {trial.trial_id for trial in done} & {trial.trial_id for trial in rest}
 
 
 def test_a_trial_that_ended_before_the_driver_wrote_it_down(dataset: ArrowDataset, tmp_path: Path) -> None:
@@ -210,10 +214,10 @@ def test_a_trial_that_ended_before_the_driver_wrote_it_down(dataset: ArrowDatase
     first = searching(dataset, storage, limit=3)
     trial = first.ask()
     assert trial is not None
-    known = Outcome(trial.key, trial.label, 0, dict(trial.point), "", "finished", {"val/top1": 77.0})
+    known = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), "", "finished", {"val/top1": 77.0})
     second = searching(dataset, storage, before=[known], limit=3)
     assert second.study.trials[0].value == 77.0
-    assert trial.key not in {t.key for t in drive(second)}
+    assert trial.trial_id not in {t.trial_id for t in drive(second)}
 
 
 def test_what_failed_is_tried_again_by_a_resume(dataset: ArrowDataset, tmp_path: Path) -> None:
@@ -221,13 +225,13 @@ def test_what_failed_is_tried_again_by_a_resume(dataset: ArrowDataset, tmp_path:
     first = searching(dataset, storage, question=FOCAL_K)
     trial = first.ask()
     assert trial is not None
-    first.tell(trial.key, "failed", {}, trial)
+    first.tell(trial.trial_id, "failed", {}, trial)
     drive(first)
     assert first.exhausted
-    failed = Outcome(trial.key, trial.label, 0, dict(trial.point), "", "failed")
-    second = searching(dataset, storage, before=[*outcomes(first), failed], question=FOCAL_K)
-    assert [t.key for t in drive(second)] == [trial.key]
-    third = searching(dataset, storage, before=outcomes(second) + outcomes(first), question=FOCAL_K)
+    failed = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), "", "failed")
+    second = searching(dataset, storage, before=[*results(first), failed], question=FOCAL_K)
+    assert [t.trial_id for t in drive(second)] == [trial.trial_id]
+    third = searching(dataset, storage, before=results(second) + results(first), question=FOCAL_K)
     assert third.exhausted
 
 

@@ -12,10 +12,10 @@ import torch
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.sweep import storage
-from fgst.sweep.definition import Trial, make_spec
+from fgst.sweep.definition import Trial, build_spec
 from fgst.sweep.storage import TrialStorage
 from fgst.sweep.trial import UNSAVED, StopTrial, TrialContext, run_trial
-from fgst.tracking.store import Tracking
+from fgst.tracking.store import TrackingStore
 from fgst.training.trainer import fit
 from tests.support import small
 from tests.support.place import figures
@@ -36,11 +36,11 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_trial(dataset: ArrowDataset, **values: object) -> Trial:
-    return make_spec(FOCAL_K, small.small_config(dataset, **values), dataset, values=[2]).trials[0]
+    return build_spec(FOCAL_K, small.small_config(dataset, **values), dataset, values=[2]).trials[0]
 
 
 def context_of(uri: str, place: str) -> TrialContext:
-    store = Tracking(uri)
+    store = TrackingStore(uri)
     experiment = store.experiment("small x-sub")
     parent = store.start(experiment, place, "a sweep", {"fgst.kind": "sweep"})
     storage.prepare(place)
@@ -66,7 +66,7 @@ def far_names(far: Path) -> list[str]:
 def of_node(keeper: TrialStorage, monkeypatch: pytest.MonkeyPatch, node: Path) -> TrialStorage:
     """The same trial on another node."""
     monkeypatch.setenv("FGST_CACHE", str(node))
-    return TrialStorage(keeper.location, keeper.key)
+    return TrialStorage(keeper.location, keeper.trial_id)
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
@@ -97,7 +97,7 @@ def test_a_trial_goes_on_where_another_node_left_it(
     monkeypatch.setenv("FGST_CACHE", str(tmp_path / "node 2"))
     assert run_trial(trial, context, lambda metrics: told.append(metrics["epoch"])) == "finished"
     assert told == [1, 2, 2, 3, 4]  # the checkpoint's epoch is told again
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     runs = [store.children(each.parent) for each in (alone, context)]
     assert figures(runs[0]) == figures(runs[1])
     assert UNSAVED not in runs[1][0].data.tags
@@ -222,5 +222,5 @@ def test_a_folder_that_this_node_does_not_see_is_refused(
     context = context_of(tracking_uri, str(tmp_path / "shared"))
     elsewhere = dataclasses.replace(context, storage=str(tmp_path / "on another machine"))
     assert run_trial(make_trial(dataset), elsewhere) == "failed"
-    (run,) = Tracking(tracking_uri).children(context.parent)
+    (run,) = TrackingStore(tracking_uri).children(context.parent)
     assert "is not there on node" in run.data.tags["fgst.reason"]

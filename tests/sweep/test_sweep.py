@@ -12,12 +12,12 @@ import pytest
 
 from fgst.cli.sweep import sweep as run_sweep
 from fgst.errors import InputError
-from fgst.sweep.backends.ray import Resources, fitting, shares
-from fgst.sweep.definition import Question, SweepSpec
+from fgst.sweep.backends.ray import Resources, max_concurrent_trials, shares
+from fgst.sweep.definition import SweepDefinition, SweepSpec
 from fgst.tracking.store import KEY
 from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures
 
-FOCAL_K: Question = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
+FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
 
 
 def test_sweep_of_two_trials(place: Place) -> None:
@@ -65,7 +65,7 @@ def test_sweep_of_two_trials(place: Place) -> None:
         assert list((folder / "figures").glob("*.png"))
     assert spec.title in page
     assert f"python -m fgst.evaluate --run-id {match[1]}" in page
-    assert {trial.key for trial in spec.trials} == {c.data.tags[KEY] for c in children}
+    assert {trial.trial_id for trial in spec.trials} == {c.data.tags[KEY] for c in children}
     assert [line.partition(",")[0] for line in table] == ["K", "2", "4"]
     # All is in MLflow, nothing is left over but the study.
     assert [path.name for path in (place.folder / "ray_results").iterdir()] == ["optuna.db"]
@@ -165,8 +165,8 @@ def test_a_trial_lies_on_one_node() -> None:
     nodes = [{}, {"CPU": 4.0}, {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}]
     on_cpu = Resources(gpus_per_trial=0)
     assert [shares(nodes, on_cpu, trials)["CPU"] for trials in (1, 2, 3, 4, 6, 12, 50)] == [4, 4, 4, 2, 2, 1, 1]
-    assert fitting(nodes, {"CPU": 3.0, "GPU": 0.0}) == 3
-    assert fitting(nodes, {"CPU": 1.0, "GPU": 0.6}) == 2  # of one GPU each
+    assert max_concurrent_trials(nodes, {"CPU": 3.0, "GPU": 0.0}) == 3
+    assert max_concurrent_trials(nodes, {"CPU": 1.0, "GPU": 0.6}) == 2  # of one GPU each
     for asked, words in (
         (Resources(gpus_per_trial=0, cpus_per_trial=5), "--cpus-per-trial is 5, but no node has more than 4"),
         (Resources(gpus_per_trial=1, cpus_per_trial=8), "--cpus-per-trial is 8, but no node has more than 4"),

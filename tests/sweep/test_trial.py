@@ -13,9 +13,9 @@ import torch
 from fgst.cli.evaluate import evaluate
 from fgst.data.dataset import ArrowDataset
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.definition import Trial, make_spec
+from fgst.sweep.definition import Trial, build_spec
 from fgst.sweep.trial import TrialContext, give_back_memory, run_trial
-from fgst.tracking.store import KEY, PARENT, Tracking
+from fgst.tracking.store import KEY, PARENT, TrackingStore
 from tests.support import small
 from tests.support.questions import FOCAL_K
 
@@ -28,7 +28,7 @@ def dataset(tmp_path: Path) -> ArrowDataset:
 
 @pytest.fixture
 def context(tmp_path: Path, tracking_uri: str) -> TrialContext:
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     experiment = store.experiment("small x-sub")
     parent = store.start(experiment, "sweep", "a sweep", {"fgst.kind": "sweep"})
     (tmp_path / "storage").mkdir()
@@ -36,14 +36,14 @@ def context(tmp_path: Path, tracking_uri: str) -> TrialContext:
 
 
 def make_trial(dataset: ArrowDataset, **values: object) -> Trial:
-    return make_spec(FOCAL_K, small.small_config(dataset, **values), dataset, values=[2]).trials[0]
+    return build_spec(FOCAL_K, small.small_config(dataset, **values), dataset, values=[2]).trials[0]
 
 
 def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDataset, context: TrialContext) -> None:
     told: list[dict[str, float]] = []
     trial = make_trial(dataset)
     assert run_trial(trial, context, told.append) == "finished"
-    store = Tracking(context.tracking_uri)
+    store = TrackingStore(context.tracking_uri)
     [run] = store.children(context.parent)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "K=2 joint s0"
@@ -75,13 +75,13 @@ def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDatase
     assert val.top(1) == run.data.metrics["val/top1"]
     assert (scores.split, val.split) == ("test", "val")
     assert scores.digest == val.digest == dataset.digest
-    assert not Path(context.storage, trial.key).exists()  # nothing is left to go on with
+    assert not Path(context.storage, trial.trial_id).exists()  # nothing is left to go on with
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_evaluate_repeats_the_logged_accuracy_exactly(dataset: ArrowDataset, context: TrialContext, split: str) -> None:
     run_trial(make_trial(dataset), context)
-    [run] = Tracking(context.tracking_uri).children(context.parent)
+    [run] = TrackingStore(context.tracking_uri).children(context.parent)
     report = evaluate(run.info.run_id, split=split, tracking_uri=context.tracking_uri)
     assert report["top1"] == report["logged_top1"] == run.data.metrics[f"{split}/top1"]
     assert report["top5"] == run.data.metrics[f"{split}/top5"]
@@ -92,7 +92,7 @@ def test_evaluate_repeats_the_logged_accuracy_exactly(dataset: ArrowDataset, con
 def test_failure_is_told_with_its_reason_and_does_not_raise(dataset: ArrowDataset, context: TrialContext) -> None:
     trial = make_trial(dataset, train__lr=1e30, train__warmup=0.0)
     assert run_trial(trial, context) == "failed"
-    [run] = Tracking(context.tracking_uri).children(context.parent)
+    [run] = TrackingStore(context.tracking_uri).children(context.parent)
     assert run.info.status == "FAILED"
     assert "DivergedError: the loss is" in run.data.tags["fgst.reason"]
 
@@ -103,7 +103,7 @@ def test_missing_data_fails_the_trial_in_mlflow_too(
     trial = make_trial(dataset)
     gone = dataclasses.replace(trial, config=trial.config.with_values({"data.dataset": str(tmp_path / "gone")}))
     assert run_trial(gone, context) == "failed"
-    [run] = Tracking(context.tracking_uri).children(context.parent)
+    [run] = TrackingStore(context.tracking_uri).children(context.parent)
     assert run.info.status == "FAILED"
     assert "no such directory" in run.data.tags["fgst.reason"]
 
@@ -122,7 +122,7 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
         run_trial(trial, context, die_after_two)
     told: list[dict[str, float]] = []
     assert run_trial(trial, context, told.append) == "finished"
-    store = Tracking(context.tracking_uri)
+    store = TrackingStore(context.tracking_uri)
     [run] = store.children(context.parent)
     assert run.info.status == "FINISHED"
     assert "fgst.reason" not in run.data.tags
@@ -146,7 +146,7 @@ def test_finished_trial_is_not_trained_again(dataset: ArrowDataset, context: Tri
     told: list[dict[str, float]] = []
     assert run_trial(trial, context, told.append) == "finished"
     assert told == []
-    assert len(Tracking(context.tracking_uri).children(context.parent)) == 1
+    assert len(TrackingStore(context.tracking_uri).children(context.parent)) == 1
 
 
 def test_freed_memory_goes_back_to_the_system() -> None:
@@ -162,5 +162,5 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     assert process.memory_info().rss < full - 150e6
 
 
-def _new_parent(store: Tracking, context: TrialContext) -> str:
+def _new_parent(store: TrackingStore, context: TrialContext) -> str:
     return store.start(context.experiment, "sweep-2", "another sweep", {"fgst.kind": "sweep"}).run_id

@@ -22,9 +22,9 @@ import torch
 
 from fgst.data.dataset import ArrowDataset
 from fgst.evaluation.ensemble import EnsembleCard, Member
-from fgst.evaluation.inference import Networks
+from fgst.evaluation.inference import Predictor
 from fgst.tracking import registry
-from fgst.tracking.store import Tracking
+from fgst.tracking.store import TrackingStore
 from tests.cli.test_predict import as_file
 from tests.support import small
 from tests.support.small import network
@@ -39,10 +39,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 
 @pytest.fixture(scope="module")
-def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tracking, str, Path]:
+def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackingStore, str, Path]:
     """A store with an ensemble of two networks as its champion; the name of the model; its networks in a folder."""
     folder = tmp_path_factory.mktemp("champion")
-    store = Tracking(f"sqlite:///{folder}/mlflow.db")
+    store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     experiment, members = store.experiment("small x-sub"), []
     for number, modality in enumerate(("joint", "bone")):
         made = network(dataset, folder / modality, seed=number, data__modality=modality)
@@ -55,7 +55,7 @@ def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "ensemble").mkdir()
     EnsembleCard(tuple(members), 1.5).write(folder / "ensemble" / "ensemble.json")
     ensemble.log_artifacts(folder / "ensemble")
-    assert "version 1" in registry.propose(store, ensemble.run_id, "small x-sub", 80.0, "a split")
+    assert "version 1" in registry.promote_if_better(store, ensemble.run_id, "small x-sub", 80.0, "a split")
     (folder / "networks").mkdir()
     registry.collect(store, ensemble.run_id, folder / "networks")
     return store, registry.model_name("small x-sub"), folder / "networks"
@@ -67,7 +67,7 @@ def request(dataset: ArrowDataset, *rows: int) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def test_model_holds_no_pickle_and_says_what_it_takes(champion: tuple[Tracking, str, Path]) -> None:
+def test_model_holds_no_pickle_and_says_what_it_takes(champion: tuple[TrackingStore, str, Path]) -> None:
     store, name, _ = champion
     with store.artifacts(registry.run_of(store, f"{name}@champion"), registry.MODEL) as folder:
         names = [path.name for path in folder.rglob("*") if path.is_file()]
@@ -81,7 +81,7 @@ def test_model_holds_no_pickle_and_says_what_it_takes(champion: tuple[Tracking, 
 
 
 @pytest.fixture
-def server(champion: tuple[Tracking, str, Path]) -> Iterator[str]:
+def server(champion: tuple[TrackingStore, str, Path]) -> Iterator[str]:
     store, name, _ = champion
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -125,8 +125,8 @@ def ask(url: str, records: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_requests_over_http(champion: tuple[Tracking, str, Path], server: str, dataset: ArrowDataset) -> None:
-    networks = Networks.load(champion[2])
+def test_requests_over_http(champion: tuple[TrackingStore, str, Path], server: str, dataset: ArrowDataset) -> None:
+    networks = Predictor.load(champion[2])
     answers = ask(server, [*request(dataset, 0, 7), {"name": "bad.npy", "content": "?"}])
     expected = networks.probabilities([dataset.clip(0)])[0], networks.probabilities([dataset.clip(7)])[0]
     for answer, row, probabilities in zip(answers, (0, 7), expected, strict=False):

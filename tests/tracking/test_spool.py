@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fgst.tracking import spool as spool_module
-from fgst.tracking.spool import Patient, ServerAway, Spool, patiently
+from fgst.tracking.spool import RetryingClient, Spool, TrackingServerUnavailable, retry_while_unavailable
 from tests.support.small import kill_when_told, start_python
 
 
@@ -106,7 +106,7 @@ def test_a_full_spool_waits_for_the_server_and_says_so(tmp_path: Path) -> None:
     server.up = False
     spool = Spool(tmp_path / "spool", server.send, away, limit=2000, patience=0.1)
     numbered = iter(range(10_000))
-    with pytest.raises(ServerAway, match="has not answered"):
+    with pytest.raises(TrackingServerUnavailable, match="has not answered"):
         spool_all(spool, numbered)
     assert (tmp_path / "spool" / "records.jsonl").stat().st_size < 2100
     server.up = True
@@ -194,7 +194,7 @@ def test_patience_ends_and_answers_come_through(capsys: pytest.CaptureFixture[st
                 raise answer
             return int(answer)
 
-    patient = Patient(Client(), away)
+    patient = RetryingClient(Client(), away)
     assert patient.ask() == 7
     assert patient.name == "client"
     assert capsys.readouterr().err.count("does not answer (refused)") == 1
@@ -202,5 +202,5 @@ def test_patience_ends_and_answers_come_through(capsys: pytest.CaptureFixture[st
     def never() -> None:
         raise ConnectionError("refused")
 
-    with pytest.raises(ServerAway):
-        patiently(never, away, patience=0.05)
+    with pytest.raises(TrackingServerUnavailable):
+        retry_while_unavailable(never, away, patience=0.05)

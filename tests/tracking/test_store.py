@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from fgst.tracking.store import TrackedRun, Tracking
+from fgst.tracking.store import TrackedRun, TrackingStore
 from tests.support.small import start_python
 
 MAKE = "import sys; from fgst.tracking.store import Tracking; print('now', flush=True); Tracking(sys.argv[1]); print('made')"
@@ -22,7 +22,7 @@ def test_a_store_whose_making_was_interrupted_is_made_by_the_next(tmp_path: Path
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         process.communicate()
-    store = Tracking(uri)
+    store = TrackingStore(uri)
     assert store.experiment("one") == store.experiment("one")
 
 
@@ -31,12 +31,12 @@ def test_processes_that_make_it_at_once_share_it(tmp_path: Path) -> None:
     processes = [start_python(MAKE, uri) for _ in range(3)]
     assert [process.communicate()[0].splitlines()[-1] for process in processes] == ["made"] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
-    Tracking(uri).experiment("one")
+    TrackingStore(uri).experiment("one")
 
 
 def test_runs_that_name_a_new_data_set_at_once(tmp_path: Path) -> None:
     """Trials that start together do; MLflow's own look-then-insert refuses all but one of them."""
-    store = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    store = TrackingStore(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = store.experiment("one")
     runs = [store.start(experiment, str(n), f"run {n}", {}) for n in range(4)]
     lost: list[BaseException] = []

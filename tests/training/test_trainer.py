@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from fgst.config import TrainConfig, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import make_stores
-from fgst.errors import InputError, Leaving
+from fgst.data.loader import make_loaders
+from fgst.errors import InputError, Preempted
 from fgst.training.checkpoint import load_model, load_state
 from fgst.training.trainer import DivergedError, EpochResult, fit, learning_rate, resolve, score
 from tests.support.small import kill_when_told, motion_clips, small_config, start_python, write_small
@@ -159,7 +159,7 @@ def test_leaving_within_epochs_loses_no_step(tmp_path: Path, dataset: ArrowDatas
         try:
             for result in going_on:
                 told[result.epoch] = result
-        except Leaving:
+        except Preempted:
             continue
         break
     assert steps == list(itertools.product((1, 2, 3), (1, 2, 3)))
@@ -170,12 +170,12 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_says_so(tmp_path: Path, dataset:
     config = small_config(dataset, train__epochs=2)
     run(config, tmp_path, epochs=1)
     steps: list[int] = []
-    with pytest.raises(Leaving):
+    with pytest.raises(Preempted):
         list(fit(config, device="cpu", checkpoints=tmp_path, on_step=lambda *at: steps.append(at[1]),
                  leave=lambda: len(steps) == 2))  # fmt: skip
     assert [entry.name for entry in tmp_path.iterdir()] == ["epoch-00001-step-00002"]
     first, last = run(config, tmp_path)
-    assert (first.epoch, first.replayed, last.epoch) == (1, True, 2)
+    assert (first.epoch, first.is_replay, last.epoch) == (1, True, 2)
 
 
 TRAIN_AND_HANG = """
@@ -205,7 +205,7 @@ def test_a_process_that_was_killed_goes_on_as_if_nothing_had_been(tmp_path: Path
     kill_when_told(start_python(TRAIN_AND_HANG, dataset.path, tmp_path / "killed"), "in the middle")
     assert [entry.name for entry in (tmp_path / "killed").iterdir()] == ["epoch-00002"]
     resumed = run(config, tmp_path / "killed")
-    assert [(result.epoch, result.replayed) for result in resumed] == [(2, True), (3, False), (4, False)]
+    assert [(result.epoch, result.is_replay) for result in resumed] == [(2, True), (3, False), (4, False)]
     same_end(tmp_path / "killed", resumed, tmp_path / "whole", whole[1:])
 
 
@@ -213,8 +213,8 @@ def test_the_epoch_of_the_checkpoint_is_told_again(tmp_path: Path, dataset: Arro
     config = small_config(dataset)
     first = run(config, tmp_path, epochs=2)
     second = run(config, tmp_path)
-    assert [(result.epoch, result.replayed) for result in first] == [(1, False), (2, False)]
-    assert [(result.epoch, result.replayed) for result in second] == [(2, True), (3, False), (4, False)]
+    assert [(result.epoch, result.is_replay) for result in first] == [(1, False), (2, False)]
+    assert [(result.epoch, result.is_replay) for result in second] == [(2, True), (3, False), (4, False)]
     assert second[0].metrics == first[-1].metrics  # those of the clock too
     assert second[0].checkpoint == first[-1].checkpoint
     assert second[-1].metrics["minutes"] > second[0].metrics["minutes"]
@@ -225,7 +225,7 @@ def test_a_complete_training_tells_its_last_epoch_again(tmp_path: Path, dataset:
     whole = run(config, tmp_path)
     before = bits(tmp_path)
     (again,) = run(config, tmp_path)
-    assert (again.epoch, again.replayed) == (2, True)
+    assert (again.epoch, again.is_replay) == (2, True)
     assert again.metrics == whole[-1].metrics
     assert again.test is not None
     assert whole[-1].test is not None
@@ -248,7 +248,7 @@ def test_a_checkpoint_is_a_network_that_scores_the_same(tmp_path: Path, dataset:
     model, card = load_model(last.checkpoint)
     assert card.config == resolve(config, dataset)
     assert (card.dataset_digest, card.dataset_name, card.classes) == (dataset.digest, "small", dataset.classes)
-    store = make_stores(dataset, card.config.data, CPU)["test"]
+    store = make_loaders(dataset, card.config.data, CPU)["test"]
     assert score(model, store).scores.tobytes() == last.test.scores.tobytes()
 
 
@@ -474,7 +474,7 @@ def test_a_score_does_not_depend_on_the_batch(tmp_path: Path, dataset: ArrowData
     config = small_config(dataset, train__epochs=1)
     run(config, tmp_path)
     model, card = load_model(tmp_path / "epoch-00001")
-    store = make_stores(dataset, card.config.data, CPU)["test"]
+    store = make_loaders(dataset, card.config.data, CPU)["test"]
     model.train()
     whole = score(model, store)
     assert model.training  # as it was
@@ -552,7 +552,7 @@ def test_the_optimiser_is_sgd_with_nesterov_momentum(tmp_path: Path, dataset: Ar
 def test_the_moving_average_is_what_is_scored_and_kept(tmp_path: Path, dataset: ArrowDataset) -> None:
     """Three steps, redone from the weights after one, two and three of them; each step moves at most 1 - ema."""
     config = small_config(dataset, train__epochs=1, train__ema=0.15)
-    clips = len(make_stores(dataset, resolve(config, dataset).data, CPU)["train"])
+    clips = len(make_loaders(dataset, resolve(config, dataset).data, CPU)["train"])
     config = config.with_values({"train.batch_size": clips})
     after = []
     for steps in (1, 2, 3):
@@ -575,7 +575,7 @@ def test_the_moving_average_is_what_is_scored_and_kept(tmp_path: Path, dataset: 
     assert moved > 20
     assert last.test is not None
     model, card = load_model(folder / "epoch-00001")
-    store = make_stores(dataset, card.config.data, CPU)["test"]
+    store = make_loaders(dataset, card.config.data, CPU)["test"]
     assert score(model, store).scores.tobytes() == last.test.scores.tobytes()
 
 
@@ -588,7 +588,7 @@ def test_bfloat16_trains_nearly_as_float32_and_is_scored_in_float32(tmp_path: Pa
     weights = load_file(tmp_path / "epoch-00002" / "model.safetensors")
     assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
     model, card = load_model(tmp_path / "epoch-00002")
-    store = make_stores(dataset, card.config.data, CPU)["test"]
+    store = make_loaders(dataset, card.config.data, CPU)["test"]
     assert rounded[-1].test is not None
     assert score(model, store).scores.tobytes() == rounded[-1].test.scores.tobytes()
 
@@ -601,12 +601,12 @@ def test_a_person_who_does_not_move_is_there_in_the_motion_modalities(tmp_path: 
     clips.append(dataclasses.replace(pair, clip_id="alone", joints=pair.joints[:1]))
     dataset = write_small(tmp_path / "data", clips)
     config = resolve(small_config(dataset, data__modality="joint_motion"), dataset)
-    present = {}
-    for store in make_stores(dataset, config.data, CPU).values():
+    person_mask = {}
+    for store in make_loaders(dataset, config.data, CPU).values():
         (batch,) = store.evaluation_batches()
-        present |= dict(zip(store.clip_ids, batch.present.tolist(), strict=True))
-    assert present["still"] == [True, True]
-    assert present["alone"] == [True, False]
+        person_mask |= dict(zip(store.clip_ids, batch.person_mask.tolist(), strict=True))
+    assert person_mask["still"] == [True, True]
+    assert person_mask["alone"] == [True, False]
 
 
 # Does it learn?

@@ -16,29 +16,29 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fgst.data.cache import DESCRIPTION, is_remote
-from fgst.errors import InputError, require_listener
+from fgst.errors import InputError, require_server
 
 PATIENCE = 60.0  # seconds that a node may take to answer; one that takes longer is believed
 SERVER = "start a tracking server that all nodes reach (mlflow/README.md) and name it by --tracking-uri"
 FOLDER = "name a folder that all nodes share, or a URI such as s3://bucket/"
 
 
-def places() -> list[dict[str, float]]:
+def cluster_capacity() -> list[dict[str, float]]:
     """What each node of the cluster has (``{"CPU": cores, "GPU": GPUs, …}``), were it grown as far as it may."""
-    now = still_there(besides=())
+    now = alive_nodes(besides=())
     possible = [dict(resources) for resources, count in _groups() for _ in range(count)]
     possible += [node for node in now if "node:__internal_head__" in node]  # of which there is always one
     return max(now, possible, key=lambda nodes: sum(node.get("CPU", 0.0) for node in nodes))
 
 
-def still_there(besides: Collection[str]) -> list[dict[str, float]]:
+def alive_nodes(besides: Collection[str]) -> list[dict[str, float]]:
     """What each node has that is up now, but for those with these ids."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in besides]
 
 
-def grows() -> bool:
+def is_autoscaling() -> bool:
     """Whether the cluster starts nodes by itself when there is work for them."""
     return bool(_groups())
 
@@ -58,7 +58,7 @@ def require_reachable(storage: str, dataset: str, tracking_uri: str) -> None:
     here = socket.gethostname()
     own = ray.get_runtime_context().get_node_id()
     others = {n["NodeID"]: str(n["NodeManagerHostname"]) for n in ray.nodes() if n["Alive"] and n["NodeID"] != own}
-    if not others and not grows():
+    if not others and not is_autoscaling():
         return
     elsewhere = sorted({name for name in others.values() if name != here})
     who = f"node {elsewhere[0]}" if elsewhere else "a node that joins later"
@@ -140,7 +140,7 @@ def _missing(files: Mapping[str, tuple[str, str]], server: str) -> str:
             return what
     if server:
         try:
-            require_listener(server, "")
+            require_server(server, "")
         except InputError:
             return server
     return ""

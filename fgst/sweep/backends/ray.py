@@ -22,9 +22,9 @@ from typing import Any
 
 from fgst.data.cache import is_remote
 from fgst.errors import is_disk_full
-from fgst.sweep.backends.preflight import grows, places, still_there
+from fgst.sweep.backends.preflight import alive_nodes, cluster_capacity, is_autoscaling
 from fgst.sweep.backends.ray_session import ray_session
-from fgst.sweep.backends.resources import Resources, fitting, shares
+from fgst.sweep.backends.resources import Resources, max_concurrent_trials, resources_per_trial
 from fgst.sweep.definition import Trial
 from fgst.sweep.search import Search
 from fgst.sweep.stopping import Budget
@@ -50,7 +50,7 @@ Listener = Callable[[Progress], None]
 _RESTARTS = 50
 
 
-class Course:
+class TrialScheduler:
     """What the engine and the search tell each other, wherever trials run.
 
     Args:
@@ -83,10 +83,10 @@ class Course:
                 trial = self._search.ask()
             if trial is not None:
                 self._budget.began()
-                self.trials[trial.key] = trial
-                self.order[trial.key] = len(self.order)
+                self.trials[trial.trial_id] = trial
+                self.order[trial.trial_id] = len(self.order)
         if trial is not None:
-            self._live.add(trial.key)
+            self._live.add(trial.trial_id)
         return trial
 
     @property
@@ -96,38 +96,38 @@ class Course:
             return False  # one that runs may have to go on elsewhere
         return self._search.exhausted or not self._budget.may_begin()
 
-    def epoch(self, key: str, metrics: dict[str, float]) -> str:
+    def epoch(self, trial_id: str, metrics: dict[str, float]) -> str:
         """Take note of an epoch; how the trial is to end now, or "" if it is to go on."""
-        self._last[key] = metrics
+        self._last[trial_id] = metrics
         with self._room():
-            self._listen(Progress(self.trials[key], "running", metrics))
-            if self._search.result(key, int(metrics["epoch"]), metrics):
-                self._stopped[key] = "pruned"
-        if self._budget.must_stop() and int(metrics["epoch"]) < self.trials[key].config.train.epochs:
-            self._stopped.setdefault(key, "interrupted")
-        return self._stopped.get(key, "")
+            self._listen(Progress(self.trials[trial_id], "running", metrics))
+            if self._search.result(trial_id, int(metrics["epoch"]), metrics):
+                self._stopped[trial_id] = "pruned"
+        if self._budget.must_stop() and int(metrics["epoch"]) < self.trials[trial_id].config.train.epochs:
+            self._stopped.setdefault(trial_id, "interrupted")
+        return self._stopped.get(trial_id, "")
 
-    def end(self, key: str, ending: str, reason: str = "", node: str = "") -> None:
+    def end(self, trial_id: str, status: str, reason: str = "", node: str = "") -> None:
         """Take note of an end: as the trial says, unless it was stopped; on the node with this id."""
-        self._live.discard(key)
-        ending = self._stopped.get(key, ending)
-        metrics = self._last.get(key, {})
-        if ending.startswith("disk full"):
-            where = ending.removeprefix("disk full")
+        self._live.discard(trial_id)
+        status = self._stopped.get(trial_id, status)
+        metrics = self._last.get(trial_id, {})
+        if status.startswith("disk full"):
+            where = status.removeprefix("disk full")
             if not self._budget.must_stop() and self._elsewhere(self.full | {node}):
                 if node not in self.full:
                     print(f"the disk is full{where}: what ran there goes on elsewhere", file=sys.stderr)
                 self.full.add(node)
-                self._again.append(self.trials[key])
+                self._again.append(self.trials[trial_id])
                 return
             self._budget.disk_full(where)
-            ending = "interrupted"
-        if ending == "finished":
+            status = "interrupted"
+        if status == "finished":
             self._budget.finished(metrics)
         with self._room():
-            self._search.tell(key, ending, metrics, self.trials[key])
+            self._search.tell(trial_id, status, metrics, self.trials[trial_id])
         with self._room():
-            self._listen(Progress(self.trials[key], ending, metrics, reason))
+            self._listen(Progress(self.trials[trial_id], status, metrics, reason))
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -140,16 +140,16 @@ class Course:
             self._budget.disk_full()
 
 
-def run_here(search: Search, context: TrialContext, budget: Budget, listen: Listener) -> None:
+def run_local(search: Search, context: TrialContext, budget: Budget, listen: Listener) -> None:
     """Run trials in this process, one after another."""
-    course = Course(search, budget, listen)
+    course = TrialScheduler(search, budget, listen)
     while (trial := course.next()) is not None:
 
-        def report(metrics: dict[str, float], key: str = trial.key) -> None:
-            if ending := course.epoch(key, metrics):
-                raise StopTrial(ending)
+        def report(metrics: dict[str, float], trial_id: str = trial.trial_id) -> None:
+            if status := course.epoch(trial_id, metrics):
+                raise StopTrial(status)
 
-        course.end(trial.key, run_trial(trial, context, report))
+        course.end(trial.trial_id, run_trial(trial, context, report))
 
 
 def run_on_ray(
@@ -179,19 +179,21 @@ def run_on_ray(
 
         from fgst.sweep.storage import has_room  # here: it needs PyTorch, and a simulated trial does not
 
-        nodes = places()
-        each = shares(nodes, resources, total)
+        nodes = cluster_capacity()
+        each = resources_per_trial(nodes, resources, total)
         threads = max(1, int(each["CPU"])) if not each["GPU"] else None
         own = dataclasses.replace(context, threads=threads, devices=each["GPU"] or each["CPU"])
 
         def elsewhere(full: set[str]) -> bool:
             # Where the storage itself is full, every node is.
-            return has_room(context.storage) and (grows() or fitting(still_there(besides=full), each) > 0)
+            return has_room(context.storage) and (
+                is_autoscaling() or max_concurrent_trials(alive_nodes(besides=full), each) > 0
+            )
 
-        course = Course(search, budget, listen, elsewhere)
+        course = TrialScheduler(search, budget, listen, elsewhere)
         limit = resources.max_concurrent
-        if limit is None and (grows() or not resources.address):  # else there is none: somebody may add a node
-            limit = fitting(nodes, each)
+        if limit is None and (is_autoscaling() or not resources.address):  # else there is none: somebody may add a node
+            limit = max_concurrent_trials(nodes, each)
 
         def trainable(config: dict[str, Any]) -> dict[str, Any]:
             # Ray pickles this function with the context in it; it is small.
@@ -238,7 +240,7 @@ def run_on_ray(
                 verbose=0,
             ),
         )
-        with _waiting(limit or max(1, fitting(nodes, each) // 4)):
+        with _waiting(limit or max(1, max_concurrent_trials(nodes, each) // 4)):
             tuner.fit()
 
 
@@ -272,7 +274,7 @@ def _waiting(count: int) -> Iterator[None]:
 
 def _key(trial: Any) -> str:
     """The key of ours that a trial of Tune's has."""
-    return str(json.loads(trial.config["trial"])["key"])
+    return str(json.loads(trial.config["trial"])["trial_id"])
 
 
 def _reason(trial: Any) -> str:
@@ -285,7 +287,7 @@ def _reason(trial: Any) -> str:
     return f" ({found[0]})" if found else ""
 
 
-def _searcher(course: Course) -> Any:
+def _searcher(course: TrialScheduler) -> Any:
     """A Tune search algorithm that passes on our own."""
     from ray.tune.search import Searcher
 
@@ -314,7 +316,7 @@ def _searcher(course: Course) -> Any:
     return Asker()
 
 
-def _scheduler(course: Course) -> Any:
+def _scheduler(course: TrialScheduler) -> Any:
     """A Tune scheduler that stops the trials which are to stop."""
     from ray.tune.schedulers import FIFOScheduler
 
@@ -337,7 +339,7 @@ def _scheduler(course: Course) -> Any:
     return Stops()
 
 
-def _callback(course: Course) -> Any:
+def _callback(course: TrialScheduler) -> Any:
     """A Tune callback that takes note of ends."""
     from ray import tune
 

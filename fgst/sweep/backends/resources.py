@@ -25,7 +25,7 @@ class Resources:
     max_concurrent: int | None = None
 
 
-def shares(nodes: Sequence[Mapping[str, float]], resources: Resources, trials: int) -> dict[str, float]:
+def resources_per_trial(nodes: Sequence[Mapping[str, float]], resources: Resources, trials: int) -> dict[str, float]:
     """What each trial gets of a cluster: ``{"CPU": cores, "GPU": GPUs or a fraction}``.
 
     Args:
@@ -48,7 +48,7 @@ def shares(nodes: Sequence[Mapping[str, float]], resources: Resources, trials: i
     if cpu > cpus:
         raise InputError(f"--cpus-per-trial is {cpu:g}, but there are {cpus:g} cores")
     each = {"CPU": cpu, "GPU": gpu}
-    if not fitting(nodes, each):
+    if not max_concurrent_trials(nodes, each):
         for kind, share in each.items():
             most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
             if share > most:
@@ -61,12 +61,12 @@ def _cores_each(nodes: Sequence[Mapping[str, float]], together: int) -> float:
     """The most cores with which so many trials find room at a time: a trial lies on one node."""
     largest = int(max((node.get("CPU", 0.0) for node in nodes), default=1.0))
     for cores in range(largest, 1, -1):
-        if fitting(nodes, {"CPU": cores}) >= together:
+        if max_concurrent_trials(nodes, {"CPU": cores}) >= together:
             return float(cores)
     return 1.0
 
 
-def fitting(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> int:
+def max_concurrent_trials(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> int:
     """How many trials fit at a time. A fraction of a GPU is of one GPU."""
 
     def places(there: float, kind: str, share: float) -> int:

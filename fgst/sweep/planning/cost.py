@@ -110,7 +110,7 @@ def latency_ms(model: FGSTFormer, batch: Batch) -> float:
 
     The pass is that of :func:`fgst.training.trainer.score`: evaluation mode, float32, on the batch's device.
     """
-    clip, everybody = batch.clips[:1], torch.ones_like(batch.present[:1])
+    clip, everybody = batch.clips[:1], torch.ones_like(batch.person_mask[:1])
     was_training, seconds = model.training, []
     model.eval()
     try:

@@ -22,7 +22,7 @@ from fgst.config import TrialConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import EVALUATION_BATCH, choose_device
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, Parameter, Point, SweepSpec, Trial, Trials
+from fgst.sweep.definition import EarlyStop, Parameter, Params, SweepSpec, Trial, TrialFactory
 from fgst.sweep.planning import cost
 from fgst.training.trainer import resolve
 
@@ -80,7 +80,13 @@ class Plan:
 
 
 def make_plan(
-    spec: SweepSpec, trials: Trials, *, device: str, threads: int | None, together: int, price_per_hour: float | None
+    spec: SweepSpec,
+    trials: TrialFactory,
+    *,
+    device: str,
+    threads: int | None,
+    together: int,
+    price_per_hour: float | None,
 ) -> Plan:
     """Estimate a sweep, in seconds.
 
@@ -96,7 +102,7 @@ def make_plan(
     """
     on_gpu, dataset = choose_device(device).type == "cuda", trials.dataset
     chosen = sample(spec, trials) if spec.limit else list(spec.trials)
-    first = [trials.make(dict(point), spec.base.train.seed) for point in spec.first]
+    first = [trials.make(dict(params), spec.base.train.seed) for params in spec.initial_points]
     before = torch.get_num_threads()
     threads = threads or before
     torch.set_num_threads(threads)
@@ -174,7 +180,7 @@ def last_end(durations: Sequence[float], together: int) -> float:
     return max(ends)
 
 
-def sample(spec: SweepSpec, trials: Trials) -> list[Trial]:
+def sample(spec: SweepSpec, trials: TrialFactory) -> list[Trial]:
     """Trials of random points of a search's space, the same each time; points that cannot be are passed over.
 
     Raises:
@@ -193,20 +199,20 @@ def sample(spec: SweepSpec, trials: Trials) -> list[Trial]:
     return found
 
 
-def random_point(parameters: Sequence[Parameter], draw: random.Random) -> Point:
+def random_point(parameters: Sequence[Parameter], draw: random.Random) -> Params:
     """A point with every parameter that exists, each drawn uniformly, by ratios where its range is searched so."""
-    point: Point = {}
+    params: Params = {}
     for parameter in parameters:
         low, high = parameter.low, parameter.high
-        if not parameter.exists(point):
+        if not parameter.exists(params):
             continue
         if parameter.values:
-            point[parameter.name] = draw.choice(parameter.values)
+            params[parameter.name] = draw.choice(parameter.values)
         elif low is not None and high is not None:
             value = math.exp(draw.uniform(math.log(low), math.log(high))) if parameter.log else draw.uniform(low, high)
             value = min(max(value, low), high)  # the exponential may miss an end by a rounding
-            point[parameter.name] = round(value) if parameter.integer else value
-    return point
+            params[parameter.name] = round(value) if parameter.integer else value
+    return params
 
 
 def print_plan(plan: Plan) -> None:

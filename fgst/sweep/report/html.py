@@ -17,13 +17,22 @@ from fgst.sweep.report import plots
 from fgst.sweep.report.markup import Markup, document, escape, figure, grid
 from fgst.sweep.report.plots import METRIC
 from fgst.sweep.report.tables import format_figure, short
-from fgst.sweep.results import ENDINGS, Difference, Outcome, Row, baseline_of, best_outcome, make_rows, rank_report
+from fgst.sweep.results import (
+    ENDINGS,
+    Difference,
+    Row,
+    TrialResult,
+    baseline_label,
+    best_result,
+    build_rows,
+    rank_report,
+)
 
 SHOWN = 30  # rows of a search
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportData:
     """What the page tells.
 
     Attributes:
@@ -35,7 +44,7 @@ class Told:
     """
 
     spec: SweepSpec
-    outcomes: Sequence[Outcome]
+    results: Sequence[TrialResult]
     histories: Mapping[str, Mapping[str, Mapping[int, float]]]
     study: Any
     sweep_id: str
@@ -43,7 +52,7 @@ class Told:
     notes: Sequence[str] = ()
 
 
-def write_page(told: Told, folder: Path) -> Path:
+def write_page(told: ReportData, folder: Path) -> Path:
     """Write ``report.html``, and the pictures that it holds once more under ``figures``; returns the page."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
@@ -51,29 +60,29 @@ def write_page(told: Told, folder: Path) -> Path:
     return page
 
 
-def _sections(told: Told, folder: Path) -> Iterator[str]:
-    spec, outcomes = told.spec, told.outcomes
-    rows, best, baseline = make_rows(spec, outcomes), best_outcome(spec, outcomes), baseline_of(spec, outcomes)
+def _sections(told: ReportData, folder: Path) -> Iterator[str]:
+    spec, results = told.spec, told.results
+    rows, best, baseline = build_rows(spec, results), best_result(spec, results), baseline_label(spec, results)
     yield _heading(told)
     yield _answer(spec, rows, best, baseline)
     yield from (f'<p class="soft">Note: {escape(note)}.</p>' for note in told.notes)
     yield from _table(spec, rows, best, baseline)
     yield from _curve(spec, rows, folder)
-    yield from _front(spec, outcomes, folder)
+    yield from _front(spec, results, folder)
     yield from _learning(told, best, folder)
     yield from _searched(told, best, folder)
     yield from _ranks(told)
-    yield from _failures(outcomes)
+    yield from _failures(results)
     yield from _cost(told)
     yield _settings(spec)
     yield _repeat(told, best)
 
 
-def _heading(told: Told) -> str:
-    spec, base, count = told.spec, told.spec.base, Counter(o.ending for o in told.outcomes)
+def _heading(told: ReportData) -> str:
+    spec, base, count = told.spec, told.spec.base, Counter(o.status for o in told.results)
     data, model, train = base.data, base.model, base.train
     words = {"pruned": "stopped early"}
-    ended = ", ".join(f"{count[ending]} {words.get(ending, ending)}" for ending in ENDINGS if count[ending])
+    ended = ", ".join(f"{count[status]} {words.get(status, status)}" for status in ENDINGS if count[status])
     protocol = "paper: all training clips are trained on, and the test clips report"
     if data.protocol != "paper":
         protocol = f"{data.protocol}: {_share(data.validation)} of the training subjects are held out to choose by"
@@ -91,7 +100,7 @@ def _heading(told: Told) -> str:
     return f"<h1>{escape(spec.title)}</h1>\n<dl>{items}</dl>"
 
 
-def _answer(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline: str | None) -> str:
+def _answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, baseline: str | None) -> str:
     if best is None:
         return '<p class="answer">No trial has finished, so there is no answer yet.</p>'
     if METRIC not in best.metrics:
@@ -115,7 +124,7 @@ def _answer(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline
     return f'<p class="answer"><strong>{escape(best.label)}</strong>{escape(text)}.</p>'
 
 
-def _table(spec: SweepSpec, rows: Sequence[Row], best: Outcome | None, baseline: str | None) -> Iterator[str]:
+def _table(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, baseline: str | None) -> Iterator[str]:
     paper = spec.base.data.protocol == "paper"
     mark = best.label if best is not None and METRIC in best.metrics else None
     split = "test" if paper else "validation"
@@ -178,12 +187,12 @@ def _curve(spec: SweepSpec, rows: Sequence[Row], folder: Path) -> Iterator[str]:
     yield f"<h2>Accuracy by {escape(name)}</h2>" + figure(folder / "curve.png", alt, caption, plots.curve, spec, known)
 
 
-def _front(spec: SweepSpec, outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
+def _front(spec: SweepSpec, results: Sequence[TrialResult], folder: Path) -> Iterator[str]:
     """The Pareto front of two objectives."""
     if len(spec.objectives) != 2:
         return
     names, metrics = plots.sides(spec)
-    known = _with(outcomes, ("finished",), *metrics)
+    known = _with(results, ("finished",), *metrics)
     if not known:
         return
     front = pareto_front(spec, known)
@@ -198,29 +207,29 @@ def _front(spec: SweepSpec, outcomes: Sequence[Outcome], folder: Path) -> Iterat
     yield grid(["#", "trial", *(words for words, _ in scales), "run"], cells, text=(1,))
 
 
-def pareto_front(spec: SweepSpec, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def pareto_front(spec: SweepSpec, results: Sequence[TrialResult]) -> list[TrialResult]:
     """Trials that no other beats: at least as good in both objectives, and better in one. The cheapest first."""
     _, metrics = plots.sides(spec)
     signs = {metric: 1 if way == "maximize" else -1 for way, metric in OBJECTIVES.values()}
-    worth = {o.run_id: [signs[metric] * o.metrics[metric] for metric in metrics] for o in outcomes}
+    worth = {o.run_id: [signs[metric] * o.metrics[metric] for metric in metrics] for o in results}
 
     unbeaten, best = set(), -math.inf
     for first, second in sorted({tuple(both) for both in worth.values()}, reverse=True):
         if second > best:  # all that are as good in the first, or better, are less good in the second
             unbeaten.add((first, second))
             best = second
-    front = [o for o in outcomes if tuple(worth[o.run_id]) in unbeaten]
+    front = [o for o in results if tuple(worth[o.run_id]) in unbeaten]
     return sorted(front, key=lambda o: (-worth[o.run_id][0], -worth[o.run_id][1]))
 
 
-def _learning(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
+def _learning(told: ReportData, best: TrialResult | None, folder: Path) -> Iterator[str]:
     metric, what = METRIC, "validation top-1 [%]"
-    if not any(told.histories.get(o.run_id, {}).get(metric) for o in told.outcomes):
+    if not any(told.histories.get(o.run_id, {}).get(metric) for o in told.results):
         metric, what = "train/loss", "training loss"
-    curves = {o.run_id: dict(h) for o in told.outcomes if (h := told.histories.get(o.run_id, {}).get(metric))}
+    curves = {o.run_id: dict(h) for o in told.results if (h := told.histories.get(o.run_id, {}).get(metric))}
     if not curves:
         return
-    stopped = [o.run_id for o in told.outcomes if o.ending == "pruned" and o.run_id in curves]
+    stopped = [o.run_id for o in told.results if o.status == "pruned" and o.run_id in curves]
     rungs, stop = [], told.spec.early_stop
     epoch = stop.grace if stop else told.spec.base.train.epochs
     while stop is not None and epoch < told.spec.base.train.epochs:
@@ -235,10 +244,10 @@ def _learning(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
     )
 
 
-def _searched(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
+def _searched(told: ReportData, best: TrialResult | None, folder: Path) -> Iterator[str]:
     """What a search, or a grid over several parameters, learned of each of them."""
     spec = told.spec
-    known = [o for o in _with(told.outcomes, ("finished", "pruned"), METRIC) if o.point]
+    known = [o for o in _with(told.results, ("finished", "pruned"), METRIC) if o.params]
     if len(spec.parameters) < 2 or len(known) < 2:
         return
     names = ", ".join(parameter.name for parameter in spec.parameters)
@@ -246,7 +255,7 @@ def _searched(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
     caption = "Each trial is a line through its values, darker where validation top-1 is higher"
     yield "<h2>All trials together</h2>" + figure(folder / "parallel.png", alt, caption, plots.parallel, spec, known)
     shares, words = importances(told.study)
-    if shares and any(parameter.when for parameter in spec.parameters):
+    if shares and any(parameter.condition for parameter in spec.parameters):
         words += ". One that exists in some trials only also stands for what makes it exist"
     yield "<h2>What matters</h2>"
     if shares:
@@ -256,7 +265,7 @@ def _searched(told: Told, best: Outcome | None, folder: Path) -> Iterator[str]:
         yield f"<p>Importance cannot be said: {escape(words)}.</p>"
     chosen = best.run_id if best is not None else None
     alt, caption = f"Validation top-1 against each of {names}", "A dot per trial; orange: the best"
-    caption += "; hollow: stopped early, at its last epoch" if any(o.ending == "pruned" for o in known) else ""
+    caption += "; hollow: stopped early, at its last epoch" if any(o.status == "pruned" for o in known) else ""
     yield figure(folder / "slices.png", alt, caption, plots.slices, spec, known, chosen)
 
 
@@ -287,10 +296,10 @@ def importances(study: Any) -> tuple[dict[str, float], str]:
     return shares, f"How much each parameter decides whether a trial is {goal} ({which})"
 
 
-def _ranks(told: Told) -> Iterator[str]:
+def _ranks(told: ReportData) -> Iterator[str]:
     spec = told.spec
     rungs = rank_report(
-        spec, [told.histories.get(o.run_id, {}).get(METRIC, {}) for o in told.outcomes if o.ending == "finished"]
+        spec, [told.histories.get(o.run_id, {}).get(METRIC, {}) for o in told.results if o.status == "finished"]
     )
     if not rungs:
         return
@@ -325,11 +334,11 @@ def _ranks(told: Told) -> Iterator[str]:
     yield '<p class="soft">Kendall\'s tau: 1 is the order of the end, 0 has nothing to do with it.</p>'
 
 
-def _failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _failures(results: Sequence[TrialResult]) -> Iterator[str]:
     failed: dict[str, list[str]] = defaultdict(list)
-    for outcome in outcomes:
-        if outcome.ending == "failed":
-            failed[outcome.reason or "–"].append(f"{outcome.label} s{outcome.seed}")
+    for result in results:
+        if result.status == "failed":
+            failed[result.reason or "–"].append(f"{result.label} s{result.seed}")
     if failed:
         named = {
             why: trials if len(trials) <= 12 else [*trials[:10], f"{len(trials) - 10} more"]
@@ -339,9 +348,9 @@ def _failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield "<h2>Failures</h2>" + grid(["trials", "reason"], cells, text=(0, 1))
 
 
-def _cost(told: Told) -> Iterator[str]:
+def _cost(told: ReportData) -> Iterator[str]:
     def of(metric: str) -> list[float]:
-        return [o.metrics[metric] for o in _with(told.outcomes, ENDINGS, metric)]
+        return [o.metrics[metric] for o in _with(told.results, ENDINGS, metric)]
 
     cells = []
     if seconds := of("device_seconds"):
@@ -357,11 +366,11 @@ def _cost(told: Told) -> Iterator[str]:
         o.run_id: max(
             (epoch for history in told.histories.get(o.run_id, {}).values() for epoch in history), default=None
         )
-        for o in told.outcomes
-        if o.ending == "pruned"
+        for o in told.results
+        if o.status == "pruned"
     }
     saved = [epochs - last for last in trained.values() if last is not None]
-    planned = epochs * sum(o.ending in ("finished", "pruned") for o in told.outcomes)
+    planned = epochs * sum(o.status in ("finished", "pruned") for o in told.results)
     if saved:
         cells.append(
             ["epochs that early stopping saved", f"{sum(saved):,} of {planned:,} ({_share(sum(saved) / planned)})"]
@@ -371,7 +380,7 @@ def _cost(told: Told) -> Iterator[str]:
 
 
 def _settings(spec: SweepSpec) -> str:
-    varied = [[p.name, p.in_words() + (f", where {p.when[0]} is {' or '.join(map(str, p.when[1]))}" if p.when else "")]
+    varied = [[p.name, p.in_words() + (f", where {p.condition[0]} is {' or '.join(map(str, p.condition[1]))}" if p.condition else "")]
               for p in spec.parameters]  # fmt: skip
     base = [[name, json.dumps(value)] for name, value in spec.base.flat().items()]
     return (
@@ -381,7 +390,7 @@ def _settings(spec: SweepSpec) -> str:
     )  # fmt: skip
 
 
-def _repeat(told: Told, best: Outcome | None) -> str:
+def _repeat(told: ReportData, best: TrialResult | None) -> str:
     text = f"<p>Go on with this sweep, or print its table again:</p><pre>{escape(told.again)}</pre>"
     if best is not None:
         what = "Score the best trial again" if METRIC in best.metrics else "Score a trial again"
@@ -395,9 +404,9 @@ def _repeat(told: Told, best: Outcome | None) -> str:
     return f"<h2>How to repeat it</h2>{text}<dl>{items}</dl>"
 
 
-def _with(outcomes: Sequence[Outcome], endings: Sequence[str], *metrics: str) -> list[Outcome]:
+def _with(results: Sequence[TrialResult], endings: Sequence[str], *metrics: str) -> list[TrialResult]:
     """Trials that ended so and have these metrics, as numbers that can be drawn."""
-    ended = [o for o in outcomes if o.ending in endings]
+    ended = [o for o in results if o.status in endings]
     return [o for o in ended if all(math.isfinite(o.metrics.get(metric, math.nan)) for metric in metrics)]
 
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fgst.evaluation.plots import BLUE, GREEN, GREY, ORANGE, _new, _save
 from fgst.sweep.definition import Parameter, SweepSpec
-from fgst.sweep.results import MeanStd, Outcome, Row
+from fgst.sweep.results import MeanStd, Row, TrialResult
 
 METRIC = "val/top1"
 PER_INCH = 100  # CSS pixels
@@ -103,16 +103,16 @@ def _errorbars(
 
 
 @rc_context(LOOK)
-def pareto(spec: SweepSpec, outcomes: Sequence[Outcome], front: Sequence[Outcome], path: Path) -> None:
+def pareto(spec: SweepSpec, results: Sequence[TrialResult], front: Sequence[TrialResult], path: Path) -> None:
     """Both objectives of all trials, and the staircase of the front; its trials have the numbers of their order."""
     names, metrics = sides(spec)
     scales = [SCALES[name] for name in names]
 
-    def places(some: Sequence[Outcome]) -> tuple[list[float], ...]:
+    def places(some: Sequence[TrialResult]) -> tuple[list[float], ...]:
         return tuple([o.metrics[m] / unit for o in some] for m, (_, unit) in zip(metrics, scales, strict=True))
 
     figure, axes = _new(WIDTH, 4.2)
-    axes.scatter(*places([o for o in outcomes if o not in front]), color=GREY, s=20, alpha=0.45, lw=0, label="trials")
+    axes.scatter(*places([o for o in results if o not in front]), color=GREY, s=20, alpha=0.45, lw=0, label="trials")
     axes.plot(*places(front), color=GREEN, lw=1.3, drawstyle="steps-post", alpha=0.7)
     axes.scatter(*places(front), color=GREEN, s=38, zorder=3, label="the front")
     # The front looks at the better corner, where there is no trial to write over.
@@ -177,7 +177,7 @@ def learning(
 
 
 @rc_context(LOOK)
-def slices(spec: SweepSpec, outcomes: Sequence[Outcome], best: str | None, path: Path) -> None:
+def slices(spec: SweepSpec, results: Sequence[TrialResult], best: str | None, path: Path) -> None:
     """Validation top-1 against each parameter: hollow where stopped early, the best trial on top."""
     count = len(spec.parameters)
     columns = next((c for c in (3, 4, 2) if count % c == 0), 3) if count > 1 else 1
@@ -188,15 +188,15 @@ def slices(spec: SweepSpec, outcomes: Sequence[Outcome], best: str | None, path:
     for unused in panels[count:]:
         unused.remove()
     for parameter, panel in zip(spec.parameters, panels, strict=False):
-        there = [o for o in outcomes if parameter.name in o.point]
+        there = [o for o in results if parameter.name in o.params]
         texts = None if _range(parameter, there) else [str(value) for value in _values(parameter, there)]
-        for ending, colour, face in (("pruned", GREY, "none"), ("finished", BLUE, BLUE), ("best", ORANGE, ORANGE)):
-            chosen = [o for o in there if ("best" if o.run_id == best else o.ending) == ending]
-            values = [o.point[parameter.name] for o in chosen]
+        for status, colour, face in (("pruned", GREY, "none"), ("finished", BLUE, BLUE), ("best", ORANGE, ORANGE)):
+            chosen = [o for o in there if ("best" if o.run_id == best else o.status) == status]
+            values = [o.params[parameter.name] for o in chosen]
             x = [texts.index(str(value)) for value in values] if texts else [float(value) for value in values]
-            size, solid = (42, 1.0) if ending == "best" else (16, 0.65)
+            size, solid = (42, 1.0) if status == "best" else (16, 0.65)
             y = [o.metrics[METRIC] for o in chosen]
-            panel.scatter(x, y, facecolors=face, edgecolors=colour, s=size, alpha=solid, lw=0.9, label=ending)
+            panel.scatter(x, y, facecolors=face, edgecolors=colour, s=size, alpha=solid, lw=0.9, label=status)
         if texts:
             long = sum(map(len, texts)) > 20
             tilt = {"rotation": 30, "ha": "right"} if long else {}
@@ -213,23 +213,23 @@ def slices(spec: SweepSpec, outcomes: Sequence[Outcome], best: str | None, path:
 
 
 @rc_context(LOOK)
-def parallel(spec: SweepSpec, outcomes: Sequence[Outcome], path: Path) -> None:
+def parallel(spec: SweepSpec, results: Sequence[TrialResult], path: Path) -> None:
     """Each trial a line through its values, darker for better; "none" is where a parameter does not exist for it."""
-    shown = sorted(outcomes, key=lambda o: o.metrics[METRIC])
+    shown = sorted(results, key=lambda o: o.metrics[METRIC])
     figures = [o.metrics[METRIC] for o in shown]
     # What was stopped early would otherwise take most of the colours.
-    whole = [o.metrics[METRIC] for o in shown if o.ending == "finished"] or figures
+    whole = [o.metrics[METRIC] for o in shown if o.status == "finished"] or figures
     scale = Normalize(float(np.quantile(whole, 0.1)), figures[-1], clip=True)
     colours = colormaps["cividis_r"]
     none, random = -0.2, np.random.default_rng(0)
     figure, axes = _new(max(WIDTH, min(9.2, 0.85 * len(spec.parameters) + 1.2)), 4.2)
     columns = [_heights(parameter, shown) for parameter in spec.parameters]
-    for outcome in shown:
+    for result in shown:
         heights = [
-            column(outcome.point[p.name]) if p.name in outcome.point else none
+            column(result.params[p.name]) if p.name in result.params else none
             for p, column in zip(spec.parameters, columns, strict=True)
         ]
-        worth = float(scale(outcome.metrics[METRIC]))
+        worth = float(scale(result.metrics[METRIC]))
         # Trials with the same value lie beside each other.
         places = np.array(heights) + random.uniform(-0.012, 0.012)
         axes.plot(range(len(heights)), places, color=colours(worth), lw=1 + 0.6 * worth, alpha=0.3 + 0.6 * worth)
@@ -239,7 +239,7 @@ def parallel(spec: SweepSpec, outcomes: Sequence[Outcome], path: Path) -> None:
         marks: Sequence[Any] = ends or _values(parameter, shown)
         marks = marks if len(marks) <= 9 else [marks[0], marks[-1]]
         texts = [(column(v), textwrap.shorten(f"{v:g}" if _numeric(v) else str(v), 14, placeholder="…")) for v in marks]
-        if any(parameter.name not in o.point for o in shown):
+        if any(parameter.name not in o.params for o in shown):
             texts.append((none, "none"))
         for height, text in texts:
             paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
@@ -293,26 +293,26 @@ def _numeric(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _range(parameter: Parameter, outcomes: Sequence[Outcome]) -> tuple[float, float] | None:
+def _range(parameter: Parameter, results: Sequence[TrialResult]) -> tuple[float, float] | None:
     """Both ends of what a parameter may be; ``None`` where it is one of some values."""
     if parameter.values or parameter.low is None or parameter.high is None:
         return None
-    tried = [o.point[parameter.name] for o in outcomes if parameter.name in o.point]
+    tried = [o.params[parameter.name] for o in results if parameter.name in o.params]
     return (parameter.low, parameter.high) if all(map(_numeric, tried)) else None
 
 
-def _values(parameter: Parameter, outcomes: Sequence[Outcome]) -> list[Any]:
+def _values(parameter: Parameter, results: Sequence[TrialResult]) -> list[Any]:
     """What a parameter may be, and what else was tried."""
     return list(
-        dict.fromkeys([*parameter.values, *(o.point[parameter.name] for o in outcomes if parameter.name in o.point)])
+        dict.fromkeys([*parameter.values, *(o.params[parameter.name] for o in results if parameter.name in o.params)])
     )
 
 
-def _heights(parameter: Parameter, outcomes: Sequence[Outcome]) -> Callable[[Any], float]:
+def _heights(parameter: Parameter, results: Sequence[TrialResult]) -> Callable[[Any], float]:
     """Where a value lies on the parameter's axis: from 0 to 1 along a range, evenly spaced among values."""
-    ends = _range(parameter, outcomes)
+    ends = _range(parameter, results)
     if ends is None:
-        values = [str(value) for value in _values(parameter, outcomes)]
+        values = [str(value) for value in _values(parameter, results)]
         return lambda value: values.index(str(value)) / (len(values) - 1) if len(values) > 1 else 0.5
     low, high = map(math.log, ends) if parameter.log else ends
     return lambda value: ((math.log(value) if parameter.log else value) - low) / (high - low) if high > low else 0.5

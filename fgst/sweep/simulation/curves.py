@@ -1,6 +1,6 @@
 """Recorded learning curves: what ``python -m fgst.runs curves`` writes, and ``--simulate`` reads.
 
-A file of JSON lines, one a trial: ``{"point": {"K": 15}, "seed": 0, "val/top1": [41.2, …], "minutes": [1.5, …],
+A file of JSON lines, one a trial: ``{"params": {"K": 15}, "seed": 0, "val/top1": [41.2, …], "minutes": [1.5, …],
 "test/top1": 84.5, …}``, the lists by epoch from the first on, minutes since the trial began. Or the same as CSV: a
 column for each parameter, ``seed``, ``val/top1@1``, ``minutes@1``, ``val/top1@2`` … and ``test/top1``; an empty cell
 is a parameter that the trial does not have, or an epoch after its last.
@@ -44,7 +44,7 @@ class Curve:
         end: figures of ``AT_THE_END`` that it has.
     """
 
-    point: Mapping[str, Any]
+    params: Mapping[str, Any]
     seed: int
     val: tuple[float, ...]
     minutes: tuple[float, ...]
@@ -57,12 +57,12 @@ class Curve:
 
     def to_json(self, **more: Any) -> str:
         """A line of the file; ``more`` is kept for people and not read again."""
-        content = {"point": dict(self.point), "seed": self.seed, VAL: self.val, MINUTES: self.minutes}
+        content = {"params": dict(self.params), "seed": self.seed, VAL: self.val, MINUTES: self.minutes}
         return json.dumps(content | dict(self.end) | more, allow_nan=False)
 
 
 def make_curve(
-    point: Mapping[str, Any],
+    params: Mapping[str, Any],
     seed: int,
     val: Mapping[int, float],
     minutes: Mapping[int, float],
@@ -85,7 +85,7 @@ def make_curve(
     if any(later < earlier for earlier, later in itertools.pairwise(times)) or times[-1] == 0:
         raise ValueError(f"{MINUTES} do not grow from epoch to epoch")
     figures = {name: float(end[name]) for name in AT_THE_END if name in end and math.isfinite(end[name])}
-    return Curve(dict(point), seed, tuple(val[e] for e in epochs), tuple(minutes[e] for e in epochs), figures)
+    return Curve(dict(params), seed, tuple(val[e] for e in epochs), tuple(minutes[e] for e in epochs), figures)
 
 
 def read_curves(path: Path) -> list[Curve]:
@@ -114,9 +114,9 @@ def _from_json(text: str, what: str) -> list[Curve]:
         try:
             content = json.loads(line)
             val, minutes = ({e: float(v) for e, v in enumerate(content[name], 1)} for name in (VAL, MINUTES))
-            point = {str(name): _scalar(value) for name, value in content["point"].items()}
+            params = {str(name): _scalar(value) for name, value in content["params"].items()}
             end = {name: float(content[name]) for name in AT_THE_END if content.get(name) is not None}
-            curves.append(make_curve(point, int(content["seed"]), val, minutes, end))
+            curves.append(make_curve(params, int(content["seed"]), val, minutes, end))
         except KeyError as error:
             raise InputError(f"{what}: line {number} has no {error}") from None
         except (AttributeError, TypeError, ValueError) as error:
@@ -132,7 +132,7 @@ def _from_csv(text: str, what: str) -> list[Curve]:
     curves = []
     for number, row in enumerate(rows, 2):
         by_epoch: dict[str, dict[int, float]] = {VAL: {}, MINUTES: {}}
-        point: dict[str, Any] = {}
+        params: dict[str, Any] = {}
         end: dict[str, float] = {}
         try:
             for name in names:
@@ -144,8 +144,8 @@ def _from_csv(text: str, what: str) -> list[Curve]:
                 elif name in AT_THE_END:
                     end[name] = float(cell)
                 else:
-                    point[name] = _number_or_text(cell)
-            curves.append(make_curve(point, int(row["seed"]), by_epoch[VAL], by_epoch[MINUTES], end))
+                    params[name] = _number_or_text(cell)
+            curves.append(make_curve(params, int(row["seed"]), by_epoch[VAL], by_epoch[MINUTES], end))
         except (TypeError, ValueError) as error:
             raise InputError(f"{what}: line {number} is no curve ({error})") from None
     return curves

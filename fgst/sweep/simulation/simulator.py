@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from fgst.errors import InputError
-from fgst.sweep.backends.ray import Course, Progress
-from fgst.sweep.definition import OBJECTIVES, Parameter, SweepSpec, Trial, Trials
-from fgst.sweep.results import Outcome, best_outcome
+from fgst.sweep.backends.ray import Progress, TrialScheduler
+from fgst.sweep.definition import OBJECTIVES, Parameter, SweepSpec, Trial, TrialFactory
+from fgst.sweep.results import TrialResult, best_result
 from fgst.sweep.search import Search
 from fgst.sweep.simulation.curves import VAL, Curve
 from fgst.sweep.stopping import Budget
@@ -98,7 +98,7 @@ class Records:
         self._parameters = spec.parameters
         self._check_names(spec, curves, what)
         epochs = spec.base.train.epochs
-        inside = [c for c in curves if all(p.holds(c.point[p.name]) for p in spec.parameters if p.name in c.point)]
+        inside = [c for c in curves if all(p.holds(c.params[p.name]) for p in spec.parameters if p.name in c.params)]
         self.curves = [curve for curve in inside if len(curve.val) >= epochs]
         self.outside, self.short = len(curves) - len(inside), len(inside) - len(self.curves)
         if not inside:
@@ -118,16 +118,16 @@ class Records:
         self._known: dict[tuple[_Identity, int], tuple[Curve, float]] = {}
         of_point: dict[_Identity, list[float]] = {}
         for curve in self.curves:
-            of_point.setdefault(identity(curve.point), []).append(curve.val[epochs - 1])
-        self.worth = {point: statistics.fmean(values) for point, values in of_point.items()}
+            of_point.setdefault(identity(curve.params), []).append(curve.val[epochs - 1])
+        self.worth = {params: statistics.fmean(values) for params, values in of_point.items()}
         self.best = max(self.worth.values())
 
     def _check_names(self, spec: SweepSpec, curves: Sequence[Curve], what: str) -> None:
         mine = [parameter.name for parameter in spec.parameters]
         for curve in curves:
-            expected = [p.name for p in spec.parameters if p.exists(curve.point)]
-            if set(expected) != set(curve.point):
-                has, wants = ", ".join(curve.point) or "nothing", ", ".join(mine)
+            expected = [p.name for p in spec.parameters if p.exists(curve.params)]
+            if set(expected) != set(curve.params):
+                has, wants = ", ".join(curve.params) or "nothing", ", ".join(mine)
                 raise InputError(
                     f"{what}: has a trial that varies {has}, and this sweep varies {wants}; take the script, and the "
                     "--also, that the curves were recorded with"
@@ -135,7 +135,7 @@ class Records:
 
     def _column(self, parameter: Parameter) -> np.ndarray:
         """Where each curve lies on a parameter, in shares of its range; NaN where it has none."""
-        return np.array([self._place(parameter, curve.point.get(parameter.name)) for curve in self.curves])
+        return np.array([self._place(parameter, curve.params.get(parameter.name)) for curve in self.curves])
 
     @staticmethod
     def _place(parameter: Parameter, value: Any) -> float:
@@ -152,13 +152,13 @@ class Records:
             value, low, high = math.log(value), math.log(low), math.log(high)
         return float((value - low) / (high - low)) if high > low else 0.0
 
-    def nearest(self, point: Mapping[str, Any], seed: int) -> tuple[Curve, float]:
+    def nearest(self, params: Mapping[str, Any], seed: int) -> tuple[Curve, float]:
         """The nearest curve, of equals one of that seed or else the first, and how far it is."""
-        sought = identity(point), seed
+        sought = identity(params), seed
         if sought not in self._known:
             apart = np.zeros(len(self.curves))
             for parameter, column in zip(self._parameters, self._columns, strict=True):
-                place = self._place(parameter, point.get(parameter.name))
+                place = self._place(parameter, params.get(parameter.name))
                 one_has_none = np.isnan(column) != math.isnan(place)
                 difference = np.minimum(1.0, np.nan_to_num(np.abs(column - place)))
                 apart += np.where(one_has_none, 1.0, difference)
@@ -169,23 +169,23 @@ class Records:
         return self._known[sought]
 
     def rank(self, curve: Curve) -> int:
-        mine = self.worth[identity(curve.point)]
+        mine = self.worth[identity(curve.params)]
         return 1 + sum(worth > mine for worth in self.worth.values())
 
     def regret(self, curve: Curve) -> float:
-        return self.best - self.worth[identity(curve.point)]
+        return self.best - self.worth[identity(curve.params)]
 
-    def hours(self, places: int) -> tuple[float, float]:
+    def hours(self, concurrency: int) -> tuple[float, float]:
         """Of all recorded trials, to their end, so many at a time: on the wall, and of devices."""
-        free = [0.0] * places
+        free = [0.0] * concurrency
         for curve in self.curves:
             heapq.heapreplace(free, free[0] + curve.minutes[self.epochs - 1])
         devices = sum(curve.minutes[self.epochs - 1] * curve.devices for curve in self.curves)
         return max(free) / 60, devices / 60
 
 
-def identity(point: Mapping[str, Any]) -> _Identity:
-    return tuple(sorted(point.items()))
+def identity(params: Mapping[str, Any]) -> _Identity:
+    return tuple(sorted(params.items()))
 
 
 @dataclass
@@ -203,30 +203,32 @@ class _Notes:
     records: Records
     clock: _Clock
     behind: dict[str, Curve] = field(default_factory=dict)  # by key, the curve that a trial follows
-    finished: list[Outcome] = field(default_factory=list)
+    finished: list[TrialResult] = field(default_factory=list)
     growth: list[tuple[float, float]] = field(default_factory=list)
     stopped_early: list[str] = field(default_factory=list)
 
     def listen(self, progress: Progress) -> None:
         trial, metrics = progress.trial, progress.metrics
         if progress.state == "pruned":
-            self.stopped_early.append(trial.key)
+            self.stopped_early.append(trial.trial_id)
         if progress.state != "finished":
             return
-        best = max((outcome.metrics[VAL] for outcome in self.finished), default=-math.inf)
+        best = max((result.metrics[VAL] for result in self.finished), default=-math.inf)
         self.finished.append(
-            Outcome(trial.key, trial.label, trial.config.train.seed, dict(trial.point), "", "finished", metrics)
+            TrialResult(
+                trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), "", "finished", metrics
+            )
         )
         if metrics[VAL] > best:
-            self.growth.append((self.clock.now / 3600, self.records.regret(self.behind[trial.key])))
+            self.growth.append((self.clock.now / 3600, self.records.regret(self.behind[trial.trial_id])))
 
 
-def simulate(spec: SweepSpec, trials: Trials, records: Records, limits: Limits, draws: int) -> Simulated:
+def simulate(spec: SweepSpec, trials: TrialFactory, records: Records, limits: Limits, draws: int) -> Simulated:
     """One search over the recorded trials, with the seed of its random draws."""
     clock = _Clock()
     notes = _Notes(records, clock)
     budget = Budget(limits.max_hours, limits.max_trials, limits.until_top1, clock)
-    course = Course(Search(spec, trials, None, "simulated", draws=draws), budget, notes.listen)
+    course = TrialScheduler(Search(spec, trials, None, "simulated", draws=draws), budget, notes.listen)
     coming: list[tuple[float, int, str, int]] = []  # (when, order, trial, epoch)
     began: dict[str, float] = {}
     order, epochs, device_minutes = itertools.count(), 0, 0.0
@@ -236,34 +238,34 @@ def simulate(spec: SweepSpec, trials: Trials, records: Records, limits: Limits, 
     def begin(trial: Trial) -> None:
         nonlocal exact, other_seed
         seed = trial.config.train.seed
-        curve, distance = records.nearest(dict(trial.point), seed)
+        curve, distance = records.nearest(dict(trial.params), seed)
         if distance > 0:
             distances.append(distance)
         else:
             exact += curve.seed == seed
             other_seed += curve.seed != seed
-        notes.behind[trial.key], began[trial.key] = curve, clock.now
-        heapq.heappush(coming, (clock.now + 60 * curve.minutes[0], next(order), trial.key, 1))
+        notes.behind[trial.trial_id], began[trial.trial_id] = curve, clock.now
+        heapq.heappush(coming, (clock.now + 60 * curve.minutes[0], next(order), trial.trial_id, 1))
 
     while True:
         while len(coming) < limits.max_concurrent and (trial := course.next()) is not None:
             begin(trial)
         if not coming:
             break
-        clock.now, _, key, epoch = heapq.heappop(coming)
-        curve, last = notes.behind[key], epoch == records.epochs
+        clock.now, _, trial_id, epoch = heapq.heappop(coming)
+        curve, last = notes.behind[trial_id], epoch == records.epochs
         metrics = {"epoch": float(epoch), VAL: curve.val[epoch - 1], "minutes": curve.minutes[epoch - 1]}
         metrics |= {name: value for name, value in curve.end.items() if last or name.startswith("model/")}
         epochs += 1
-        if (ending := course.epoch(key, metrics)) or last:
+        if (status := course.epoch(trial_id, metrics)) or last:
             device_minutes += curve.minutes[epoch - 1] * curve.devices
-            course.end(key, ending or "finished")
+            course.end(trial_id, status or "finished")
         else:
-            heapq.heappush(coming, (began[key] + 60 * curve.minutes[epoch], next(order), key, epoch + 1))
+            heapq.heappush(coming, (began[trial_id] + 60 * curve.minutes[epoch], next(order), trial_id, epoch + 1))
 
-    best = best_outcome(spec, notes.finished)
-    chosen = notes.behind[best.key] if best is not None else None
-    ends = {key: curve.val[records.epochs - 1] for key, curve in notes.behind.items()}
+    best = best_result(spec, notes.finished)
+    chosen = notes.behind[best.trial_id] if best is not None else None
+    ends = {trial_id: curve.val[records.epochs - 1] for trial_id, curve in notes.behind.items()}
     top = max(ends.values(), default=0.0)
     return Simulated(
         chosen=chosen,
@@ -278,17 +280,19 @@ def simulate(spec: SweepSpec, trials: Trials, records: Records, limits: Limits, 
         distances=tuple(distances),
         epochs=epochs,
         planned=records.epochs * len(began),
-        lost=bool(ends) and all(key in notes.stopped_early for key, end in ends.items() if end == top),
+        lost=bool(ends) and all(trial_id in notes.stopped_early for trial_id, end in ends.items() if end == top),
         growth=tuple(notes.growth),
         stopped=budget.stopped,
     )
 
 
-def _mean_val(finished: Sequence[Outcome], best: Outcome) -> float:
-    return statistics.fmean(outcome.metrics[VAL] for outcome in finished if outcome.label == best.label)
+def _mean_val(finished: Sequence[TrialResult], best: TrialResult) -> float:
+    return statistics.fmean(result.metrics[VAL] for result in finished if result.label == best.label)
 
 
-def simulate_all(spec: SweepSpec, trials: Trials, records: Records, limits: Limits, repeats: int) -> list[Simulated]:
+def simulate_all(
+    spec: SweepSpec, trials: TrialFactory, records: Records, limits: Limits, repeats: int
+) -> list[Simulated]:
     """As many searches, the seeds of whose draws follow each other from the sweep's own on; tells how far it is."""
     found, told = [], time.monotonic()
     for number in range(repeats):

@@ -12,12 +12,12 @@ import torch
 
 import fgst.training.trainer
 from fgst.data.dataset import ArrowDataset
-from fgst.sweep.backends.ray import Progress, run_here
+from fgst.sweep.backends.ray import Progress, run_local
 from fgst.sweep.definition import EarlyStop
 from fgst.sweep.search import Search
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import MICRO_BATCHES, TrialContext
-from fgst.tracking.store import ENDING, Tracking
+from fgst.tracking.store import ENDING, TrackingStore
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT, ask_for
 
@@ -30,7 +30,7 @@ def dataset(tmp_path: Path) -> ArrowDataset:
 
 @pytest.fixture
 def context(tmp_path: Path, tracking_uri: str) -> TrialContext:
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     experiment = store.experiment("small x-sub")
     parent = store.start(experiment, "sweep", "a sweep", {"fgst.kind": "sweep"})
     (tmp_path / "storage").mkdir()
@@ -43,7 +43,7 @@ def run(
     settings = changes.pop("settings", {})
     spec, trials = ask_for(question, dataset, small.small_config(dataset, train__epochs=3, **settings), **changes)
     search, told = Search(spec, trials, None, "study"), []
-    run_here(search, context, budget or Budget(), told.append)
+    run_local(search, context, budget or Budget(), told.append)
     return search, told
 
 
@@ -54,7 +54,7 @@ def endings(told: list[Progress]) -> list[str]:
 def test_trials_are_accounted_for(dataset: ArrowDataset, context: TrialContext) -> None:
     _, told = run(dataset, context, values=[2, 4])
     assert endings(told) == ["finished", "finished"]
-    for child in Tracking(context.tracking_uri).children(context.parent):
+    for child in TrackingStore(context.tracking_uri).children(context.parent):
         metrics = child.data.metrics
         assert child.data.tags[ENDING] == "finished"
         assert metrics["device_seconds"] == pytest.approx(60 * metrics["minutes"])
@@ -67,14 +67,16 @@ def test_trials_are_accounted_for(dataset: ArrowDataset, context: TrialContext) 
 def test_a_stopped_trial_says_so_and_writes_no_model(dataset: ArrowDataset, context: TrialContext) -> None:
     search, told = run(dataset, context, JOINT, limit=6, early_stop=EarlyStop(1, 2), settings={"train__repeat": 6})
     assert {"finished", "pruned"} == set(endings(told))
-    runs = Tracking(context.tracking_uri).children(context.parent)
-    for child, ending in zip(runs, endings(told), strict=True):
-        epochs = [m.step for m in Tracking(context.tracking_uri).client.get_metric_history(child.info.run_id, "lr")]
-        assert ("test/top1" in child.data.metrics) == (ending == "finished")
-        assert (epochs[-1] == 3) == (ending == "finished")
-        assert child.info.status == ("FINISHED" if ending == "finished" else "KILLED")
+    runs = TrackingStore(context.tracking_uri).children(context.parent)
+    for child, status in zip(runs, endings(told), strict=True):
+        epochs = [
+            m.step for m in TrackingStore(context.tracking_uri).client.get_metric_history(child.info.run_id, "lr")
+        ]
+        assert ("test/top1" in child.data.metrics) == (status == "finished")
+        assert (epochs[-1] == 3) == (status == "finished")
+        assert child.info.status == ("FINISHED" if status == "finished" else "KILLED")
     states = [t.state.name for t in search.study.trials if "same as" not in t.user_attrs]
-    assert states == [{"finished": "COMPLETE", "pruned": "PRUNED"}[ending] for ending in endings(told)]
+    assert states == [{"finished": "COMPLETE", "pruned": "PRUNED"}[status] for status in endings(told)]
 
 
 def test_latency_is_measured_where_it_is_asked_for(dataset: ArrowDataset, context: TrialContext) -> None:
@@ -101,7 +103,7 @@ def test_out_of_memory_is_tried_again_with_half(
     assert endings(told) == ["finished"]
     assert sizes[0] == 8
     assert set(sizes[1:]) <= {4, 3, 2, 1}
-    [child] = Tracking(context.tracking_uri).children(context.parent)
+    [child] = TrackingStore(context.tracking_uri).children(context.parent)
     assert child.info.status == "FINISHED"
     assert child.data.tags[MICRO_BATCHES] == "2"
     assert child.data.params["train.batch_size"] == "8"
@@ -116,7 +118,7 @@ def test_out_of_memory_twice_is_a_failure_with_its_reason(
     monkeypatch.setattr(fgst.training.FGSTFormer, "forward", forward)
     _, told = run(dataset, context, values=[2, 4])
     assert endings(told) == ["failed", "failed"]
-    for child in Tracking(context.tracking_uri).children(context.parent):
+    for child in TrackingStore(context.tracking_uri).children(context.parent):
         assert child.info.status == "FAILED"
         assert "out of memory" in child.data.tags["fgst.reason"]
 
@@ -170,11 +172,11 @@ def test_time_is_up_in_the_middle_of_a_trial(dataset: ArrowDataset, context: Tri
         if sum(p.state == "running" for p in told) == 4:
             clock.now = 3600.0
 
-    run_here(search, context, budget, listen)
+    run_local(search, context, budget, listen)
     assert endings(told) == ["finished", "interrupted"]
     assert budget.stopped == "--max-hours 1"
     again: list[Progress] = []
-    run_here(Search(spec, trials, None, "other", []), context, Budget(), again.append)
+    run_local(Search(spec, trials, None, "other", []), context, Budget(), again.append)
     assert endings(again) == ["finished"] * 3
     assert [int(p.metrics["epoch"]) for p in again if p.state == "running"][0:2] == [1, 2]  # K=4 went on after 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from fgst.errors import InputError
 from fgst.sweep.backends import preflight
-from fgst.sweep.backends.preflight import places, require_reachable
+from fgst.sweep.backends.preflight import cluster_capacity, require_reachable
 from tests.support import small
 
 
@@ -86,12 +86,12 @@ def test_what_a_node_does_not_see(tmp_path: Path) -> None:
 def test_a_cluster_that_grows_has_what_it_may_grow_to(
     cluster: Any, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [(node["CPU"], node.get("GPU", 0)) for node in places()] == [(1, 0), (1, 0)]
-    assert not preflight.grows()
+    assert [(node["CPU"], node.get("GPU", 0)) for node in cluster_capacity()] == [(1, 0), (1, 0)]
+    assert not preflight.is_autoscaling()
     # As an autoscaler's configuration says.
     monkeypatch.setattr(preflight, "_groups", lambda: [({"CPU": 8.0, "GPU": 1.0}, 4)])
-    assert preflight.grows()
-    assert [(node["CPU"], node.get("GPU", 0)) for node in places()] == [(8, 1)] * 4 + [(1, 0)]  # and the head
+    assert preflight.is_autoscaling()
+    assert [(node["CPU"], node.get("GPU", 0)) for node in cluster_capacity()] == [(8, 1)] * 4 + [(1, 0)]  # and the head
     cluster_of_one: list[Any] = [node for node in cluster.nodes() if node["NodeID"] == _own(cluster)]
     monkeypatch.setattr(cluster, "nodes", lambda: cluster_of_one)
     folder, uri = str(tmp_path / "storage"), f"sqlite:///{tmp_path}/mlflow.db"

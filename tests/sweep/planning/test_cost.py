@@ -13,7 +13,7 @@ from torch import nn
 from fgst.cli.model import ClipShape, layer_table
 from fgst.config import PRESETS, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import ClipStore
+from fgst.data.loader import ClipLoader
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from fgst.sweep.planning.cost import (
@@ -117,7 +117,7 @@ def test_latency_grows_with_the_network_and_leaves_its_mode(dataset: ArrowDatase
         statistics = model.input_norm.running_mean
         assert statistics is not None
         before = statistics.clone()
-        batch = ClipStore(dataset, np.arange(3), config.data, torch.device("cpu")).batch(np.arange(3))
+        batch = ClipLoader(dataset, np.arange(3), config.data, torch.device("cpu")).batch(np.arange(3))
         found.append(latency_ms(model, batch))
         assert model.training
         assert torch.equal(statistics, before)

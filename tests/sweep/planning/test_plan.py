@@ -19,7 +19,7 @@ from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.definition import EarlyStop, Parameter, Question, SweepSpec, Trials, make_spec
+from fgst.sweep.definition import EarlyStop, Parameter, SweepDefinition, SweepSpec, TrialFactory, build_spec
 from fgst.sweep.planning import cost, plan
 from fgst.sweep.planning.cost import Calibration
 from fgst.sweep.planning.plan import Plan, estimate, expected_share, last_end, make_plan, print_plan, random_point
@@ -28,16 +28,16 @@ from fgst.training.trainer import fit
 from tests.support import small
 
 
-def settings(point: Mapping[str, Any], base: TrialConfig) -> Mapping[str, Any]:
+def settings(params: Mapping[str, Any], base: TrialConfig) -> Mapping[str, Any]:
     fields = {"K": "model.focal_joints", "lr": "train.lr", "epochs": "train.epochs", "P": "model.parts"}
-    return {fields[name]: value for name, value in point.items()}
+    return {fields[name]: value for name, value in params.items()}
 
 
-def ask(*parameters: Parameter, search: str = "grid") -> Question:
+def ask(*parameters: Parameter, search: str = "grid") -> SweepDefinition:
     def of(skeleton: Skeleton, base: TrialConfig) -> tuple[Parameter, ...]:
         return parameters
 
-    return Question("focal_k", "How many?", of, settings, search=search)
+    return SweepDefinition("focal_k", "How many?", of, settings, search=search)
 
 
 GRID = ask(Parameter("K", (2, 4, 6)))
@@ -52,7 +52,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 
 def planned(
-    question: Question,
+    question: SweepDefinition,
     dataset: ArrowDataset,
     *,
     values: Mapping[str, Any] | None = None,
@@ -61,8 +61,8 @@ def planned(
     **asked: Any,
 ) -> Plan:
     base = small.small_config(dataset, **(values or {}))
-    spec = make_spec(question, base, dataset, **asked)
-    trials = Trials(question, base, dataset)
+    spec = build_spec(question, base, dataset, **asked)
+    trials = TrialFactory(question, base, dataset)
     return make_plan(spec, trials, device="cpu", threads=1, together=together, price_per_hour=price)
 
 
@@ -154,12 +154,12 @@ def test_last_end() -> None:
 
 def test_search_is_told_by_points_of_its_space(dataset: ArrowDataset, timed: Calibration) -> None:
     """Joints are 2 to 6; the space asks for up to 9, and those are passed over."""
-    asked: dict[str, Any] = {"limit": 20, "first": [{"K": 4, "lr": 0.01}], "early_stop": EarlyStop(1, 3)}
+    asked: dict[str, Any] = {"limit": 20, "initial_points": [{"K": 4, "lr": 0.01}], "early_stop": EarlyStop(1, 3)}
     found = planned(SPACE, dataset, **asked)
     assert len(found.trials) == 50
     kept = {int(e.name.split()[0].removeprefix("K=")) for e in found.trials}
     assert kept == {2, 3, 4, 5, 6}
-    assert [e.name for e in found.first] == ["K=4 lr=0.01"]
+    assert [e.name for e in found.initial_points] == ["K=4 lr=0.01"]
     mean = sum(e.minutes for e in found.trials) / 50
     assert found.device_hours == pytest.approx(20 * mean / 60)
     assert found.wall_hours == pytest.approx(10 * mean / 60)
@@ -176,14 +176,14 @@ def test_impossible_space_is_refused(dataset: ArrowDataset, timed: Calibration) 
 def test_random_points_fill_their_ranges_and_conditions() -> None:
     parameters = (
         Parameter("temporal", ("fg", "attention")),
-        Parameter("k", low=1, high=4, when=("temporal", ("fg",))),
+        Parameter("k", low=1, high=4, condition=("temporal", ("fg",))),
         Parameter("lr", low=1e-4, high=1.0, log=True),
     )
     draw = random.Random(0)
     points = [random_point(parameters, draw) for _ in range(400)]
-    assert all(("k" in point) == (point["temporal"] == "fg") for point in points)
-    assert {point.get("k") for point in points} == {None, 1, 2, 3, 4}
-    logs = [math.log10(point["lr"]) for point in points]
+    assert all(("k" in params) == (params["temporal"] == "fg") for params in points)
+    assert {params.get("k") for params in points} == {None, 1, 2, 3, 4}
+    logs = [math.log10(params["lr"]) for params in points]
     assert sum(-4 <= value < -3 for value in logs) == pytest.approx(100, abs=30)
     assert min(logs) >= -4
     assert max(logs) <= 0
@@ -204,7 +204,7 @@ def test_a_real_plan_in_print(dataset: ArrowDataset, capsys: pytest.CaptureFixtu
 
 
 def test_a_search_in_print(dataset: ArrowDataset, timed: Calibration, capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(planned(SPACE, dataset, limit=20, first=[{"K": 4, "lr": 0.01}], early_stop=EarlyStop(1, 3)))
+    print_plan(planned(SPACE, dataset, limit=20, initial_points=[{"K": 4, "lr": 0.01}], early_stop=EarlyStop(1, 3)))
     out = capsys.readouterr().out
     for word in ("tried first", "K=4 lr=0.01", "of 50 random points", "median", "at most 20", "leaves about 44 %"):
         assert word in out

@@ -15,11 +15,11 @@ import optuna
 import pytest
 
 from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
-from fgst.sweep.definition import EarlyStop, Parameter, SweepSpec, Trial, label_of
+from fgst.sweep.definition import EarlyStop, Parameter, SweepSpec, Trial, format_params
 from fgst.sweep.report import html as page_module
-from fgst.sweep.report.html import Told, importances, pareto_front, write_page
+from fgst.sweep.report.html import ReportData, importances, pareto_front, write_page
 from fgst.sweep.report.tables import format_figure
-from fgst.sweep.results import Outcome, make_rows
+from fgst.sweep.results import TrialResult, build_rows
 
 EPOCHS = 9
 BASE = TrialConfig(ModelConfig(), DataConfig("data", "x-view"), TrainConfig(epochs=EPOCHS, repeat=5))
@@ -27,7 +27,7 @@ AGAIN = "python sweeps/focal_k.py --resume " + "ab" * 16
 SEARCHED = (
     Parameter("K", low=2, high=20),
     Parameter("heads", (1, 2)),
-    Parameter("d2", low=1, high=4, when=("heads", (2,))),
+    Parameter("d2", low=1, high=4, condition=("heads", (2,))),
     Parameter("lr", low=0.005, high=0.2, log=True),
 )
 
@@ -79,7 +79,7 @@ def make_sweep(
 ) -> SweepSpec:
     spec = SweepSpec(
         name="focal_k", title="How many?", parameters=tuple(parameters), search="grid", seeds=3, limit=None,
-        objectives=("val_top1",), early_stop=None, first=(), base=base, trials=tuple(trials), published=(), source="",
+        objectives=("val_top1",), early_stop=None, initial_points=(), base=base, trials=tuple(trials), published=(), source="",
         baseline="", dataset_name="nw-ucla", dataset_digest="9f" * 32,
     )  # fmt: skip
     return dataclasses.replace(spec, **changes)
@@ -91,13 +91,13 @@ def history(final: float, last: int = EPOCHS, start: float = 20) -> dict[str, di
     return {"val/top1": val, "train/loss": {epoch: 2 - epoch / EPOCHS for epoch in val}}
 
 
-def grid(means: dict[Any, float], name: str = "K", seeds: int = 3, **changes: Any) -> Told:
+def grid(means: dict[Any, float], name: str = "K", seeds: int = 3, **changes: Any) -> ReportData:
     """Seeds lie 0.2 apart; those of odd rows in another order, so that paired differences vary."""
-    trials, outcomes, histories = [], [], {}
+    trials, results, histories = [], [], {}
     for row, (value, mean) in enumerate(means.items()):
         for seed in range(seeds):
-            point = {name: value}
-            trial = Trial(label_of(point), BASE, f"{value} {seed}", tuple(point.items()))
+            params = {name: value}
+            trial = Trial(format_params(params), BASE, f"{value} {seed}", tuple(params.items()))
             top1 = mean + 0.2 * (seed if row % 2 else -seed)
             run_id = f"{len(trials):032x}"
             metrics = {
@@ -105,54 +105,54 @@ def grid(means: dict[Any, float], name: str = "K", seeds: int = 3, **changes: An
                 "cost": 0.25, "peak_memory_gib": 2.0 + row, "clips_per_second": 100.0 + len(trials),
             }  # fmt: skip
             trials.append(trial)
-            outcomes.append(Outcome(trial.key, trial.label, seed, point, run_id, "finished", metrics))
+            results.append(TrialResult(trial.trial_id, trial.label, seed, params, run_id, "finished", metrics))
             histories[run_id] = history(top1)
     spec = make_sweep([Parameter(name, tuple(means))], trials, seeds=seeds, **changes)
-    return Told(spec, outcomes, histories, None, "ab" * 16, AGAIN)
+    return ReportData(spec, results, histories, None, "ab" * 16, AGAIN)
 
 
-def search(count: int, objectives: Sequence[str] = ("val_top1",), pruned_at: int = 3) -> Told:
+def search(count: int, objectives: Sequence[str] = ("val_top1",), pruned_at: int = 3) -> ReportData:
     """Every fifth trial from the fourth on is stopped early, every fifth from the fifth on fails."""
     way = {"val_top1": "maximize", "flops": "minimize"}
     study = optuna.create_study(
         directions=[way[name] for name in objectives], sampler=optuna.samplers.RandomSampler(seed=0)
     )
-    outcomes, histories = [], {}
+    results, histories = [], {}
     for number in range(count):
         asked = study.ask()
-        point: dict[str, Any] = {
+        params: dict[str, Any] = {
             "K": asked.suggest_int("K", 2, 20),
             "heads": asked.suggest_categorical("heads", (1, 2)),
         }
-        if point["heads"] == 2:
-            point["d2"] = asked.suggest_int("d2", 1, 4)
-        point["lr"] = asked.suggest_float("lr", 0.005, 0.2, log=True)
-        ending = {3: "pruned", 4: "failed"}.get(number % 5, "finished")
-        top1 = 60 + point["K"] + number / 100
+        if params["heads"] == 2:
+            params["d2"] = asked.suggest_int("d2", 1, 4)
+        params["lr"] = asked.suggest_float("lr", 0.005, 0.2, log=True)
+        status = {3: "pruned", 4: "failed"}.get(number % 5, "finished")
+        top1 = 60 + params["K"] + number / 100
         run_id = f"{number:032x}"
-        metrics = {"model/gflops": 1 + (point["K"] + number * 7 % 5) / 10, "device_seconds": 360.0}
-        if ending != "failed":
-            histories[run_id] = history(top1, EPOCHS if ending == "finished" else pruned_at)
+        metrics = {"model/gflops": 1 + (params["K"] + number * 7 % 5) / 10, "device_seconds": 360.0}
+        if status != "failed":
+            histories[run_id] = history(top1, EPOCHS if status == "finished" else pruned_at)
             metrics["val/top1"] = [*histories[run_id]["val/top1"].values()][-1]
-        reason = 'OutOfMemoryError: <GPU 0> & "more"' if ending == "failed" else ""
-        outcomes.append(Outcome(str(number), label_of(point), 0, point, run_id, ending, metrics, reason))
-        if ending == "finished":
+        reason = 'OutOfMemoryError: <GPU 0> & "more"' if status == "failed" else ""
+        results.append(TrialResult(str(number), format_params(params), 0, params, run_id, status, metrics, reason))
+        if status == "finished":
             study.tell(asked, [metrics["val/top1"], metrics["model/gflops"]][: len(objectives)])
         else:
-            study.tell(asked, state=optuna.trial.TrialState[{"pruned": "PRUNED", "failed": "FAIL"}[ending]])
+            study.tell(asked, state=optuna.trial.TrialState[{"pruned": "PRUNED", "failed": "FAIL"}[status]])
     spec = make_sweep(
         SEARCHED, search="optuna" if len(objectives) == 1 else "nsga2", seeds=1, limit=count,
         objectives=tuple(objectives), early_stop=EarlyStop(1, 3) if len(objectives) == 1 else None,
     )  # fmt: skip
-    return Told(spec, outcomes, histories, study, "ab" * 16, AGAIN)
+    return ReportData(spec, results, histories, study, "ab" * 16, AGAIN)
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Callable[[Told], Page]:
+def read(tmp_path: Path) -> Callable[[ReportData], Page]:
     return lambda told: Page(write_page(told, tmp_path))
 
 
-def test_a_grids_page_has_the_numbers_of_its_rows(read: Callable[[Told], Page], tmp_path: Path) -> None:
+def test_a_grids_page_has_the_numbers_of_its_rows(read: Callable[[ReportData], Page], tmp_path: Path) -> None:
     means = {3: 78.0, 9: 81.0, 15: 80.0, 20: 80.1}
     told = grid(means, published=(("K=9", 89.0),), source="Table 2", baseline="K=15")
     before = dict(matplotlib.rcParams)
@@ -166,7 +166,7 @@ def test_a_grids_page_has_the_numbers_of_its_rows(read: Callable[[Told], Page], 
     assert [heading.split()[0] for heading in headings] == [
         "K", "finished", "validation", "test", "difference", "minutes", "paper",
     ]  # fmt: skip
-    rows = make_rows(told.spec, told.outcomes)
+    rows = build_rows(told.spec, told.results)
     assert len(table) == len(rows) == 4
     for cells, row in zip(table, rows, strict=True):
         assert cells[0].startswith(row.label.partition("=")[2])
@@ -199,13 +199,13 @@ def test_a_grids_page_has_the_numbers_of_its_rows(read: Callable[[Told], Page], 
     assert all(image["alt"] for image in page.images)
 
 
-def test_cost_is_summed_over_trials(read: Callable[[Told], Page]) -> None:
+def test_cost_is_summed_over_trials(read: Callable[[ReportData], Page]) -> None:
     page = read(grid({3: 78.0, 9: 81.0}))
     cost = dict(next(table for table in page.tables if table[0][0].startswith("device hours")))
     assert [*cost.values()] == ["3.00", "1.50", "3.00 GiB", "102"]  # 6 · 1800 s, 6 · 0.25, max, median of 100 … 105
 
 
-def test_a_search_with_pruned_and_failed_trials(read: Callable[[Told], Page]) -> None:
+def test_a_search_with_pruned_and_failed_trials(read: Callable[[ReportData], Page]) -> None:
     told = search(20)
     page = read(told)
     assert page.headings == [
@@ -230,22 +230,22 @@ def test_a_search_with_pruned_and_failed_trials(read: Callable[[Told], Page]) ->
     assert any(str(name).startswith("Importance: ") and "K " in str(name) for name in names)
 
 
-def test_a_long_search_shows_its_best(read: Callable[[Told], Page]) -> None:
+def test_a_long_search_shows_its_best(read: Callable[[ReportData], Page]) -> None:
     told = search(60)
     page = read(dataclasses.replace(told, histories={}, spec=dataclasses.replace(told.spec, parameters=SEARCHED[:1])))
-    rows = make_rows(told.spec, told.outcomes)
+    rows = build_rows(told.spec, told.results)
     assert len(rows) == 60
     assert [cells[4] for cells in page.tables[0][1:]] == [format_figure(row.val) for row in rows[:30]]
     assert "The best 30 of 60 configurations; 30 more, 6 of them finished" in page.text
 
 
-def test_two_objectives_have_a_front(read: Callable[[Told], Page]) -> None:
+def test_two_objectives_have_a_front(read: Callable[[ReportData], Page]) -> None:
     told = search(20, ("val_top1", "flops"))
     page = read(told)
     assert "Pareto front" in page.headings
-    finished = [o for o in told.outcomes if o.ending == "finished"]
+    finished = [o for o in told.results if o.status == "finished"]
 
-    def beaten(one: Outcome) -> bool:
+    def beaten(one: TrialResult) -> bool:
         gains = [
             (o.metrics["val/top1"] - one.metrics["val/top1"], one.metrics["model/gflops"] - o.metrics["model/gflops"])
             for o in finished
@@ -265,28 +265,28 @@ def test_two_objectives_have_a_front(read: Callable[[Told], Page]) -> None:
 def test_equal_trials_are_on_the_front_together() -> None:
     spec = make_sweep([], objectives=("flops", "val_top1"))
     points = [(80.0, 1.0), (80.0, 1.0), (79.0, 1.0), (80.0, 2.0), (81.0, 2.0)]
-    outcomes = [
-        Outcome(str(i), "x", 0, {}, str(i), "finished", {"val/top1": top1, "model/gflops": flops})
+    results = [
+        TrialResult(str(i), "x", 0, {}, str(i), "finished", {"val/top1": top1, "model/gflops": flops})
         for i, (top1, flops) in enumerate(points)
     ]
-    assert [o.run_id for o in pareto_front(spec, outcomes)] == ["0", "1", "4"]
+    assert [o.run_id for o in pareto_front(spec, results)] == ["0", "1", "4"]
 
 
-def test_where_nothing_is_held_out_nothing_is_chosen(read: Callable[[Told], Page]) -> None:
+def test_where_nothing_is_held_out_nothing_is_chosen(read: Callable[[ReportData], Page]) -> None:
     paper = dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, protocol="paper"))
     told = grid({3: 78.0, 9: 81.0}, base=paper, objectives=("test_top1",))
     told = dataclasses.replace(
         told,
-        outcomes=[
+        results=[
             dataclasses.replace(o, metrics={m: v for m, v in o.metrics.items() if m != "val/top1"})
-            for o in told.outcomes
+            for o in told.results
         ],
         histories={run_id: {"val/top1": {}, "train/loss": h["train/loss"]} for run_id, h in told.histories.items()},
     )
     page = read(told)
     assert "nothing was chosen" in page.text
     assert page.tables[0][0][:4] == ["K", "finished", "test\ntop-1 %", "difference to\nbaseline, 95 %"]
-    row = make_rows(told.spec, told.outcomes)[1]
+    row = build_rows(told.spec, told.results)[1]
     assert row.test_difference is not None
     assert page.tables[0][2][3] == f"{row.test_difference.mean:+.1f} ± {row.test_difference.half_width:.1f}"
     assert "best" not in page.tables[0][1][0] + page.tables[0][2][0]
@@ -297,10 +297,10 @@ def test_where_nothing_is_held_out_nothing_is_chosen(read: Callable[[Told], Page
 HOSTILE = '<script>alert("1")</script> & $x_{$'
 
 
-def test_what_comes_from_outside_is_escaped(read: Callable[[Told], Page]) -> None:
+def test_what_comes_from_outside_is_escaped(read: Callable[[ReportData], Page]) -> None:
     told = grid({HOSTILE: 80.0, "b": 79.0}, name="<i>", title=HOSTILE, dataset_name=HOSTILE, source=HOSTILE)
-    outcomes = [dataclasses.replace(told.outcomes[-1], ending="failed", reason=HOSTILE), *told.outcomes[:-1]]
-    page = read(dataclasses.replace(told, outcomes=outcomes, notes=[HOSTILE], again=HOSTILE, sweep_id=HOSTILE))
+    results = [dataclasses.replace(told.results[-1], status="failed", reason=HOSTILE), *told.results[:-1]]
+    page = read(dataclasses.replace(told, results=results, notes=[HOSTILE], again=HOSTILE, sweep_id=HOSTILE))
     assert page.tags.isdisjoint({"script", "i"})
     assert page.text.count(HOSTILE) >= 8
     assert page.tables[0][1][0].startswith(HOSTILE)
@@ -309,10 +309,10 @@ def test_what_comes_from_outside_is_escaped(read: Callable[[Told], Page]) -> Non
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_without_a_finished_trial_there_is_no_answer(read: Callable[[Told], Page], begun: bool) -> None:
+def test_without_a_finished_trial_there_is_no_answer(read: Callable[[ReportData], Page], begun: bool) -> None:
     told = grid({3: 78.0, 9: 81.0})
-    failed = [dataclasses.replace(o, ending="failed", metrics={}, reason="boom") for o in told.outcomes]
-    page = read(dataclasses.replace(told, outcomes=failed if begun else [], histories={}))
+    failed = [dataclasses.replace(o, status="failed", metrics={}, reason="boom") for o in told.results]
+    page = read(dataclasses.replace(told, results=failed if begun else [], histories={}))
     assert "No trial has finished" in page.text
     assert page.headings == ["Table", *["Failures"] * begun, "Settings", "How to repeat it"]
     assert [cells[0] for cells in page.tables[0][1:]] == ["3baseline", "9"]
@@ -321,17 +321,17 @@ def test_without_a_finished_trial_there_is_no_answer(read: Callable[[Told], Page
     assert ("6 failed" if begun else "none has begun") in page.text
 
 
-def test_one_trial_and_numbers_that_are_none(read: Callable[[Told], Page]) -> None:
+def test_one_trial_and_numbers_that_are_none(read: Callable[[ReportData], Page]) -> None:
     told = dataclasses.replace(grid({15: 80.0}, seeds=1), again=AGAIN + " --tracking-uri sqlite:///team.db --yes")
     page = read(told)
     assert f"python -m fgst.evaluate --run-id {0:032x} --tracking-uri sqlite:///team.db<" in page.source
     assert "K=15 is the best by validation: 80.0 % (one seed), and 78.5 % on the test clips." in page.text
     assert page.headings == ["Table", "Accuracy by K", "Learning curves", "Cost", "Settings", "How to repeat it"]
-    lost = [dataclasses.replace(told.outcomes[0], metrics={"val/top1": math.nan, "device_seconds": math.nan})]
-    assert "Cost" not in read(dataclasses.replace(told, outcomes=lost)).headings
+    lost = [dataclasses.replace(told.results[0], metrics={"val/top1": math.nan, "device_seconds": math.nan})]
+    assert "Cost" not in read(dataclasses.replace(told, results=lost)).headings
 
 
-def test_single_seeds_are_not_compared(read: Callable[[Told], Page]) -> None:
+def test_single_seeds_are_not_compared(read: Callable[[ReportData], Page]) -> None:
     page = read(dataclasses.replace(grid({3: 78.0, 9: 81.0}, seeds=1), histories={}))
     assert "what is noise cannot be told" in page.text
     assert "difference" not in " ".join(page.tables[0][0])
@@ -341,19 +341,19 @@ def test_single_seeds_are_not_compared(read: Callable[[Told], Page]) -> None:
 @pytest.mark.parametrize("stop", [EarlyStop(1, 3), None])
 @pytest.mark.parametrize("early", ["as the end", "only the best", "the opposite"])
 def test_the_rank_report_is_said_in_words(
-    read: Callable[[Told], Page], monkeypatch: pytest.MonkeyPatch, stop: EarlyStop | None, early: str
+    read: Callable[[ReportData], Page], monkeypatch: pytest.MonkeyPatch, stop: EarlyStop | None, early: str
 ) -> None:
     monkeypatch.setattr(page_module.pictures, "learning", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
     monkeypatch.setattr(page_module.pictures, "curve", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
     told = grid({3: 70.0, 9: 75.0, 15: 80.0, 18: 79.0}, seeds=1, early_stop=stop)
-    finals = [o.metrics["val/top1"] for o in told.outcomes]
+    finals = [o.metrics["val/top1"] for o in told.results]
     opposite = [100 - final for final in finals]
     starts = {
         "as the end": finals,
         "only the best": [60.0, 40.0, 90.0, 20.0],  # the others against it
         "the opposite": opposite,
     }[early]
-    histories = {o.run_id: history(final, start=s) for o, final, s in zip(told.outcomes, finals, starts, strict=True)}
+    histories = {o.run_id: history(final, start=s) for o, final, s in zip(told.results, finals, starts, strict=True)}
     page = read(dataclasses.replace(told, histories=histories))
     said = {
         (True, "as the end"): "early stopping looks safe",

@@ -13,10 +13,10 @@ from fgst.cli import runs
 from fgst.cli.sweep import sweep
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, Parameter, Question
+from fgst.sweep.definition import EarlyStop, Parameter, SweepDefinition
 from fgst.sweep.simulation.curves import Curve, epochs_of, read_curves
 from fgst.sweep.simulation.simulator import Limits, Records, Simulated, simulate, simulate_all
-from fgst.tracking.store import Tracking
+from fgst.tracking.store import TrackingStore
 from tests.support import small
 from tests.support.place import TINY
 from tests.support.questions import FOCAL_K, JOINT, ask_for
@@ -29,19 +29,23 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
     return small.write_small(tmp_path_factory.mktemp("data") / "small")
 
 
-def curve(end: float, *, minutes: float = 10.0, seed: int = 0, first: float | None = None, **point: Any) -> Curve:
+def curve(end: float, *, minutes: float = 10.0, seed: int = 0, first: float | None = None, **params: Any) -> Curve:
     """From ``first`` (half of the end) to ``end`` in equal steps, in so many minutes."""
     begin = end / 2 if first is None else first
     val = tuple(begin + (end - begin) * n / (EPOCHS - 1) for n in range(EPOCHS))
-    return Curve(point, seed, val, tuple(minutes * (n + 1) / EPOCHS for n in range(EPOCHS)), {"test/top1": end + 5})
+    return Curve(params, seed, val, tuple(minutes * (n + 1) / EPOCHS for n in range(EPOCHS)), {"test/top1": end + 5})
 
 
-def grid(values: Sequence[int]) -> Question:
-    return Question("focal_k", "How many?", lambda s, base: [Parameter("K", tuple(values))], FOCAL_K.settings)
+def grid(values: Sequence[int]) -> SweepDefinition:
+    return SweepDefinition("focal_k", "How many?", lambda s, base: [Parameter("K", tuple(values))], FOCAL_K.settings)
 
 
 def tried(
-    dataset: ArrowDataset, curves: Sequence[Curve], question: Question, limits: Limits | None = None, **changes: Any
+    dataset: ArrowDataset,
+    curves: Sequence[Curve],
+    question: SweepDefinition,
+    limits: Limits | None = None,
+    **changes: Any,
 ) -> Simulated:
     spec, trials = ask_for(question, dataset, small.small_config(dataset), **changes)
     return simulate(spec, trials, Records(spec, curves, "made"), limits or Limits(), 0)
@@ -82,7 +86,7 @@ def test_early_stopping_where_it_is_safe_and_where_it_is_not(dataset: ArrowDatas
     assert (safe.regret, safe.lost) == (0, False)
     assert (safe.epochs, safe.planned) == (4 + 3, 16)  # all but the first end at the first rung
     assert safe.hours == pytest.approx((10 + 3 * 2.5) / 60)
-    crossing = [curve(60, first=50, K=2), curve(90, first=10, K=4)]
+    crossing = [curve(60, initial_points=50, K=2), curve(90, initial_points=10, K=4)]
     unsafe = tried(dataset, crossing, grid([2, 4]), early_stop=stop)
     assert unsafe.lost
     assert (unsafe.val, unsafe.rank, unsafe.regret) == (60, 2, 30)
@@ -137,7 +141,7 @@ def test_limits_are_those_of_a_real_search(dataset: ArrowDataset, limits: Limits
 
 def test_repeats_differ_by_their_draws_alone(dataset: ArrowDataset) -> None:
     curves = [curve(50 + 3 * k + l1, K=k, L1=l1, heads=1) for k in range(1, 7) for l1 in (1, 2, 3)]
-    spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), search="random", limit=5, first=[])
+    spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), search="random", limit=5, initial_points=[])
     records = Records(spec, curves, "made")
     several = simulate_all(spec, trials, records, Limits(2), 8)
     assert several == simulate_all(spec, trials, records, Limits(2), 8)
@@ -152,7 +156,7 @@ def test_tpe_regrets_less_than_random_search(dataset: ArrowDataset) -> None:
     ]
 
     def regret(search: str) -> float:
-        spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), search=search, limit=12, first=[])
+        spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), search=search, limit=12, initial_points=[])
         return sum(one.regret for one in simulate_all(spec, trials, Records(spec, curves, "made"), Limits(), 6))
 
     assert regret("optuna") <= regret("random")
@@ -163,7 +167,7 @@ def test_two_objectives_need_both_recorded(dataset: ArrowDataset) -> None:
     plain = [curve(50 + k, K=k, L1=1, heads=1) for k in range(1, 7)]
     with pytest.raises(InputError, match="6 of its trials have no model/gflops, which --objectives needs"):
         tried(dataset, plain, JOINT, **changes)
-    costed = [Curve(c.point, 0, c.val, c.minutes, {"model/gflops": float(c.point["K"])}) for c in plain]
+    costed = [Curve(c.params, 0, c.val, c.minutes, {"model/gflops": float(c.params["K"])}) for c in plain]
     assert tried(dataset, costed, JOINT, **changes).begun == 6
 
 
@@ -182,7 +186,7 @@ def test_csv_and_json_say_the_same(tmp_path: Path) -> None:
     assert epochs_of(curves) == 2
 
 
-GOOD: Mapping[str, Any] = {"point": {"K": 2}, "seed": 0, "val/top1": [1, 2], "minutes": [1, 2]}
+GOOD: Mapping[str, Any] = {"params": {"K": 2}, "seed": 0, "val/top1": [1, 2], "minutes": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +199,7 @@ GOOD: Mapping[str, Any] = {"point": {"K": 2}, "seed": 0, "val/top1": [1, 2], "mi
         (json.dumps({**GOOD, "minutes": [1]}), r"line 1 is no curve \(it does not have minutes for each of its 2"),
         (json.dumps({**GOOD, "minutes": [2, 1]}), "minutes do not grow"),
         (json.dumps({**GOOD, "val/top1": [1, float("nan")]}), "val/top1 is not always a number"),
-        (json.dumps({**GOOD, "point": {"K": [1]}}), "neither a number nor a text"),
+        (json.dumps({**GOOD, "params": {"K": [1]}}), "neither a number nor a text"),
         (json.dumps({**GOOD, "val/top1": []}), "it has no val/top1"),
     ],
 )
@@ -234,7 +238,7 @@ def test_a_real_sweeps_curves_give_its_own_answer(
     monkeypatch.chdir(tmp_path)
     settings = ["--dataset", str(dataset.path), "--preset", "tiny", "--values", "2,4,6", *TINY]
     sweep(FOCAL_K, None, [*settings, "--epochs", "2", "--local", "--cpus-per-trial", "1", "--seed", "3"])
-    store = Tracking(tracking_uri)
+    store = TrackingStore(tracking_uri)
     [run] = store.runs(list(store.experiments()), "tags.`fgst.kind` = 'sweep'")
     capsys.readouterr()
     runs.main(["curves", run.info.run_id])
