@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fgst.sweep.definition import Trial
 from fgst.sweep.trial import SPOOLS, TrialContext
+from fgst.tracking.tags import Tags
 
 # Of a trial at preset tiny, in bytes: what it leaves among its run's artifacts.
 ARTIFACTS = {
@@ -46,11 +47,11 @@ class SimulatedTrial:
         self._note(trial, 0, "begin", 0.0)
         run = None
         if self.writes:
-            from fgst.tracking.store import ENDING, KIND, TrackingStore, trial_tags
+            from fgst.tracking.store import TrackingStore, trial_tags
 
             store = TrackingStore(context.tracking_uri, wait=True)
             tags = trial_tags(trial.config, "simulated", "0" * 64) | {
-                KIND: "trial", "fgst.label": trial.label, "fgst.point": json.dumps(list(trial.params)),
+                Tags.KIND: "trial", "fgst.label": trial.label, "fgst.point": json.dumps(list(trial.params)),
             }  # fmt: skip
             run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
             run.spool_in(Path(context.storage) / SPOOLS)
@@ -78,7 +79,7 @@ class SimulatedTrial:
             if self.full and _node() in self.full:
                 return f"disk full on {os.uname().nodename}"
         if run is not None:
-            run.set_tags({ENDING: "finished"})
+            run.set_tags({Tags.STATUS: "finished"})
         self._note(trial, last, "end", 0.0)
         return "finished"
 

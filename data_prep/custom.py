@@ -1,7 +1,7 @@
 """``python -m data_prep.custom``: see :mod:`fgst.cli.data_custom`."""
 
+from fgst.cli.command import run_command
 from fgst.cli.data_custom import main
-from fgst.errors import run_command
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,7 +1,7 @@
 """``python -m data_prep.demo``: see :mod:`fgst.cli.data_demo`."""
 
+from fgst.cli.command import run_command
 from fgst.cli.data_demo import main
-from fgst.errors import run_command
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,7 +1,7 @@
 """``python -m fgst.evaluate``: see :mod:`fgst.cli.evaluate`."""
 
+from fgst.cli.command import run_command
 from fgst.cli.evaluate import main
-from fgst.errors import run_command
 
 if __name__ == "__main__":
     run_command(main)

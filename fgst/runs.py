@@ -1,7 +1,7 @@
 """``python -m fgst.runs``: see :mod:`fgst.cli.runs`."""
 
+from fgst.cli.command import run_command
 from fgst.cli.runs import main
-from fgst.errors import run_command
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,6 +1,6 @@
 """``python -m fgst.server``: see :mod:`fgst.ops.server`."""
 
-from fgst.errors import run_command
+from fgst.cli.command import run_command
 from fgst.ops.server import main
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """``python -m fgst.server_backup``: see :mod:`fgst.ops.server_backup`."""
 
-from fgst.errors import run_command
+from fgst.cli.command import run_command
 from fgst.ops.server_backup import main
 
 if __name__ == "__main__":

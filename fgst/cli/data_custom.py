@@ -36,11 +36,12 @@ from typing import Any
 
 import numpy as np
 
+from fgst.cli.command import CommandParser, run_command
 from fgst.data.dataset import RECIPES, ArrowDataset, Benchmark, Clip
 from fgst.data.report import Line, print_report, printable, tracked, writing_to
 from fgst.data.skeleton import Skeleton
 from fgst.data.writer import check_output, write_dataset
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.errors import InputError
 
 OPTIONAL_COLUMNS = ("subject", "camera", "setup", "replication")
 

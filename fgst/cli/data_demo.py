@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fgst.cli.command import CommandParser, run_command
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
 from fgst.data.report import print_report, tracked, writing_to
 from fgst.data.skeleton import NTU_25
 from fgst.data.writer import check_output, write_dataset
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.errors import InputError
 
 SUBJECTS, CAMERAS = 10, 2
 FRAMES = (40, 110)  # shortest and longest clip

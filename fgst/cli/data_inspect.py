@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fgst.cli.command import CommandParser, run_command
 from fgst.data.dataset import ArrowDataset
 from fgst.data.report import describe, printable, writing_to
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.errors import InputError
 
 
 def find_clip(dataset: ArrowDataset, name: str) -> int:

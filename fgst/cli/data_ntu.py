@@ -31,6 +31,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fgst.cli.command import CommandParser, run_command
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats.ntu_names import ACTIONS, EDITIONS, Edition, belongs, parse_name
 from fgst.data.formats.ntu_shards import (
@@ -46,7 +47,7 @@ from fgst.data.report import Line, print_report, printable, tracked_clips, writi
 from fgst.data.skeleton import NTU_25
 from fgst.data.sources import ClipError, ClipFile, open_source, read_again
 from fgst.data.writer import check_output, move_into_place, write_description
-from fgst.errors import CommandParser, InputError, Interrupted, run_command
+from fgst.errors import InputError, Interrupted
 
 SHOWN = 5  # unreadable files that the summary names
 PLAN = 1  # changes when the same files would give another data set

@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from fgst.cli.command import CommandParser, run_command
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
 from fgst.data.report import Line, print_report, printable, tracked, writing_to
 from fgst.data.skeleton import NW_UCLA_20
 from fgst.data.sources import ClipError, ClipFile, open_source
 from fgst.data.writer import check_output, write_dataset
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.errors import InputError
 
 CLASSES = (
     "pick up with one hand", "pick up with two hands", "drop trash", "walk around", "sit down", "stand up",

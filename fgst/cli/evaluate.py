@@ -26,15 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgst.cli.command import CommandParser
 from fgst.cli.options import add_cache_option, add_device_options, add_tracking_option
-from fgst.errors import CommandParser, InputError
+from fgst.errors import InputError
+from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
     import torch
 
     from fgst.evaluation.metrics import Scores
+    from fgst.model.card import ModelCard
     from fgst.tracking.store import TrackingStore
-    from fgst.training.checkpoint import ModelCard
 
 SPLITS = ("train", "val", "test")
 
@@ -128,7 +130,7 @@ def evaluate(
     """
     from fgst.data.loader import choose_device
     from fgst.evaluation import analysis
-    from fgst.tracking.store import KIND, TrackingStore
+    from fgst.tracking.store import TrackingStore
 
     where = choose_device(device)
     store = TrackingStore(tracking_uri)
@@ -139,7 +141,7 @@ def evaluate(
     recalls = [row["top1"] for row in per_class if isinstance(row["top1"], float)]
     report: dict[str, Any] = {
         "run_id": run_id,
-        "kind": run.data.tags.get(KIND, "trial"),
+        "kind": run.data.tags.get(Tags.KIND, "trial"),
         "modalities": list(done.modalities),
         "split": split,
         "dataset": done.dataset,
@@ -176,12 +178,11 @@ def score_run(store: TrackingStore, run_id: str, dataset: str | None, split: str
         InputError: if the run, its artifacts or the data set are missing or do not fit together.
     """
     from fgst.evaluation.ensemble import EnsembleCard, fuse
-    from fgst.tracking.store import KIND
 
     run = store.run(run_id)
-    kind = run.data.tags.get(KIND)
+    kind = run.data.tags.get(Tags.KIND)
     if kind == "sweep":
-        named = [("fgst.ensemble", "its ensemble"), ("fgst.best_run", "its best trial")]
+        named = [(Tags.ENSEMBLE, "its ensemble"), (Tags.BEST_RUN, "its best trial")]
         hints = [f"{what} is --run-id {run.data.tags[tag]}" for tag, what in named if tag in run.data.tags]
         raise InputError(f"run {run_id} is a sweep, not a training; {', '.join(hints) or 'name one of its trials'}")
     if kind != "ensemble":
@@ -199,7 +200,7 @@ def score_run(store: TrackingStore, run_id: str, dataset: str | None, split: str
 def _score_network(store: TrackingStore, run_id: str, dataset: str | None, split: str, device: torch.device) -> Scored:
     from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import ClipLoader
-    from fgst.training.checkpoint import load_model
+    from fgst.model.card import load_model
     from fgst.training.trainer import score
 
     with store.artifacts(store.run(run_id).info.run_id, "checkpoint") as folder:
@@ -232,9 +233,8 @@ def _score_network(store: TrackingStore, run_id: str, dataset: str | None, split
 def _log(store: TrackingStore, report: dict[str, Any], done: Scored, other: Scores | None) -> None:
     """Figures into the run: metrics for its own data, artifacts in a folder of their own for any."""
     from fgst.evaluation import plots
-    from fgst.tracking.store import TrackedRun
 
-    run, split = TrackedRun(store, report["run_id"]), report["split"]
+    run, split = store.open_run(report["run_id"]), report["split"]
     if report["digest_matches"]:
         names = ("top1", "top5", "mean_class", "loss", "ece", "clips_per_second")
         run.log_metrics({f"eval/{split}/{name}": report[name] for name in names}, step=0)

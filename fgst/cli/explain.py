@@ -23,15 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fgst.cli.command import CommandParser
 from fgst.cli.options import add_cache_option, add_device_options, add_tracking_option
-from fgst.errors import CommandParser, InputError
+from fgst.errors import InputError
 from fgst.evaluation.focal_plots import FocalClip, focal_animation, focal_heat_map, focal_stills
+from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
     from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import Batch, ClipLoader
     from fgst.model import FGSTFormer
-    from fgst.training.checkpoint import ModelCard
+    from fgst.model.card import ModelCard
 
 PLACE = "figures/focal"  # among the run's artifacts
 TOGETHER = 16  # clips at a time: the maps take far more memory than the scores
@@ -60,17 +62,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import choose_device
-    from fgst.tracking.store import KIND, MEMBER, TrackedRun, TrackingStore
-    from fgst.training.checkpoint import load_model
+    from fgst.model.card import load_model
+    from fgst.tracking.store import TrackingStore
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     store = TrackingStore(args.tracking_uri)
     tags = store.run(args.run_id).data.tags
-    if tags.get(KIND) != "trial":
-        members = [run for tag, run in sorted(tags.items()) if tag.startswith(MEMBER)]
-        members += [tags["fgst.best_run"]] if "fgst.best_run" in tags else []
+    if tags.get(Tags.KIND) != "trial":
+        members = [run for tag, run in sorted(tags.items()) if tag.startswith(Tags.MEMBER)]
+        members += [tags[Tags.BEST_RUN]] if Tags.BEST_RUN in tags else []
         hint = f"one of its networks is --run-id {members[0]}" if members else "name a training"
         raise InputError(f"run {args.run_id} is no single network; {hint}")
     with store.artifacts(args.run_id, "checkpoint") as folder:
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for written in names:
                     (target / written).parent.mkdir(parents=True, exist_ok=True)
                     (target / written).write_bytes((args.out / written).read_bytes())
-                TrackedRun(store, args.run_id).log_artifacts(Path(name))
+                store.open_run(args.run_id).log_artifacts(Path(name))
             print(f"{len(names)} files under {PLACE} of run {args.run_id}")
     if args.out.exists():
         print(f"{len(names)} files in {args.out}")

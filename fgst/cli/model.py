@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fgst.cli.command import CommandParser
 from fgst.cli.options import add_override_option, read_overrides
 from fgst.config import PRESETS, ModelConfig, TrialConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import RECIPE_FRAMES
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
-from fgst.errors import CommandParser
 from fgst.model.fgstformer import FGSTFormer
 from fgst.model.temporal import FGTFormer
 

@@ -23,8 +23,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgst.cli.command import CommandParser
 from fgst.cli.options import add_device_options, add_tracking_option, positive
-from fgst.errors import CommandParser, InputError
+from fgst.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np

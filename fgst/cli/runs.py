@@ -24,8 +24,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fgst.cli.command import CommandParser
 from fgst.cli.options import add_tracking_option, positive
-from fgst.errors import CommandParser, InputError
+from fgst.errors import InputError
+from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
     from fgst.tracking.store import TrackingStore
@@ -93,17 +95,16 @@ def summary(run: Any) -> dict[str, Any]:
         ``run_id``, ``kind`` (sweep, trial or ensemble), ``experiment_id``, ``name``, ``ending``, ``val_top1`` and
         ``test_top1`` in % or ``None``, ``minutes``, ``age_seconds`` since it was begun.
     """
-    from fgst.tracking.store import ENDING, KIND
 
     began, ended = run.info.start_time or 0, run.info.end_time or time.time() * 1000
-    kind = run.data.tags.get(KIND, "trial")
+    kind = run.data.tags.get(Tags.KIND, "trial")
     ending = ENDINGS.get(run.info.status, str(run.info.status).lower())
     return {
         "run_id": run.info.run_id,
         "kind": kind,
         "experiment_id": run.info.experiment_id,
         "name": str(run.info.run_name or ""),
-        "ending": run.data.tags.get(ENDING, ending) if kind == "trial" else ending,
+        "ending": run.data.tags.get(Tags.STATUS, ending) if kind == "trial" else ending,
         "val_top1": number(run.data.metrics.get("val/top1")),
         "test_top1": number(run.data.metrics.get("test/top1")),
         "minutes": number(run.data.metrics.get("minutes", max(0.0, ended - began) / 60_000)),
@@ -124,14 +125,13 @@ def list_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[
     Raises:
         InputError: if there is no such experiment.
     """
-    from fgst.tracking.store import PARENT
 
     names = _experiments(store, experiment)
     folded: dict[str, list[dict[str, Any]]] = {}
     own = []
     for run in store.runs(list(names)):
-        if PARENT in run.data.tags:
-            folded.setdefault(run.data.tags[PARENT], []).append(summary(run))
+        if Tags.PARENT in run.data.tags:
+            folded.setdefault(run.data.tags[Tags.PARENT], []).append(summary(run))
         else:
             own.append(summary(run))
     for row in own:
@@ -152,14 +152,13 @@ def list_trials(store: TrackingStore, sweep: str) -> dict[str, Any]:
     Raises:
         InputError: if it is no sweep.
     """
-    from fgst.tracking.store import KIND, PARENT
 
     run = store.run(sweep)
-    if run.data.tags.get(KIND) != "sweep":
+    if run.data.tags.get(Tags.KIND) != "sweep":
         raise InputError(f"--sweep {sweep}: is no sweep; python -m fgst.runs list shows which there are")
     name = store.experiments().get(run.info.experiment_id, "")
-    found = store.runs([run.info.experiment_id], f"tags.`{PARENT}` = '{sweep}'")
-    best = run.data.tags.get("fgst.best_run")
+    found = store.runs([run.info.experiment_id], f"tags.`{Tags.PARENT}` = '{sweep}'")
+    best = run.data.tags.get(Tags.BEST_RUN)
     rows = [summary(child) | {"experiment": name, "best": child.info.run_id == best} for child in reversed(found)]
     return {"sweep": sweep, "name": str(run.info.run_name or ""), "runs": rows, "more": 0}
 
@@ -221,12 +220,11 @@ def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
         InputError: if one is no sweep, or none of them has a curve.
     """
     from fgst.sweep.simulation.curves import MINUTES, VAL, make_curve
-    from fgst.tracking.store import KEY, KIND, TrackedRun
 
     left: Counter[str] = Counter()
     seen: set[str] = set()
     for sweep in sweeps:
-        if store.run(sweep).data.tags.get(KIND) != "sweep":
+        if store.run(sweep).data.tags.get(Tags.KIND) != "sweep":
             raise InputError(f"{sweep} is no sweep; python -m fgst.runs list shows which there are")
         for run in store.children(sweep):
             tags = run.data.tags
@@ -234,14 +232,14 @@ def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
             if ending != "finished":
                 left["stopped early" if ending == "pruned" else ending] += 1
                 continue
-            key = tags.get(KEY, run.info.run_id)
+            key = tags.get(Tags.TRIAL_ID, run.info.run_id)
             if key in seen:  # a sweep that took up another's trainings, or the same settings once more
                 left["there twice"] += 1
                 continue
-            written = TrackedRun(store, run.info.run_id)
+            written = store.open_run(run.info.run_id)
             try:
                 curve = make_curve(
-                    dict(json.loads(tags.get("fgst.point", "[]"))), int(tags.get("fgst.seed", "0")),
+                    dict(json.loads(tags.get(Tags.PARAMS, "[]"))), int(tags.get(Tags.SEED, "0")),
                     written.history(VAL), written.history(MINUTES), run.data.metrics,
                 )  # fmt: skip
             except ValueError as error:
@@ -301,10 +299,10 @@ def _experiments(store: TrackingStore, name: str | None) -> dict[str, str]:
 
 def _split(run: Any, known: dict[str, Any]) -> str:
     """Which validation clips a figure is of; an ensemble's are its members'."""
-    members = [run_id for tag, run_id in sorted(run.data.tags.items()) if tag.startswith("fgst.member.")]
+    members = [run_id for tag, run_id in sorted(run.data.tags.items()) if tag.startswith(Tags.MEMBER)]
     of = known.get(members[0], run) if members else run
     params, tags = of.data.params, run.data.tags
-    data = tags.get("fgst.dataset_digest", "")[:8]
+    data = tags.get(Tags.DATASET_DIGEST, "")[:8]
     return f"{params.get('data.validation', '?')} seed {params.get('data.validation_seed', '?')} of {data}"
 
 

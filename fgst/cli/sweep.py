@@ -12,10 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fgst.cli.command import CommandParser, run_command
 from fgst.cli.options import add_system_metrics_option, add_tracking_option, add_trial_options, positive, trial_config
 from fgst.config import TrialConfig
-from fgst.errors import CommandParser, InputError, require_server, run_command
+from fgst.errors import InputError
+from fgst.network import require_server
 from fgst.sweep.definition import OBJECTIVES, SEARCHES, EarlyStop, SweepDefinition, SweepSpec, TrialFactory, build_spec
+from fgst.tracking.tags import Tags
 
 DEMO = Path("datasets/demo")
 DEMO_EPOCHS = 30
@@ -234,17 +237,17 @@ def _asked(question: SweepDefinition, args: argparse.Namespace) -> tuple[SweepSp
 def _settings_of(args: argparse.Namespace) -> TrialConfig:
     """The settings of the training that ``--from-run`` or ``--sweep`` name, with the place of its data as of now."""
     from fgst.data.dataset import ArrowDataset
-    from fgst.tracking.store import KIND, TrackingStore
+    from fgst.tracking.store import TrackingStore
 
     if args.preset or (args.from_run and args.sweep):
         raise InputError("--from-run, --sweep and --preset each say what the settings are: give one of them")
     store = TrackingStore(args.tracking_uri)
     run = store.run(args.from_run or args.sweep)
     if args.sweep:
-        if run.data.tags.get(KIND) != "sweep" or "fgst.best_run" not in run.data.tags:
+        if run.data.tags.get(Tags.KIND) != "sweep" or Tags.BEST_RUN not in run.data.tags:
             raise InputError(f"--sweep {args.sweep}: is no sweep that has a best trial; --from-run takes a training")
-        run = store.run(run.data.tags["fgst.best_run"])
-    elif run.data.tags.get(KIND) != "trial":
+        run = store.run(run.data.tags[Tags.BEST_RUN])
+    elif run.data.tags.get(Tags.KIND) != "trial":
         raise InputError(f"--from-run {args.from_run}: is no training; --sweep takes a sweep, for its best trial")
     card = store.model_card(run.info.run_id)
     config = card.config.with_values({"data.dataset": args.dataset} if args.dataset else {})

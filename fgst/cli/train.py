@@ -21,6 +21,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fgst.cli.command import CommandParser
 from fgst.cli.options import (
     add_device_options,
     add_system_metrics_option,
@@ -28,7 +29,8 @@ from fgst.cli.options import (
     add_trial_options,
     trial_config,
 )
-from fgst.errors import CommandParser, InputError, Interrupted
+from fgst.errors import InputError, Interrupted
+from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
     from fgst.tracking.store import TrackedRun, TrackingStore
@@ -134,8 +136,6 @@ def _run_to_resume(
 ) -> TrackedRun | None:
     from filelock import FileLock, Timeout
 
-    from fgst.tracking.store import KEY
-
     if resume is None:
         return None
     if resume == "auto":
@@ -152,7 +152,7 @@ def _run_to_resume(
     found = store.run(resume)
     if found.info.status == "FINISHED":
         raise InputError(f"run {resume} is finished; python -m fgst.evaluate --run-id {resume}")
-    if found.data.tags.get(KEY) != key:
+    if found.data.tags.get(Tags.TRIAL_ID) != key:
         raise InputError(f"run {resume} was begun with other settings or other data; give the same ones to go on")
     return store.reopen(found)
 

@@ -17,7 +17,7 @@ from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, pool, softmax
 from fgst.model import FGSTFormer
-from fgst.training.checkpoint import ModelCard, load_model
+from fgst.model.card import ModelCard, load_model
 from fgst.training.trainer import score
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.cli.command import CommandParser, run_command
+from fgst.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -34,7 +34,8 @@ from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
 
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.cli.command import CommandParser, run_command
+from fgst.errors import InputError
 
 USER = "admin"
 START = 180.0  # seconds that the server may take to answer; making its tables takes most of them

@@ -16,7 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.cli.command import CommandParser, run_command
+from fgst.errors import InputError
 
 LEFT_OUT = ("lock", "socket", "mlflow.log", "postgres.log")
 

@@ -27,7 +27,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psutil
 from filelock import FileLock, Timeout
 
-from fgst.errors import CommandParser, InputError, run_command
+from fgst.cli.command import CommandParser, run_command
+from fgst.errors import InputError
 
 METADATA = "http://169.254.169.254"
 LIFE = 6 * 3600  # seconds that a session token of the metadata service is good for, the longest there is

@@ -20,7 +20,8 @@ from fgst.sweep.definition import TrialFactory, build_spec
 from fgst.sweep.report.tables import format_figure
 from fgst.sweep.results import MeanStd, TrialResult
 from fgst.tracking import registry
-from fgst.tracking.store import KIND, MEMBER, TrackedRun
+from fgst.tracking.store import TrackedRun
+from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
     from fgst.sweep.runner import SweepRunner
@@ -34,9 +35,6 @@ PAPER = {
     "ntu-120 x-set": 90.6,
 }
 SHORT = {"joint": "J", "bone": "B", "joint_motion": "JM", "bone_motion": "BM"}
-WEIGHTS_FROM = "fgst.weights_from"  # of a sweep: the run of the ensemble that its networks are fused like
-REFIT = "fgst.refit"  # of a sweep: the run of the one that trains its networks again on all training clips
-ENSEMBLE = "fgst.ensemble"  # of a sweep: the run of its ensemble
 Fused = Mapping[str, Scores]  # by modality
 
 
@@ -80,17 +78,17 @@ def build_ensemble(session: SweepRunner, results: Sequence[TrialResult]) -> str:
     )
     data = spec.base.data
     tags = {
-        KIND: "ensemble",
+        Tags.KIND: "ensemble",
         "mlflow.source.name": f"sweeps/{spec.name}.py",
-        "fgst.dataset": spec.dataset_name,
-        "fgst.dataset_digest": spec.dataset_digest,
-        "fgst.benchmark": str(data.benchmark),
-        "fgst.protocol": data.protocol,
-        "fgst.seed": str(seed),
-        **{MEMBER + member.modality: member.run_id for member in card.members},
+        Tags.DATASET: spec.dataset_name,
+        Tags.DATASET_DIGEST: spec.dataset_digest,
+        Tags.BENCHMARK: str(data.benchmark),
+        Tags.PROTOCOL: data.protocol,
+        Tags.SEED: str(seed),
+        **{Tags.MEMBER + member.modality: member.run_id for member in card.members},
     }
     if fitted_by:
-        tags[WEIGHTS_FROM] = fitted_by
+        tags[Tags.WEIGHTS_FROM] = fitted_by
     name = f"{' + '.join(names)} s{seed}" + (" refit" if fitted_by else "")
     run = store.start(session.experiment, f"ensemble-{session.parent.run_id}", name, tags, session.parent.run_id)
     run.log_params({"fusion": ensemble.FUSION, "seeds": len(seeds)})
@@ -101,7 +99,7 @@ def build_ensemble(session: SweepRunner, results: Sequence[TrialResult]) -> str:
     classes = store.model_card(members[names[0]].run_id).classes
     _log(run, card, lines, fused, fused_val, classes)
     run.finish()
-    session.parent.set_tags({ENSEMBLE: run.run_id})
+    session.parent.set_tags({Tags.ENSEMBLE: run.run_id})
     _print(lines, spec.experiment, refit=bool(fitted_by))
     if val:
         best = max(line.val[0] for line in lines if len(line.modalities) == 1 and line.val)
@@ -123,7 +121,7 @@ def _whole(results: Sequence[TrialResult], names: Sequence[str]) -> dict[int, di
 
 def _weights(session: SweepRunner, names: Sequence[str], val: Sequence[Fused]) -> tuple[dict[str, float], float, str]:
     """The weights, the sharpness, and the run of the ensemble that they come from, unless it is this one."""
-    source = session.store.run(session.parent.run_id).data.tags.get(WEIGHTS_FROM, "")
+    source = session.store.run(session.parent.run_id).data.tags.get(Tags.WEIGHTS_FROM, "")
     if source:
         with session.store.artifacts(source, "ensemble.json") as file:
             card = EnsembleCard.read(file)
@@ -237,20 +235,20 @@ def refit(session: SweepRunner, trials: TrialFactory, ensemble_id: str, args: ar
 
     spec = session.spec
     base = spec.base.with_values({"data.protocol": "paper"})
-    follower = session.store.run(session.parent.run_id).data.tags.get(REFIT)
+    follower = session.store.run(session.parent.run_id).data.tags.get(Tags.REFIT)
     if follower:
         following = begun(trials.question, follower, (), args)
     else:
         whole = build_spec(trials.question, base, trials.dataset, values=spec.parameters[0].values, seeds=spec.seeds)
-        following = begin(whole, args, known=True, **{WEIGHTS_FROM: ensemble_id})
-        session.parent.set_tags({REFIT: following.parent.run_id})
+        following = begin(whole, args, known=True, **{Tags.WEIGHTS_FROM: ensemble_id})
+        session.parent.set_tags({Tags.REFIT: following.parent.run_id})
     following.run(TrialFactory(trials.question, following.spec.base, trials.dataset), args, again)
 
 
 def promote_ensemble(session: SweepRunner, ensemble_id: str) -> None:
     """Register an ensemble as the champion if it validates better than the one there is."""
     tags = session.store.run(session.parent.run_id).data.tags
-    chosen_by = tags.get(WEIGHTS_FROM, ensemble_id)
+    chosen_by = tags.get(Tags.WEIGHTS_FROM, ensemble_id)
     chosen = session.store.run(chosen_by).data.metrics.get("val/top1")
     if chosen is None:
         print("not registered: nothing was held out to compare it with the champion by", file=sys.stderr)

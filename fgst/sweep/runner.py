@@ -27,14 +27,11 @@ from fgst.sweep.report.tables import print_table, to_csv, to_markdown
 from fgst.sweep.results import TrialResult, baseline_label, best_result, build_rows
 from fgst.sweep.search import Search
 from fgst.sweep.stopping import Budget
-from fgst.sweep.trial import MICRO_BATCHES, SPOOLS, TrialContext, run_trial
+from fgst.sweep.trial import SPOOLS, TrialContext, run_trial
 from fgst.tracking.spool import TrackingServerUnavailable
-from fgst.tracking.store import ENDING, KEY, KIND, REASON, SPOOLED, TrackedRun, TrackingStore
+from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.tags import Tags
 
-STORAGE = "fgst.storage"
-STUDY = "fgst.study_storage"
-STOPPED = "fgst.stopped"  # by which limit, where something is left
-ADOPTED = "fgst.trained_before."  # before a trial's key: the run of an earlier sweep that is that trial
 CURVES = ("val/top1", "train/loss")  # that the report draws
 _ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 
@@ -52,11 +49,11 @@ def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **t
     experiment = store.experiment(spec.experiment)
     name = f"{spec.name} {spec.base.data.modality}"
     tags |= {
-        KIND: "sweep",
+        Tags.KIND: "sweep",
         "mlflow.source.name": f"sweeps/{spec.name}.py",
-        "fgst.sweep": spec.name,
-        "fgst.dataset_digest": spec.dataset_digest,
-        "fgst.protocol": spec.base.data.protocol,
+        Tags.SWEEP: spec.name,
+        Tags.DATASET_DIGEST: spec.dataset_digest,
+        Tags.PROTOCOL: spec.base.data.protocol,
     }
     parent = store.start(experiment, f"{spec.name}-{time.time_ns()}", name, tags)
     place = f"{root}/{parent.run_id}"
@@ -67,10 +64,12 @@ def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **t
         parent.finish("FAILED", str(error))
         raise
     study = args.study_storage or f"sqlite:///{for_study / 'optuna.db'}"
-    parent.set_tags({STORAGE: place, STUDY: study})
+    parent.set_tags({Tags.STORAGE: place, Tags.STUDY_STORAGE: study})
     if known:
         found = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
-        parent.set_tags({ADOPTED + trial_id: run.info.run_id for trial_id, run in found.items() if run is not None})
+        parent.set_tags(
+            {Tags.REUSED_TRIAL + trial_id: run.info.run_id for trial_id, run in found.items() if run is not None}
+        )
     varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
     parent.log_params(
         {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
@@ -90,7 +89,7 @@ def begun(question: SweepDefinition, sweep_id: str, ignored: Sequence[str], args
     """
     store = TrackingStore(args.tracking_uri)
     run = store.run(sweep_id)
-    if run.data.tags.get(KIND) != "sweep" or STORAGE not in run.data.tags:
+    if run.data.tags.get(Tags.KIND) != "sweep" or Tags.STORAGE not in run.data.tags:
         raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
     with store.artifacts(sweep_id, "sweep.json") as file:
         spec = SweepSpec.from_json(file.read_bytes())
@@ -102,12 +101,14 @@ def begun(question: SweepDefinition, sweep_id: str, ignored: Sequence[str], args
         if spec.search == "grid":
             raise InputError("--trials is for a search, and this sweep is a grid")
         spec = dataclasses.replace(spec, limit=args.trials)
-    place = run.data.tags[STORAGE]
+    place = run.data.tags[Tags.STORAGE]
     storage.prepare(place)
-    study = args.study_storage or run.data.tags.get(STUDY) or f"sqlite:///{Path(place).parent / 'optuna.db'}"
+    study = (
+        args.study_storage or run.data.tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(place).parent / 'optuna.db'}"
+    )
     if study.startswith("sqlite:///"):
         Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return SweepRunner(spec, store, run.info.experiment_id, TrackedRun(store, sweep_id), place, study, resumed=True)
+    return SweepRunner(spec, store, run.info.experiment_id, store.open_run(sweep_id), place, study, resumed=True)
 
 
 @dataclass
@@ -127,24 +128,24 @@ class SweepRunner:
         """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
         self.store.flush_spools(storage.on_this_node(self.storage) / SPOOLS)
         found = []
-        mine = {ADOPTED + trial.trial_id: trial for trial in self.spec.trials}
+        mine = {Tags.REUSED_TRIAL + trial.trial_id: trial for trial in self.spec.trials}
         for tag, run_id in sorted(self.store.run(self.parent.run_id).data.tags.items()):
             if tag in mine:
                 trial, run = mine[tag], self.store.run(run_id)
                 found.append(
                     TrialResult(
                         trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), run_id, "finished",
-                        run.data.metrics, used_micro_batches=MICRO_BATCHES in run.data.tags,
+                        run.data.metrics, used_micro_batches=Tags.MICRO_BATCHES in run.data.tags,
                     )
                 )  # fmt: skip
         for run in self.store.children(self.parent.run_id):
             tags = run.data.tags
-            params = dict(json.loads(tags.get("fgst.point", "[]")))
-            status = tags.get(ENDING) or _ENDED.get(run.info.status, "running")
+            params = dict(json.loads(tags.get(Tags.PARAMS, "[]")))
+            status = tags.get(Tags.STATUS) or _ENDED.get(run.info.status, "running")
             found.append(
                 TrialResult(
-                    tags.get(KEY, ""), tags.get("fgst.label", ""), int(tags.get("fgst.seed", "0")), params,
-                    run.info.run_id, status, run.data.metrics, tags.get(REASON, ""), MICRO_BATCHES in tags,
+                    tags.get(Tags.TRIAL_ID, ""), tags.get(Tags.LABEL, ""), int(tags.get(Tags.SEED, "0")), params,
+                    run.info.run_id, status, run.data.metrics, tags.get(Tags.REASON, ""), Tags.MICRO_BATCHES in tags,
                 )
             )  # fmt: skip
         return found
@@ -161,7 +162,7 @@ class SweepRunner:
         spec, before = self.spec, self.results()
         done = sum(result.status in ("finished", "pruned") for result in before)
         try:
-            history = (lambda run_id: TrackedRun(self.store, run_id).history("val/top1")) if self.resumed else None
+            history = (lambda run_id: self.store.metric_history(run_id, "val/top1")) if self.resumed else None
             search = Search(spec, trials, self.study, self.parent.run_id, before, history)
         except InputError as error:
             self.parent.finish("FAILED", str(error))
@@ -246,8 +247,8 @@ class SweepRunner:
         self.store.flush_spools(storage.on_this_node(self.storage) / SPOOLS)
         run = self.store.start(
             self.experiment, trial.trial_id, trial.name,
-            {"fgst.label": trial.label, "fgst.point": json.dumps(list(trial.params)), KIND: "trial",
-             "fgst.seed": str(trial.config.train.seed)},
+            {Tags.LABEL: trial.label, Tags.PARAMS: json.dumps(list(trial.params)), Tags.KIND: "trial",
+             Tags.SEED: str(trial.config.train.seed)},
             self.parent.run_id,
         )  # fmt: skip
         if progress.state == "failed":
@@ -257,7 +258,7 @@ class SweepRunner:
             storage.TrialStorage(self.storage, trial.trial_id).remove()
         else:
             run.finish("KILLED")
-        run.set_tags({ENDING: progress.state})
+        run.set_tags({Tags.STATUS: progress.state})
 
     def _conclude(
         self,
@@ -276,9 +277,11 @@ class SweepRunner:
         for result in now:
             if result.status == "running":
                 self.store.client.set_terminated(result.run_id, "KILLED")
-                self.store.client.set_tag(result.run_id, ENDING, "interrupted")
-        if self.store.remote and any(SPOOLED in run.data.tags for run in self.store.children(self.parent.run_id)):
-            told = f"the tracking server was away meanwhile; nothing is missing (see the trials with tag {SPOOLED})"
+                self.store.client.set_tag(result.run_id, Tags.STATUS, "interrupted")
+        if self.store.remote and any(Tags.SPOOLED in run.data.tags for run in self.store.children(self.parent.run_id)):
+            told = (
+                f"the tracking server was away meanwhile; nothing is missing (see the trials with tag {Tags.SPOOLED})"
+            )
             print(told, file=sys.stderr)
         failed = [result for result in results if result.status == "failed"]
         begun_again = [result for result in results if result.status == "interrupted"]
@@ -293,9 +296,9 @@ class SweepRunner:
             what = f"{len(begun_again)} trials are in the middle" if begun_again else "not all trials were begun"
             raise Interrupted(f"{budget.stopped + ': ' if disk_full else ''}{what}. Go on with: {again}")
         if budget.stopped and left:
-            self.parent.set_tags({STOPPED: budget.stopped})
-        elif STOPPED in self.store.run(self.parent.run_id).data.tags:  # an earlier run of it was
-            self.store.client.delete_tag(self.parent.run_id, STOPPED)
+            self.parent.set_tags({Tags.STOP_REASON: budget.stopped})
+        elif Tags.STOP_REASON in self.store.run(self.parent.run_id).data.tags:  # an earlier run of it was
+            self.store.client.delete_tag(self.parent.run_id, Tags.STOP_REASON)
         self.parent.finish("FINISHED" if best is not None else "FAILED")
         if not failed and not left:
             storage.remove(self.storage)  # all of it is in MLflow now
@@ -332,7 +335,7 @@ class SweepRunner:
             values = heard.get(metric, {})
             last = max(values, default=0)
             whole = len(values) == last and values.get(last) == result.metrics.get(metric)
-            curves[metric] = values if whole else TrackedRun(self.store, result.run_id).history(metric)
+            curves[metric] = values if whole else self.store.metric_history(result.run_id, metric)
         return curves
 
     def _report(self, results: list[TrialResult], search: Search, again: str, notes: list[str]) -> None:
@@ -364,7 +367,7 @@ class SweepRunner:
             for status in ("finished", "pruned", "failed"):
                 summary[f"trials_{status}"] = sum(o.status == status for o in results)
             self.parent.log_metrics(summary, step=0)
-            self.parent.set_tags({"fgst.best_run": best.run_id, "fgst.best": best.label})
+            self.parent.set_tags({Tags.BEST_RUN: best.run_id, Tags.BEST_LABEL: best.label})
 
 
 def _measured_share(spec: SweepSpec) -> float:

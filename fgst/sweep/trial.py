@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fgst.errors import Preempted, is_disk_full
 from fgst.sweep.definition import Trial
 from fgst.tracking.spool import TrackingServerUnavailable
+from fgst.tracking.tags import Tags
 from fgst.training import preemption
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ if TYPE_CHECKING:
     from fgst.tracking.store import TrackedRun
     from fgst.training.trainer import EpochResult
 
-MICRO_BATCHES = "fgst.micro_batches"
 SPOOLS = "spool"  # in a sweep's storage: what its trials write while the tracking server is away
-UNSAVED = "fgst.not_copied"  # why a checkpoint could not be copied to the sweep's storage
-STARTS = "fgst.starts"  # how often a trial's process was started without getting any further since
 MOST_STARTS = 4
 
 
@@ -86,7 +84,7 @@ def run_trial(
 
     from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage, on_this_node
-    from fgst.tracking.store import ENDING, KIND, TrackingStore, trial_tags
+    from fgst.tracking.store import TrackingStore, trial_tags
 
     if context.threads:
         torch.set_num_threads(context.threads)
@@ -96,12 +94,12 @@ def run_trial(
         return "finished"  # the process died between its last word and its end
     config = trial.config
     tags = {
-        KIND: "trial",
-        "fgst.label": trial.label,
-        "fgst.point": json.dumps(list(trial.params)),
+        Tags.KIND: "trial",
+        Tags.LABEL: trial.label,
+        Tags.PARAMS: json.dumps(list(trial.params)),
         "mlflow.source.name": f"sweep {context.parent[:8]}",
     }
-    micro_batches = int(before.data.tags.get(MICRO_BATCHES, "1")) if before is not None else 1
+    micro_batches = int(before.data.tags.get(Tags.MICRO_BATCHES, "1")) if before is not None else 1
     run = None
     kept = TrialStorage(context.storage, trial.trial_id)
     try:
@@ -110,7 +108,7 @@ def run_trial(
         tags |= trial_tags(config, dataset.name, dataset.digest)
         run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
         run.spool_in(on_this_node(context.storage) / SPOOLS)
-        run.set_tags({STARTS: _count_start(before, kept, context)})
+        run.set_tags({Tags.STARTS: _count_start(before, kept, context)})
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         with run.system_metrics() if context.system_metrics else nullcontext():
@@ -127,9 +125,9 @@ def run_trial(
         if run is None:  # it did not come as far as opening its run
             run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
         run.finish("FAILED", f"{type(error).__name__}: {error}")
-        run.set_tags({ENDING: "failed"})
+        run.set_tags({Tags.STATUS: "failed"})
         return "failed"
-    run.set_tags({ENDING: "finished"})
+    run.set_tags({Tags.STATUS: "finished"})
     kept.remove()
     return "finished"
 
@@ -147,7 +145,7 @@ def _count_start(before: Any, kept: TrialStorage, context: TrialContext) -> str:
 
     found = latest_checkpoint(kept.folder)
     at = f"{context.driver} {found.name if found is not None else 'the beginning'}"
-    last, _, count = (before.data.tags.get(STARTS, "") if before is not None else "").rpartition(" x")
+    last, _, count = (before.data.tags.get(Tags.STARTS, "") if before is not None else "").rpartition(" x")
     starts = int(count) + 1 if last == at else 1
     if starts > MOST_STARTS:
         where = found.name if found is not None else "its first epoch"
@@ -197,7 +195,7 @@ def _train(
         try:
             for result in training:
                 if not result.is_replay and (problem := kept.keep()):
-                    run.set_tags({UNSAVED: problem[:5000]})
+                    run.set_tags({Tags.CHECKPOINT_NOT_COPIED: problem[:5000]})
                 yield result
         except Preempted:
             kept.keep(at_once=True)
@@ -219,7 +217,7 @@ def _train(
             if micro_batches > 1 or not _out_of_memory(error):
                 raise
         micro_batches = 2
-        run.set_tags({MICRO_BATCHES: "2"})
+        run.set_tags({Tags.MICRO_BATCHES: "2"})
         run.go_on()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

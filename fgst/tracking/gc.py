@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError
-from fgst.tracking.store import COLLECTED, ENDING, KIND, PARENT, TrackedRun, TrackingStore
+from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.tags import Tags
 
-STORAGE = "fgst.storage"
-BEST = "fgst.best_run"
 CHECKPOINT, CARD = "checkpoint", "config.json"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -67,11 +66,11 @@ def find(store: TrackingStore, experiments: Iterable[str] | None = None) -> Foun
     needed = _needed(store, runs)
     trials: dict[str, list[Any]] = {}
     for run in runs:
-        if run.data.tags.get(KIND) == "trial" and PARENT in run.data.tags:
-            trials.setdefault(run.data.tags[PARENT], []).append(run)
+        if run.data.tags.get(Tags.KIND) == "trial" and Tags.PARENT in run.data.tags:
+            trials.setdefault(run.data.tags[Tags.PARENT], []).append(run)
     found = Found()
     for sweep in runs:
-        if sweep.data.tags.get(KIND) != "sweep" or sweep.info.experiment_id not in wanted:
+        if sweep.data.tags.get(Tags.KIND) != "sweep" or sweep.info.experiment_id not in wanted:
             continue
         mine = trials.get(sweep.info.run_id, [])
         reason = _open(sweep, mine)
@@ -83,13 +82,13 @@ def find(store: TrackingStore, experiments: Iterable[str] | None = None) -> Foun
         if reason:
             found.kept[reason] += len(mine)
             continue
-        best = {sweep.data.tags[BEST], *_best_by_validation(mine)}
+        best = {sweep.data.tags[Tags.BEST_RUN], *_best_by_validation(mine)}
         for trial in mine:
             if trial.info.run_id in best:
                 found.kept["best of its sweep"] += 1
             elif trial.info.run_id in needed:
                 found.kept[needed[trial.info.run_id]] += 1
-            elif COLLECTED not in trial.data.tags:
+            elif Tags.WEIGHTS_REMOVED not in trial.data.tags:
                 found.leftovers += _weights(store, trial, sweep.info.run_id)
     return found
 
@@ -104,7 +103,7 @@ def remove(store: TrackingStore, leftover: Leftover) -> None:
         raise InputError(f"lies in a store of kind {leftover.store}, which this command cannot delete from")
     sweep = store.run(leftover.sweep)
     # Somebody may have resumed the sweep, or made this trial its best, or a model of it, while the list was read.
-    if sweep.info.status != "FINISHED" or sweep.data.tags.get(BEST) == leftover.run_id:
+    if sweep.info.status != "FINISHED" or sweep.data.tags.get(Tags.BEST_RUN) == leftover.run_id:
         raise InputError("its sweep has gone on since")
     if leftover.run_id in store.registered_runs():
         raise InputError("it has been registered since")
@@ -113,7 +112,7 @@ def remove(store: TrackingStore, leftover: Leftover) -> None:
             shutil.rmtree(leftover.place)
             return
         # First the mark: a trial that is marked and has its weights costs disk, the other way round it misleads.
-        TrackedRun(store, leftover.run_id).set_tags({COLLECTED: "true"})
+        TrackedRun(store, leftover.run_id).set_tags({Tags.WEIGHTS_REMOVED: "true"})
         for entry in leftover.place.iterdir():
             if entry.name != CARD and entry.is_file() and not entry.is_symlink():
                 entry.unlink()
@@ -125,7 +124,7 @@ def _needed(store: TrackingStore, runs: Iterable[Any]) -> dict[str, str]:
     """Runs that something else needs, and what: ids among the tags of any other run, and behind registered models."""
     needed: dict[str, str] = {}
     for run in runs:
-        kind = run.data.tags.get(KIND, "run")
+        kind = run.data.tags.get(Tags.KIND, "run")
         what = "member of an ensemble" if kind == "ensemble" else f"named by another {kind}"
         for run_id in _names(run):
             if run_id != run.info.run_id:
@@ -150,16 +149,16 @@ def _open(sweep: Any, trials: Iterable[Any]) -> str:
     """Why nothing of a sweep may go, folder or weights; "" if it is over."""
     if sweep.info.status == "RUNNING":
         return "sweep is running"
-    if sweep.info.status != "FINISHED" or "fgst.stopped" in sweep.data.tags:
+    if sweep.info.status != "FINISHED" or Tags.STOP_REASON in sweep.data.tags:
         return "sweep can be resumed"
-    if any(t.info.status == "RUNNING" or t.data.tags.get(ENDING) == "interrupted" for t in trials):
+    if any(t.info.status == "RUNNING" or t.data.tags.get(Tags.STATUS) == "interrupted" for t in trials):
         return "sweep can be resumed"
     return ""
 
 
 def _undecided(store: TrackingStore, sweep: Any) -> str:
     """Why no trial of a sweep counts as beaten; "" if the best was chosen, by one figure, on validation clips."""
-    if not _RUN_ID.fullmatch(sweep.data.tags.get(BEST, "")) or "val/top1" not in sweep.data.metrics:
+    if not _RUN_ID.fullmatch(sweep.data.tags.get(Tags.BEST_RUN, "")) or "val/top1" not in sweep.data.metrics:
         return "nothing was held out to choose by"
     try:
         with store.artifacts(sweep.info.run_id, "sweep.json") as file:
@@ -197,7 +196,7 @@ def _weights(store: TrackingStore, trial: Any, sweep: str) -> list[Leftover]:
 
 def _folder(sweep: Any) -> list[Leftover]:
     run_id = sweep.info.run_id
-    folder = Path(sweep.data.tags.get(STORAGE, ""))
+    folder = Path(sweep.data.tags.get(Tags.STORAGE, ""))
     # A tag is text that anyone can write: only a folder that bears the sweep's own id is the sweep's.
     if not folder.is_absolute() or folder.name != run_id or ".." in folder.parts or not _is_folder(folder):
         return []

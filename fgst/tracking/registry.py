@@ -16,11 +16,11 @@ from typing import Any
 
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard
-from fgst.tracking.store import KIND, TrackedRun, TrackingStore
+from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.tags import Tags
 
 CHAMPION = "champion"
 MODEL = "model"  # the folder among a run's artifacts
-VAL, SPLIT = "fgst.val_top1", "fgst.validation_split"
 _PACKAGES = Path(__file__).parents[1]
 _REQUIRED = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch")
 
@@ -41,16 +41,16 @@ def promote_if_better(store: TrackingStore, run_id: str, experiment: str, val_to
     name = model_name(experiment)
     current = champion(store, name)
     if current is not None:
-        theirs = float(current.tags.get(VAL, "-inf"))
+        theirs = float(current.tags.get(Tags.VAL_TOP1, "-inf"))
         which = f"champion of {name} (version {current.version})"
         if current.run_id == run_id:
             return f"it is the {which} already"
-        if current.tags.get(SPLIT) != split:
+        if current.tags.get(Tags.VALIDATION_SPLIT) != split:
             return f"not registered: the {which} was chosen on other validation clips, so the two cannot be compared"
         if val_top1 <= theirs:
             return f"not registered: the {which} validates at {theirs:.2f} %, this at {val_top1:.2f} %"
     package(store, run_id)
-    number = store.register(name, run_id, MODEL, {VAL: repr(val_top1), SPLIT: split})
+    number = store.register(name, run_id, MODEL, {Tags.VAL_TOP1: repr(val_top1), Tags.VALIDATION_SPLIT: split})
     store.client.set_registered_model_alias(name, CHAMPION, number)
     return f"registered: {name} version {number}, alias {CHAMPION} (validation {val_top1:.2f} %)"
 
@@ -123,9 +123,9 @@ def collect(store: TrackingStore, run_id: str, folder: Path) -> None:
         InputError: if the run is none, or a member or its weights are not there any more.
     """
     run = store.run(run_id)
-    if run.data.tags.get(KIND) == "sweep":
+    if run.data.tags.get(Tags.KIND) == "sweep":
         raise InputError(f"run {run_id} is a sweep; name one of its trials, or its ensemble")
-    if run.data.tags.get(KIND) != "ensemble":
+    if run.data.tags.get(Tags.KIND) != "ensemble":
         with store.artifacts(run_id, "checkpoint") as checkpoint:
             shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
         return

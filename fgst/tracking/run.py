@@ -22,20 +22,12 @@ from mlflow.exceptions import MlflowException, RestException
 
 from fgst.errors import Preempted
 from fgst.tracking.spool import Record, Spool
+from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
     from fgst.config import TrialConfig
     from fgst.tracking.store import TrackingStore
     from fgst.training.trainer import EpochResult
-
-KEY = "fgst.key"
-KIND = "fgst.kind"  # "trial", "sweep" or "ensemble"
-MEMBER = "fgst.member."  # of an ensemble, before a modality: the run id of that network
-PARENT = "mlflow.parentRunId"
-REASON = "fgst.reason"
-ENDING = "fgst.ending"  # of a sweep's trial: finished, pruned, failed or interrupted; MLflow knows no "pruned"
-SPOOLED = "fgst.spooled"  # how many of a run's records waited on disk while its server was away
-COLLECTED = "fgst.weights_removed"  # of a trial: python -m fgst.runs gc has removed its weights
 
 
 @dataclass
@@ -73,7 +65,7 @@ class TrackedRun:
 
     def _tell(self) -> None:
         assert self.spool is not None
-        self.spool.write({"tags": [[SPOOLED, str(self.spool.total)]]})
+        self.spool.write({"tags": [[Tags.SPOOLED, str(self.spool.total)]]})
 
     def _send(self, record: Record, files: Path | None = None, client: Any = None) -> None:
         """Write what a record says. Twice does no harm: metrics carry the time at which they were measured."""
@@ -152,7 +144,7 @@ class TrackedRun:
             ServerAway: if the server was waited for in vain; what was written stays in the spool.
         """
         if reason:
-            self.set_tags({REASON: reason[:5000]})
+            self.set_tags({Tags.REASON: reason[:5000]})
         status = RunStatus.to_string(RunStatus.from_string(status))
         self._write({"status": status, "end": int(time.time() * 1000)})
         if status != "KILLED":  # whoever ends a training waits for nothing: what is left is sent by the next to open it
@@ -181,13 +173,13 @@ def http_status(error: BaseException) -> int:
 def trial_tags(config: TrialConfig, dataset_name: str, dataset_digest: str) -> dict[str, str]:
     """Tags of a trial's run: what it was trained on, from which code, where."""
     return {
-        KIND: "trial",
-        "fgst.dataset": dataset_name,
-        "fgst.dataset_digest": dataset_digest,
-        "fgst.benchmark": str(config.data.benchmark),
-        "fgst.protocol": config.data.protocol,
-        "fgst.modality": config.data.modality,
-        "fgst.seed": str(config.train.seed),
+        Tags.KIND: "trial",
+        Tags.DATASET: dataset_name,
+        Tags.DATASET_DIGEST: dataset_digest,
+        Tags.BENCHMARK: str(config.data.benchmark),
+        Tags.PROTOCOL: config.data.protocol,
+        Tags.MODALITY: config.data.modality,
+        Tags.SEED: str(config.train.seed),
     }
 
 

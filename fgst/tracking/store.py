@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from fgst.tracking.tags import Tags
+
 # Before the import: the library would report its use to its makers, and waits for an answer where there is no network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -33,16 +35,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import InputError, require_server
+from fgst.errors import InputError
+from fgst.network import require_server
 from fgst.tracking.run import (
-    COLLECTED,
-    ENDING,
-    KEY,
-    KIND,
-    MEMBER,
-    PARENT,
-    REASON,
-    SPOOLED,
     TrackedRun,
     http_status,
     is_server_unavailable,
@@ -53,12 +48,9 @@ from fgst.tracking.spool import RetryingClient, Spool, TrackingServerUnavailable
 
 if TYPE_CHECKING:  # PyTorch comes with them: seconds, and 0.1 GiB, that looking at runs does not need
     from fgst.evaluation.metrics import Scores
-    from fgst.training.checkpoint import ModelCard
+    from fgst.model.card import ModelCard
 
-__all__ = [
-    "COLLECTED", "ENDING", "KEY", "KIND", "MEMBER", "PARENT", "REASON", "SPOOLED", "TrackedRun", "Tracking",
-    "existing", "is_away", "resolve_uri", "track", "trial_tags",
-]  # fmt: skip
+__all__ = ["TrackedRun", "TrackingStore", "existing", "is_server_unavailable", "resolve_uri", "track", "trial_tags"]
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -174,7 +166,7 @@ class TrackingStore:
         self, experiment: str, key: str, name: str, tags: Mapping[str, str], parent: str | None = None
     ) -> TrackedRun:
         """The run of a trial: the one with this key under this parent if it was begun before, or a new one."""
-        everything = {**_source_tags(), **tags, KEY: key, **({PARENT: parent} if parent else {})}
+        everything = {**_source_tags(), **tags, Tags.TRIAL_ID: key, **({Tags.PARENT: parent} if parent else {})}
 
         def find_or_create() -> TrackedRun:  # a request that timed out may have made it: look again, each time
             found = self.find(experiment, key, parent) if parent else None
@@ -185,25 +177,33 @@ class TrackingStore:
 
         return retry_while_unavailable(find_or_create, is_server_unavailable)
 
+    def open_run(self, run_id: str) -> TrackedRun:
+        """A handle for writing into an existing run."""
+        return TrackedRun(self, run_id)
+
+    def metric_history(self, run_id: str, metric: str) -> dict[int, float]:
+        """Values of a run's metric by step."""
+        return {m.step: m.value for m in self.client.get_metric_history(run_id, metric)}
+
     def find(self, experiment: str, key: str, parent: str) -> Run | None:
         """The child run with this key, if it was begun."""
-        wanted = f"tags.`{KEY}` = '{key}' and tags.`{PARENT}` = '{parent}'"
+        wanted = f"tags.`{Tags.TRIAL_ID}` = '{key}' and tags.`{Tags.PARENT}` = '{parent}'"
         return next(iter(self.client.search_runs([experiment], wanted, max_results=1)), None)
 
     def reopen(self, run: Run) -> TrackedRun:
         """Go on writing into a run that was ended, or whose process was killed."""
         self.client.update_run(run.info.run_id, status="RUNNING")
-        for tag in (REASON, ENDING):
+        for tag in (Tags.REASON, Tags.STATUS):
             if tag in run.data.tags:
                 self.client.delete_tag(run.info.run_id, tag)
         return TrackedRun(self, run.info.run_id)
 
     def finished(self, experiment: str, key: str) -> Run | None:
         """The newest run of that key, of whichever sweep, that was trained to its end and kept its scores."""
-        wanted = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
+        wanted = f"tags.`{Tags.TRIAL_ID}` = '{key}' and attributes.status = 'FINISHED'"
         found = self.client.search_runs([experiment], wanted, order_by=["start_time DESC"])
         for run in found:
-            if COLLECTED in run.data.tags:  # an ensemble would need its weights
+            if Tags.WEIGHTS_REMOVED in run.data.tags:  # an ensemble would need its weights
                 continue
             kept = {file.path for file in self.client.list_artifacts(run.info.run_id, "scores")}
             if "scores/test.arrow" in kept and ("scores/val.arrow" in kept or "val/top1" not in run.data.metrics):
@@ -216,7 +216,7 @@ class TrackingStore:
         Raises:
             InputError: if the run kept none.
         """
-        from fgst.training.checkpoint import ModelCard
+        from fgst.model.card import ModelCard
 
         with self.artifacts(run_id, "checkpoint/config.json") as file:
             return ModelCard.read(file)
@@ -258,7 +258,7 @@ class TrackingStore:
         while True:
             page = self.client.search_runs(
                 [experiment],
-                f"tags.`{PARENT}` = '{parent}' and tags.`{KIND}` = 'trial'",
+                f"tags.`{Tags.PARENT}` = '{parent}' and tags.`{Tags.KIND}` = 'trial'",
                 ViewType.ACTIVE_ONLY,
                 1000,
                 ["start_time ASC"],
@@ -319,8 +319,8 @@ class TrackingStore:
 
     def unfinished(self, experiment: str, key: str) -> list[str]:
         """Ids of runs of their own with this key that did not finish, the newest first."""
-        found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", order_by=["start_time DESC"])
-        return [r.info.run_id for r in found if r.info.status != "FINISHED" and PARENT not in r.data.tags]
+        found = self.client.search_runs([experiment], f"tags.`{Tags.TRIAL_ID}` = '{key}'", order_by=["start_time DESC"])
+        return [r.info.run_id for r in found if r.info.status != "FINISHED" and Tags.PARENT not in r.data.tags]
 
     def flush_spools(self, folder: Path) -> None:
         """Send what runs left in their spools in ``folder`` when they ended."""
@@ -336,7 +336,7 @@ class TrackingStore:
         Raises:
             InputError: if the run has no such artifact.
         """
-        if path == "checkpoint" and COLLECTED in self.run(run_id).data.tags:
+        if path == "checkpoint" and Tags.WEIGHTS_REMOVED in self.run(run_id).data.tags:
             raise InputError(
                 f"run {run_id} was not the best of its sweep, and python -m fgst.runs gc has removed its weights; "
                 "its settings, figures and scores are still there"
@@ -365,7 +365,7 @@ def _create_database(database: Path) -> None:
 
 def _source_tags() -> dict[str, str]:
     """Who ran what, where, from which code; the commit only in a git checkout."""
-    tags = {"fgst.host": socket.gethostname(), "mlflow.source.type": "LOCAL"}
+    tags = {Tags.HOST: socket.gethostname(), "mlflow.source.type": "LOCAL"}
     with suppress(KeyError, OSError):  # a container without an entry for the user
         tags["mlflow.user"] = getpass.getuser()
     return tags | _git_tags()
@@ -388,4 +388,4 @@ def _git_tags() -> dict[str, str]:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": commit, "fgst.git_dirty": str(bool(changes)).lower()}
+    return {"mlflow.source.git.commit": commit, Tags.GIT_DIRTY: str(bool(changes)).lower()}

@@ -26,7 +26,8 @@ from fgst.data.loader import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, Cli
 from fgst.errors import InputError, Preempted
 from fgst.evaluation.metrics import Scores
 from fgst.model import FGSTFormer
-from fgst.training.checkpoint import ModelCard, latest_checkpoint, load_state, load_weights, save_checkpoint
+from fgst.model.card import ModelCard, load_weights
+from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
 
 
 class DivergedError(RuntimeError):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fgst.errors import InputError, Interrupted, run_command
+from fgst.cli.command import run_command
+from fgst.errors import InputError, Interrupted
 from tests.support.small import start_python
 
 
@@ -63,7 +64,8 @@ def test_an_exit_of_its_own_is_left_alone() -> None:
 
 COMMAND = """
 import sys
-from fgst.errors import InputError, run_command
+from fgst.cli.command import run_command
+from fgst.errors import InputError
 
 def main():
     {body}

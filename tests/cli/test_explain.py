@@ -17,7 +17,7 @@ from fgst.data.loader import ClipLoader
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import softmax
 from fgst.evaluation.focal_plots import FocalClip, focal_heat_map
-from fgst.training.checkpoint import load_model
+from fgst.model.card import load_model
 from tests.support import small
 from tests.support.small import network
 

@@ -21,7 +21,7 @@ from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member, softmax
 from fgst.evaluation.inference import Predictor
-from fgst.training.checkpoint import ModelCard
+from fgst.model.card import ModelCard
 from fgst.training.trainer import score
 from tests.support import small
 from tests.support.small import network

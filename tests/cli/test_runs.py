@@ -14,7 +14,8 @@ from fgst.cli.runs import best_runs, compare_runs, list_runs, main
 from fgst.cli.runs_tables import size
 from fgst.errors import InputError
 from fgst.tracking import gc
-from fgst.tracking.store import COLLECTED, TrackedRun, TrackingStore
+from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.tags import Tags
 
 WEIGHTS = 1000  # bytes of a trial's weights
 
@@ -118,7 +119,7 @@ def test_a_running_sweep_shows_its_best_so_far(lab: Lab) -> None:
     sweep, trials = lab.sweep(30.0, 65.0, status="RUNNING")
     lab.store.client.delete_tag(sweep, "fgst.best_run")
     lab.store.client.set_tag(trials[1], "fgst.ending", "pruned")  # not comparable: it stopped early
-    TrackedRun(lab.store, sweep).log_metrics({"val/top1": float("nan")}, 1)
+    lab.store.open_run(sweep).log_metrics({"val/top1": float("nan")}, 1)
     [row] = list_runs(lab.store, None, 9)["runs"]
     assert (row["ending"], row["val_top1"], row["trials"]) == ("running", 30, {"finished": 1, "pruned": 1})
 
@@ -148,7 +149,7 @@ def test_figures_of_different_validation_clips_are_not_ranked_together(lab: Lab)
 
 def test_a_comparison_shows_what_differs(lab: Lab) -> None:
     runs = [lab.trial(60.0, K=3, lr=0.1), lab.trial(50.0, K=9, lr=0.1, extra="x")]
-    TrackedRun(lab.store, runs[0]).log_metrics({"system/cpu": 3.0, "loss": float("inf")}, 1)
+    lab.store.open_run(runs[0]).log_metrics({"system/cpu": 3.0, "loss": float("inf")}, 1)
     report = compare_runs(lab.store, runs)
     assert report["parameters"] == {"K": ["3", "9"], "extra": [None, "x"]}
     assert report["metrics"]["val/top1"] == [60, 50]
@@ -195,7 +196,7 @@ def test_only_beaten_weights_and_left_folders_go(lab: Lab, capsys: pytest.Captur
     assert storage.parent.exists()
     for beaten in (first, third):
         assert lab.files(beaten) == ["checkpoint/config.json", "scores/test.arrow"]
-        assert COLLECTED in lab.store.run(beaten).data.tags
+        assert Tags.WEIGHTS_REMOVED in lab.store.run(beaten).data.tags
     assert lab.files(best) == lab.files(own) == whole
     assert command(lab, capsys, "gc", "--delete")["found"] == []
     with pytest.raises(InputError, match="gc has removed its weights"), lab.store.artifacts(first, "checkpoint"):
@@ -340,10 +341,10 @@ def test_a_failure_to_remove_ends_with_1(
 def test_a_trial_without_weights_is_not_taken_over_by_another_sweep(lab: Lab) -> None:
     run_id = lab.trial(60.0)
     key = lab.store.run(run_id).data.tags["fgst.key"]
-    lab._artifact(TrackedRun(lab.store, run_id), "scores/val.arrow", b"scores")
+    lab._artifact(lab.store.open_run(run_id), "scores/val.arrow", b"scores")
     found = lab.store.finished(lab.id, key)
     assert found is not None
-    TrackedRun(lab.store, run_id).set_tags({COLLECTED: "true"})
+    lab.store.open_run(run_id).set_tags({Tags.WEIGHTS_REMOVED: "true"})
     assert lab.store.finished(lab.id, key) is None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fgst.errors import InputError
+from fgst.ops import autoscaling
 from fgst.ops.autoscaling import main, node_groups
 from tests.support.cluster_files import ROOT, read
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from fgst.tracking.store import ENDING, KEY, TrackingStore
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from tests.support import small
 
 FILES = ("checkpoint/model.safetensors", "scores/test.arrow", "figures/confusion.png")
@@ -21,10 +22,10 @@ def main() -> None:
             history = store.client.get_metric_history(run.info.run_id, "train/loss")
             trials.append(
                 {
-                    "key": run.data.tags[KEY],
+                    "key": run.data.tags[Tags.TRIAL_ID],
                     "run": run.info.run_id,
                     "status": run.info.status,
-                    "ending": run.data.tags.get(ENDING, ""),
+                    "ending": run.data.tags.get(Tags.STATUS, ""),
                     "epochs": [metric.step for metric in history],
                     "figures": {m: v for m, v in run.data.metrics.items() if m not in small.TIMINGS},
                     "files": [path for path in FILES if _size(store, run.info.run_id, path)],

@@ -16,7 +16,8 @@ from mlflow.entities import Run
 
 from fgst.sweep.definition import SweepSpec
 from fgst.sweep.trial import TrialContext, run_trial
-from fgst.tracking.store import KEY, TrackingStore
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from tests.support import small
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,9 @@ class Place:
 
 def figures(runs: list[Run]) -> dict[str, dict[str, float]]:
     """What must not depend on interruptions: every metric but times, by trial key."""
-    return {r.data.tags[KEY]: {m: v for m, v in r.data.metrics.items() if m not in small.TIMINGS} for r in runs}
+    return {
+        r.data.tags[Tags.TRIAL_ID]: {m: v for m, v in r.data.metrics.items() if m not in small.TIMINGS} for r in runs
+    }
 
 
 def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:

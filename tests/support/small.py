@@ -86,7 +86,8 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
     import torch
 
     from fgst.data.loader import make_loaders
-    from fgst.training.checkpoint import ModelCard, save_checkpoint
+    from fgst.model.card import ModelCard
+    from fgst.training.checkpoint import save_checkpoint
     from fgst.training.trainer import resolve
 
     config = resolve(small_config(dataset, **values), dataset)

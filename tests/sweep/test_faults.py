@@ -14,8 +14,8 @@ import optuna
 import psutil
 import pytest
 
-from fgst.sweep.trial import MOST_STARTS, STARTS
-from fgst.tracking.store import ENDING, KEY
+from fgst.sweep.trial import MOST_STARTS
+from fgst.tracking.tags import Tags
 from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 
 ONE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
@@ -26,19 +26,19 @@ def as_if_nothing_had_been(place: Place, sweep: str, before: dict[str, str], tri
     """All trials are finished, each in the run that it began, each epoch once, with the figures of a quiet sweep."""
     children = place.store.children(sweep)
     assert [c.info.status for c in children] == ["FINISHED"] * trials
-    assert {c.data.tags[ENDING] for c in children} == {"finished"}
-    assert before.items() <= {c.data.tags[KEY]: c.info.run_id for c in children}.items()
+    assert {c.data.tags[Tags.STATUS] for c in children} == {"finished"}
+    assert before.items() <= {c.data.tags[Tags.TRIAL_ID]: c.info.run_id for c in children}.items()
     assert [place.epochs(c) for c in children] == [14] * trials
     assert figures(children) == undisturbed(place, sweep)
     study = optuna.load_study(study_name=sweep, storage=f"sqlite:///{place.folder}/ray_results/optuna.db")
     known = {t.user_attrs["key"]: t for t in study.trials if t.state.is_finished()}
     for child in children:
-        assert known[child.data.tags[KEY]].value == child.data.metrics["val/top1"]
-        assert sorted(known[child.data.tags[KEY]].intermediate_values) == list(range(1, 15))
+        assert known[child.data.tags[Tags.TRIAL_ID]].value == child.data.metrics["val/top1"]
+        assert sorted(known[child.data.tags[Tags.TRIAL_ID]].intermediate_values) == list(range(1, 15))
 
 
 def begun(place: Place, sweep: str) -> dict[str, str]:
-    return {r.data.tags[KEY]: r.info.run_id for r in place.store.children(sweep)}
+    return {r.data.tags[Tags.TRIAL_ID]: r.info.run_id for r in place.store.children(sweep)}
 
 
 def test_killed_trial_process_is_started_again_in_its_run(place: Place) -> None:
@@ -88,7 +88,7 @@ def test_a_process_that_dies_at_every_start_has_failed(place: Place) -> None:
     end = time.monotonic() + TIMEOUT
     while process.poll() is None and time.monotonic() < end:
         runs = [run for sweep in place.sweeps() for run in place.store.children(sweep.info.run_id)]
-        starts = runs[0].data.tags.get(STARTS, "") if runs else ""
+        starts = runs[0].data.tags.get(Tags.STARTS, "") if runs else ""
         if starts.endswith(f" x{killed + 1}"):
             for trainer in place.workers(process):
                 trainer.kill()

@@ -20,10 +20,11 @@ from fgst.cli.sweep import sweep
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, fit_weights, fuse
 from fgst.evaluation.metrics import Scores
+from fgst.model.card import ModelCard
 from fgst.sweep.definition import SweepDefinition
 from fgst.tracking import registry
-from fgst.tracking.store import KEY, KIND, MEMBER, TrackingStore
-from fgst.training.checkpoint import ModelCard
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from tests.support import small
 from tests.support.place import ROOT, TINY
 
@@ -72,12 +73,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 def sweeps(store: TrackingStore) -> list[Run]:
     """The newest first."""
-    return list(store.client.search_runs(["1"], f"tags.`{KIND}` = 'sweep'", order_by=["start_time DESC"]))
+    return list(store.client.search_runs(["1"], f"tags.`{Tags.KIND}` = 'sweep'", order_by=["start_time DESC"]))
 
 
 def test_only_what_is_missing_is_trained(story: Story) -> None:
     best = story.store.run(story.initial_points.data.tags["fgst.best_run"])
-    assert story.second.data.tags["fgst.trained_before." + best.data.tags[KEY]] == best.info.run_id
+    assert story.second.data.tags["fgst.trained_before." + best.data.tags[Tags.TRIAL_ID]] == best.info.run_id
     names = {child.info.run_name for child in story.store.children(story.second.info.run_id)}
     assert names == {f"modality={name} s{seed}" for name in NAMES for seed in (0, 1)} - {"modality=joint s0"}
     for child in story.store.children(story.second.info.run_id):
@@ -93,7 +94,7 @@ def test_ensemble_is_its_members_fused_by_weights_of_validation(story: Story) ->
     with store.artifacts(run.info.run_id, "ensemble.json") as file:
         card = EnsembleCard.read(file)
     assert [member.modality for member in card.members] == NAMES
-    assert {m.modality: m.run_id for m in card.members} == {name: run.data.tags[MEMBER + name] for name in NAMES}
+    assert {m.modality: m.run_id for m in card.members} == {name: run.data.tags[Tags.MEMBER + name] for name in NAMES}
     # Of the first seed; the weights from the validation clips of both.
     assert {store.run(m.run_id).data.tags["fgst.seed"] for m in card.members} == {"0"}
     by_seed: dict[str, dict[str, Scores]] = {"0": {}, "1": {}}
@@ -125,7 +126,7 @@ def test_refit_trains_on_everything_and_keeps_the_weights(story: Story) -> None:
     assert run.data.tags["fgst.weights_from"] == before.info.run_id
     for name in NAMES:
         assert run.data.metrics[f"weight/{name}"] == before.data.metrics[f"weight/{name}"]
-        member = story.store.run(run.data.tags[MEMBER + name])
+        member = story.store.run(run.data.tags[Tags.MEMBER + name])
         assert member.data.params["data.protocol"] == "paper"
         assert "val/top1" not in member.data.metrics
     assert "val/top1" not in run.data.metrics

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fgst.tracking.store import ENDING, SPOOLED, TrackingStore
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from tests.support.place import TIMEOUT, TINY, Place, undisturbed
 from tests.support.place import figures as figures_of
 from tests.support.team import Team
@@ -43,9 +44,9 @@ def test_a_killed_server_costs_neither_a_trial_nor_a_metric(place: Place, team: 
     children = store.children(sweep)
     assert [run.info.run_id for run in children] == [run_id for run_id, _ in before]
     assert [run.info.status for run in children] == ["FINISHED"] * 2
-    assert [run.data.tags[ENDING] for run in children] == ["finished"] * 2
+    assert [run.data.tags[Tags.STATUS] for run in children] == ["finished"] * 2
     assert store.run(sweep).info.status == "FINISHED"
-    assert any(int(run.data.tags.get(SPOOLED, "0")) for run in children)
+    assert any(int(run.data.tags.get(Tags.SPOOLED, "0")) for run in children)
     assert "the tracking server was away meanwhile" in err
     for run in children:
         steps = [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")]

@@ -14,8 +14,9 @@ from fgst.errors import InputError
 from fgst.sweep import storage
 from fgst.sweep.definition import Trial, build_spec
 from fgst.sweep.storage import TrialStorage
-from fgst.sweep.trial import UNSAVED, StopTrial, TrialContext, run_trial
+from fgst.sweep.trial import StopTrial, TrialContext, run_trial
 from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from fgst.training.trainer import fit
 from tests.support import small
 from tests.support.place import figures
@@ -100,7 +101,7 @@ def test_a_trial_goes_on_where_another_node_left_it(
     store = TrackingStore(tracking_uri)
     runs = [store.children(each.parent) for each in (alone, context)]
     assert figures(runs[0]) == figures(runs[1])
-    assert UNSAVED not in runs[1][0].data.tags
+    assert Tags.CHECKPOINT_NOT_COPIED not in runs[1][0].data.tags
     # Its model is among the run's artifacts; nothing is left behind but what says that the place is a sweep's.
     if bucket is not None:
         left = [entry["Key"] for entry in bucket.list_objects_v2(Bucket="motion")["Contents"]]

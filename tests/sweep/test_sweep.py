@@ -14,7 +14,7 @@ from fgst.cli.sweep import sweep as run_sweep
 from fgst.errors import InputError
 from fgst.sweep.backends.ray import Resources, max_concurrent_trials, shares
 from fgst.sweep.definition import SweepDefinition, SweepSpec
-from fgst.tracking.store import KEY
+from fgst.tracking.tags import Tags
 from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures
 
 FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
@@ -65,7 +65,7 @@ def test_sweep_of_two_trials(place: Place) -> None:
         assert list((folder / "figures").glob("*.png"))
     assert spec.title in page
     assert f"python -m fgst.evaluate --run-id {match[1]}" in page
-    assert {trial.trial_id for trial in spec.trials} == {c.data.tags[KEY] for c in children}
+    assert {trial.trial_id for trial in spec.trials} == {c.data.tags[Tags.TRIAL_ID] for c in children}
     assert [line.partition(",")[0] for line in table] == ["K", "2", "4"]
     # All is in MLflow, nothing is left over but the study.
     assert [path.name for path in (place.folder / "ray_results").iterdir()] == ["optuna.db"]

@@ -15,7 +15,8 @@ from fgst.data.dataset import ArrowDataset
 from fgst.evaluation.metrics import Scores
 from fgst.sweep.definition import Trial, build_spec
 from fgst.sweep.trial import TrialContext, give_back_memory, run_trial
-from fgst.tracking.store import KEY, PARENT, TrackingStore
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from tests.support import small
 from tests.support.questions import FOCAL_K
 
@@ -52,7 +53,7 @@ def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDatase
     assert set(run.data.params) == set(trial.config.flat())
     assert run.data.tags["fgst.dataset_digest"] == dataset.digest
     assert run.data.tags["fgst.benchmark"] == "x-sub"
-    assert run.data.tags[PARENT] == context.parent
+    assert run.data.tags[Tags.PARENT] == context.parent
     assert [int(metrics["epoch"]) for metrics in told] == [1, 2, 3, 4]
     for metric in ("train/loss", "val/top1", "lr"):
         history = store.client.get_metric_history(run.info.run_id, metric)
@@ -134,7 +135,7 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
     undisturbed = dataclasses.replace(context, storage=str(tmp_path / "other"), parent=_new_parent(store, context))
     run_trial(trial, undisturbed)
     [other] = store.children(undisturbed.parent)
-    assert other.data.tags[KEY] == run.data.tags[KEY]
+    assert other.data.tags[Tags.TRIAL_ID] == run.data.tags[Tags.TRIAL_ID]
     same = [name for name in run.data.metrics if name not in small.TIMINGS]
     assert {name: run.data.metrics[name] for name in same} == {name: other.data.metrics[name] for name in same}
 

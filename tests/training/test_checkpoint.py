@@ -19,8 +19,9 @@ from fgst.config import DataConfig, TrialConfig
 from fgst.data.skeleton import NTU_25
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
+from fgst.model.card import ModelCard, load_model
 from fgst.training import checkpoint as checkpoint_module
-from fgst.training.checkpoint import ModelCard, latest_checkpoint, load_model, load_state, save_checkpoint
+from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
 from tests.support.small import CLASSES, SKELETON, small_config, start_python
 
 PARTS_BY_NAME = [["hip", "spine", "head", "foot"], ["left_hand", "right_hand"]]

@@ -20,7 +20,8 @@ from fgst.config import TrainConfig, TrialConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import make_loaders
 from fgst.errors import InputError, Preempted
-from fgst.training.checkpoint import load_model, load_state
+from fgst.model.card import load_model
+from fgst.training.checkpoint import load_state
 from fgst.training.trainer import DivergedError, EpochResult, fit, learning_rate, resolve, score
 from tests.support.small import kill_when_told, motion_clips, small_config, start_python, write_small
 

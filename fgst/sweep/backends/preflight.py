@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fgst.data.cache import DESCRIPTION, is_remote
-from fgst.errors import InputError, require_server
+from fgst.errors import InputError
+from fgst.network import require_server
 
 PATIENCE = 60.0  # seconds that a node may take to answer; one that takes longer is believed
 SERVER = "start a tracking server that all nodes reach (mlflow/README.md) and name it by --tracking-uri"

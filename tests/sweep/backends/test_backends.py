@@ -16,8 +16,9 @@ from fgst.sweep.backends.ray import Progress, run_local
 from fgst.sweep.definition import EarlyStop
 from fgst.sweep.search import Search
 from fgst.sweep.stopping import Budget
-from fgst.sweep.trial import MICRO_BATCHES, TrialContext
-from fgst.tracking.store import ENDING, TrackingStore
+from fgst.sweep.trial import TrialContext
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT, ask_for
 
@@ -56,7 +57,7 @@ def test_trials_are_accounted_for(dataset: ArrowDataset, context: TrialContext) 
     assert endings(told) == ["finished", "finished"]
     for child in TrackingStore(context.tracking_uri).children(context.parent):
         metrics = child.data.metrics
-        assert child.data.tags[ENDING] == "finished"
+        assert child.data.tags[Tags.STATUS] == "finished"
         assert metrics["device_seconds"] == pytest.approx(60 * metrics["minutes"])
         assert metrics["cost"] == pytest.approx(metrics["device_seconds"] / 100)
         assert metrics["peak_memory_gib"] > 0.1
@@ -105,7 +106,7 @@ def test_out_of_memory_is_tried_again_with_half(
     assert set(sizes[1:]) <= {4, 3, 2, 1}
     [child] = TrackingStore(context.tracking_uri).children(context.parent)
     assert child.info.status == "FINISHED"
-    assert child.data.tags[MICRO_BATCHES] == "2"
+    assert child.data.tags[Tags.MICRO_BATCHES] == "2"
     assert child.data.params["train.batch_size"] == "8"
 
 

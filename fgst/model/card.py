@@ -1,0 +1,106 @@
+"""A trained network on disk: its description (``config.json``) and its weights (``model.safetensors``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fgst.config import TrialConfig
+from fgst.data.dataset import PREPARATIONS
+from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.errors import InputError
+from fgst.model.fgstformer import FGSTFormer
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network needs to be built again and used without its data set; the content of ``config.json``.
+
+    ``preparation`` says how raw files become clips of its data set: see :attr:`fgst.data.dataset.ArrowDataset.preparation`.
+    """
+
+    config: TrialConfig
+    skeleton: Skeleton
+    classes: tuple[str, ...]
+    max_persons: int
+    dataset_name: str
+    dataset_digest: str
+    preparation: str = "array"
+
+    def build(self) -> FGSTFormer:
+        """The network with fresh weights."""
+        assert self.config.data.frames is not None, "a card holds a resolved configuration"
+        return FGSTFormer(self.config.model, self.skeleton, len(self.classes), frames=self.config.data.frames)
+
+    def write(self, path: Path) -> None:
+        content = {
+            "config": self.config.flat(),
+            "skeleton": self.skeleton.to_dict(),
+            "classes": list(self.classes),
+            "max_persons": self.max_persons,
+            "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
+            "preparation": self.preparation,
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """Raises :class:`InputError` if the file is missing or not a card."""
+        try:
+            content = json.loads(path.read_bytes())
+            card = cls(
+                config=TrialConfig.from_flat(content["config"]),
+                skeleton=Skeleton.from_dict(content["skeleton"]),
+                classes=tuple(map(str, content["classes"])),
+                max_persons=int(content["max_persons"]),
+                dataset_name=str(content["dataset"]["name"]),
+                dataset_digest=str(content["dataset"]["digest"]),
+                preparation=str(content.get("preparation") or _guess_preparation(content)),
+            )
+            if card.preparation not in PREPARATIONS:
+                raise ValueError(f"it knows no preparation {card.preparation!r}")
+            card.config.model.check_skeleton(card.skeleton)
+            if card.config.data.frames is None or not card.classes:
+                raise ValueError("it leaves data.frames open or has no classes")
+        except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: is not a model's config.json ({error})") from None
+        return card
+
+
+def _guess_preparation(content: Mapping[str, Any]) -> str:
+    """Of a card from before it was written down. Generated motion has NTU's skeleton, too, but is made of arrays."""
+    skeleton, dataset = content["skeleton"]["name"], content["dataset"]["name"]
+    if skeleton == NW_UCLA_20.name:
+        return "nw-ucla"
+    return "ntu" if skeleton == NTU_25.name and dataset in ("ntu-60", "ntu-120") else "array"
+
+
+def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
+    """The network of a checkpoint, with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: if a file is missing, damaged or does not fit the other.
+    """
+    card = ModelCard.read(directory / "config.json")
+    model = card.build()
+    load_weights(directory, model)
+    return model.eval(), card
+
+
+def load_weights(directory: Path, model: FGSTFormer) -> None:
+    """Put the weights of a checkpoint into a network.
+
+    Raises:
+        InputError: if the file is missing, damaged or of another network.
+    """
+    weights = directory / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{weights}: does not hold the weights of this network ({error})") from None
