@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgst.sweep.definition import Trial
+from fgst.sweep.status import TrialExit
 from fgst.sweep.trial import SPOOLS, TrialContext
 from fgst.tracking.tags import Tags
 
@@ -43,7 +44,7 @@ class SimulatedTrial:
     log: str = ""
     full: str = ""
 
-    def __call__(self, trial: Trial, context: TrialContext, report: Callable[[dict[str, float]], None]) -> str:
+    def __call__(self, trial: Trial, context: TrialContext, report: Callable[[dict[str, float]], None]) -> TrialExit:
         self._note(trial, 0, "begin", 0.0)
         run = None
         if self.writes:
@@ -77,11 +78,11 @@ class SimulatedTrial:
             # What stops a trial early does so in here: nothing after it is run.
             report({"epoch": epoch, **metrics})
             if self.full and _node() in self.full:
-                return f"disk full on {os.uname().nodename}"
+                return TrialExit.DISK_FULL
         if run is not None:
             run.set_tags({Tags.STATUS: "finished"})
         self._note(trial, last, "end", 0.0)
-        return "finished"
+        return TrialExit.FINISHED
 
     def _pace(self, trial: Trial) -> float:
         return self.seconds * (0.75 + 0.5 * random.Random(trial.trial_id).random())

@@ -17,7 +17,7 @@ question = SweepDefinition(
         Parameter("dilations", ("1", "2", "1,1", "1,2", "1,3", "1,4", "2,3", "1,2,3,4"))
     ],
     settings=lambda params, base: {"model.dilations": str(params["dilations"])},
-    baseline="dilations=1,2",
+    baseline="1,2",
 )
 
 if __name__ == "__main__":

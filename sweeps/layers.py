@@ -26,9 +26,9 @@ question = SweepDefinition(
     settings=lambda params, base: dict(
         zip(("model.stage1_layers", "model.stage2_layers"), str(params["L1/L2"]).split("/"), strict=False)
     ),
-    published={f"L1/L2={split}": top1 for split, top1 in PAPER.items()},
+    published=PAPER,
     source="Table 4 (NTU-60 X-Sub, joint)",
-    baseline="L1/L2=6/2",
+    baseline="6/2",
 )
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ question = SweepDefinition(
     title="What does each modality reach alone?",
     parameters=lambda skeleton, base: [Parameter("modality", tuple(MODALITIES))],
     settings=lambda params, base: {"data.modality": params["modality"]},
-    baseline="modality=joint",
+    baseline="joint",
     builds_ensemble=True,
 )
 

@@ -16,7 +16,7 @@ question = SweepDefinition(
     title="How many body parts P?",
     parameters=lambda skeleton, base: [Parameter("P", skeleton.known_parts)],
     settings=lambda params, base: {"model.parts": params["P"]},
-    baseline="P=10",
+    baseline=10,
 )
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def settings(params, base):
     }
 
 
-def first(skeleton, base):
+def initial_params(skeleton, base):
     """The base's own setting, which is the paper's unless --set says otherwise."""
     model = base.model
     dilations = dict(zip(DILATIONS, model.dilations, strict=False))
@@ -70,7 +70,7 @@ question = SweepDefinition(
     parameters=parameters,
     settings=settings,
     search="optuna",
-    initial_points=first,
+    initial_params=initial_params,
 )
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from fgst.errors import InputError, Interrupted
@@ -41,3 +42,8 @@ def run_command(main: Callable[[], None]) -> None:
         # The reader (`| head`) has gone. Point stdout elsewhere, or the flush at exit complains again.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         sys.exit(141)
+
+
+def format_command(words: Sequence[str]) -> str:
+    """A command as it can be pasted into a POSIX shell."""
+    return shlex.join(words)

@@ -11,8 +11,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fgst.sweep.backends import ray as engine
-from fgst.sweep.definition import SweepSpec, Trial
+from fgst.sweep.definition import Trial
+from fgst.sweep.scheduler import TrialUpdate
+from fgst.sweep.spec import SweepSpec
 
 SHOWN = 8  # running trials
 
@@ -51,21 +52,21 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
 
-    def listen(self, progress: engine.Progress) -> None:
+    def listen(self, progress: TrialUpdate) -> None:
         trial, metrics = progress.trial, progress.metrics
         epochs = self._spec.base.train.epochs
-        if progress.state == "running":
+        if progress.status == "running":
             self._running[trial.trial_id] = (trial, metrics)
             self._epochs[trial.trial_id] = int(metrics["epoch"])
         else:
             self._running.pop(trial.trial_id, None)
-            self._ended[progress.state] = self._ended.get(progress.state, 0) + 1
-            if progress.state != "interrupted":
+            self._ended[progress.status] = self._ended.get(progress.status, 0) + 1
+            if progress.status != "interrupted":
                 self._done += 1
                 self._epochs[trial.trial_id] = epochs
-            if progress.state == "finished" and "val/top1" in metrics:
+            if progress.status == "finished" and "val/top1" in metrics:
                 self._best = max(self._best or (-1.0, ""), (metrics["val/top1"], trial.label))
-            self._say(trial, progress.state, metrics)
+            self._say(trial, progress.status, metrics)
         self._bar.update(
             self._task, completed=self._before + sum(self._epochs.values()), description=self._summary()
         )  # fmt: skip

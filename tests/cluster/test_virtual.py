@@ -18,9 +18,10 @@ import pytest
 from benchmarks.simulated import SimulatedTrial
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
-from fgst.sweep.backends.ray import Progress, Resources, run_on_ray
-from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory, build_spec
+from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory
+from fgst.sweep.scheduler import Resources, TrialUpdate
 from fgst.sweep.search import Search
+from fgst.sweep.spec import build_spec
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext
 from tests.support import small
@@ -70,17 +71,17 @@ class Sweep:
         self.log = folder / "log.jsonl"
         self.context = TrialContext("nowhere", "0", "0" * 32, str(folder / "storage"))
         self.trial = SimulatedTrial(seconds, writes=False, log=str(self.log))
-        self.told: list[Progress] = []
+        self.told: list[TrialUpdate] = []
 
     def run(self, resources: Resources, then: Any = None, budget: Budget | None = None) -> list[dict[str, Any]]:
         """What the trials wrote down; ``then`` hears of each epoch and each end, in this thread."""
 
-        def listen(progress: Progress) -> None:
+        def listen(progress: TrialUpdate) -> None:
             self.told.append(progress)
             if then is not None:
                 then(progress)
 
-        run_on_ray(self.search, self.context, resources, budget or Budget(), listen, self.spec.total, self.trial)
+        RayBackend(resources, self.trial).run(self.search, self.context, budget or Budget(), listen)
         return self.lines()
 
     def lines(self) -> list[dict[str, Any]]:
@@ -88,7 +89,7 @@ class Sweep:
 
     @property
     def endings(self) -> Counter[str]:
-        return Counter(progress.state for progress in self.told if progress.state != "running")
+        return Counter(progress.status for progress in self.told if progress.status != "running")
 
 
 def most_at_once(lines: list[dict[str, Any]], where: str) -> dict[str, int]:
@@ -132,7 +133,7 @@ def test_a_node_that_joins_gets_trials(cluster: Any, dataset: ArrowDataset, tmp_
     sweep = Sweep(dataset, tmp_path, seconds=2.0)
     joined: list[Any] = []
 
-    def join(progress: Progress) -> None:
+    def join(progress: TrialUpdate) -> None:
         if not joined:
             joined.append(cluster.add_node(num_cpus=2, num_gpus=1))
 
@@ -151,10 +152,10 @@ def test_a_node_that_is_lost_gives_its_trials_to_the_others(
     sweep = Sweep(dataset, tmp_path, seconds=2.0)
     lost: list[str] = []
 
-    def lose(progress: Progress) -> None:
+    def lose(progress: TrialUpdate) -> None:
         """The second node, as soon as a trial of it has told an epoch."""
         on_it = {line["key"] for line in sweep.lines() if line["node"] == doomed.node_id and line["what"] == "epoch"}
-        if not lost and progress.trial.trial_id in on_it and progress.state == "running":
+        if not lost and progress.trial.trial_id in on_it and progress.status == "running":
             lost.append(progress.trial.trial_id)
             cluster.remove_node(doomed, allow_graceful=False)
 
@@ -176,7 +177,7 @@ def test_a_node_whose_disk_is_full_gives_its_trials_to_the_others(
     sweep.trial = replace(sweep.trial, full=full.node_id)
     joined: list[Any] = []
 
-    def join(progress: Progress) -> None:
+    def join(progress: TrialUpdate) -> None:
         if not joined:
             joined.append(cluster.add_node(num_cpus=2, num_gpus=1))
 
@@ -203,6 +204,6 @@ def test_a_full_disk_that_leaves_no_other_place_ends_the_sweep(
     sweep.trial = replace(sweep.trial, full=" ".join(node.node_id for node in nodes))
     budget = Budget()
     sweep.run(Resources(cluster.address, gpus_per_trial=1.0), budget=budget)
-    assert budget.stopped.startswith("a full disk on ")
+    assert budget.details.startswith("a full disk on ")
     assert sweep.endings["interrupted"] >= 1
     assert set(sweep.endings) <= {"interrupted", "finished"}

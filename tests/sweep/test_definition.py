@@ -11,9 +11,10 @@ from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, SweepDefinition, SweepSpec, build_spec, grid_points
+from fgst.sweep.definition import SweepDefinition, grid_points
 from fgst.sweep.report.tables import to_csv
 from fgst.sweep.results import TrialResult, best_result, build_rows
+from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT
 
@@ -51,7 +52,7 @@ def test_default_values_are_asked_of_the_skeleton(dataset: ArrowDataset) -> None
 
 def test_specification_survives_json_and_is_hashable(dataset: ArrowDataset) -> None:
     grid = spec_of(dataset, [2, 4], seeds=2)
-    stop = EarlyStop(1, 3)
+    stop = EarlyStopping(1, 3)
     search = build_spec(
         JOINT, small.small_config(dataset), dataset, also=["lr"], early_stop=stop, initial_points=[{"lr": 0.1}]
     )
@@ -92,7 +93,7 @@ def test_impossible_values_are_refused_before_anything_starts(
         ({"initial_points": [{"K": 2.5}]}, "K=2.5; it takes 1 to 6"),
         ({"initial_points": [{"heads": 3}]}, "heads=3; it takes 1, 2"),
         ({"also": ["depth"]}, "--also names depth; joint has lr"),
-        ({"early_stop": EarlyStop(1, 3), "objectives": ("val_top1", "flops")}, "one objective"),
+        ({"early_stop": EarlyStopping(1, 3), "objectives": ("val_top1", "flops")}, "one objective"),
     ],
 )
 def test_impossible_searches_are_refused(dataset: ArrowDataset, changes: dict, names: str) -> None:
@@ -105,7 +106,7 @@ def test_nothing_is_searched_or_stopped_by_the_test_clips(dataset: ArrowDataset)
     with pytest.raises(InputError, match="a search chooses by validation"):
         build_spec(JOINT, paper, dataset)
     with pytest.raises(InputError, match="--early-stop compares by validation"):
-        build_spec(FOCAL_K, paper, dataset, early_stop=EarlyStop(1, 3))
+        build_spec(FOCAL_K, paper, dataset, early_stop=EarlyStopping(1, 3))
 
 
 def test_first_points_are_filled_in_and_named_by_field_too(dataset: ArrowDataset) -> None:
@@ -179,8 +180,8 @@ def test_every_point_of_every_script_is_a_network(path: Path, skeleton: Skeleton
     parameters = [p for p in question.parameters(skeleton, base) if not p.optional]
     assert question.name == path.stem
     if question.search != "grid":
-        own = question.initial_points(skeleton, base)
-        assert all(p.holds(own[p.name]) for p in parameters if p.name in own)
+        own = question.initial_params(skeleton, base)
+        assert all(p.allows(own[p.name]) for p in parameters if p.name in own)
         points = [own]
     else:
         points = list(grid_points(parameters))

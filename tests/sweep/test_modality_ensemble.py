@@ -175,11 +175,11 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     champion = registry.champion(store, name)
     assert champion.run_id == story.ensemble(story.third).info.run_id
     reached = story.ensemble(story.second).data.metrics["val/top1"]
-    assert float(champion.tags[registry.VAL]) == reached
+    assert float(champion.tags[Tags.VAL_TOP1]) == reached
     assert f"registered: {name} version 1, alias champion" in story.err
     assert registry.run_of(store, "champion") == registry.run_of(store, f"{name}/1") == champion.run_id
 
-    other, split = story.ensemble(story.second).info.run_id, champion.tags[registry.SPLIT]
+    other, split = story.ensemble(story.second).info.run_id, champion.tags[Tags.VALIDATION_SPLIT]
     assert "validates at" in registry.promote_if_better(
         store, other, "small x-sub", reached, split
     )  # as good is not better

@@ -22,8 +22,9 @@ from fgst.config import TrialConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import EVALUATION_BATCH, choose_device
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, Parameter, Params, SweepSpec, Trial, TrialFactory
+from fgst.sweep.definition import Parameter, Params, Trial, TrialFactory
 from fgst.sweep.planning import cost
+from fgst.sweep.spec import EarlyStopping, SweepSpec
 from fgst.training.trainer import resolve
 
 SAMPLE = 50  # points that stand for the space of a search
@@ -163,12 +164,12 @@ def estimate(name: str, config: TrialConfig, dataset: ArrowDataset, step: cost.C
     return Estimate(name, train.epochs, size, seconds / 60, memory, checkpoint, weights + scores + FIGURE_BYTES)
 
 
-def expected_share(epochs: int, stop: EarlyStop) -> float:
+def expected_share(epochs: int, stop: EarlyStopping) -> float:
     """Share of the epochs that are trained if at every rung just the best 1 / reduction go on."""
-    trained, going, before, rung = 0.0, 1.0, 0, stop.grace
+    trained, going, before, rung = 0.0, 1.0, 0, stop.grace_period
     while rung < epochs:
         trained += going * (rung - before)
-        going, before, rung = going / stop.reduction, rung, rung * stop.reduction
+        going, before, rung = going / stop.reduction_factor, rung, rung * stop.reduction_factor
     return (trained + going * (epochs - before)) / epochs
 
 
@@ -204,7 +205,7 @@ def random_point(parameters: Sequence[Parameter], draw: random.Random) -> Params
     params: Params = {}
     for parameter in parameters:
         low, high = parameter.low, parameter.high
-        if not parameter.exists(params):
+        if not parameter.applies(params):
             continue
         if parameter.values:
             params[parameter.name] = draw.choice(parameter.values)

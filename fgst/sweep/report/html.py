@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgst.sweep.definition import OBJECTIVES, SweepSpec
+from fgst.sweep.definition import OBJECTIVES
 from fgst.sweep.report import plots
 from fgst.sweep.report.markup import Markup, document, escape, figure, grid
 from fgst.sweep.report.plots import METRIC
 from fgst.sweep.report.tables import format_figure, short
 from fgst.sweep.results import (
-    ENDINGS,
     Difference,
     Row,
     TrialResult,
+    TrialStatus,
     baseline_label,
     best_result,
     build_rows,
     rank_report,
 )
+from fgst.sweep.spec import SweepSpec
 
 SHOWN = 30  # rows of a search
 
@@ -82,7 +83,7 @@ def _heading(told: ReportData) -> str:
     spec, base, count = told.spec, told.spec.base, Counter(o.status for o in told.results)
     data, model, train = base.data, base.model, base.train
     words = {"pruned": "stopped early"}
-    ended = ", ".join(f"{count[status]} {words.get(status, status)}" for status in ENDINGS if count[status])
+    ended = ", ".join(f"{count[status]} {words.get(status, status)}" for status in TrialStatus if count[status])
     protocol = "paper: all training clips are trained on, and the test clips report"
     if data.protocol != "paper":
         protocol = f"{data.protocol}: {_share(data.validation)} of the training subjects are held out to choose by"
@@ -231,10 +232,10 @@ def _learning(told: ReportData, best: TrialResult | None, folder: Path) -> Itera
         return
     stopped = [o.run_id for o in told.results if o.status == "pruned" and o.run_id in curves]
     rungs, stop = [], told.spec.early_stop
-    epoch = stop.grace if stop else told.spec.base.train.epochs
+    epoch = stop.grace_period if stop else told.spec.base.train.epochs
     while stop is not None and epoch < told.spec.base.train.epochs:
         rungs.append(epoch)
-        epoch *= stop.reduction
+        epoch *= stop.reduction_factor
     chosen = best.run_id if best is not None and metric == METRIC else None
     alt = f"{what} by epoch of {_several(len(curves), 'trial')}, {len(stopped)} of them stopped early"
     caption = "One line per trial" + (f"; the best is {best.label} s{best.seed}" if best is not None and chosen else "")
@@ -304,7 +305,7 @@ def _ranks(told: ReportData) -> Iterator[str]:
     if not rungs:
         return
     lost = ", ".join(str(rung.epoch) for rung in rungs if not rung.kept_best)
-    share = f"1 in {spec.early_stop.reduction if spec.early_stop else 3}"
+    share = f"1 in {spec.early_stop.reduction_factor if spec.early_stop else 3}"
     if spec.early_stop and lost:
         words = (
             f"Early stopping was a risk. After epoch {lost}, the trial that ended best was not among the best {share} "
@@ -350,7 +351,7 @@ def _failures(results: Sequence[TrialResult]) -> Iterator[str]:
 
 def _cost(told: ReportData) -> Iterator[str]:
     def of(metric: str) -> list[float]:
-        return [o.metrics[metric] for o in _with(told.results, ENDINGS, metric)]
+        return [o.metrics[metric] for o in _with(told.results, tuple(TrialStatus), metric)]
 
     cells = []
     if seconds := of("device_seconds"):
@@ -380,7 +381,7 @@ def _cost(told: ReportData) -> Iterator[str]:
 
 
 def _settings(spec: SweepSpec) -> str:
-    varied = [[p.name, p.in_words() + (f", where {p.condition[0]} is {' or '.join(map(str, p.condition[1]))}" if p.condition else "")]
+    varied = [[p.name, p.describe() + (f", where {p.condition[0]} is {' or '.join(map(str, p.condition[1]))}" if p.condition else "")]
               for p in spec.parameters]  # fmt: skip
     base = [[name, json.dumps(value)] for name, value in spec.base.flat().items()]
     return (

@@ -16,8 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fgst.evaluation.plots import BLUE, GREEN, GREY, ORANGE, _new, _save
-from fgst.sweep.definition import Parameter, SweepSpec
+from fgst.sweep.definition import Parameter
 from fgst.sweep.results import MeanStd, Row, TrialResult
+from fgst.sweep.spec import SweepSpec
 
 METRIC = "val/top1"
 PER_INCH = 100  # CSS pixels

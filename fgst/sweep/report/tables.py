@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from fgst.sweep.definition import SweepSpec
 from fgst.sweep.results import Difference, MeanStd, Row
+from fgst.sweep.spec import SweepSpec
 
 SHOWN = 20  # rows of a search that a terminal shows
 

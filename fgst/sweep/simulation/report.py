@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fgst.sweep.definition import SweepSpec
 from fgst.sweep.results import rank_report
 from fgst.sweep.simulation.simulator import Limits, Records, Simulated
+from fgst.sweep.spec import SweepSpec
 
 MOMENTS = 8  # of the time that the longest search took, at which the best so far is told
 
@@ -39,7 +39,7 @@ def print_simulated(
 
 def _heading(spec: SweepSpec, records: Records, limits: Limits, found: Sequence[Simulated], what: str) -> str:
     stop = spec.early_stop
-    rungs = f", early stopping (grace {stop.grace}, reduction {stop.reduction})" if stop else ""
+    rungs = f", early stopping (grace {stop.grace_period}, reduction {stop.reduction_factor})" if stop else ""
     searches = "1 search" if len(found) == 1 else f"{len(found)} searches"
     return (
         f"{spec.title}\nsimulated: {searches} by {spec.search} of up to {spec.total} trials{rungs}, "

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from fgst.errors import InputError
-from fgst.sweep.backends.ray import Progress, TrialScheduler
-from fgst.sweep.definition import OBJECTIVES, Parameter, SweepSpec, Trial, TrialFactory
+from fgst.sweep.definition import OBJECTIVES, Parameter, Trial, TrialFactory
 from fgst.sweep.results import TrialResult, best_result
+from fgst.sweep.scheduler import TrialScheduler, TrialUpdate
 from fgst.sweep.search import Search
 from fgst.sweep.simulation.curves import VAL, Curve
+from fgst.sweep.spec import SweepSpec
+from fgst.sweep.status import TrialExit, TrialStatus
 from fgst.sweep.stopping import Budget
 
 SAID = 10.0  # seconds between two words of progress
@@ -98,11 +100,11 @@ class Records:
         self._parameters = spec.parameters
         self._check_names(spec, curves, what)
         epochs = spec.base.train.epochs
-        inside = [c for c in curves if all(p.holds(c.params[p.name]) for p in spec.parameters if p.name in c.params)]
+        inside = [c for c in curves if all(p.allows(c.params[p.name]) for p in spec.parameters if p.name in c.params)]
         self.curves = [curve for curve in inside if len(curve.val) >= epochs]
         self.outside, self.short = len(curves) - len(inside), len(inside) - len(self.curves)
         if not inside:
-            space = "; ".join(f"{p.name}: {p.in_words()}" for p in spec.parameters)
+            space = "; ".join(f"{p.name}: {p.describe()}" for p in spec.parameters)
             raise InputError(f"{what}: none of its {len(curves)} trials lies in what is searched ({space})")
         if not self.curves:
             longest = max(len(curve.val) for curve in inside)
@@ -125,7 +127,7 @@ class Records:
     def _check_names(self, spec: SweepSpec, curves: Sequence[Curve], what: str) -> None:
         mine = [parameter.name for parameter in spec.parameters]
         for curve in curves:
-            expected = [p.name for p in spec.parameters if p.exists(curve.params)]
+            expected = [p.name for p in spec.parameters if p.applies(curve.params)]
             if set(expected) != set(curve.params):
                 has, wants = ", ".join(curve.params) or "nothing", ", ".join(mine)
                 raise InputError(
@@ -207,16 +209,22 @@ class _Notes:
     growth: list[tuple[float, float]] = field(default_factory=list)
     stopped_early: list[str] = field(default_factory=list)
 
-    def listen(self, progress: Progress) -> None:
+    def listen(self, progress: TrialUpdate) -> None:
         trial, metrics = progress.trial, progress.metrics
-        if progress.state == "pruned":
+        if progress.status is TrialStatus.PRUNED:
             self.stopped_early.append(trial.trial_id)
-        if progress.state != "finished":
+        if progress.status is not TrialStatus.FINISHED:
             return
         best = max((result.metrics[VAL] for result in self.finished), default=-math.inf)
         self.finished.append(
             TrialResult(
-                trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), "", "finished", metrics
+                trial.trial_id,
+                trial.label,
+                trial.config.train.seed,
+                dict(trial.params),
+                "",
+                TrialStatus.FINISHED,
+                metrics,
             )
         )
         if metrics[VAL] > best:
@@ -228,7 +236,7 @@ def simulate(spec: SweepSpec, trials: TrialFactory, records: Records, limits: Li
     clock = _Clock()
     notes = _Notes(records, clock)
     budget = Budget(limits.max_hours, limits.max_trials, limits.until_top1, clock)
-    course = TrialScheduler(Search(spec, trials, None, "simulated", draws=draws), budget, notes.listen)
+    course = TrialScheduler(Search(spec, trials, None, "simulated", sampler_seed=draws), budget, notes.listen)
     coming: list[tuple[float, int, str, int]] = []  # (when, order, trial, epoch)
     began: dict[str, float] = {}
     order, epochs, device_minutes = itertools.count(), 0, 0.0
@@ -248,7 +256,7 @@ def simulate(spec: SweepSpec, trials: TrialFactory, records: Records, limits: Li
         heapq.heappush(coming, (clock.now + 60 * curve.minutes[0], next(order), trial.trial_id, 1))
 
     while True:
-        while len(coming) < limits.max_concurrent and (trial := course.next()) is not None:
+        while len(coming) < limits.max_concurrent and (trial := course.next_trial()) is not None:
             begin(trial)
         if not coming:
             break
@@ -257,9 +265,9 @@ def simulate(spec: SweepSpec, trials: TrialFactory, records: Records, limits: Li
         metrics = {"epoch": float(epoch), VAL: curve.val[epoch - 1], "minutes": curve.minutes[epoch - 1]}
         metrics |= {name: value for name, value in curve.end.items() if last or name.startswith("model/")}
         epochs += 1
-        if (status := course.epoch(trial_id, metrics)) or last:
+        if (status := course.on_result(trial_id, metrics)) or last:
             device_minutes += curve.minutes[epoch - 1] * curve.devices
-            course.end(trial_id, status or "finished")
+            course.on_trial_end(trial_id, TrialExit(status.value) if status else TrialExit.FINISHED)
         else:
             heapq.heappush(coming, (began[trial_id] + 60 * curve.minutes[epoch], next(order), trial_id, epoch + 1))
 
@@ -282,7 +290,7 @@ def simulate(spec: SweepSpec, trials: TrialFactory, records: Records, limits: Li
         planned=records.epochs * len(began),
         lost=bool(ends) and all(trial_id in notes.stopped_early for trial_id, end in ends.items() if end == top),
         growth=tuple(notes.growth),
-        stopped=budget.stopped,
+        stopped=budget.details,
     )
 
 

@@ -19,10 +19,11 @@ from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.definition import EarlyStop, Parameter, SweepDefinition, SweepSpec, TrialFactory, build_spec
+from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory
 from fgst.sweep.planning import cost, plan
 from fgst.sweep.planning.cost import Calibration
 from fgst.sweep.planning.plan import Plan, estimate, expected_share, last_end, make_plan, print_plan, random_point
+from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec
 from fgst.training.checkpoint import latest_checkpoint
 from fgst.training.trainer import fit
 from tests.support import small
@@ -135,14 +136,14 @@ def test_disk_is_what_a_training_writes(dataset: ArrowDataset, timed: Calibratio
 @pytest.mark.parametrize(
     ("epochs", "stop", "trained"),
     [
-        (27, EarlyStop(3, 3), 3 + 6 / 3 + 18 / 9),  # rungs at 3 and 9; at 27 there is nothing left to stop
-        (28, EarlyStop(3, 3), 3 + 6 / 3 + 18 / 9 + 1 / 27),
-        (16, EarlyStop(1, 2), 1 + 1 / 2 + 2 / 4 + 4 / 8 + 8 / 16),
-        (3, EarlyStop(3, 3), 3),
-        (2, EarlyStop(3, 3), 2),
+        (27, EarlyStopping(3, 3), 3 + 6 / 3 + 18 / 9),  # rungs at 3 and 9; at 27 there is nothing left to stop
+        (28, EarlyStopping(3, 3), 3 + 6 / 3 + 18 / 9 + 1 / 27),
+        (16, EarlyStopping(1, 2), 1 + 1 / 2 + 2 / 4 + 4 / 8 + 8 / 16),
+        (3, EarlyStopping(3, 3), 3),
+        (2, EarlyStopping(3, 3), 2),
     ],
 )
-def test_expected_share_of_successive_halving(epochs: int, stop: EarlyStop, trained: float) -> None:
+def test_expected_share_of_successive_halving(epochs: int, stop: EarlyStopping, trained: float) -> None:
     assert expected_share(epochs, stop) == pytest.approx(trained / epochs)
 
 
@@ -154,7 +155,7 @@ def test_last_end() -> None:
 
 def test_search_is_told_by_points_of_its_space(dataset: ArrowDataset, timed: Calibration) -> None:
     """Joints are 2 to 6; the space asks for up to 9, and those are passed over."""
-    asked: dict[str, Any] = {"limit": 20, "initial_points": [{"K": 4, "lr": 0.01}], "early_stop": EarlyStop(1, 3)}
+    asked: dict[str, Any] = {"limit": 20, "initial_points": [{"K": 4, "lr": 0.01}], "early_stop": EarlyStopping(1, 3)}
     found = planned(SPACE, dataset, **asked)
     assert len(found.trials) == 50
     kept = {int(e.name.split()[0].removeprefix("K=")) for e in found.trials}
@@ -204,7 +205,7 @@ def test_a_real_plan_in_print(dataset: ArrowDataset, capsys: pytest.CaptureFixtu
 
 
 def test_a_search_in_print(dataset: ArrowDataset, timed: Calibration, capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(planned(SPACE, dataset, limit=20, initial_points=[{"K": 4, "lr": 0.01}], early_stop=EarlyStop(1, 3)))
+    print_plan(planned(SPACE, dataset, limit=20, initial_points=[{"K": 4, "lr": 0.01}], early_stop=EarlyStopping(1, 3)))
     out = capsys.readouterr().out
     for word in ("tried first", "K=4 lr=0.01", "of 50 random points", "median", "at most 20", "leaves about 44 %"):
         assert word in out

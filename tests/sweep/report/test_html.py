@@ -15,11 +15,13 @@ import optuna
 import pytest
 
 from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
-from fgst.sweep.definition import EarlyStop, Parameter, SweepSpec, Trial, format_params
+from fgst.sweep.definition import Parameter, Trial, format_params
 from fgst.sweep.report import html as page_module
 from fgst.sweep.report.html import ReportData, importances, pareto_front, write_page
 from fgst.sweep.report.tables import format_figure
 from fgst.sweep.results import TrialResult, build_rows
+from fgst.sweep.spec import EarlyStopping, SweepSpec
+from fgst.sweep.status import TrialStatus
 
 EPOCHS = 9
 BASE = TrialConfig(ModelConfig(), DataConfig("data", "x-view"), TrainConfig(epochs=EPOCHS, repeat=5))
@@ -105,7 +107,9 @@ def grid(means: dict[Any, float], name: str = "K", seeds: int = 3, **changes: An
                 "cost": 0.25, "peak_memory_gib": 2.0 + row, "clips_per_second": 100.0 + len(trials),
             }  # fmt: skip
             trials.append(trial)
-            results.append(TrialResult(trial.trial_id, trial.label, seed, params, run_id, "finished", metrics))
+            results.append(
+                TrialResult(trial.trial_id, trial.label, seed, params, run_id, TrialStatus.FINISHED, metrics)
+            )
             histories[run_id] = history(top1)
     spec = make_sweep([Parameter(name, tuple(means))], trials, seeds=seeds, **changes)
     return ReportData(spec, results, histories, None, "ab" * 16, AGAIN)
@@ -142,7 +146,7 @@ def search(count: int, objectives: Sequence[str] = ("val_top1",), pruned_at: int
             study.tell(asked, state=optuna.trial.TrialState[{"pruned": "PRUNED", "failed": "FAIL"}[status]])
     spec = make_sweep(
         SEARCHED, search="optuna" if len(objectives) == 1 else "nsga2", seeds=1, limit=count,
-        objectives=tuple(objectives), early_stop=EarlyStop(1, 3) if len(objectives) == 1 else None,
+        objectives=tuple(objectives), early_stop=EarlyStopping(1, 3) if len(objectives) == 1 else None,
     )  # fmt: skip
     return ReportData(spec, results, histories, study, "ab" * 16, AGAIN)
 
@@ -266,7 +270,7 @@ def test_equal_trials_are_on_the_front_together() -> None:
     spec = make_sweep([], objectives=("flops", "val_top1"))
     points = [(80.0, 1.0), (80.0, 1.0), (79.0, 1.0), (80.0, 2.0), (81.0, 2.0)]
     results = [
-        TrialResult(str(i), "x", 0, {}, str(i), "finished", {"val/top1": top1, "model/gflops": flops})
+        TrialResult(str(i), "x", 0, {}, str(i), TrialStatus.FINISHED, {"val/top1": top1, "model/gflops": flops})
         for i, (top1, flops) in enumerate(points)
     ]
     assert [o.run_id for o in pareto_front(spec, results)] == ["0", "1", "4"]
@@ -338,10 +342,10 @@ def test_single_seeds_are_not_compared(read: Callable[[ReportData], Page]) -> No
     assert "±" not in page.text
 
 
-@pytest.mark.parametrize("stop", [EarlyStop(1, 3), None])
+@pytest.mark.parametrize("stop", [EarlyStopping(1, 3), None])
 @pytest.mark.parametrize("early", ["as the end", "only the best", "the opposite"])
 def test_the_rank_report_is_said_in_words(
-    read: Callable[[ReportData], Page], monkeypatch: pytest.MonkeyPatch, stop: EarlyStop | None, early: str
+    read: Callable[[ReportData], Page], monkeypatch: pytest.MonkeyPatch, stop: EarlyStopping | None, early: str
 ) -> None:
     monkeypatch.setattr(page_module.plots, "learning", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
     monkeypatch.setattr(page_module.plots, "curve", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))

@@ -13,9 +13,10 @@ from fgst.cli import runs
 from fgst.cli.sweep import sweep
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, Parameter, SweepDefinition
+from fgst.sweep.definition import Parameter, SweepDefinition
 from fgst.sweep.simulation.curves import Curve, epochs_of, read_curves
 from fgst.sweep.simulation.simulator import Limits, Records, Simulated, simulate, simulate_all
+from fgst.sweep.spec import EarlyStopping
 from fgst.tracking.store import TrackingStore
 from tests.support import small
 from tests.support.place import TINY
@@ -80,7 +81,7 @@ def test_everything_recorded_to_its_end(dataset: ArrowDataset) -> None:
 
 
 def test_early_stopping_where_it_is_safe_and_where_it_is_not(dataset: ArrowDataset) -> None:
-    stop = EarlyStop(1, 2)
+    stop = EarlyStopping(1, 2)
     parallel = [curve(90 - 10 * n, K=k) for n, k in enumerate((6, 5, 4, 3))]
     safe = tried(dataset, parallel, grid([6, 5, 4, 3]), early_stop=stop)
     assert (safe.regret, safe.lost) == (0, False)
