@@ -160,7 +160,7 @@ def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
 
     dataset = make_demo(folder / "demo", clips=48, classes=4)
     base = PRESETS["tiny"].with_values({"data.dataset": str(dataset.path), "train.epochs": epochs})
-    return runpy.run_path(str(ROOT / "sweeps" / "search.py"))["question"], base, dataset
+    return runpy.run_path(str(ROOT / "sweeps" / "search.py"))["definition"], base, dataset
 
 
 def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ A value is one dilation per temporal head; semicolons stand between values. The 
 from fgst.cli.sweep import main
 from fgst.sweep import Parameter, SweepDefinition
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="dilation",
     title="Which dilations of the temporal heads?",
     parameters=lambda skeleton, base: [
@@ -21,4 +21,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -15,7 +15,7 @@ from fgst.sweep import Parameter, SweepDefinition
 
 PAPER = {3: 88.6, 6: 88.9, 9: 89.0, 12: 89.2, 15: 89.5, 18: 89.2, 21: 89.3, 25: 89.1}
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="focal_k",
     title="How many focal joints K?",
     # The paper's values that the skeleton has joints for, and all of its joints.
@@ -29,4 +29,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

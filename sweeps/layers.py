@@ -19,7 +19,7 @@ def splits(layers: int) -> tuple[str, ...]:
     return tuple(PAPER) if layers == 8 else tuple(f"{first}/{layers - first}" for first in range(1, layers))
 
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="layers",
     title="How many layers L1 over all joints, L2 over focal joints and parts?",
     parameters=lambda skeleton, base: [Parameter("L1/L2", splits(len(base.model.channels)))],
@@ -32,4 +32,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -14,7 +14,7 @@ from fgst.cli.sweep import main
 from fgst.data.modality import MODALITIES
 from fgst.sweep import Parameter, SweepDefinition
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="modalities",
     title="What does each modality reach alone?",
     parameters=lambda skeleton, base: [Parameter("modality", tuple(MODALITIES))],
@@ -24,4 +24,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -11,7 +11,7 @@ table of it.
 from fgst.cli.sweep import main
 from fgst.sweep import Parameter, SweepDefinition
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="parts_p",
     title="How many body parts P?",
     parameters=lambda skeleton, base: [Parameter("P", skeleton.known_parts)],
@@ -20,4 +20,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

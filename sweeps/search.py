@@ -64,7 +64,7 @@ def initial_params(skeleton, base):
     }  # fmt: skip
 
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="search",
     title="Which K, P, layers and dilations are best together?",
     parameters=parameters,
@@ -74,4 +74,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

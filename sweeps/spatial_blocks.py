@@ -20,7 +20,7 @@ ROWS = {
 }
 PAPER = dict(zip(ROWS, (87.8, 88.3, 89.1, 89.5), strict=True))
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="spatial_blocks",
     title="What does each spatial block add?",
     parameters=lambda skeleton, base: [Parameter("blocks", tuple(ROWS))],
@@ -31,4 +31,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -12,7 +12,7 @@ from fgst.sweep import Parameter, SweepDefinition
 ROWS = {"Basic-TFormer": "attention", "TCN": "convolution", "FG-TFormer": "fg"}
 PAPER = {"Basic-TFormer": 82.8, "TCN": 89.1, "FG-TFormer": 89.5}
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="temporal_blocks",
     title="Attention over frames, convolution, or both?",
     parameters=lambda skeleton, base: [Parameter("block", tuple(ROWS))],
@@ -23,4 +23,4 @@ question = SweepDefinition(
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

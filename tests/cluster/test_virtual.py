@@ -18,8 +18,10 @@ import pytest
 from benchmarks.simulated import SimulatedTrial
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
+from fgst.sweep.backends.ray import RayBackend
+from fgst.sweep.backends.resources import Resources
 from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory
-from fgst.sweep.scheduler import Resources, TrialUpdate
+from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
 from fgst.sweep.spec import build_spec
 from fgst.sweep.stopping import Budget

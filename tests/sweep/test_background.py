@@ -49,6 +49,8 @@ def test_submit_does_not_wait() -> None:
 def test_a_full_disk_is_reported_by_wait_and_later_calls_still_run() -> None:
     numbers: list[int] = []
     with BackgroundWorker() as worker:
+        # Both are queued behind a call that is still running: submit raises what an earlier, finished call raised.
+        worker.submit(lambda: time.sleep(0.2))
         worker.submit(full)
         worker.submit(lambda: numbers.append(1))
         assert worker.wait() is True
@@ -56,12 +58,10 @@ def test_a_full_disk_is_reported_by_wait_and_later_calls_still_run() -> None:
 
 
 def test_an_exception_is_raised_by_a_later_submit() -> None:
-    with BackgroundWorker() as worker:
-        worker.submit(broken)
-        with pytest.raises(RuntimeError, match="broken"):
-            for _ in range(1000):
-                time.sleep(0.01)
-                worker.submit(lambda: None)
+    with BackgroundWorker() as worker, pytest.raises(RuntimeError, match="broken"):
+        for _ in range(1000):
+            worker.submit(broken)
+            time.sleep(0.01)
 
 
 def test_an_exception_is_raised_by_wait() -> None:

@@ -29,7 +29,7 @@ from tests.support import small
 from tests.support.place import ROOT, TINY
 
 FOCAL_K, MODALITIES = (
-    runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["question"] for name in ("focal_k", "modalities")
+    runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["definition"] for name in ("focal_k", "modalities")
 )
 NAMES = ["joint", "bone", "joint_motion", "bone_motion"]
 

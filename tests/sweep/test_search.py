@@ -61,7 +61,7 @@ def searching(dataset: ArrowDataset, storage: str | None = None, before: Any = (
 
 
 def test_a_grid_goes_in_its_order(dataset: ArrowDataset) -> None:
-    search = searching(dataset, definition=FOCAL_K, values=[2, 4, 6], seeds=2)
+    search = searching(dataset, question=FOCAL_K, values=[2, 4, 6], seeds=2)
     assert not search.exhausted
     assert [t.name for t in drive(search)] == [f"K={k} joint s{s}" for k in (2, 4, 6) for s in (0, 1)]
     assert search.exhausted
@@ -226,16 +226,16 @@ def test_a_trial_that_ended_before_the_driver_wrote_it_down(dataset: ArrowDatase
 
 def test_what_failed_is_tried_again_by_a_resume(dataset: ArrowDataset, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/optuna.db"
-    first = searching(dataset, storage, definition=FOCAL_K)
+    first = searching(dataset, storage, question=FOCAL_K)
     trial = first.ask()
     assert trial is not None
     first.tell(trial.trial_id, "failed", {}, trial)
     drive(first)
     assert first.exhausted
     failed = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), "", TrialStatus.FAILED)
-    second = searching(dataset, storage, before=[*results(first), failed], definition=FOCAL_K)
+    second = searching(dataset, storage, before=[*results(first), failed], question=FOCAL_K)
     assert [t.trial_id for t in drive(second)] == [trial.trial_id]
-    third = searching(dataset, storage, before=results(second) + results(first), definition=FOCAL_K)
+    third = searching(dataset, storage, before=results(second) + results(first), question=FOCAL_K)
     assert third.exhausted
 
 

@@ -18,7 +18,7 @@ from fgst.sweep.spec import SweepSpec
 from fgst.tracking.tags import Tags
 from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures
 
-FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
+FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
 
 
 def test_sweep_of_two_trials(place: Place) -> None:

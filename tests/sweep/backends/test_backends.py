@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fgst.data.dataset import ArrowDataset
+from fgst.sweep.backends.local import LocalBackend
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
 from fgst.sweep.spec import EarlyStopping
