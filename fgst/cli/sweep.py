@@ -17,6 +17,7 @@ from fgst.cli.options import add_system_metrics_option, add_tracking_option, add
 from fgst.config import TrialConfig
 from fgst.errors import InputError
 from fgst.network import require_server
+from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.definition import OBJECTIVES, SEARCHES, EarlyStop, SweepDefinition, SweepSpec, TrialFactory, build_spec
 from fgst.tracking.tags import Tags
 
@@ -335,7 +336,7 @@ def _has_gpu(args: argparse.Namespace) -> bool:
 def _print_plan(spec: SweepSpec, trials: TrialFactory, args: argparse.Namespace) -> None:
     from fgst.sweep.planning.plan import make_plan, print_plan
 
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     if _has_gpu(args):
         share = args.gpus_per_trial if isinstance(args.gpus_per_trial, float) else 1.0
         device, threads, together = "cuda", None, max(1, int(1 / share))

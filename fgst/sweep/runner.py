@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import secrets
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from fgst.data.cache import is_remote
 from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.sweep import storage
 from fgst.sweep.backends.ray import Progress, Resources, RunTrial, run_local, run_on_ray
+from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.background import BackgroundWorker
 from fgst.sweep.definition import SweepDefinition, SweepSpec, TrialFactory
 from fgst.sweep.modality_ensemble import build_ensemble, promote_ensemble, refit
@@ -219,7 +219,7 @@ class SweepRunner:
         run: RunTrial,
     ) -> None:
         if args.local:
-            cores = len(os.sched_getaffinity(0))
+            cores = available_cores()
             threads = int(args.cpus_per_trial or cores)
             run_local(search, dataclasses.replace(context, threads=threads, devices=threads), budget, listen)
             return

@@ -187,7 +187,7 @@ def run_on_ray(
         def elsewhere(full: set[str]) -> bool:
             # Where the storage itself is full, every node is.
             return has_room(context.storage) and (
-                is_autoscaling() or max_concurrent_trials(alive_nodes(besides=full), each) > 0
+                is_autoscaling() or max_concurrent_trials(alive_nodes(excluding=full), each) > 0
             )
 
         course = TrialScheduler(search, budget, listen, elsewhere)
