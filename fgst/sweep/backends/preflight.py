@@ -99,7 +99,7 @@ def require_reachable(storage: str, dataset: str, tracking_uri: str) -> None:
     if tracking_uri.startswith("sqlite:") and (other_hosts or not others):
         remote = f"node {other_hosts[0]}" if other_hosts else "a node that joins later"
         raise InputError(
-            f"the tracking store {tracking_uri} is a file on this machine, and {remote} cannot write to it: {USE_SERVER}"
+            f"the tracking store {tracking_uri} is a file on this machine; {remote} cannot write to it: {USE_SERVER}"
         )
     if not others:
         _require_no_local_settings(storage, tracking_uri)

@@ -29,7 +29,7 @@ class Resources:
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use.
 
-    This respects the process's CPU affinity (``taskset``, cpusets of containers) on platforms that report it; elsewhere,
+    This respects the process's CPU affinity (``taskset``, a container's cpuset) on platforms that report it; elsewhere,
     e.g. on macOS, it is the number of cores of the machine.
     """
     if hasattr(os, "sched_getaffinity"):
