@@ -20,9 +20,9 @@ import boto3
 import pytest
 import yaml
 
-from tests.support.cloud import BUCKET, MINE, PASSWORD, REGION, TOKEN, Account, an_account, credentials
-from tests.support.cloud_nodes import Nodes
-from tests.support.cluster_files import ROOT, WORLD
+from tests.support.cluster.aws_account import BUCKET, MINE, PASSWORD, REGION, TOKEN, Account, an_account, credentials
+from tests.support.cluster.config_checks import ROOT, WORLD
+from tests.support.cluster.folder_nodes import Nodes
 
 pytest.importorskip("jsonschema")
 
@@ -280,7 +280,7 @@ def check_worker(nodes: Nodes, address: str, head_ip: str) -> None:
     ],
 )
 def test_a_node_says_what_is_wrong(file: str, text: str, word: str, tmp_path: Path) -> None:
-    from tests.support.cloud_nodes import _boot
+    from tests.support.cluster.folder_nodes import _boot
 
     home = tmp_path / "node"
     _boot(home)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster_files import FILES, ROOT, all_problems, read
+from tests.support.cluster.config_checks import FILES, ROOT, all_problems, read
 
 pytest.importorskip("jsonschema")
 AWS = ROOT / "cluster.yaml"

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 import yaml
 
-from tests.support.cluster_files import ROOT
+from tests.support.cluster.config_checks import ROOT
 
 client = pytest.importorskip("kubernetes.client", reason="install the extra: pip install -e '.[test]'")
 FILE = ROOT / "docs" / "kuberay.yaml"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import hosts
+from tests.support.cluster import hosts
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster_files import FILES, ROOT, read
+from tests.support.cluster.config_checks import FILES, ROOT, read
 
 MOST = 5 * 1000 * 1000
 FOLDERS = ("fgst", "data_prep", "sweeps", "cluster", "mlflow", "docs", "tests", "benchmarks")

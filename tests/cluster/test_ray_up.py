@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hosts import LAPTOP, SHARED, Hosts, missing
+from tests.support.cluster.hosts import LAPTOP, SHARED, Hosts, missing
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster_files import ROOT
+from tests.support.cluster.config_checks import ROOT
 
 pytestmark = pytest.mark.slow
 TEMPORARY = Path("/tmp/ray")  # where Ray keeps a session; the namespace has an empty one in its place

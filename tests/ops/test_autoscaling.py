@@ -10,7 +10,7 @@ import pytest
 from fgst.errors import InputError
 from fgst.ops import autoscaling
 from fgst.ops.autoscaling import main, node_groups
-from tests.support.cluster_files import ROOT, read
+from tests.support.cluster.config_checks import ROOT, read
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from fgst.errors import InputError
 from fgst.ops.server import _artifacts, main
 from fgst.tracking.store import TrackingStore
 from tests.support.small import start_python
-from tests.support.team import Team
+from tests.support.team_server import TeamServer
 
 WRITERS, STEPS = 16, 10
 WRITE = """
@@ -35,8 +35,8 @@ print(run.run_id)
 
 
 @pytest.fixture(scope="module")
-def team() -> Iterator[Team]:
-    team = Team()
+def team() -> Iterator[TeamServer]:
+    team = TeamServer()
     try:
         team.start()
         yield team
@@ -45,7 +45,7 @@ def team() -> Iterator[Team]:
 
 
 @pytest.fixture
-def store(team: Team, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
+def store(team: TeamServer, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
     for name, value in team.environment.items():
         monkeypatch.setenv(name, value)
     return TrackingStore()
@@ -71,7 +71,7 @@ def test_many_writers_at_once_lose_nothing(store: TrackingStore, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_wrong_password_is_refused_before_anything_starts(team: Team, store: TrackingStore, tmp_path: Path) -> None:
+def test_a_wrong_password_is_refused_before_anything_starts(team: TeamServer, store: TrackingStore, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "sweeps" / "focal_k.py"
     wrong = {**os.environ, "MLFLOW_TRACKING_PASSWORD": "wrong"}
     command = [sys.executable, str(script), "--preset", "tiny", "--epochs", "1", "--values", "3"]
@@ -84,7 +84,7 @@ def test_a_wrong_password_is_refused_before_anything_starts(team: Team, store: T
 
 
 @pytest.mark.slow
-def test_a_second_start_takes_up_the_same_data(team: Team, store: TrackingStore) -> None:
+def test_a_second_start_takes_up_the_same_data(team: TeamServer, store: TrackingStore) -> None:
     run = store.start(store.experiment("kept"), "kept", "kept", {"note": "here"})
     assert "the data stay in" in team.stop()
     assert not (team.folder / "data" / "postgres" / "postmaster.pid").exists()
@@ -158,7 +158,7 @@ def test_artifacts_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     bucket = boto3.resource("s3").create_bucket(Bucket="weights")
-    team = Team()
+    team = TeamServer()
     try:
         team.start("--artifacts", "s3://weights/mlflow")
         for name, value in team.environment.items():

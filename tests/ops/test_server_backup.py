@@ -11,7 +11,7 @@ from filelock import FileLock
 from fgst.errors import InputError
 from fgst.ops.server_backup import main
 from fgst.tracking.store import TrackingStore
-from tests.support.team import Team
+from tests.support.team_server import TeamServer
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_what_cannot_be_is_one_message(uri: str, word: str, server: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_real_server_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Team(), Team()
+    first, second = TeamServer(), TeamServer()
     try:
         first.start()
         for name, value in first.environment.items():

@@ -16,7 +16,7 @@ import pytest
 from fgst.errors import InputError
 from fgst.ops import spot_watcher
 from fgst.ops.spot_watcher import Metadata, Warned, drain, leave, main, trial_processes, watch
-from tests.support.imds import Service
+from tests.support.cluster.metadata_service import Service
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import boto3
 from moto.server import ThreadedMotoServer
 
-from tests.support.cluster_files import ROOT, read
+from tests.support.cluster.config_checks import ROOT, read
 
 REGION, BUCKET, MINE = "us-east-1", "motion", "203.0.113.7/32"
 PASSWORD, TOKEN = "correct horse battery staple", "0f" * 32

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "sweep")]
 PATIENCE = 600.0
 ADDRESS = "10.77.0.1"  # of all machines here; trials are not sent to a tracking server on a loopback address
@@ -36,7 +36,7 @@ def main() -> None:
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
     }
-    from tests.support.cloud import an_account
+    from tests.support.cluster.aws_account import an_account
 
     short = {"idle_timeout_minutes: 10": "idle_timeout_minutes: 0.1"}
     with an_account(folder, os.environ.__setitem__, **short) as account:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def start_server(folder: Path) -> subprocess.Popen[str]:
-    from tests.support.cloud import PASSWORD
+    from tests.support.cluster.aws_account import PASSWORD
 
     command = [sys.executable, "-m", "fgst.server", "--sqlite", "--host", "0.0.0.0", "--dir", str(folder / "server")]
     server = subprocess.Popen(
@@ -65,8 +65,8 @@ def run(folder: Path, account: object) -> None:
     import boto3
 
     from fgst.tracking.store import TrackingStore
-    from tests.support.cloud import BUCKET, Account
-    from tests.support.cloud_nodes import Nodes
+    from tests.support.cluster.aws_account import BUCKET, Account
+    from tests.support.cluster.folder_nodes import Nodes
     from tests.support.place import TINY
     from tests.support.small import write_small
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHARED = "/mnt/fgst"  # the folder that all hosts see, as if by NFS
 NETWORK = "10.231.0"
 LAPTOP = "laptop"

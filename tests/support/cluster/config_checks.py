@@ -11,7 +11,7 @@ import botocore.session
 import yaml
 from botocore.validate import ParamValidator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = sorted(ROOT.glob("cluster*.yaml"))
 WORLD = ("0.0.0.0/0", "::/0")
 _MADE_BY_RAY = {"MinCount": 1, "MaxCount": 1}  # the call needs them; Ray fills them in

@@ -22,7 +22,7 @@ PASSWORD = "correct horse battery staple"
 TIMEOUT = 180
 
 
-class Team:
+class TeamServer:
     """A server that can be killed and started again over the same data."""
 
     def __init__(self) -> None:
