@@ -33,7 +33,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in ROOT.iterdir():
         if entry.name in FOLDERS:
             shutil.copytree(entry, folder / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif entry.is_file() and entry.name not in UNWANTED:
+        elif entry.is_file() and entry.name not in (".git", *UNWANTED):  # .git is a file in a git worktree
             shutil.copy(entry, folder)
     for name in UNWANTED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,7 @@ class Hosts:
         return list(self._running)
 
     def boot(self, name: str, tmp_size: str = "") -> None:
-        """Switch a host on, with its previous home and an empty ``/tmp``, limited to ``tmp_size`` (e.g. 64m) if given."""
+        """Switch a host on, with its previous home and an empty ``/tmp``, of ``tmp_size`` (e.g. 64m) if given."""
         tmp, home = self.folder / name / "tmp", self.folder / name / "home"
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir()
