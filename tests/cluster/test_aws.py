@@ -215,8 +215,8 @@ def test_cluster_lifecycle(account: Account, tmp_path: Path) -> None:
     check_worker(nodes, worker["PrivateIpAddress"], head["PrivateIpAddress"])
     # A second `ray up` installs nothing
     (home / ".calls").unlink()
-    again = account.ray("up", "-y", "--no-config-cache", "--restart-only", str(account.file))
-    assert again.returncode == 0, again.stdout + again.stderr
+    second = account.ray("up", "-y", "--no-config-cache", "--restart-only", str(account.file))
+    assert second.returncode == 0, second.stdout + second.stderr
     assert [call.program for call in nodes.calls(address) if call.program in ("curl", "uv", "sudo")] == []
     # Commands on the cluster see its settings
     done = account.ray("exec", str(account.file), "python sweeps/focal_k.py --address auto")

@@ -94,7 +94,7 @@ def test_wrong_password_ends_sweep_before_it_starts(server: TeamServer, tmp_path
 
 @pytest.mark.slow
 def test_restart_reuses_data(server: TeamServer, store: TrackingStore) -> None:
-    run = store.start(store.experiment("kept"), "kept", "kept", {"note": "here"})
+    run = store.start(store.experiment("restart"), "restart", "restart", {"note": "here"})
     assert "all data remains in" in server.stop()
     assert not (server.folder / "data" / "postgres" / "postmaster.pid").exists()
     server.start()

@@ -99,7 +99,7 @@ def test_restored_server_has_all_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         for name, value in first.environment.items():
             monkeypatch.setenv(name, value)
         store = TrackingStore()
-        run = store.start(store.experiment("kept"), "kept", "kept", {"note": "here"})
+        run = store.start(store.experiment("backup"), "backup", "backup", {"note": "here"})
         uri = (tmp_path / "backup.tar.gz").as_uri()
         with pytest.raises(InputError, match="stop it first"):
             main(["save", str(first.folder / "data"), uri])

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -168,7 +169,6 @@ def test_drained_node_gets_no_new_work(monkeypatch: pytest.MonkeyPatch, caplog: 
         cluster.add_node(num_cpus=2, env_vars={"RAY_CLOUD_INSTANCE_ID": "i-1"})
         ray.init(address=cluster.address, logging_level="ERROR")
 
-        @ray.remote(num_cpus=1, max_restarts=0)
         class Trainable:  # as Tune names it
             def run(self) -> None:
                 time.sleep(600)
@@ -179,7 +179,8 @@ def test_drained_node_gets_no_new_work(monkeypatch: pytest.MonkeyPatch, caplog: 
             def node(self) -> str:
                 return str(ray.get_runtime_context().get_node_id())
 
-        trial = Trainable.remote()
+        actor: Any = ray.remote(num_cpus=1, max_restarts=0)(Trainable)
+        trial = actor.remote()
         pid = ray.get(trial.pid.remote())
         running = trial.run.remote()
         deadline = time.monotonic() + 60
@@ -190,7 +191,7 @@ def test_drained_node_gets_no_new_work(monkeypatch: pytest.MonkeyPatch, caplog: 
         assert "no node on instance i-2" in caplog.messages[-1]
         assert request_drain(100, "i-1", cluster.address)
         # A core of the node is free, but the next actor waits for another node.
-        node_id = Trainable.remote().node.remote()
+        node_id = actor.remote().node.remote()
         new_node = cluster.add_node(num_cpus=2)
         assert ray.get(node_id, timeout=120) == new_node.node_id
         assert psutil.pid_exists(pid)  # draining alone ends no process

@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer with a metadata item."""
         if self.server.down:
             return self._answer(503)
-        if self.headers.get("X-aws-ec2-metadata-token") != (self.server.tokens or [None])[-1]:
+        if self.headers.get("X-aws-ec2-metadata-token") not in self.server.tokens[-1:]:
             return self._answer(401)
         items = {
             "/latest/meta-data/instance-id": self.server.instance_id,
