@@ -268,7 +268,7 @@ def install_worker(home: Path, head_ip: str, account: Account) -> dict[str, Any]
     from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
     from ray.core.generated.instance_manager_pb2 import Instance
 
-    config = json.loads((home / "raybootstrap_config.yaml").read_text())
+    config = json.loads((home / "ray_bootstrap_config.yaml").read_text())
     os.environ["HOME"] = str(home)  # restored by the fixture
     autoscaling = AutoscalingConfig(config)
     worker = launch(account, "gpu", config)
