@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from fgst.cli.options import (
 from fgst.config import TrialConfig
 from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.network import require_server
+from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.definition import SweepDefinition, TrialFactory
 from fgst.sweep.options import (
     DEFAULT_TRIALS,
@@ -206,7 +206,7 @@ def _backend(options: SweepOptions, spec: SweepSpec) -> Backend:
     if options.local:
         from fgst.sweep.backends.local import LocalBackend  # lazy: torch takes seconds to import
 
-        return LocalBackend(int(options.cpus_per_trial or _available_cores()))
+        return LocalBackend(int(options.cpus_per_trial or available_cores()))
     # lazy: ray takes seconds to import
     from fgst.sweep.backends.ray import RayBackend
     from fgst.sweep.backends.resources import Resources
@@ -448,14 +448,10 @@ def _has_gpu(options: SweepOptions) -> bool:
     return torch.cuda.is_available()
 
 
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _print_plan(spec: SweepSpec, factory: TrialFactory, options: SweepOptions) -> None:
     from fgst.sweep.planning.plan import make_plan, print_plan  # lazy: torch takes seconds to import
 
-    cores = _available_cores()
+    cores = available_cores()
     if _has_gpu(options):
         share = options.gpus_per_trial if isinstance(options.gpus_per_trial, float) else 1.0
         device, threads, concurrency = "cuda", None, max(1, int(1 / share))

@@ -77,7 +77,7 @@ class RayBackend:
             def has_capacity_excluding(full: set[str]) -> bool:
                 if not has_room(context.storage):  # then every node is full
                     return False
-                return is_autoscaling() or max_concurrent_trials(alive_nodes(besides=full), per_trial) > 0
+                return is_autoscaling() or max_concurrent_trials(alive_nodes(excluding=full), per_trial) > 0
 
             scheduler = TrialScheduler(search, budget, on_update, has_capacity_excluding)
             limit = self.resources.max_concurrent

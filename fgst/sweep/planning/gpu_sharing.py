@@ -16,6 +16,7 @@ from fgst.config import TrialConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import choose_device
 from fgst.errors import InputError
+from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.planning.cost import synchronize, training_steps
 
 FILL = 0.9  # of a GPU's memory that trials may take together
@@ -55,7 +56,7 @@ def probe(config: TrialConfig, dataset_location: str, device: str, n: int, steps
         InputError: if the configuration does not fit the data set, or the device is not there.
     """
     context = multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
-    threads = max(1, len(os.sched_getaffinity(0)) // n)
+    threads = max(1, available_cores() // n)
     pipes = [context.Pipe() for _ in range(n)]
     trainers = [
         context.Process(
