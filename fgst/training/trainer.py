@@ -22,9 +22,10 @@ import torch.nn.functional as F
 
 from fgst.config import TrainConfig, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipLoader, choose_device, make_loaders
+from fgst.data.loader import RECIPE_FRAMES, RECIPE_REPEAT, ClipLoader, choose_device, make_loaders
 from fgst.errors import InputError, Preempted
 from fgst.evaluation.metrics import Scores
+from fgst.evaluation.scoring import score
 from fgst.model import FGSTFormer
 from fgst.model.card import ModelCard, load_weights
 from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
@@ -91,16 +92,6 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * (share - config.warmup) / (1 - config.warmup)))
     return config.lr * config.decay_factor ** sum(share >= at for at in config.decay_at)
-
-
-def score(model: FGSTFormer, store: ClipLoader, batch_size: int = EVALUATION_BATCH) -> Scores:
-    """The network's scores of every clip of a store, without augmentation, in float32 whatever it was trained in."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        parts = [model(b.clips, b.person_mask).float().cpu().numpy() for b in store.evaluation_batches(batch_size)]
-    model.train(was_training)
-    return Scores(store.clip_ids, store.labels.cpu().numpy(), np.concatenate(parts), store.split, store.digest)
 
 
 def fit(

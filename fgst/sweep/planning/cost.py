@@ -108,7 +108,7 @@ def _counts_of(config: ModelConfig, skeleton: Skeleton, classes: int, frames: in
 def latency_ms(model: FGSTFormer, batch: Batch) -> float:
     """Milliseconds of a forward pass of one clip with all its persons: the median of ten, after two to warm up.
 
-    The pass is that of :func:`fgst.training.trainer.score`: evaluation mode, float32, on the batch's device.
+    The pass is that of :func:`fgst.evaluation.scoring.score`: evaluation mode, float32, on the batch's device.
     """
     clip, everybody = batch.clips[:1], torch.ones_like(batch.person_mask[:1])
     was_training, seconds = model.training, []
