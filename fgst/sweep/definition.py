@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fgst.config import TrialConfig
+from fgst.config import TrialConfig, resolve, resolve_data_defaults
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
@@ -274,8 +274,6 @@ class TrialFactory:
             offered = self.question.parameters(self.dataset.skeleton, self.base)
             words = "; ".join(f"{p.name}: {p.in_words()}" for p in offered if p.name in params)
             raise InputError(f"--values: there is no {format_params(params)}; {words}") from None
-        from fgst.training.trainer import resolve  # with PyTorch, which a process that only reads a sweep does without
-
         config = resolve(self.base.with_values(settings), self.dataset)
         identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])
         trial_id = hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -309,9 +307,7 @@ def build_spec(
     Raises:
         InputError: if anything in it is impossible; before anything is started.
     """
-    from fgst.training.trainer import fill_in
-
-    base = fill_in(base, dataset)
+    base = resolve_data_defaults(base, dataset)
     offered = list(question.parameters(dataset.skeleton, base))
     requestable = [p.name for p in offered if p.optional]
     if unknown := [name for name in also if name not in requestable]:

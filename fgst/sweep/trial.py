@@ -203,11 +203,15 @@ def _train(
 
     while True:
         training = fit(
-            trial.config, dataset=dataset, checkpoints=kept.folder, micro_batches=micro_batches, leave=preemption.asked
+            trial.config,
+            dataset=dataset,
+            checkpoints=kept.folder,
+            micro_batches=micro_batches,
+            should_stop=preemption.should_stop,
         )
         try:
             with (
-                preemption.under_way(),
+                preemption.training_in_progress(),
                 closing(track(run, map(account, copied(training)), dataset.classes)) as results,
             ):
                 for result in results:

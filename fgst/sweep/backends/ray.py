@@ -204,7 +204,7 @@ def run_on_ray(
             state = run(trial, own, report)
             if state == "left":
                 os._exit(
-                    preemption.EXIT
+                    preemption.EXIT_CODE
                 )  # as it was told to; Ray starts the trial again, where there is a place for it
             give_back_memory()
             # Tune wants the search algorithm's metric in every result.
@@ -213,7 +213,7 @@ def run_on_ray(
 
         class Trainable(wrap_function(trainable)):  # type: ignore[misc]
             def setup(self, config: dict[str, Any]) -> None:
-                preemption.listen()  # here, in the process's main thread; the trial has another
+                preemption.install_handler()  # here, in the process's main thread; the trial has another
                 super().setup(config)
 
         # Ray's own files; nothing of ours is read from them again, so they stay with the driver.
