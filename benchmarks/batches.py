@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fgst.config import PRESETS, DataConfig
+from fgst.config import PRESETS, RECIPE_FRAMES, DataConfig
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
-from fgst.data.loader import RECIPE_FRAMES, ClipLoader
+from fgst.data.loader import ClipLoader
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.data.writer import write_dataset
 from fgst.model import FGSTFormer

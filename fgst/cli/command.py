@@ -24,6 +24,11 @@ class CommandParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def format_command(words: Sequence[str]) -> str:
+    """Join a command's words into a line that can be pasted into a shell."""
+    return shlex.join(words)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's ``main`` and exit: 0 done, 2 bad input, 130 interrupted.
 
@@ -42,8 +47,3 @@ def run_command(main: Callable[[], None]) -> None:
         # The reader (`| head`) has gone. Point stdout elsewhere, or the flush at exit complains again.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         sys.exit(141)
-
-
-def format_command(words: Sequence[str]) -> str:
-    """A command as it can be pasted into a POSIX shell."""
-    return shlex.join(words)

@@ -200,8 +200,8 @@ def score_run(store: TrackingStore, run_id: str, dataset: str | None, split: str
 def _score_network(store: TrackingStore, run_id: str, dataset: str | None, split: str, device: torch.device) -> Scored:
     from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import ClipLoader
+    from fgst.evaluation.scoring import score
     from fgst.model.card import load_model
-    from fgst.training.trainer import score
 
     with store.artifacts(store.run(run_id).info.run_id, "checkpoint") as folder:
         model, card = load_model(folder)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgst.config import DataConfig
+from fgst.config import RECIPE_FRAMES, DataConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.data.modality import to_modality
 from fgst.data.skeleton import Skeleton
@@ -26,9 +26,6 @@ from fgst.errors import InputError
 EVALUATION_BATCH = 64
 # Of a GPU's free memory that the frames of a split may take; the rest is for the network, and for other trials there.
 RESIDENT_SHARE = 0.25
-# What a data set's recipe means for the fields that a configuration leaves open.
-RECIPE_FRAMES = {"nw-ucla": 52, "ntu": 128}
-RECIPE_REPEAT = {"nw-ucla": 5, "ntu": 1}
 COLUMNS = ("num_frames", "num_persons", "label")
 
 

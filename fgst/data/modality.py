@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fgst.config import MODALITIES
 from fgst.data.skeleton import Skeleton
 
 if TYPE_CHECKING:  # fgst.config takes the names from here, and whoever reads a configuration waits for no PyTorch
     from torch import Tensor
-
-MODALITIES = ("joint", "bone", "joint_motion", "bone_motion")
 
 
 def bones(joints: Tensor, skeleton: Skeleton) -> Tensor:

@@ -16,9 +16,9 @@ from fgst.data.loader import ClipLoader
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, pool, softmax
+from fgst.evaluation.scoring import score
 from fgst.model import FGSTFormer
 from fgst.model.card import ModelCard, load_model
-from fgst.training.trainer import score
 
 
 class Clips:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgst.config import TrialConfig
+from fgst.config import TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
@@ -182,9 +182,6 @@ class TrialFactory:
         Raises:
             InputError: naming the field, if the network or the data set does not allow it.
         """
-        # lazy: torch takes seconds to import, and reading a sweep does not need it
-        from fgst.training.trainer import resolve
-
         settings = {**self.settings(params), "train.seed": seed}
         config = resolve(self.base.with_values(settings), self.dataset)
         identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fgst.config import TrialConfig
+from fgst.config import TrialConfig, resolve_data_defaults
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.sweep.definition import (
@@ -169,10 +169,7 @@ def build_spec(
     Raises:
         InputError: if anything is impossible; nothing has been started by then.
     """
-    # lazy: torch takes seconds to import, and reading a sweep does not need it
-    from fgst.training.trainer import fill_in
-
-    base = fill_in(base, dataset)
+    base = resolve_data_defaults(base, dataset)
     search = search or definition.search
     parameters = _varied(definition, definition.parameters(dataset.skeleton, base), values, also)
     factory = TrialFactory(definition, base, dataset)

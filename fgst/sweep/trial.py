@@ -215,11 +215,11 @@ def _train(
             dataset=dataset,
             checkpoints=storage.folder,
             micro_batches=micro_batches,
-            leave=preemption.asked,
+            should_stop=preemption.should_stop,
         )
         try:
             with (
-                preemption.under_way(),
+                preemption.training_in_progress(),
                 closing(track(run, map(account, copied(training)), dataset.classes)) as results,
             ):
                 for result in results:

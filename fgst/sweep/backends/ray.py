@@ -120,7 +120,7 @@ def make_trainable(run: RunTrial, context: TrialContext) -> type:
 
     class Trainable(base):
         def setup(self, config: dict[str, Any]) -> None:
-            preemption.listen()  # in the process's main thread; the trial runs in another one
+            preemption.install_handler()  # in the process's main thread; the trial runs in another one
             super().setup(config)
 
     return Trainable
@@ -139,7 +139,7 @@ def _run_in_worker(
     trial = Trial.from_dict(json.loads(config["trial"]))
     exit = run(trial, context, report)
     if exit == TrialExit.PREEMPTED:
-        os._exit(preemption.EXIT)  # Ray restarts the trial on a node with free resources
+        os._exit(preemption.EXIT_CODE)  # Ray restarts the trial on a node with free resources
     give_back_memory()
     # Tune wants the metric of its search algorithm ("epoch") in every result.
     return {

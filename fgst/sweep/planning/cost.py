@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fgst.config import DataConfig, ModelConfig, TrialConfig
+from fgst.config import DataConfig, ModelConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset, Splits
 from fgst.data.loader import Batch, choose_device
 from fgst.data.skeleton import Skeleton
 from fgst.model import FGSTFormer
-from fgst.training.trainer import fit, resolve
+from fgst.training.trainer import fit
 
 LATENCY_PASSES = 10
 # Of a step that is timed, at most; of all timing, after which no further step is begun.
@@ -108,7 +108,7 @@ def _counts_of(config: ModelConfig, skeleton: Skeleton, classes: int, frames: in
 def latency_ms(model: FGSTFormer, batch: Batch) -> float:
     """Milliseconds of a forward pass of one clip with all its persons: the median of ten, after two to warm up.
 
-    The pass is that of :func:`fgst.training.trainer.score`: evaluation mode, float32, on the batch's device.
+    The pass is that of :func:`fgst.evaluation.scoring.score`: evaluation mode, float32, on the batch's device.
     """
     clip, everybody = batch.clips[:1], torch.ones_like(batch.person_mask[:1])
     was_training, seconds = model.training, []

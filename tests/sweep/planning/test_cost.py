@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from fgst.cli.model import ClipShape, layer_table
-from fgst.config import PRESETS, TrialConfig
+from fgst.config import PRESETS, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import ClipLoader
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
+from fgst.model.shapes import InputShape
+from fgst.model.summary import summarize
 from fgst.sweep.planning.cost import (
     ModelCost,
     activation_bytes,
@@ -27,7 +28,6 @@ from fgst.sweep.planning.cost import (
     training_steps,
     work,
 )
-from fgst.training.trainer import resolve
 from tests.support import small
 
 
@@ -52,9 +52,9 @@ def test_size_is_the_networks(dataset: ArrowDataset, values: dict[str, object]) 
     config = small.small_config(dataset, **values)
     found = model_cost(config, dataset)
     assert found.parameters == sum(p.numel() for p in build(config, dataset).parameters())
-    shape = ClipShape("small", 2, config.data.frames or 0, dataset.skeleton, dataset.num_classes)
+    shape = InputShape("small", 2, config.data.frames or 0, dataset.skeleton, dataset.num_classes)
     assert dataset.max_persons == 2
-    assert found == ModelCost(found.parameters, 2 * layer_table(config.model, shape)[2] / 1e9)
+    assert found == ModelCost(found.parameters, 2 * summarize(config.model, shape).flops / 1e9)
 
 
 def test_frames_left_open_are_the_recipes(dataset: ArrowDataset) -> None:
