@@ -17,7 +17,7 @@ from fgst.evaluation import ensemble
 from fgst.evaluation.ensemble import PEERS, EnsembleCard, Member
 from fgst.evaluation.metrics import Scores
 from fgst.sweep.definition import TrialFactory, build_spec
-from fgst.sweep.report.tables import format_figure
+from fgst.sweep.report.tables import format_mean_std
 from fgst.sweep.results import MeanStd, TrialResult
 from fgst.tracking import registry
 from fgst.tracking.store import TrackedRun
@@ -219,7 +219,7 @@ def _print(lines: Sequence[Line], experiment: str, *, refit: bool) -> None:
         table.add_column(heading, justify="right")
     for line in lines:
         cells = [" + ".join(SHORT.get(name, name) for name in line.modalities), line.weighting]
-        cells += [format_figure(line.val)] * held_out + [format_figure(line.test)]
+        cells += [format_mean_std(line.val)] * held_out + [format_mean_std(line.test)]
         table.add_row(*cells, style="bold" if line is lines[-1] else None)
     notes = [", ".join(f"{SHORT[name]} {name.replace('_', ' ')}" for name in SHORT)]
     published = PAPER.get(experiment)

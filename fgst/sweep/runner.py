@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import secrets
+import shlex
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from fgst.sweep.backends.ray import Progress, Resources, RunTrial, run_local, ru
 from fgst.sweep.background import BackgroundWorker
 from fgst.sweep.definition import SweepDefinition, SweepSpec, TrialFactory
 from fgst.sweep.modality_ensemble import build_ensemble, promote_ensemble, refit
-from fgst.sweep.progress import LiveView
+from fgst.sweep.progress import ProgressView
 from fgst.sweep.report.tables import print_table, to_csv, to_markdown
 from fgst.sweep.results import TrialResult, baseline_label, best_result, build_rows
 from fgst.sweep.search import Search
@@ -183,7 +184,7 @@ class SweepRunner:
         interrupted = False
         try:
             if not search.exhausted:
-                with LiveView(spec, done) as view, BackgroundWorker() as aside:
+                with ProgressView(spec, done) as view, BackgroundWorker() as aside:
 
                     def listen(progress: Progress) -> None:
                         self._hear(progress)
@@ -340,7 +341,7 @@ class SweepRunner:
 
     def _report(self, results: list[TrialResult], search: Search, again: str, notes: list[str]) -> None:
         """Table, page and pictures into the sweep's run; the best's figures as its own."""
-        from fgst.sweep.report.html import ReportData, write_page
+        from fgst.sweep.report.html import ReportData, write_report
 
         spec = self.spec
         rows = build_rows(spec, results)
@@ -350,11 +351,11 @@ class SweepRunner:
             used_micro_batches
         )
         histories = {result.run_id: self._curves(result) for result in results}
-        told = ReportData(spec, results, histories, search.study, self.parent.run_id, again, notes)
+        told = ReportData(spec, results, histories, search.study, self.parent.run_id, shlex.split(again), notes)
         with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
             folder = Path(name)
             (folder / "table.csv").write_text(to_csv(spec, rows))
-            write_page(told, folder)
+            write_report(told, folder)
             self.parent.log_artifacts(folder)
         marked = best.label if best is not None and "val/top1" in best.metrics else None
         self.parent.set_tags({"mlflow.note.content": to_markdown(spec, rows, marked)})
