@@ -338,13 +338,12 @@ def _print_plan(spec: SweepSpec, trials: TrialFactory, args: argparse.Namespace)
     cores = len(os.sched_getaffinity(0))
     if _has_gpu(args):
         share = args.gpus_per_trial if isinstance(args.gpus_per_trial, float) else 1.0
-        device, threads, together = "cuda", None, max(1, int(1 / share))
+        device, threads, concurrency = "cuda", None, max(1, int(1 / share))
     else:
-        together = 1 if args.local else min(spec.total, args.max_concurrent or cores, cores)
-        device, threads = "cpu", max(1, int(args.cpus_per_trial or cores // together))
-    print_plan(
-        make_plan(spec, trials, device=device, threads=threads, together=together, price_per_hour=args.price_per_hour)
-    )
+        concurrency = 1 if args.local else min(spec.total, args.max_concurrent or cores, cores)
+        device, threads = "cpu", max(1, int(args.cpus_per_trial or cores // concurrency))
+    price = args.price_per_hour
+    print_plan(make_plan(spec, trials, device=device, threads=threads, concurrency=concurrency, price_per_hour=price))
 
 
 def _simulate(question: SweepDefinition, args: argparse.Namespace, argv: Sequence[str]) -> None:

@@ -375,7 +375,7 @@ def _measured_share(spec: SweepSpec) -> float:
     """The share of this machine's GPU that a trial gets, by measurement."""
     import torch
 
-    from fgst.sweep.planning.gpu_sharing import choose_share, probe
+    from fgst.sweep.planning.gpu_sharing import choose_share, measure_throughput
 
     if not torch.cuda.is_available():
         raise InputError("--gpus-per-trial auto measures on this machine, and PyTorch sees no GPU here; give a number")
@@ -385,7 +385,7 @@ def _measured_share(spec: SweepSpec) -> float:
 
     def throughput(count: int) -> float:
         if count not in measured:
-            measured[count] = probe(config, config.data.dataset, "cuda", count)
+            measured[count] = measure_throughput(config, config.data.dataset, "cuda", count)
         return measured[count][0]
 
     throughput(1)
