@@ -350,7 +350,7 @@ def _simulate(question: SweepDefinition, args: argparse.Namespace, argv: Sequenc
     """Try the search that the options describe on recorded curves."""
     import shlex
 
-    from fgst.sweep.simulation.curves import epochs_of, read_curves
+    from fgst.sweep.simulation.curves import most_common_length, read_curves
 
     given = ("resume", "dry_run", "address", "refit")
     if other := [name for name in given if getattr(args, name, None)]:
@@ -358,20 +358,20 @@ def _simulate(question: SweepDefinition, args: argparse.Namespace, argv: Sequenc
     if args.protocol == "paper":
         raise InputError("--simulate tells what validation would have chosen, and --protocol paper holds nothing out")
     curves = read_curves(Path(args.simulate))
-    args.epochs = args.epochs or epochs_of(curves)
+    args.epochs = args.epochs or most_common_length(curves)
     spec, trials = _asked(question, args)
     if spec.base.data.protocol == "paper":
         raise InputError("--simulate tells what validation would have chosen, and these settings hold nothing out")
 
-    from fgst.sweep.simulation.report import print_simulated
-    from fgst.sweep.simulation.simulator import Limits, Records, simulate_all
+    from fgst.sweep.simulation.report import print_simulation
+    from fgst.sweep.simulation.simulator import RecordedCurves, SimulationLimits, simulate_repeatedly
 
-    records = Records(spec, curves, f"--simulate {args.simulate}")
-    limits = Limits(args.max_concurrent or 1, args.max_hours, args.max_trials, args.until_top1)
+    records = RecordedCurves(spec, curves, f"--simulate {args.simulate}")
+    limits = SimulationLimits(args.max_concurrent or 1, args.max_hours, args.max_trials, args.until_top1)
     repeats = args.repeats or (1 if spec.search == "grid" else 20)
-    found = simulate_all(spec, trials, records, limits, repeats)
+    results = simulate_repeatedly(spec, trials, records, limits, repeats)
     words = ["python", sys.argv[0], *_without(argv, "--simulate", "--repeats")]
-    print_simulated(spec, records, limits, found, args.simulate, shlex.join(words))
+    print_simulation(spec, records, limits, results, args.simulate, shlex.join(words))
 
 
 def _without(argv: Sequence[str], *options: str) -> list[str]:
