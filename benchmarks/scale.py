@@ -295,7 +295,7 @@ def measure_reading(session: Any) -> dict[str, float]:
 def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, float]]:
     """Processor time of each piece of the report on so many made-up trials, and the page's size."""
     from fgst.sweep.definition import TrialFactory
-    from fgst.sweep.report.html import ReportData, write_page
+    from fgst.sweep.report.html import ReportData, write_report
     from fgst.sweep.report.tables import print_table, to_csv
     from fgst.sweep.results import TrialResult, best_result, build_rows
     from fgst.sweep.search import Search
@@ -335,8 +335,8 @@ def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, flo
             with (folder / "table.txt").open("w") as file, redirect_stdout(file):
                 timed("table_s", lambda: print_table(spec, table, None))
             timed("csv_s", lambda: to_csv(spec, table))
-            told = ReportData(spec, results, curves, search.study, "0" * 32, "python …")
-            return timed("page_s", lambda: write_page(told, folder / "page"))
+            told = ReportData(spec, results, curves, search.study, "0" * 32, ["python", "…"])
+            return timed("page_s", lambda: write_report(told, folder / "page"))
 
         times["page_kb"] = pieces().stat().st_size / 1000
         rows.append(times)

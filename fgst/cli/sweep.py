@@ -459,7 +459,7 @@ def _print_plan(spec: SweepSpec, factory: TrialFactory, options: SweepOptions) -
         concurrency = 1 if options.local else min(spec.total, options.max_concurrent or cores, cores)
         device, threads = "cpu", max(1, int(options.cpus_per_trial or cores // concurrency))
     plan = make_plan(
-        spec, factory, device=device, threads=threads, together=concurrency, price_per_hour=options.price_per_hour
+        spec, factory, device=device, threads=threads, concurrency=concurrency, price_per_hour=options.price_per_hour
     )
     print_plan(plan)
 
@@ -467,9 +467,9 @@ def _print_plan(spec: SweepSpec, factory: TrialFactory, options: SweepOptions) -
 def _simulate(definition: SweepDefinition, options: SweepOptions, argv: Sequence[str]) -> None:
     """Try the search that the options describe on recorded curves."""
     # lazy: torch takes seconds to import
-    from fgst.sweep.simulation.curves import epochs_of, read_curves
-    from fgst.sweep.simulation.report import print_simulated
-    from fgst.sweep.simulation.simulator import Limits, Records, simulate_all
+    from fgst.sweep.simulation.curves import most_common_length, read_curves
+    from fgst.sweep.simulation.report import print_simulation
+    from fgst.sweep.simulation.simulator import RecordedCurves, SimulationLimits, simulate_repeatedly
 
     for name in ("resume", "dry_run", "address", "refit"):
         if getattr(options, name):
@@ -479,16 +479,16 @@ def _simulate(definition: SweepDefinition, options: SweepOptions, argv: Sequence
     assert options.simulate is not None
     curves = read_curves(Path(options.simulate))
     spec, factory, options = _new_spec(
-        definition, dataclasses.replace(options, epochs=options.epochs or epochs_of(curves))
+        definition, dataclasses.replace(options, epochs=options.epochs or most_common_length(curves))
     )
     if spec.base.data.protocol == "paper":
         raise InputError("--simulate shows what validation would have chosen, and these settings have no validation")
-    records = Records(spec, curves, f"--simulate {options.simulate}")
-    limits = Limits(options.max_concurrent or 1, options.max_hours, options.max_trials, options.until_top1)
+    records = RecordedCurves(spec, curves, f"--simulate {options.simulate}")
+    limits = SimulationLimits(options.max_concurrent or 1, options.max_hours, options.max_trials, options.until_top1)
     repeats = options.repeats or (1 if spec.search == "grid" else 20)
-    results = simulate_all(spec, factory, records, limits, repeats)
+    results = simulate_repeatedly(spec, factory, records, limits, repeats)
     words = ["python", sys.argv[0], *_without(argv, "--simulate", "--repeats")]
-    print_simulated(spec, records, limits, results, options.simulate or "", format_command(words))
+    print_simulation(spec, records, limits, results, options.simulate or "", format_command(words))
 
 
 def _without(argv: Sequence[str], *flags: str) -> list[str]:

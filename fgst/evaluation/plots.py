@@ -58,41 +58,6 @@ def learning_curves(curves: Mapping[str, Mapping[int, float]], path: str | os.Pa
     _save(figure, path)
 
 
-def sweep_curve(
-    rows: Sequence[Mapping[str, Any]],
-    axis: str,
-    title: str,
-    published: Mapping[str, float],
-    source: str,
-    path: str | os.PathLike[str],
-) -> None:
-    """Accuracy against the swept setting, with the paper's figures beside it.
-
-    Args:
-        rows: in order, each with ``label``, and ``val`` and ``test`` as (mean, std) in % or ``None``.
-        published: the paper's figure of a label, in %, where there is one.
-    """
-    labels = [str(row["label"]) for row in rows]
-    figure, axes = _new(max(6.0, 0.7 * len(labels) + 2), 4)
-    places = np.arange(len(labels))
-    for key, colour, name in (("val", ORANGE, "validation top-1"), ("test", BLUE, "test top-1")):
-        there = [(x, *row[key]) for x, row in zip(places, rows, strict=True) if row[key] is not None]
-        if there:
-            x, mean, std = (np.array(column, dtype=float) for column in zip(*there, strict=True))
-            axes.errorbar(x, mean, yerr=std if std.any() else None, color=colour, marker="o", capsize=3, label=name)
-    known = [(x, published[label]) for x, label in zip(places, labels, strict=True) if label in published]
-    if known:
-        axes.plot(*zip(*known, strict=True), color=GREY, ls="--", marker="s", ms=4, label=f"paper, {source}")
-    axes.set_xticks(places, [label.partition("=")[2] or label for label in labels])
-    axes.set_xlabel(axis)
-    axes.set_ylabel("top-1 [%]")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    if axes.has_data():
-        axes.legend(fontsize=8)
-    _save(figure, path)
-
-
 def clip_frames(joints: np.ndarray, skeleton: Skeleton, title: str, path: str | os.PathLike[str]) -> None:
     """A clip as a row of skeletons over time, from the front above and from the side below; a colour a person.
 

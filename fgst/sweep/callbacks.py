@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fgst.sweep.progress import LiveView
+from fgst.sweep.progress import ProgressView
 from fgst.sweep.report.tables import print_table, to_csv, to_markdown
 from fgst.sweep.results import TrialResult, baseline_label, build_rows
 from fgst.sweep.runner import SweepCallback, SweepResult, SweepRunner
@@ -24,11 +23,11 @@ class ProgressDisplay(SweepCallback):
     """Shows running trials and progress on stderr."""
 
     def __init__(self) -> None:
-        self._view: LiveView | None = None
+        self._view: ProgressView | None = None
 
     def on_training_start(self, runner: SweepRunner, num_finished: int) -> None:
         """See :class:`SweepCallback`."""
-        self._view = LiveView(runner.spec, num_finished)
+        self._view = ProgressView(runner.spec, num_finished)
         self._view.__enter__()
 
     def on_update(self, update: TrialUpdate) -> None:
@@ -80,7 +79,7 @@ class MlflowReport(SweepCallback):
     def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
         """Log everything."""
         # lazy: matplotlib takes a second to import, and it is needed at the end only
-        from fgst.sweep.report.html import ReportData, write_page
+        from fgst.sweep.report.html import ReportData, write_report
 
         assert runner.search is not None
         spec, trials = result.spec, list(result.trials)
@@ -89,13 +88,11 @@ class MlflowReport(SweepCallback):
         if split := [trial.label for trial in trials if trial.used_micro_batches]:
             notes.append(f"out of memory, therefore trained with each batch in two parts: {', '.join(split)}")
         histories = {trial.run_id: self.curves_of(trial, runner.store) for trial in trials}
-        data = ReportData(
-            spec, trials, histories, runner.search.study, runner.sweep_id, shlex.join(self._resume_command), notes
-        )
+        data = ReportData(spec, trials, histories, runner.search.study, runner.sweep_id, self._resume_command, notes)
         with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
             folder = Path(name)
             (folder / "table.csv").write_text(to_csv(spec, rows))
-            write_page(data, folder)
+            write_report(data, folder)
             runner.tracked_run.log_artifacts(folder)
         runner.tracked_run.set_tags({"mlflow.note.content": to_markdown(spec, rows, result.best_label)})
         self._log_summary(runner, result)

@@ -14,7 +14,7 @@ from fgst.errors import InputError
 from fgst.evaluation import ensemble
 from fgst.evaluation.ensemble import PEERS, EnsembleCard, Member
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.report.tables import format_figure
+from fgst.sweep.report.tables import format_mean_std
 from fgst.sweep.results import MeanStd, TrialResult
 from fgst.sweep.runner import SweepResult, SweepRunner
 from fgst.sweep.status import TrialStatus
@@ -252,7 +252,7 @@ def print_ensemble(result: EnsembleResult, experiment: str) -> None:
         table.add_column(heading, justify="right")
     for line in lines:
         cells = [" + ".join(SHORT.get(name, name) for name in line.modalities), line.weighting]
-        cells += [format_figure(line.val)] * held_out + [format_figure(line.test)]
+        cells += [format_mean_std(line.val)] * held_out + [format_mean_std(line.test)]
         table.add_row(*cells, style="bold" if line is lines[-1] else None)
     notes = [", ".join(f"{SHORT[name]} {name.replace('_', ' ')}" for name in SHORT)]
     published = PAPER.get(experiment)

@@ -214,7 +214,7 @@ def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
     ],
 )
 def test_bad_input_is_refused(story: Story, arguments: list[str], words: str) -> None:
-    names = {"SWEEP": story.first.info.run_id, "TRIAL": story.initial_points.data.tags["fgst.best_run"]}
+    names = {"SWEEP": story.first.info.run_id, "TRIAL": story.first.data.tags["fgst.best_run"]}
     with pytest.raises(InputError, match=words):
         ask(MODALITIES, *(names.get(a, a) for a in arguments), "--tracking-uri", story.store.uri)
 

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from fgst.errors import InputError
-from fgst.sweep.planning.gpu_sharing import choose_share, probe
+from fgst.sweep.planning.gpu_sharing import choose_share, measure_throughput
 from fgst.sweep.spec import SweepSpec
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def measure_gpu_share(spec: SweepSpec) -> float:
 
     def throughput(count: int) -> float:
         if count not in measured:
-            measured[count] = probe(config, config.data.dataset, "cuda", count)
+            measured[count] = measure_throughput(config, config.data.dataset, "cuda", count)
         return measured[count][0]
 
     throughput(1)
