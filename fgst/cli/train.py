@@ -33,7 +33,8 @@ from fgst.errors import InputError, Interrupted
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
-    from fgst.tracking.store import TrackedRun, TrackingStore
+    from fgst.tracking.run import TrackedRun
+    from fgst.tracking.store import TrackingStore
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import choose_device
     from fgst.tracking.spool import TrackingServerUnavailable
-    from fgst.tracking.store import TrackingStore, track, trial_tags
+    from fgst.tracking.store import TrackingStore
+    from fgst.tracking.training import track, trial_tags
     from fgst.training.trainer import fit, resolve
 
     if args.threads:
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stack.enter_context(FileLock(folder / "lock", timeout=0))
         except Timeout:
             raise InputError(f"run {run.run_id} is being trained by another process") from None
-        run.spool_in(folder / "spool")
+        run.enable_spool(folder / "spool")
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         print(f"run {run.run_id} in {store.uri}", file=sys.stderr)

@@ -15,7 +15,9 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fgst.evaluation.plots import BLUE, GREEN, GREY, ORANGE, _new, _save
+from fgst.evaluation.plots import BLUE, GREEN, GREY, ORANGE
+from fgst.evaluation.plots import new_figure as _new
+from fgst.evaluation.plots import save_figure as _save
 from fgst.sweep.definition import Parameter, SweepSpec
 from fgst.sweep.results import MeanStd, Row, TrialResult
 

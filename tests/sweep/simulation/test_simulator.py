@@ -263,5 +263,5 @@ def test_a_real_sweeps_curves_give_its_own_answer(
     # Nothing was written.
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
     assert len(store.runs(list(store.experiments()))) == 4
-    with pytest.raises(InputError, match="is no sweep"):
+    with pytest.raises(InputError, match="is not a sweep"):
         runs.main(["curves", best.info.run_id])
