@@ -48,14 +48,15 @@ class SimulatedTrial:
         self._note(trial, 0, "begin", 0.0)
         run = None
         if self.writes:
-            from fgst.tracking.store import TrackingStore, trial_tags
+            from fgst.tracking.store import TrackingStore
+            from fgst.tracking.training import trial_tags
 
             store = TrackingStore(context.tracking_uri, wait=True)
             tags = trial_tags(trial.config, "simulated", "0" * 64) | {
                 Tags.KIND: "trial", "fgst.label": trial.label, "fgst.point": json.dumps(list(trial.params)),
             }  # fmt: skip
             run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
-            run.spool_in(Path(context.storage) / SPOOLS)
+            run.enable_spool(Path(context.storage) / SPOOLS)
             run.log_params(trial.config.flat())
             run.log_dataset("simulated", "0" * 64, "nowhere")
         pace, last = self._pace(trial), trial.config.train.epochs

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from fgst.errors import InputError
 from fgst.evaluation import ensemble
-from fgst.evaluation.ensemble import PEERS, EnsembleCard, Member
+from fgst.evaluation.ensemble import COMMON_WEIGHTS, EnsembleCard, Member
 from fgst.evaluation.metrics import Scores
 from fgst.sweep.report.tables import format_mean_std
 from fgst.sweep.results import MeanStd, TrialResult
 from fgst.sweep.runner import SweepResult, SweepRunner
 from fgst.sweep.status import TrialStatus
 from fgst.tracking import registry
-from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.run import TrackedRun
+from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
 logger = logging.getLogger(__name__)
@@ -168,8 +169,12 @@ def make_lines(
     for chosen in ensemble.subsets(names):
         lines.append(_line(chosen, "equal" if len(chosen) > 1 else "alone", ensemble.equal_weights(chosen), val, test))
     everything = tuple(names)
-    if set(names) <= set(PEERS):
-        lines.append(_line(everything, "fixed " + "/".join(str(PEERS[name]) for name in names), PEERS, val, test))
+    if set(names) <= set(COMMON_WEIGHTS):
+        lines.append(
+            _line(
+                everything, "fixed " + "/".join(str(COMMON_WEIGHTS[name]) for name in names), COMMON_WEIGHTS, val, test
+            )
+        )
     if weighting != "equal":
         formatted = "/".join(f"{weights[name]:.2f}" for name in names)
         lines.append(_line(everything, f"fitted {formatted}", weights, val, test))

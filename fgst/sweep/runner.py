@@ -31,8 +31,9 @@ from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import SPOOLS, TrialContext
+from fgst.tracking.run import TrackedRun
 from fgst.tracking.spool import TrackingServerUnavailable
-from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
 logger = logging.getLogger(__name__)

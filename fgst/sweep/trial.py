@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage
-    from fgst.tracking.store import TrackedRun
+    from fgst.tracking.run import TrackedRun
     from fgst.training.trainer import EpochResult
 
 SPOOLS = "spool"  # folder in a sweep's storage for records buffered while the tracking server is unreachable
@@ -90,7 +90,8 @@ def run_trial(
 
     from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage, on_this_node
-    from fgst.tracking.store import TrackingStore, trial_tags
+    from fgst.tracking.store import TrackingStore
+    from fgst.tracking.training import trial_tags
 
     if context.threads:
         torch.set_num_threads(context.threads)
@@ -113,7 +114,7 @@ def run_trial(
         dataset = ArrowDataset(config.data.dataset)
         tags |= trial_tags(config, dataset.name, dataset.digest)
         run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
-        run.spool_in(on_this_node(context.storage) / SPOOLS)
+        run.enable_spool(on_this_node(context.storage) / SPOOLS)
         run.set_tags({Tags.STARTS: _count_start(previous, storage, context)})
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
@@ -185,7 +186,7 @@ def _train(
     import torch
 
     from fgst.sweep.planning.cost import model_cost
-    from fgst.tracking.store import track
+    from fgst.tracking.training import track
     from fgst.training.trainer import fit
 
     shape: dict[str, float] = {}
@@ -230,7 +231,7 @@ def _train(
                 raise
         micro_batches = 2
         run.set_tags({Tags.MICRO_BATCHES: "2"})
-        run.go_on()
+        run.reopen()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

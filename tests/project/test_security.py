@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from fgst.cli.evaluate import evaluate
 from fgst.cli.sweep import sweep
 from fgst.data.dataset import ArrowDataset, file_digest
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member
+from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.training.checkpoint import latest_checkpoint
 from fgst.training.trainer import fit

@@ -15,7 +15,6 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from fgst.cli.evaluate import evaluate
 from fgst.cli.sweep import sweep
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, fit_weights, fuse
@@ -23,6 +22,7 @@ from fgst.evaluation.metrics import Scores
 from fgst.model.card import ModelCard
 from fgst.sweep.definition import SweepDefinition
 from fgst.tracking import registry
+from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from tests.support import small
@@ -177,7 +177,7 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     reached = story.ensemble(story.second).data.metrics["val/top1"]
     assert float(champion.tags[Tags.VAL_TOP1]) == reached
     assert f"registered: {name} version 1, alias champion" in story.err
-    assert registry.run_of(store, "champion") == registry.run_of(store, f"{name}/1") == champion.run_id
+    assert registry.resolve_model(store, "champion") == registry.resolve_model(store, f"{name}/1") == champion.run_id
 
     other, split = story.ensemble(story.second).info.run_id, champion.tags[Tags.VALIDATION_SPLIT]
     assert "validates at" in registry.promote_if_better(
@@ -187,11 +187,11 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     assert registry.champion(store, name).version == champion.version
     assert "already" in registry.promote_if_better(store, champion.run_id, "small x-sub", 100.0, split)
     assert "version 2" in registry.promote_if_better(store, other, "small x-sub", reached + 0.1, split)
-    assert registry.run_of(store, f"{name}@champion") == other
-    assert registry.run_of(store, f"{name}/1") == champion.run_id
+    assert registry.resolve_model(store, f"{name}@champion") == other
+    assert registry.resolve_model(store, f"{name}/1") == champion.run_id
     for wrong in ("nothing", f"{name}/7", f"{name}@king", "../etc@champion", "a/b/c"):
         with pytest.raises(InputError, match="--model"):
-            registry.run_of(store, wrong)
+            registry.resolve_model(store, wrong)
 
 
 def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fgst.config import DataConfig, ModelConfig, TrialConfig
+from fgst.config import DataConfig, ModelConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset, Splits
 from fgst.data.loader import Batch, choose_device
 from fgst.data.skeleton import Skeleton
 from fgst.model import FGSTFormer
-from fgst.training.trainer import fit, resolve
+from fgst.training.trainer import fit
 
 LATENCY_PASSES = 10
 WARM_UP_PASSES = 2

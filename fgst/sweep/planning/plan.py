@@ -18,14 +18,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fgst.config import TrialConfig
+from fgst.config import TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import EVALUATION_BATCH, choose_device
 from fgst.errors import InputError
 from fgst.sweep.definition import Parameter, Params, Trial, TrialFactory
 from fgst.sweep.planning import cost
 from fgst.sweep.spec import EarlyStopping, SweepSpec
-from fgst.training.trainer import resolve
 
 SAMPLES = 50  # random points that represent the space of a search
 MAX_ATTEMPTS = 20 * SAMPLES  # to draw them: some combinations are invalid

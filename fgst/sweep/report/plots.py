@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fgst.evaluation.plots import BLUE, GREEN, GREY, ORANGE, _new, _save
+from fgst.evaluation.plots import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
 from fgst.sweep.definition import Parameter
 from fgst.sweep.report.analysis import VAL_TOP1, objective_axes
 from fgst.sweep.report.tables import row_heading, row_number
@@ -61,7 +61,7 @@ def accuracy_curve(spec: SweepSpec, rows: Sequence[Row], path: Path) -> None:
     published = [row.published for row in rows]
     if len(rows) > 1 and all(number is not None for number in numbers):
         order = sorted(range(len(rows)), key=lambda i: numbers[i] or 0)
-        figure, axes = _new(WIDTH, 3.9)
+        figure, axes = new_figure(WIDTH, 3.9)
         positions = np.array([numbers[i] for i in order], dtype=float)
         for color, name, values in series:
             _plot_errorbars(axes, positions, [values[i] for i in order], color, name, is_vertical=True)
@@ -75,7 +75,7 @@ def accuracy_curve(spec: SweepSpec, rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel(spec.parameters[0].name)
         axes.set_ylabel("top-1 [%]")
     else:
-        figure, axes = _new(WIDTH, 0.46 * len(rows) + 1.1)
+        figure, axes = new_figure(WIDTH, 0.46 * len(rows) + 1.1)
         for shift, (color, name, values) in zip((-0.13, 0.13), series, strict=True):
             _plot_errorbars(axes, np.arange(len(rows)) + shift, values, color, name, is_vertical=False)
         points = [(value, y) for y, value in enumerate(published) if value is not None]
@@ -87,7 +87,7 @@ def accuracy_curve(spec: SweepSpec, rows: Sequence[Row], path: Path) -> None:
         if len(spec.parameters) == 1:
             axes.set_ylabel(spec.parameters[0].name)
     _add_legend_above(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_errorbars(
@@ -116,7 +116,7 @@ def pareto_front(spec: SweepSpec, results: Sequence[TrialResult], front: Sequenc
             for metric, (_, unit) in zip(metrics, scales, strict=True)
         )
 
-    figure, axes = _new(WIDTH, 4.2)
+    figure, axes = new_figure(WIDTH, 4.2)
     dominated = [result for result in results if result not in front]
     axes.scatter(*coordinates(dominated), color=GREY, s=20, alpha=0.45, lw=0, label="trials")
     axes.plot(*coordinates(front), color=GREEN, lw=1.3, drawstyle="steps-post", alpha=0.7)
@@ -132,7 +132,7 @@ def pareto_front(spec: SweepSpec, results: Sequence[TrialResult], front: Sequenc
     axes.set_xlabel(scales[0][0])
     axes.set_ylabel(scales[1][0])
     _add_legend_above(axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @rc_context(STYLE)
@@ -154,7 +154,7 @@ def learning_curves(
         axis_label: name and unit of the values.
         path: of the PNG file to write.
     """
-    figure, axes = _new(WIDTH, 3.9)
+    figure, axes = new_figure(WIDTH, 3.9)
     pruned_ids = frozenset(pruned)
     alpha = max(0.25, min(0.7, 12 / max(1, len(histories))))
     marker = "o" if max(len(history) for history in histories.values()) <= 12 else ""
@@ -185,7 +185,7 @@ def learning_curves(
     axes.set_ylabel(axis_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _add_legend_above(axes, handles)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @rc_context(STYLE)
@@ -194,7 +194,7 @@ def slices(spec: SweepSpec, results: Sequence[TrialResult], best: str | None, pa
     count = len(spec.parameters)
     columns = next((c for c in (3, 4, 2) if count % c == 0), 3) if count > 1 else 1
     lines = -(-count // columns)
-    figure, first_axes = _new(WIDTH, 2.1 * lines + 0.2)
+    figure, first_axes = new_figure(WIDTH, 2.1 * lines + 0.2)
     first_axes.remove()
     groups = [(TrialStatus.PRUNED, GREY, "none"), (TrialStatus.FINISHED, BLUE, BLUE), ("best", ORANGE, ORANGE)]
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
@@ -224,7 +224,7 @@ def slices(spec: SweepSpec, results: Sequence[TrialResult], best: str | None, pa
         panel.tick_params(labelsize=10)
         panel.set_xlabel(parameter.name)
     figure.supylabel("validation top-1 [%]", fontsize=11.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @rc_context(STYLE)
@@ -240,7 +240,7 @@ def parallel_coordinates(spec: SweepSpec, results: Sequence[TrialResult], path: 
     scale = Normalize(float(np.quantile(finished, 0.1)), accuracies[-1], clip=True)
     colors = colormaps["cividis_r"]
     none_height, random = -0.2, np.random.default_rng(0)
-    figure, axes = _new(max(WIDTH, min(9.2, 0.85 * len(spec.parameters) + 1.2)), 4.2)
+    figure, axes = new_figure(max(WIDTH, min(9.2, 0.85 * len(spec.parameters) + 1.2)), 4.2)
     height_functions = [_height_function(parameter, shown) for parameter in spec.parameters]
     for result in shown:
         heights = [
@@ -271,13 +271,13 @@ def parallel_coordinates(spec: SweepSpec, results: Sequence[TrialResult], path: 
     figure.colorbar(
         ScalarMappable(scale, colors), ax=axes, label="validation top-1 [%]", extend="min", fraction=0.03, pad=0.02
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @rc_context(STYLE)
 def importance(shares: Mapping[str, float], path: Path) -> None:
     """Plot the importance of each parameter as a bar, in shares of 1."""
-    figure, axes = _new(WIDTH, 0.34 * len(shares) + 0.8)
+    figure, axes = new_figure(WIDTH, 0.34 * len(shares) + 0.8)
     axes.barh(range(len(shares)), list(shares.values()), color=BLUE, height=0.62)
     for y, share in enumerate(shares.values()):
         axes.text(share + 0.01, y, f"{100 * share:.0f} %", va="center")
@@ -287,7 +287,7 @@ def importance(shares: Mapping[str, float], path: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
     axes.grid(False, axis="y")
     axes.set_xlabel("share of the importance")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _is_number(value: Any) -> bool:

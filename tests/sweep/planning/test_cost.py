@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from fgst.model.shapes import ClipShape
-from fgst.model.summary import layer_table
-from fgst.config import PRESETS, TrialConfig
+from fgst.config import PRESETS, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import ClipLoader
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
+from fgst.model.shapes import InputShape
+from fgst.model.summary import summarize
 from fgst.sweep.planning.cost import (
     ModelCost,
     activation_bytes,
@@ -28,7 +28,6 @@ from fgst.sweep.planning.cost import (
     training_steps,
     work_per_clip,
 )
-from fgst.training.trainer import resolve
 from tests.support import small
 
 
@@ -53,9 +52,9 @@ def test_model_cost_matches_the_network(dataset: ArrowDataset, values: dict[str,
     config = small.small_config(dataset, **values)
     cost = model_cost(config, dataset)
     assert cost.parameters == sum(p.numel() for p in build(config, dataset).parameters())
-    shape = ClipShape("small", 2, config.data.frames or 0, dataset.skeleton, dataset.num_classes)
+    shape = InputShape("small", 2, config.data.frames or 0, dataset.skeleton, dataset.num_classes)
     assert dataset.max_persons == 2
-    assert cost == ModelCost(cost.parameters, 2 * layer_table(config.model, shape)[2] / 1e9)
+    assert cost == ModelCost(cost.parameters, 2 * summarize(config.model, shape).flops / 1e9)
 
 
 def test_default_number_of_frames_is_that_of_the_recipe(dataset: ArrowDataset) -> None:

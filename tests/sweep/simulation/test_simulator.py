@@ -293,5 +293,5 @@ def test_simulation_on_the_curves_of_a_real_sweep_gives_the_same_result(
     # The simulation writes nothing.
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
     assert len(store.runs(list(store.experiments()))) == 4
-    with pytest.raises(InputError, match="is no sweep"):
+    with pytest.raises(InputError, match="is not a sweep"):
         runs.main(["curves", best.info.run_id])
