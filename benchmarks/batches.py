@@ -139,7 +139,7 @@ import sys
 import numpy as np
 from fgst.data.dataset import ArrowDataset
 import torch
-from fgst.data.loader import ClipStore
+from fgst.data.loader import ClipLoader
 from fgst.config import DataConfig
 def memory():
     lines = open("/proc/self/smaps_rollup").read().splitlines()[1:]
@@ -148,7 +148,7 @@ def memory():
 torch.set_num_threads(1)
 before = memory()
 dataset = ArrowDataset(sys.argv[1])
-store = ClipStore(dataset, np.arange(len(dataset)), DataConfig(), torch.device("cpu"))
+store = ClipLoader(dataset, np.arange(len(dataset)), DataConfig(), torch.device("cpu"))
 for batch in store.evaluation_batches():
     pass
 print("read", flush=True)

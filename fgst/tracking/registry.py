@@ -21,7 +21,7 @@ from fgst.tracking.tags import Tags
 
 CHAMPION = "champion"
 MODEL = "model"  # the folder among a run's artifacts
-_PACKAGES = Path(__file__).parents[1]
+_PACKAGES = Path(__file__).parents[2]
 _REQUIRED = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch")
 
 

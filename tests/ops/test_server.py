@@ -22,9 +22,9 @@ WRITERS, STEPS = 16, 10
 WRITE = """
 import sys
 from pathlib import Path
-from fgst.tracking.store import Tracking
+from fgst.tracking.store import TrackingStore
 number, experiment, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-run = Tracking().start(experiment, f"writer-{number}", f"writer {number}", {})
+run = TrackingStore().start(experiment, f"writer-{number}", f"writer {number}", {})
 for step in range(1, int(sys.argv[4]) + 1):
     run.log_metrics({"train/loss": number + step / 100, "val/top1": float(step)}, step)
 (folder / "note.txt").write_text(str(number))
@@ -181,7 +181,9 @@ def test_artifacts_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_a_fresh_sqlite_store_with_four_processes_at_once(tmp_path: Path) -> None:
-    script = "import sys; from fgst.tracking.store import Tracking; print(Tracking(sys.argv[1]).experiment('one'))"
+    script = (
+        "import sys; from fgst.tracking.store import TrackingStore; print(TrackingStore(sys.argv[1]).experiment('one'))"
+    )
     processes = [start_python(script, f"sqlite:///{tmp_path}/mlflow.db") for _ in range(4)]
     answers = {process.communicate()[0].splitlines()[-1] for process in processes}
     assert len(answers) == 1

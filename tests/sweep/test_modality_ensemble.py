@@ -77,7 +77,7 @@ def sweeps(store: TrackingStore) -> list[Run]:
 
 
 def test_only_what_is_missing_is_trained(story: Story) -> None:
-    best = story.store.run(story.initial_points.data.tags["fgst.best_run"])
+    best = story.store.run(story.first.data.tags["fgst.best_run"])
     assert story.second.data.tags["fgst.trained_before." + best.data.tags[Tags.TRIAL_ID]] == best.info.run_id
     names = {child.info.run_name for child in story.store.children(story.second.info.run_id)}
     assert names == {f"modality={name} s{seed}" for name in NAMES for seed in (0, 1)} - {"modality=joint s0"}
@@ -214,13 +214,13 @@ def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
     ],
 )
 def test_bad_input_is_refused(story: Story, arguments: list[str], words: str) -> None:
-    names = {"SWEEP": story.initial_points.info.run_id, "TRIAL": story.initial_points.data.tags["fgst.best_run"]}
+    names = {"SWEEP": story.first.info.run_id, "TRIAL": story.initial_points.data.tags["fgst.best_run"]}
     with pytest.raises(InputError, match=words):
         ask(MODALITIES, *(names.get(a, a) for a in arguments), "--tracking-uri", story.store.uri)
 
 
 def test_data_that_changed_since_are_refused_unless_they_are_named(story: Story, tmp_path: Path) -> None:
-    trial = story.initial_points.data.tags["fgst.best_run"]
+    trial = story.first.data.tags["fgst.best_run"]
     small.write_small(tmp_path / "other", small.motion_clips(40, seed=3))
     with story.store.artifacts(trial, "checkpoint/config.json") as file:
         card = ModelCard.read(file)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-import fgst.training.trainer
 from fgst.data.dataset import ArrowDataset
 from fgst.sweep.backends.ray import Progress, run_local
 from fgst.sweep.definition import EarlyStop
@@ -19,6 +18,7 @@ from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+from fgst.training import trainer
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT, ask_for
 
@@ -90,7 +90,7 @@ def test_out_of_memory_is_tried_again_with_half(
     dataset: ArrowDataset, context: TrialContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    whole = fgst.training.FGSTFormer.forward
+    whole = trainer.FGSTFormer.forward
 
     def forward(self: Any, clips: Any, *arguments: Any, **named: Any) -> Any:
         if self.training:
@@ -99,7 +99,7 @@ def test_out_of_memory_is_tried_again_with_half(
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return whole(self, clips, *arguments, **named)
 
-    monkeypatch.setattr(fgst.training.FGSTFormer, "forward", forward)
+    monkeypatch.setattr(trainer.FGSTFormer, "forward", forward)
     _, told = run(dataset, context, values=[2])
     assert endings(told) == ["finished"]
     assert sizes[0] == 8
@@ -116,7 +116,7 @@ def test_out_of_memory_twice_is_a_failure_with_its_reason(
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(fgst.training.FGSTFormer, "forward", forward)
+    monkeypatch.setattr(trainer.FGSTFormer, "forward", forward)
     _, told = run(dataset, context, values=[2, 4])
     assert endings(told) == ["failed", "failed"]
     for child in TrackingStore(context.tracking_uri).children(context.parent):
@@ -129,7 +129,7 @@ def test_halves_add_up_to_the_gradient_of_the_whole(dataset: ArrowDataset) -> No
     config = small.small_config(dataset, model__norm="layer", train__epochs=1, train__lr=0.05)
     losses = []
     for parts in (1, 2, 3):
-        *_, last = fgst.training.fit(config, dataset=dataset, device="cpu", micro_batches=parts)
+        *_, last = trainer.fit(config, dataset=dataset, device="cpu", micro_batches=parts)
         losses.append(last.metrics["val/loss"])
     # the batch norm over the input channels still sees the parts
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
@@ -139,7 +139,7 @@ def test_halves_add_up_to_the_gradient_of_the_whole(dataset: ArrowDataset) -> No
 def test_a_full_disk_stops_the_sweep_and_blames_no_trial(
     dataset: ArrowDataset, context: TrialContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, saved = fgst.training.save_checkpoint, []
+    whole, saved = trainer.save_checkpoint, []
 
     def save(*arguments: Any, **named: Any) -> Any:
         saved.append(1)
@@ -147,7 +147,7 @@ def test_a_full_disk_stops_the_sweep_and_blames_no_trial(
             raise OSError(errno.ENOSPC, "No space left on device")
         return whole(*arguments, **named)
 
-    monkeypatch.setattr(fgst.training, "save_checkpoint", save)
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
     budget = Budget()
     search, told = run(dataset, context, budget=budget, values=[2, 4, 6])
     assert endings(told) == ["finished", "interrupted"]

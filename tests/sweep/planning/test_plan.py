@@ -159,7 +159,7 @@ def test_search_is_told_by_points_of_its_space(dataset: ArrowDataset, timed: Cal
     assert len(found.trials) == 50
     kept = {int(e.name.split()[0].removeprefix("K=")) for e in found.trials}
     assert kept == {2, 3, 4, 5, 6}
-    assert [e.name for e in found.initial_points] == ["K=4 lr=0.01"]
+    assert [e.name for e in found.first] == ["K=4 lr=0.01"]
     mean = sum(e.minutes for e in found.trials) / 50
     assert found.device_hours == pytest.approx(20 * mean / 60)
     assert found.wall_hours == pytest.approx(10 * mean / 60)

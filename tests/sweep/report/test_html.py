@@ -343,8 +343,8 @@ def test_single_seeds_are_not_compared(read: Callable[[ReportData], Page]) -> No
 def test_the_rank_report_is_said_in_words(
     read: Callable[[ReportData], Page], monkeypatch: pytest.MonkeyPatch, stop: EarlyStop | None, early: str
 ) -> None:
-    monkeypatch.setattr(page_module.pictures, "learning", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
-    monkeypatch.setattr(page_module.pictures, "curve", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
+    monkeypatch.setattr(page_module.plots, "learning", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
+    monkeypatch.setattr(page_module.plots, "curve", lambda *shown: Path(shown[-1]).write_bytes(b" " * 20))
     told = grid({3: 70.0, 9: 75.0, 15: 80.0, 18: 79.0}, seeds=1, early_stop=stop)
     finals = [o.metrics["val/top1"] for o in told.results]
     opposite = [100 - final for final in finals]
