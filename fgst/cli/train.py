@@ -113,7 +113,7 @@ def _open_run(
     """
     from filelock import FileLock, Timeout
 
-    from fgst.tracking.store import trial_tags  # lazy: MLflow takes seconds to import
+    from fgst.tracking.training import trial_tags  # lazy: MLflow takes seconds to import
 
     # The location of the data set does not affect the results, so a moved data set does not prevent resuming.
     key = f"{config.digest(without=('data.dataset',))[:16]}-{dataset.digest[:16]}"
