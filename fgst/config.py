@@ -13,12 +13,17 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fgst.data.modality import MODALITIES
-from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 
+if TYPE_CHECKING:
+    from fgst.data.skeleton import Skeleton
+
+Modality = Literal["joint", "bone", "joint_motion", "bone_motion"]
+RecipeName = Literal["nw-ucla", "ntu"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+RECIPES: tuple[RecipeName, ...] = get_args(RecipeName)
 NORMS = ("batch", "layer")
 FOCAL_ORDERS = ("joint", "score")
 TEMPORALS = ("fg", "attention", "convolution")
@@ -173,7 +178,7 @@ class DataConfig:
         _one_of("data.protocol", self.protocol, PROTOCOLS)
         _one_of("data.modality", self.modality, MODALITIES)
         if self.recipe is not None:
-            _one_of("data.recipe", self.recipe, ("nw-ucla", "ntu"))
+            _one_of("data.recipe", self.recipe, RECIPES)
         if self.frames is not None:
             _require(self.frames >= 2, f"data.frames is {self.frames}; it must be at least 2")
         _require(0 < self.validation < 1, f"data.validation is {self.validation}; it must lie between 0 and 1")
