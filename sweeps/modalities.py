@@ -11,7 +11,7 @@ set is registered as its champion. Modalities that were trained with the same se
 """
 
 from fgst.cli.sweep import main
-from fgst.data.modality import MODALITIES
+from fgst.config import MODALITIES
 from fgst.sweep import Parameter, SweepDefinition
 
 question = SweepDefinition(

@@ -127,7 +127,7 @@ def explain(
     import torch
 
     from fgst.data.loader import ClipLoader
-    from fgst.data.report import tracked
+    from fgst.data.progress import tracked
     from fgst.evaluation.ensemble import softmax
 
     device = device or torch.device("cpu")

@@ -20,7 +20,7 @@ from fgst.cli.command import CommandParser
 from fgst.cli.options import add_override_option, read_overrides
 from fgst.config import PRESETS, ModelConfig, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import RECIPE_FRAMES
+from fgst.data.recipes import RECIPE_DEFAULTS
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.model.fgstformer import FGSTFormer
 from fgst.model.temporal import FGTFormer
@@ -160,7 +160,8 @@ def main(arguments: list[str] | None = None) -> None:
     shape = SHAPES[options.dataset_shape]
     if options.dataset:
         data = ArrowDataset(options.dataset)
-        shape = ClipShape(data.name, data.max_persons, RECIPE_FRAMES[data.recipe], data.skeleton, len(data.classes))
+        frames = RECIPE_DEFAULTS[data.recipe].frames
+        shape = ClipShape(data.name, data.max_persons, frames, data.skeleton, len(data.classes))
     if config.data.frames:
         shape = dataclasses.replace(shape, frames=config.data.frames)
     for line in describe(config, shape):

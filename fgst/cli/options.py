@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fgst.config import PRESETS, PROTOCOLS, TrialConfig
+from fgst.config import MODALITIES, PRESETS, PROTOCOLS, TrialConfig
 from fgst.data.cache import read_size
-from fgst.data.modality import MODALITIES
 from fgst.errors import InputError
 
 

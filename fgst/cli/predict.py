@@ -96,7 +96,7 @@ def predict(networks: Predictor, files: Sequence[str], top: int, device: torch.d
     Raises:
         InputError: if a file or folder is not there.
     """
-    from fgst.data.report import tracked
+    from fgst.data.progress import tracked
 
     with ExitStack() as stack:
         listed = _list(files, networks.card.preparation, stack)
@@ -123,8 +123,8 @@ def _settle(
 
 def _list(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tuple[str, Read]]:
     """What to read, folders and zips opened: its name, and a function that gives its content."""
-    from fgst.data.formats.raw_clip import MAX_FILE_BYTES, SUFFIXES
-    from fgst.data.sources import ClipError, open_source, read_path
+    from fgst.data.formats import FORMATS
+    from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
 
     def reading(read: Read) -> Read:
         def content() -> bytes:
@@ -135,7 +135,7 @@ def _list(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tupl
 
         return content
 
-    suffix, found = SUFFIXES[preparation], []
+    suffix, found = FORMATS[preparation].suffix, []
     for name in files:
         path = Path(name)
         if name == STDIN:
@@ -143,8 +143,8 @@ def _list(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tupl
         elif path.is_dir() or path.suffix.lower() == ".zip":
             hint = f"this network learned from {suffix} files"
             source = stack.enter_context(open_source(path, suffix=suffix, max_bytes=MAX_FILE_BYTES, hint=hint))
-            for file in sorted(source.files, key=lambda file: file.place):
-                found.append((f"{name.rstrip('/')}/{file.place}", reading(file.read)))
+            for file in sorted(source.files, key=lambda file: file.path):
+                found.append((f"{name.rstrip('/')}/{file.path}", reading(file.read)))
         elif not path.exists():
             raise InputError(f"{name}: no such file or folder")
         else:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgst.data.report import printable
+from fgst.data.sources import printable
 
 SIDE_BY_SIDE = 3  # runs that a comparison shows beside each other
 

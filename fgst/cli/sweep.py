@@ -315,7 +315,7 @@ def _demo() -> Path:
     from fgst.data.dataset import DESCRIPTION
 
     if not (DEMO / DESCRIPTION).is_file():
-        from fgst.cli.data_demo import make_demo
+        from fgst.data.synthetic import make_demo
 
         print(f"no --dataset: preparing generated motion (no recordings) under {DEMO}", file=sys.stderr)
         make_demo(DEMO)

@@ -10,8 +10,6 @@ Nothing is unpickled. A request, after ``mlflow models serve -m models:/NAME@cha
 from __future__ import annotations
 
 import base64
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +45,14 @@ class Served(mlflow.pyfunc.PythonModel):
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
         """Of each clip ``name``, ``class``, ``probability`` and ``top``, the five best; or ``fault``, if it is none."""
+        from fgst.data.formats import FORMATS
         from fgst.errors import InputError
 
         rows = []
         for name, content in zip(model_input["name"], model_input["content"], strict=True):
             row: dict[str, Any] = {"name": name, "top": []}
             try:
-                binary = self.networks.card.preparation == "array"
+                binary = FORMATS[self.networks.card.preparation].is_binary
                 raw = base64.b64decode(content, validate=True) if binary else content.encode()
                 [best] = self.networks.top([self.networks.read(raw)], TOP)
                 row["top"] = [{"class": b["class"], "probability": b["probability"]} for b in best]
@@ -66,22 +65,16 @@ class Served(mlflow.pyfunc.PythonModel):
 
 def example(networks: Path) -> pd.DataFrame:
     """A request of one clip, somebody who stands still, in the form that these networks read."""
+    from fgst.data.formats import FORMATS
     from fgst.evaluation.inference import Predictor
 
     card = Predictor.load(networks).card
     pose = np.zeros((4, card.skeleton.num_joints, 3), np.float32)
     pose[:, :, 1] = np.linspace(-0.8, 0.8, card.skeleton.num_joints)
-    if card.preparation == "nw-ucla":
-        return pd.DataFrame([{"name": "still.json", "content": json.dumps({"skeletons": pose.tolist()})}])
-    if card.preparation == "ntu":
-        lines = [str(len(pose))]
-        for frame in pose:  # one body: its id and nine numbers about it; twelve of each joint
-            lines += ["1", "72057594037927936" + " 0" * 9, str(len(frame))]
-            lines += [" ".join(f"{value:.4f}" for value in joint) + " 0" * 8 + " 2" for joint in frame]
-        return pd.DataFrame([{"name": "still.skeleton", "content": "\n".join(lines) + "\n"}])
-    file = io.BytesIO()
-    np.save(file, pose)
-    return pd.DataFrame([{"name": "still.npy", "content": base64.b64encode(file.getvalue()).decode()}])
+    raw_format = FORMATS[card.preparation]
+    raw = raw_format.encode(pose)
+    content = base64.b64encode(raw).decode() if raw_format.is_binary else raw.decode()
+    return pd.DataFrame([{"name": f"still{raw_format.suffix}", "content": content}])
 
 
 set_model(Served())

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 
 from fgst.config import TrainConfig, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import EVALUATION_BATCH, RECIPE_FRAMES, RECIPE_REPEAT, ClipLoader, choose_device, make_loaders
+from fgst.data.loader import EVALUATION_BATCH, ClipLoader, choose_device, make_loaders
+from fgst.data.recipes import RECIPE_DEFAULTS
 from fgst.errors import InputError, Preempted
 from fgst.evaluation.metrics import Scores
 from fgst.model import FGSTFormer
@@ -77,9 +78,9 @@ def fill_in(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
         dataset=dataset.location,
         benchmark=dataset.benchmark(data.benchmark or "").name,
         recipe=recipe,
-        frames=data.frames or RECIPE_FRAMES[recipe],
+        frames=data.frames or RECIPE_DEFAULTS[recipe].frames,
     )
-    train = dataclasses.replace(train, repeat=train.repeat or RECIPE_REPEAT[recipe])
+    train = dataclasses.replace(train, repeat=train.repeat or RECIPE_DEFAULTS[recipe].repeat)
     return dataclasses.replace(config, data=data, train=train)
 
 
@@ -199,7 +200,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            for part in batch.parts(micro_batches):
+            for part in batch.micro_batches(micro_batches):
                 with torch.autocast(where.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
                     logits = model(part.clips, part.person_mask).float()
                 loss = F.cross_entropy(logits, part.labels, label_smoothing=train.label_smoothing)
