@@ -155,8 +155,8 @@ def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
     """A joint search on the demo's skeleton: eight parameters, as ``sweeps/search.py`` has them."""
     import runpy
 
-    from fgst.cli.data_demo import make_demo
     from fgst.config import PRESETS
+    from fgst.data.synthetic import make_demo
 
     dataset = make_demo(folder / "demo", clips=48, classes=4)
     base = PRESETS["tiny"].with_values({"data.dataset": str(dataset.path), "train.epochs": epochs})

@@ -431,7 +431,7 @@ def _demo() -> Path:
     from fgst.data.dataset import DESCRIPTION  # lazy: `--help` needs no Arrow
 
     if not (DEMO / DESCRIPTION).is_file():
-        from fgst.cli.data_demo import make_demo  # lazy: for the demo only
+        from fgst.data.synthetic import make_demo  # lazy: for the demo only
 
         print(f"no --dataset: preparing generated motion (not recordings) in {DEMO}", file=sys.stderr)
         make_demo(DEMO)

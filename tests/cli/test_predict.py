@@ -15,7 +15,7 @@ import torch
 
 from fgst.cli.predict import main, predict
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats.raw_clip import read_clip
+from fgst.data.formats import read_clip
 from fgst.data.loader import make_loaders
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
