@@ -76,8 +76,8 @@ def evaluate(
 
     Returns:
         JSON values: those of :func:`fgst.evaluation.report.make_report`, and ``run_id``, ``kind``, ``modalities``,
-        ``split``, ``dataset``, ``benchmark``, ``digest_matches``, ``clips_per_second``, ``logged_top1`` (the logged top-1
-        of this split in %, or ``None``) and, if requested, ``compare`` (see :func:`fgst.evaluation.analysis.compare`).
+        ``split``, ``dataset``, ``benchmark``, ``digest_matches``, ``clips_per_second``, ``logged_top1`` (top-1 in %
+        that the run logged, or ``None``) and, if requested, ``compare`` (see :func:`fgst.evaluation.analysis.compare`).
 
     Raises:
         InputError: if the run, its artifacts or the data set are missing or do not fit together.
