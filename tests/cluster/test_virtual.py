@@ -69,7 +69,7 @@ class Sweep:
         self.search = Search(self.spec, TrialFactory(QUESTION, self.spec.base, dataset), None, "virtual")
         self.log = folder / "log.jsonl"
         self.context = TrialContext("nowhere", "0", "0" * 32, str(folder / "storage"))
-        self.trial = SimulatedTrial(seconds, writes=False, log=str(self.log))
+        self.trial = SimulatedTrial(seconds, log_to_mlflow=False, log_file=str(self.log))
         self.told: list[Progress] = []
 
     def run(self, resources: Resources, then: Any = None, budget: Budget | None = None) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def test_a_node_whose_disk_is_full_gives_its_trials_to_the_others(
 ) -> None:
     (full,) = cluster.worker_nodes
     sweep = Sweep(dataset, tmp_path, seconds=0.3)
-    sweep.trial = replace(sweep.trial, full=full.node_id)
+    sweep.trial = replace(sweep.trial, full_nodes=full.node_id)
     joined: list[Any] = []
 
     def join(progress: Progress) -> None:
@@ -200,7 +200,7 @@ def test_a_full_disk_that_leaves_no_other_place_ends_the_sweep(
         nodes.append(cluster.add_node(num_cpus=2, num_gpus=1))
         monkeypatch.setattr("fgst.sweep.storage.has_room", lambda location: False)
     sweep = Sweep(dataset, tmp_path, seconds=0.3)
-    sweep.trial = replace(sweep.trial, full=" ".join(node.node_id for node in nodes))
+    sweep.trial = replace(sweep.trial, full_nodes=" ".join(node.node_id for node in nodes))
     budget = Budget()
     sweep.run(Resources(cluster.address, gpus_per_trial=1.0), budget=budget)
     assert budget.stopped.startswith("a full disk on ")
