@@ -72,7 +72,7 @@ class Sweep:
         self.search = Search(self.spec, TrialFactory(DEFINITION, self.spec.base, dataset), None, "virtual")
         self.log = folder / "log.jsonl"
         self.context = TrialContext("nowhere", "0", "0" * 32, str(folder / "storage"))
-        self.trial = SimulatedTrial(seconds, writes=False, log=str(self.log))
+        self.trial = SimulatedTrial(seconds, log_to_mlflow=False, log_file=str(self.log))
         self.progress: list[TrialUpdate] = []
 
     def run(self, resources: Resources, on_progress: Any = None, budget: Budget | None = None) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ def test_trials_of_node_with_full_disk_move(
 ) -> None:
     (full,) = cluster.worker_nodes
     sweep = Sweep(dataset, tmp_path, seconds=0.3)
-    sweep.trial = replace(sweep.trial, full=full.node_id)
+    sweep.trial = replace(sweep.trial, full_nodes=full.node_id)
     joined: list[Any] = []
 
     def join(progress: TrialUpdate) -> None:
@@ -207,7 +207,7 @@ def test_sweep_stops_if_all_disks_are_full(
         nodes.append(cluster.add_node(num_cpus=2, num_gpus=1))
         monkeypatch.setattr("fgst.sweep.storage.has_room", lambda location: False)
     sweep = Sweep(dataset, tmp_path, seconds=0.3)
-    sweep.trial = replace(sweep.trial, full=" ".join(node.node_id for node in nodes))
+    sweep.trial = replace(sweep.trial, full_nodes=" ".join(node.node_id for node in nodes))
     budget = Budget()
     sweep.run(Resources(cluster.address, gpus_per_trial=1.0), budget=budget)
     assert budget.details.startswith("disk full on ")
