@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
-from fgst.sweep.backends.ray import Progress
-from fgst.sweep.definition import Parameter, SweepSpec, Trial
+from fgst.sweep.scheduler import TrialUpdate
+from fgst.sweep.definition import Parameter, Trial
+from fgst.sweep.spec import SweepSpec
 from fgst.sweep.progress import ProgressView
 from fgst.sweep.status import TrialStatus
 
@@ -23,7 +24,7 @@ METRICS = {"epoch": 9.0, "train/loss": 0.5, "val/top1": 81.26, "test/top1": 79.0
 def show(*updates: tuple[int, TrialStatus, dict[str, float]], done: int = 0) -> None:
     with ProgressView(SPEC, done) as view:
         for number, status, metrics in updates:
-            view.listen(Progress(TRIALS[number], status, metrics))
+            view.listen(TrialUpdate(TRIALS[number], status, metrics))
 
 
 def test_epochs_print_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,4 +226,4 @@ def test_a_folder_that_this_node_does_not_see_is_refused(
     elsewhere = dataclasses.replace(context, storage=str(tmp_path / "on another machine"))
     assert run_trial(make_trial(dataset), elsewhere) == "failed"
     (run,) = TrackingStore(tracking_uri).children(context.parent)
-    assert "is not there on node" in run.data.tags["fgst.reason"]
+    assert "does not exist on node" in run.data.tags["fgst.reason"]
