@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from fgst.errors import InputError, Interrupted
@@ -21,6 +22,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def format_command(words: Sequence[str]) -> str:
+    """Join a command's words into a line that can be pasted into a shell."""
+    return shlex.join(words)
 
 
 def run_command(main: Callable[[], None]) -> None:
