@@ -58,12 +58,12 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# The generated reference pages first; --strict turns broken links and anchors into errors.
+# The generated reference pages first. --strict turns broken links and anchors into errors (not with --quiet).
 docs: $(STAMP)
 	@$(BIN)/python -c 'import material, mkdocs, mkdocstrings' 2>/dev/null || \
 		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@$(BIN)/python tools/generate_docs.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 # The store of the working directory, or the one that the environment names. Nobody else can reach it.

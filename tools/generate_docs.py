@@ -29,8 +29,8 @@ COMMAND_INTRODUCTION = """\
 # Command line
 
 Each command runs as `python -m …` as below, or as a sub-command of `fgst`: `fgst train`, `fgst data nw-ucla`,
-`fgst sweep focal_k`; `fgst --help` lists them. Every command prints its options and examples with `--help`. Bad input is
-reported in one line that says what is wrong, where, and which option helps.
+`fgst sweep focal_k`; `fgst --help` lists them. Every command prints its options and examples with `--help`. Bad input
+is reported in one line that says what is wrong, where, and which option helps.
 
 | exit code | meaning |
 | --- | --- |
@@ -123,7 +123,7 @@ def command_section(parser: argparse.ArgumentParser, level: int = 3) -> Iterator
 
 
 def heading(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
-    """Heading, first paragraph as text, and the rest of the description as it is, examples included."""
+    """Heading, first paragraph as text, and the rest of the description, with its examples, as preformatted text."""
     yield from (f"{'#' * level} `{parser.prog}`", "")
     summary, _, rest = inspect.cleandoc(parser.description or "").partition("\n\n")
     yield from (markdown(" ".join(summary.split())), "")
@@ -134,13 +134,19 @@ def heading(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
 def option_groups(
     parser: argparse.ArgumentParser, level: int, only: set[tuple[str, ...]] | None = None
 ) -> Iterator[str]:
-    """A table for each group of options; argparse's own groups have no heading."""
+    """A table of argparse's own groups, positional arguments first, and a heading and table for each other group."""
+    general: list[argparse.Action] = []
+    named: list[tuple[str, list[argparse.Action]]] = []
     for group in parser._action_groups:
         actions = [a for a in group._group_actions if only is None or tuple(a.option_strings) in only]
-        rows = list(option_table(actions))
-        if rows and group.title not in ("positional arguments", "options", "optional arguments"):
-            yield from (f"{'#' * level} {str(group.title).capitalize()}", "")
-        yield from rows
+        if group.title in ("positional arguments", "options"):
+            general += actions
+        else:
+            named.append((str(group.title), actions))
+    yield from option_table(general)
+    for title, actions in named:
+        if rows := list(option_table(actions)):
+            yield from (f"{'#' * level} {title[:1].upper()}{title[1:]}", "", *rows)
 
 
 def option_table(actions: Sequence[argparse.Action]) -> Iterator[str]:
@@ -152,8 +158,9 @@ def option_table(actions: Sequence[argparse.Action]) -> Iterator[str]:
     yield from ("| option | meaning |", "| --- | --- |")
     for action in shown:
         text = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
-        required = " **Required.**" if action.required and action.option_strings else ""
-        yield f"| `{signature(action)}` | {markdown(text)}{required} |"
+        if action.required and action.option_strings:
+            text = f"{text} (required)".strip()
+        yield f"| `{signature(action)}` | {markdown(text)} |"
     yield ""
 
 
@@ -162,6 +169,8 @@ def signature(action: argparse.Action) -> str:
     value = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else None)
     if isinstance(value, tuple):
         value = " ".join(value)
+    if value and "|" in value:  # a pipe would end the cell of the table
+        value = "{" + value.replace("|", ",") + "}"
     if not action.option_strings:
         name = str(value or action.dest)
         return f"{name} …" if action.nargs in ("+", "*") else name
@@ -174,6 +183,7 @@ def markdown(text: str) -> str:
     parts = re.split(r"(`[^`]*`)", text)
     for i in range(0, len(parts), 2):
         part = re.sub(r"([*<>|])", r"\\\1", parts[i])
+        part = re.sub(r"(python -m [a-z_]+\.[a-z_]+)", r"`\1`", part)
         part = re.sub(r"(?<![\w-])(--[a-z][\w-]*(?:[ =](?:model|data|train)\.\S+[\w\]])?)", r"`\1`", part)
         parts[i] = re.sub(r"(?<![\w`/])(\$?(?:FGST|MLFLOW)_[A-Z_]+)", r"`\1`", part)
     return "".join(parts).replace("\n", " ")

@@ -50,8 +50,8 @@ def target_of(link: str, page: str) -> tuple[str, str] | None:
 def links(text: str, page: str) -> list[str]:
     """The files of the repository that a page links to, code excluded."""
     prose = "".join(CODE.split(text)[::2])
-    found = (target_of(match[2], page) for match in LINK.finditer(prose))
-    return [target[0] for target in found if target is not None]
+    targets = (target_of(match[2], page) for match in LINK.finditer(prose))
+    return [target[0] for target in targets if target is not None]
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 
 from fgst.cli.options import read_overrides
 from fgst.config import PRESETS, TrialConfig
+from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.sweep import SweepDefinition
@@ -111,11 +112,11 @@ def test_data_format_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(sys, "argv", ["xyz", str(source), str(tmp_path / "out")])
     exec(entry_point, {"__name__": "__main__"})
     assert "10 clips" in capsys.readouterr().out
-    splits = small_splits(tmp_path / "out")
+    splits = ArrowDataset(tmp_path / "out").splits(validation=0)
     assert (len(splits.train), len(splits.test)) == (6, 4)
 
     (source / "walk_s01_002.xyz").write_text("1 2\n")
-    with pytest.raises(InputError, match="walk_s01_002.*60 numbers"):
+    with pytest.raises(InputError, match=r"walk_s01_002.*60 numbers"):
         data_xyz.main([str(source), str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
 
@@ -125,17 +126,12 @@ def load(name: str, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     path = folder / f"{name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
-
-
-def small_splits(folder: Path) -> Any:
-    from fgst.data import ArrowDataset
-
-    return ArrowDataset(folder).splits(validation=0)
 
 
 def test_generated_pages_are_current() -> None:
