@@ -11,7 +11,7 @@ from fgst.data.formats import FORMATS, read_clip
 from fgst.data.formats.ntu import prepare as prepare_ntu
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.evaluation.inference import Predictor
-from fgst.tracking.serving import example
+from fgst.tracking.serving import input_example
 from tests.support.ntu_corpus import corpus, write_folder
 from tests.support.small import network
 
@@ -26,7 +26,7 @@ def test_ntu_files_give_the_clips_of_their_data_set(tmp_path: Path) -> None:
     # The example of the served model is such a file, too.
     predictor = Predictor.load(network(prepared, tmp_path / "network", data__benchmark="x-sub", model__parts=5))
     (tmp_path / "networks").symlink_to(next((tmp_path / "network").iterdir()))
-    request = example(tmp_path / "networks")
+    request = input_example(tmp_path / "networks")
     assert predictor.read(request["content"][0].encode()).shape == (1, 4, 25, 3)
 
 
