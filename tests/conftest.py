@@ -1,4 +1,4 @@
-"""Data that several tests share. Tests of real recordings are skipped, and say so, where the recordings are not."""
+"""Fixtures for all tests. Tests of real recordings are skipped, with instructions, where the recordings are missing."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fgst.cli.command import configure_logging
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats.nw_ucla import prepare
 from fgst.data.synthetic import make_demo
@@ -16,16 +18,33 @@ from fgst.data.synthetic import make_demo
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let pytest-xdist keep the tests of a file together, so that they share the file's fixtures.
+
+    A file whose tests share nothing expensive is distributed test by test with
+    ``pytestmark = pytest.mark.distribute``.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group") and not item.get_closest_marker("distribute"):
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logging() -> None:
+    """Print log messages to standard error also where a test calls a command's function without ``run_command``."""
+    configure_logging()
+
+
 @pytest.fixture(scope="session")
 def nw_ucla_zip() -> Path:
-    """The downloaded all_sqe.zip: in $FGST_TEST_DATA/nw-ucla, or in shared/datasets beside the repository."""
+    """The downloaded all_sqe.zip: in $FGST_TEST_DATA/nw-ucla, or in ../shared/datasets next to the repository."""
     folders = [ROOT.parent / "shared" / "datasets"]
     if named := os.environ.get("FGST_TEST_DATA"):
         folders.insert(0, Path(named))
     for folder in folders:
         if (path := folder / "nw-ucla" / "all_sqe.zip").is_file():
             return path
-    pytest.skip("no nw-ucla/all_sqe.zip: name the folder that holds nw-ucla/ in FGST_TEST_DATA")
+    pytest.skip("nw-ucla/all_sqe.zip not found: set FGST_TEST_DATA to the folder that contains nw-ucla/")
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +54,8 @@ def nw_ucla(nw_ucla_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Arro
 
 
 @pytest.fixture(scope="session")
-def _fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking store. MLflow takes seconds to make one, so tests get copies."""
+def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of an empty tracking store. MLflow takes seconds to create one, so each test gets a copy."""
     from fgst.tracking.store import TrackingStore
 
     folder = tmp_path_factory.mktemp("store")
@@ -45,29 +64,48 @@ def _fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracking_uri(_fresh_store: Path, tmp_path: Path) -> str:
-    """An empty tracking store of the test's own, ``mlflow.db`` in ``tmp_path``."""
-    shutil.copy(_fresh_store, tmp_path / "mlflow.db")
+def tracking_uri(_empty_database: Path, tmp_path: Path) -> str:
+    """An empty tracking store for one test: ``mlflow.db`` in ``tmp_path``."""
+    shutil.copy(_empty_database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def module_tracking_uri(_empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty tracking store that the tests of a module share: ``mlflow.db`` in a folder of that module."""
+    folder = tmp_path_factory.mktemp("module")
+    shutil.copy(_empty_database, folder / "mlflow.db")
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    """A small generated data set: 48 clips of 4 classes, the second of them with two persons."""
+    """A small generated data set: 48 clips of 4 classes; the second class shows two persons."""
     return make_demo(tmp_path_factory.mktemp("prepared") / "demo", clips=48, classes=4)
 
 
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """An empty bucket "motion" that the environment leads to, and the cache in ``tmp_path``."""
-    import boto3
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[str]:
+    """The address of an S3 server in this process."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(_object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 client with an empty bucket "motion".
+
+    The environment points to its server, and ``FGST_CACHE`` to a folder in ``tmp_path``.
+    """
+    import boto3
+
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": _object_store,
         "AWS_ACCESS_KEY_ID": "a user",
         "AWS_SECRET_ACCESS_KEY": "a secret",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -76,7 +114,10 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("FGST_CACHE_LIMIT", raising=False)
-    store = boto3.client("s3")
-    store.create_bucket(Bucket="motion")
-    yield store
-    server.stop()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="motion")
+    yield client
+    for listing in client.get_paginator("list_objects_v2").paginate(Bucket="motion"):
+        for content in listing.get("Contents", ()):
+            client.delete_object(Bucket="motion", Key=content["Key"])
+    client.delete_bucket(Bucket="motion")

@@ -45,7 +45,9 @@ def resolve(location: str) -> str:
     if not is_remote(location):
         return str(Path(location).absolute())
     if urlsplit(location).password:
-        raise InputError("--storage contains a password; set credentials in the environment instead, because URIs are recorded")
+        raise InputError(
+            "--storage contains a password; set credentials in the environment instead, because URIs are recorded"
+        )
     _open(location)
     return location.rstrip("/")
 
@@ -186,7 +188,11 @@ class TrialStorage:
                     return False
             temporary.rename(self.folder / name)
             return True
-        except (FileNotFoundError, AttributeError, ValueError):  # replaced by a newer copy during the transfer, or an invalid manifest
+        except (
+            FileNotFoundError,
+            AttributeError,
+            ValueError,
+        ):  # replaced by a newer copy during the transfer, or an invalid manifest
             return False
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

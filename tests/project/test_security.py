@@ -1,4 +1,4 @@
-"""Nothing that is loaded can run code, wherever somebody puts it; no name from outside leads out of its folder."""
+"""Loading a file never executes code from it, and a run id from outside never points outside the artifact folder."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ SETTINGS = [
     *("--set", "model.channels=8,8,16,16", "--set", "model.stage1_layers=2", "--set", "model.stage2_layers=2"),
     *("--set", "model.parts=3", "--set", "data.frames=8", "--set", "train.batch_size=8", "--set", "train.repeat=1"),
 ]
-SPRUNG = "sprung"
+MARKER = "code-was-executed"
 
 
 class Trap:
-    """What an attacker would put into a file: an instruction, run by whoever unpickles it."""
+    """The content of a malicious pickle: unpickling it creates the directory :data:`MARKER`."""
 
     def __reduce__(self) -> Any:
-        return (os.mkdir, (SPRUNG,))
+        return (os.mkdir, (MARKER,))
 
 
 def plain(path: Path) -> None:
@@ -58,8 +58,8 @@ def numpy_objects(path: Path) -> None:
 
 
 @dataclass
-class Scene:
-    """A data set, a run that was trained on it, an ensemble, a sweep and an interrupted training."""
+class Artifacts:
+    """A data set, a sweep with one trial on it, an ensemble, and the checkpoints of an interrupted training."""
 
     folder: Path
     store: TrackingStore
@@ -73,9 +73,9 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("scene")
+    folder = tmp_path_factory.mktemp("artifacts")
     dataset = small.write_small(folder / "data")
     store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     arguments = ["--local", "--dataset", "data", "--preset", "tiny", "--values", "4", "--epochs", "2", *SETTINGS]
@@ -83,74 +83,78 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Scene:
         sweep(FOCAL_K, argv=arguments)
     [run] = store.client.search_runs(["1"], "tags.`fgst.kind` = 'sweep'")
     [trial] = store.children(run.info.run_id)
-    made = store.start("1", "ensemble", "an ensemble", {"fgst.kind": "ensemble"})
-    (folder / "made").mkdir()
-    EnsembleCard((Member("joint", trial.info.run_id, 1.0),)).write(folder / "made" / "ensemble.json")
-    made.log_artifacts(folder / "made")
-    next(iter(fit(small.small_config(dataset), checkpoints=folder / "going-on")))
-    return Scene(folder, store, run.info.run_id, trial.info.run_id, made.run_id)
+    ensemble = store.start("1", "ensemble", "an ensemble", {"fgst.kind": "ensemble"})
+    (folder / "ensemble").mkdir()
+    EnsembleCard((Member("joint", trial.info.run_id, 1.0),)).write(folder / "ensemble" / "ensemble.json")
+    ensemble.log_artifacts(folder / "ensemble")
+    next(iter(fit(small.small_config(dataset), checkpoints=folder / "interrupted")))
+    return Artifacts(folder, store, run.info.run_id, trial.info.run_id, ensemble.run_id)
 
 
-def open_data(scene: Scene) -> Any:
+def open_data(scene: Artifacts) -> Any:
     return ArrowDataset(scene.folder / "data")
 
 
-def go_on(scene: Scene) -> Any:
+def resume_training(scene: Artifacts) -> Any:
     config = small.small_config(scene.folder / "data")
-    return list(fit(config, checkpoints=scene.folder / "going-on"))
+    return list(fit(config, checkpoints=scene.folder / "interrupted"))
 
 
-def evaluate_trial(scene: Scene) -> Any:
+def evaluate_trial(scene: Artifacts) -> Any:
     return evaluate(scene.trial, tracking_uri=scene.store.uri)
 
 
-def evaluate_ensemble(scene: Scene) -> Any:
+def evaluate_ensemble(scene: Artifacts) -> Any:
     return evaluate(scene.ensemble, tracking_uri=scene.store.uri)
 
 
-def read_scores(scene: Scene) -> Any:
+def read_scores(scene: Artifacts) -> Any:
     return scene.store.scores(scene.trial, "test")
 
 
-def resume(scene: Scene) -> Any:
+def resume_sweep(scene: Artifacts) -> Any:
     return sweep(FOCAL_K, argv=["--local", "--resume", scene.sweep, "--tracking-uri", scene.store.uri])
 
 
-def begin_from(scene: Scene) -> Any:
+def sweep_from_run(scene: Artifacts) -> Any:
     return sweep(FOCAL_K, argv=["--local", "--from-run", scene.trial, "--tracking-uri", scene.store.uri])
 
 
-def shard(scene: Scene) -> Path:
+def shard(scene: Artifacts) -> Path:
     return next((scene.folder / "data").glob("*.arrow"))
 
 
-def going_on(name: str) -> Callable[[Scene], Path]:
-    def find(scene: Scene) -> Path:
-        found = latest_checkpoint(scene.folder / "going-on")
-        assert found is not None
-        return found / name
+def checkpoint_file(name: str) -> Callable[[Artifacts], Path]:
+    def find(scene: Artifacts) -> Path:
+        checkpoint = latest_checkpoint(scene.folder / "interrupted")
+        assert checkpoint is not None
+        return checkpoint / name
 
     return find
 
 
-PLACES: dict[str, tuple[Callable[[Scene], Path], Callable[[Scene], Any]]] = {
+FILES: dict[str, tuple[Callable[[Artifacts], Path], Callable[[Artifacts], Any]]] = {
     "data set, description": (lambda s: s.folder / "data" / "dataset.json", open_data),
     "data set, clips": (shard, open_data),
-    "checkpoint, weights": (going_on("model.safetensors"), go_on),
-    "checkpoint, settings": (going_on("config.json"), go_on),
-    "checkpoint, state": (going_on("state.pt"), go_on),
+    "checkpoint, weights": (checkpoint_file("model.safetensors"), resume_training),
+    "checkpoint, settings": (checkpoint_file("config.json"), resume_training),
+    "checkpoint, state": (checkpoint_file("state.pt"), resume_training),
     "artifact, weights": (lambda s: s.artifact(s.trial, "checkpoint/model.safetensors"), evaluate_trial),
     "artifact, settings": (lambda s: s.artifact(s.trial, "checkpoint/config.json"), evaluate_trial),
-    "artifact, settings of a sweep's base": (lambda s: s.artifact(s.trial, "checkpoint/config.json"), begin_from),
+    "artifact, settings that a sweep starts from": (
+        lambda s: s.artifact(s.trial, "checkpoint/config.json"),
+        sweep_from_run,
+    ),
     "artifact, weights of a member": (lambda s: s.artifact(s.trial, "checkpoint/model.safetensors"), evaluate_ensemble),
     "artifact, members": (lambda s: s.artifact(s.ensemble, "ensemble.json"), evaluate_ensemble),
     "artifact, scores": (lambda s: s.artifact(s.trial, "scores/test.arrow"), read_scores),
-    "artifact, sweep": (lambda s: s.artifact(s.sweep, "sweep.json"), resume),
+    "artifact, sweep": (lambda s: s.artifact(s.sweep, "sweep.json"), resume_sweep),
 }
 
 
 @contextlib.contextmanager
-def put_back(*paths: Path) -> Iterator[None]:
+def restored(*paths: Path) -> Iterator[None]:
+    """Restore the content of files at the end of the block."""
     before = [path.read_bytes() for path in paths]
     yield
     for path, content in zip(paths, before, strict=True):
@@ -158,50 +162,54 @@ def put_back(*paths: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def scene(whole: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    monkeypatch.chdir(tmp_path)  # where a trap would spring
-    return whole
+def scene(artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    monkeypatch.chdir(tmp_path)  # a trap would create its directory here
+    return artifacts
 
 
 @pytest.mark.parametrize("trap", [plain, zipped, numpy_objects])
-@pytest.mark.parametrize("place", PLACES)
-def test_no_file_runs_code(scene: Scene, place: str, trap: Callable[[Path], None], tmp_path: Path) -> None:
-    where, use = PLACES[place]
-    path = where(scene)
-    with put_back(path, scene.folder / "data" / "dataset.json"):
-        _plant(path, place, trap)
+@pytest.mark.parametrize("file", FILES)
+def test_loading_a_file_executes_no_code(
+    scene: Artifacts, file: str, trap: Callable[[Path], None], tmp_path: Path
+) -> None:
+    locate, use = FILES[file]
+    path = locate(scene)
+    with restored(path, scene.folder / "data" / "dataset.json"):
+        plant(path, file, trap)
         with pytest.raises(InputError, match=path.name.replace(".", r"\.") + "|dataset|specification"):
             use(scene)
-    assert not (tmp_path / SPRUNG).exists()
+    assert not (tmp_path / MARKER).exists()
 
 
-def _plant(path: Path, place: str, trap: Callable[[Path], None]) -> None:
+def plant(path: Path, file: str, trap: Callable[[Path], None]) -> None:
+    """Replace a file by a trap. The digest of clips is adapted, as an attacker would do."""
     trap(path)
-    if place == "data set, clips":  # with the digest that belongs to it: an attacker would see to that
+    if file == "data set, clips":
         description = json.loads((path.parent / "dataset.json").read_text())
         description["files"][0] |= {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         (path.parent / "dataset.json").write_text(json.dumps(description))
 
 
-def test_the_traps_would_spring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traps_execute_code_when_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for trap, spring in (
+    cases: list[tuple[Callable[[Path], None], Callable[[Path], Any]]] = [
         (plain, lambda path: pickle.loads(path.read_bytes())),
         (zipped, lambda path: torch.load(path, weights_only=False)),
         (numpy_objects, lambda path: np.load(path, allow_pickle=True)),
-    ):
+    ]
+    for trap, unpickle in cases:
         trap(tmp_path / "trap")
-        spring(tmp_path / "trap")
-        (tmp_path / SPRUNG).rmdir()
+        unpickle(tmp_path / "trap")
+        (tmp_path / MARKER).rmdir()
 
 
 @pytest.mark.parametrize("run_id", ["../../etc", "a/b", "..", "%2e%2e", "A" * 32, "0" * 31, ""])
-def test_a_run_id_is_nothing_but_an_id(whole: Scene, run_id: str, tmp_path: Path) -> None:
+def test_run_id_must_be_hexadecimal(artifacts: Artifacts, run_id: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="32 hexadecimal"):
-        evaluate(run_id, tracking_uri=whole.store.uri)
+        evaluate(run_id, tracking_uri=artifacts.store.uri)
     content = {"members": [{"modality": "joint", "run_id": run_id, "weight": 1.0}], "sharpness": 1, "fitted_by": ""}
     (tmp_path / "ensemble.json").write_text(json.dumps(content))
-    made = whole.store.start("1", f"ensemble {run_id}", "an ensemble", {"fgst.kind": "ensemble"})
-    made.log_artifacts(tmp_path)
+    ensemble = artifacts.store.start("1", f"ensemble {run_id}", "an ensemble", {"fgst.kind": "ensemble"})
+    ensemble.log_artifacts(tmp_path)
     with pytest.raises(InputError, match="32 hexadecimal"):
-        evaluate(made.run_id, tracking_uri=whole.store.uri)
+        evaluate(ensemble.run_id, tracking_uri=artifacts.store.uri)

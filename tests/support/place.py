@@ -1,4 +1,4 @@
-"""A directory in which whole sweeps are run as a user runs them, and what is compared afterwards."""
+"""A working directory in which sweeps run as complete commands, and helpers that compare their metrics."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ TIMEOUT = 300
 
 
 class Place:
-    """A working directory with a data set and a tracking store, in which sweeps are run."""
+    """A working directory with a data set ``data`` and a tracking store ``mlflow.db``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, script: str = "focal_k") -> subprocess.Popen[str]:
+        """Start a sweep in the background, in a process group that :meth:`end` kills."""
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *arguments],
             cwd=self.folder,
@@ -48,11 +49,13 @@ class Place:
         return process
 
     def sweep(self, *arguments: str, script: str = "focal_k") -> subprocess.CompletedProcess[str]:
+        """Run a sweep to its end."""
         process = self.start(*arguments, script=script)
         out, err = process.communicate(timeout=TIMEOUT)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def module(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m`` with the given arguments."""
         return subprocess.run(
             [sys.executable, "-m", *arguments], cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT
         )
@@ -62,12 +65,13 @@ class Place:
         return TrackingStore(f"sqlite:///{self.folder}/mlflow.db")
 
     def sweeps(self) -> list[Run]:
+        """All sweeps' runs, the newest first."""
         store = self.store
         experiments = [e.experiment_id for e in store.client.search_experiments()]
         return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'"))
 
     def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int) -> str:
-        """The sweep's run id, once two of its trials have logged that epoch."""
+        """Wait until two trials of a sweep have logged that epoch; return the sweep's run id."""
         end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             assert process.poll() is None, process.communicate()
@@ -76,38 +80,40 @@ class Place:
                 if sum("train/loss" in c.data.metrics and self.epochs(c) >= epoch for c in children) >= 2:
                     return run.info.run_id
             time.sleep(0.5)
-        raise AssertionError("no trial came that far")
+        raise AssertionError(f"no two trials logged epoch {epoch} within {TIMEOUT} seconds")
 
     def epochs(self, run: Run) -> int:
+        """Number of epochs that a trial has logged."""
         return len(self.store.client.get_metric_history(run.info.run_id, "train/loss"))
 
     def workers(self, process: subprocess.Popen[str]) -> list[psutil.Process]:
-        """The processes that train."""
+        """The worker processes of a sweep that is running on Ray."""
         children = psutil.Process(process.pid).children(recursive=True)
         return [c for c in children if c.name().startswith("ray::") and "Trainable" in c.name()]
 
     def end(self) -> None:
+        """Kill every process that was started here, with all of its children."""
         for process in self.processes:
             try:
-                os.killpg(process.pid, signal.SIGKILL)  # its whole session: Ray's processes too
+                os.killpg(process.pid, signal.SIGKILL)  # the process group includes Ray's processes
             except ProcessLookupError:
                 continue
 
 
 def figures(runs: list[Run]) -> dict[str, dict[str, float]]:
-    """What must not depend on interruptions: every metric but times, by trial key."""
+    """The metrics of each run by trial id, without timings: what an interruption must not change."""
     return {
         r.data.tags[Tags.TRIAL_ID]: {m: v for m, v in r.data.metrics.items() if m not in small.TIMINGS} for r in runs
     }
 
 
 def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:
-    """The figures of the same trials, trained here without Ray and without a pause."""
+    """The metrics of the same trials, trained in this process without Ray and without an interruption."""
     torch.set_num_threads(1)
     with place.store.artifacts(sweep, "sweep.json") as file:
         trials = SweepSpec.from_json(file.read_text()).trials
-    experiment = place.store.experiment("undisturbed")
-    parent = place.store.start(experiment, "undisturbed", "undisturbed", {}).run_id
+    experiment = place.store.experiment("uninterrupted")
+    parent = place.store.start(experiment, "uninterrupted", "uninterrupted", {}).run_id
     (place.folder / "storage").mkdir(exist_ok=True)
     context = TrialContext(place.store.uri, experiment, parent, str(place.folder / "storage"), 1)
     assert [run_trial(trial, context) for trial in trials] == ["finished"] * len(trials)

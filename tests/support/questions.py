@@ -1,8 +1,7 @@
-"""Questions on the small network, and searches that are answered without training."""
+"""Sweep definitions for the small network of :mod:`tests.support.small`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fgst.data.dataset import ArrowDataset
@@ -20,7 +19,7 @@ FOCAL_K = SweepDefinition(
 
 JOINT = SweepDefinition(
     name="joint",
-    title="Which together?",
+    title="Which combination?",
     parameters=lambda skeleton, base: [
         Parameter("K", low=1, high=skeleton.num_joints, field="model.focal_joints"),
         Parameter("L1", low=1, high=3, field="model.stage1_layers"),
@@ -39,11 +38,14 @@ JOINT = SweepDefinition(
     initial_params=lambda skeleton, base: {"K": 4, "L1": 2, "heads": 2, "d2": 2},
 )
 
-Answer = Callable[[dict[str, Any], int], float]
-
 
 def ask_for(
-    question: SweepDefinition, dataset: ArrowDataset, config: Any, **changes: Any
+    definition: SweepDefinition, dataset: ArrowDataset, config: Any, **changes: Any
 ) -> tuple[SweepSpec, TrialFactory]:
-    spec = build_spec(question, config, dataset, **changes)
-    return spec, TrialFactory(question, spec.base, dataset)
+    """Build what a runner needs: the sweep's specification and the factory of its trials.
+
+    Args:
+        changes: keyword arguments of :func:`~fgst.sweep.definition.build_spec`.
+    """
+    spec = build_spec(definition, config, dataset, **changes)
+    return spec, TrialFactory(definition, spec.base, dataset)

@@ -1,4 +1,4 @@
-"""A skeleton of six joints, clips that a network of eight channels learns in seconds, and data sets made of them."""
+"""A skeleton with six joints, clips that an eight-channel network learns in seconds, and data sets of such clips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fgst.data.dataset import ArrowDataset, Benchmark, Clip
 from fgst.data.skeleton import Skeleton
 from fgst.data.writer import write_dataset
 
-if TYPE_CHECKING:  # fgst.config imports torch: a process that only writes a data set need not wait for it
+if TYPE_CHECKING:
     from fgst.config import TrialConfig
 
 SKELETON = Skeleton(
@@ -26,9 +26,9 @@ SKELETON = Skeleton(
     partitions=(((0, 1, 2), (3, 4), (5,)), ((0, 1, 2, 3, 4, 5),)),
 )
 POSE = np.array([[0, 0, 0], [0, 0.5, 0.1], [0, 1, 0], [-0.6, 0.5, 0.3], [0.6, 0.5, 0], [0.1, -1, 0.2]], np.float32)
-CLASSES = ("left hand", "right hand", "foot")  # the class names the joint that moves
+CLASSES = ("left hand", "right hand", "foot")  # named after the joint that moves
 SUBJECTS = 6
-# Metrics that no two runs have in common.
+# Metrics that differ from run to run even if everything is seeded.
 TIMINGS = ("minutes", "clips_per_second", "device_seconds", "peak_memory_gib", "cost", "model/latency_ms")
 BENCHMARKS = (
     Benchmark("x-sub", "subject", train=(1, 2, 3, 4)),
@@ -37,7 +37,10 @@ BENCHMARKS = (
 
 
 def motion_clips(count: int = 36, *, seed: int = 0) -> Iterator[Clip]:
-    """Clips of 9 to 20 frames, every fifth of two persons; all subjects, cameras and classes in turn."""
+    """Generate clips of 9 to 20 frames that cycle through all classes, subjects and cameras.
+
+    Every fifth clip shows two persons.
+    """
     rng = np.random.default_rng(seed)
     for number in range(count):
         label = number % len(CLASSES)
@@ -57,7 +60,11 @@ def motion_clips(count: int = 36, *, seed: int = 0) -> Iterator[Clip]:
 
 
 def write_small(out: Path, clips: Any = None, **changes: Any) -> ArrowDataset:
-    """The data set of :func:`motion_clips`, or of the clips given; ``changes`` replace arguments of write_dataset."""
+    """Write a data set of the given clips, by default those of :func:`motion_clips`.
+
+    Args:
+        changes: arguments of :func:`~fgst.data.writer.write_dataset` that replace the defaults.
+    """
     arguments: dict[str, Any] = {
         "name": "small",
         "skeleton": SKELETON,
@@ -70,7 +77,11 @@ def write_small(out: Path, clips: Any = None, **changes: Any) -> ArrowDataset:
 
 
 def small_config(dataset: ArrowDataset | Path, **values: Any) -> TrialConfig:
-    """A trial of a second or so; ``values`` by flat name with a double underscore for the dot: ``train__epochs=2``."""
+    """Return the configuration of a trial that takes about a second.
+
+    Args:
+        values: fields to change; a double underscore stands for the dot: ``train__epochs=2``.
+    """
     from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 
     model = ModelConfig(
@@ -82,7 +93,7 @@ def small_config(dataset: ArrowDataset | Path, **values: Any) -> TrialConfig:
 
 
 def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -> Path:
-    """A network for a data set, as it is born; its folder."""
+    """Save an untrained network for a data set, with settled batch norms; return the checkpoint's folder."""
     import torch
 
     from fgst.config import resolve
@@ -96,7 +107,7 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
     torch.manual_seed(seed)
     model = card.build()
     with torch.no_grad():
-        for _ in range(3):  # so that the batch norms have seen something
+        for _ in range(3):  # the running statistics of the batch norms move from 0 and 1 towards the data's
             for batch in make_loaders(dataset, config.data, torch.device("cpu"))["train"].evaluation_batches():
                 model.train()(batch.clips, batch.person_mask)
     return save_checkpoint(folder, 1, model.eval(), card, {"epoch": 1})
@@ -105,9 +116,9 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
 def start_python(
     script: str, *arguments: object, env_changes: dict[str, str] | None = None, stdin: int = subprocess.DEVNULL
 ) -> subprocess.Popen[str]:
-    """Run a script in a process of its own that finds this module and the package under test."""
-    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": here, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+    """Start a Python script in a process that can import this package and the package under test."""
+    search_path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": search_path, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         env=environment | (env_changes or {}),
@@ -119,7 +130,7 @@ def start_python(
 
 
 def kill_when_told(process: subprocess.Popen[str], word: str) -> None:
-    """Wait until the process prints ``word`` as a line, then SIGKILL it."""
+    """Send SIGKILL to a process as soon as it has printed the line ``word``."""
     assert process.stdout is not None
     assert process.stderr is not None
     try:

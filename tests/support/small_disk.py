@@ -1,4 +1,4 @@
-"""A sweep whose disk fills up, on a disk of its own (`test_faults.py` mounts one and starts this)."""
+"""A sweep that runs out of disk space; `test_faults.py` starts this script on a small file system that it mounts."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def main() -> None:
         last = err.splitlines()[-1]
         assert "a full disk: make room, then go on with: python " in last, err
         assert last.endswith(f"focal_k.py --resume {sweep} --max-concurrent 2"), err
-        begun = {child.info.run_id for child in place.store.children(sweep)}
+        started = {child.info.run_id for child in place.store.children(sweep)}
         filler.unlink()
-        done = place.sweep("--resume", sweep, "--max-concurrent", "2")
-        assert done.returncode == 0, done.stderr
+        resumed = place.sweep("--resume", sweep, "--max-concurrent", "2")
+        assert resumed.returncode == 0, resumed.stderr
         children = place.store.children(sweep)
-        assert begun <= {child.info.run_id for child in children}
+        assert started <= {child.info.run_id for child in children}
         assert [child.info.status for child in children] == ["FINISHED"] * 3
         assert [place.epochs(child) for child in children] == [14] * 3
     finally:

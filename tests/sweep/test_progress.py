@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
-from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.definition import Parameter, Trial
-from fgst.sweep.spec import SweepSpec
 from fgst.sweep.progress import ProgressView
+from fgst.sweep.scheduler import TrialUpdate
+from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import TrialStatus
 
 BASE = TrialConfig(ModelConfig(), DataConfig("data", "x-view"), TrainConfig(epochs=9, repeat=5))
