@@ -35,7 +35,7 @@ is reported in one line that says what is wrong, where, and which option helps.
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | a trial failed (the others are in the table), or `fgst.runs gc` could not remove something |
+| 1 | done in part: a trial failed, a file was not a clip, or something could not be removed; the output names it |
 | 2 | bad input |
 | 130 | interrupted with Ctrl-C; the message names the command that resumes |
 
