@@ -1,22 +1,35 @@
-"""NTU RGB+D: files with all their oddities become the clips, and the report, that their maker knows."""
+"""Preparation of NTU RGB+D: irregular files give the expected clips and the expected report."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fgst.cli.data_ntu import main, prepare, read_exclude_list
+from fgst.cli import data_ntu
+from fgst.cli.command import run_command
+from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
+from fgst.data.formats import ntu
+from fgst.data.formats.ntu import prepare
+from fgst.data.formats.ntu_plan import read_exclude_list
 from fgst.errors import InputError
+from fgst.sweep.backends.ray_session import ray_map
+from fgst.training.trainer import fit
 from tests.support.ntu_corpus import Case, corpus, write_folder, write_zip
 from tests.support.small import kill_when_told, start_python
 
-COUNT = 290  # ten of each oddity, and more than one shard
+COUNT = 290  # ten files of each kind, more than one shard
+
+
+def main(argv: list[str]) -> None:
+    """Run the command as its entry point does."""
+    run_command(lambda: data_ntu.main(argv))
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +43,20 @@ def archive(tmp_path_factory: pytest.TempPathFactory, cases: list[Case]) -> Path
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
+    """The data set of all files."""
     out = tmp_path_factory.mktemp("sets") / "ntu-60"
     prepare([archive], out, edition="60")
     return out
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """The content of all files, by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_every_clip_is_what_its_maker_knows(made: Path, cases: list[Case]) -> None:
-    dataset = ArrowDataset(made)
+def test_clips_are_as_expected(prepared: Path, cases: list[Case]) -> None:
+    dataset = ArrowDataset(prepared)
     rows = {clip: row for row, clip in enumerate(dataset.clip_ids)}
     good = {case.name: case for case in cases if not case.fault}
     assert set(rows) == set(good)
@@ -49,31 +64,31 @@ def test_every_clip_is_what_its_maker_knows(made: Path, cases: list[Case]) -> No
     for name, case in good.items():
         joints = dataset.clip(rows[name])
         assert joints.shape == (case.persons, case.frames, 25, 3), name
-        assert not joints[0, 0, 1].any()  # the spine of the first frame is the origin
+        assert not joints[0, 0, 1].any()  # the spine of the first frame is at the origin
         row = {column: int(values[rows[name]]) for column, values in dataset.columns.items()}
         assert name == "S{setup:03d}C{camera:03d}P{subject:03d}R{replication:03d}A{action:03d}".format(
             **row, action=row["label"] + 1
         )
 
 
-def test_the_report_counts_what_its_maker_knows(made: Path, cases: list[Case]) -> None:
-    report = json.loads((made / "report.json").read_text())
+def test_report_counts_are_as_expected(prepared: Path, cases: list[Case]) -> None:
+    report = json.loads((prepared / "report.json").read_text())
     assert report["files_read"] == COUNT
     assert report["left_out"] == dict(sorted(Counter(case.fault for case in cases if case.fault).items()))
     removed: Counter[str] = Counter()
     for case in cases:
         removed += case.removed
     assert report["removed"] == dict(sorted(removed.items()))
-    named = {Path(f["file"]).stem for found in report["left_out_files"].values() for f in found}
-    assert named == {case.name for case in cases if case.fault}
+    rejected = {Path(f["file"]).stem for files in report["left_out_files"].values() for f in files}
+    assert rejected == {case.name for case in cases if case.fault}
     assert report["clips"] == sum(not case.fault for case in cases)
     for split in report["splits"]["x-view"].values():
         assert split["clips"] == sum(split["classes"].values())
 
 
-@pytest.mark.parametrize("kind", ["zip again", "folder", "two sources"])
-def test_the_same_files_give_the_same_data_set(
-    kind: str, tmp_path: Path, made: Path, cases: list[Case], archive: Path
+@pytest.mark.parametrize("kind", ["same zip", "folder", "two sources"])
+def test_result_does_not_depend_on_the_kind_of_source(
+    kind: str, tmp_path: Path, prepared: Path, cases: list[Case], archive: Path
 ) -> None:
     sources = [archive]
     if kind == "folder":
@@ -81,23 +96,23 @@ def test_the_same_files_give_the_same_data_set(
     elif kind == "two sources":
         sources = [write_folder(tmp_path / "a", cases[::2]), write_zip(tmp_path / "b.zip", cases[1::2])]
     prepare(sources, tmp_path / "out", edition="60")
-    again, first = contents(tmp_path / "out"), contents(made)
-    if kind != "zip again":  # the report names files by their place
-        del again["report.json"], first["report.json"]
-    assert again == first
+    result, expected = contents(tmp_path / "out"), contents(prepared)
+    if kind != "same zip":  # the report contains the paths of files
+        del result["report.json"], expected["report.json"]
+    assert result == expected
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_files_there_twice(tmp_path: Path, cases: list[Case]) -> None:
+def test_duplicate_and_contradictory_files_are_rejected(tmp_path: Path, cases: list[Case]) -> None:
     good = [case for case in cases if not case.fault][:4]
     first, second = write_folder(tmp_path / "a", good), write_folder(tmp_path / "b", good[:2])
     (second / f"{good[1].name}.skeleton").write_bytes(good[2].content)
     dataset, report = prepare([first, second], tmp_path / "out", edition="60")
     assert set(dataset.clip_ids) == {good[0].name, good[2].name, good[3].name}
-    assert report.reasons() == {"there twice": 1, "contradictory": 2}
+    assert report.reasons() == {"duplicate": 1, "contradictory": 2}
 
 
-def test_editions_and_lists(tmp_path: Path) -> None:
+def test_editions_and_exclude_list(tmp_path: Path) -> None:
     cases = [case for case in corpus(1300, actions=120, setups=32) if not case.fault][::40]
     assert any(int(case.name[-3:]) > 60 for case in cases)
     source = write_folder(tmp_path / "in", cases)
@@ -114,33 +129,35 @@ def test_editions_and_lists(tmp_path: Path) -> None:
     assert report.reasons()["not in this edition"] == len(cases) - len(smaller)
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, made: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fgst.cli.data_ntu as module
+def test_interrupted_preparation_resumes(
+    tmp_path: Path, prepared: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shard = ntu.make_shard
+    started = []
 
-    whole = module.make_shard
-    asked = []
-
-    def dies(task):
-        asked.append(task.index)
+    def interrupted(task: ntu.ShardTask) -> ntu.ShardRecord:
+        started.append(task.index)
         if task.index == 1:
             raise KeyboardInterrupt
-        return whole(task)
+        return make_shard(task)
 
-    monkeypatch.setattr(module, "make_shard", dies)
+    monkeypatch.setattr(ntu, "make_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare([archive], tmp_path / "out", edition="60")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(module, "make_shard", lambda task: asked.append(task.index) or whole(task))
+    monkeypatch.setattr(ntu, "make_shard", lambda task: started.append(task.index) or make_shard(task))
     prepare([archive], tmp_path / "out", edition="60")
-    assert asked == [0, 1, 1]
-    assert contents(tmp_path / "out") == contents(made)
+    assert started == [0, 1, 1]
+    assert contents(tmp_path / "out") == contents(prepared)
 
 
-def test_bad_input_is_one_line(tmp_path: Path, archive: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_reported_in_one_line(
+    tmp_path: Path, archive: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty.txt").write_text("nothing here\n")
     for arguments, word in (
         (["/nowhere", "out", "--edition", "60"], "/nowhere"),
-        ([str(archive), str(made), "--edition", "60"], "--overwrite"),
+        ([str(archive), str(prepared), "--edition", "60"], "--overwrite"),
         ([str(archive), "out", "--edition", "60", "--workers", "0"], "--workers"),
         ([str(archive), "out", "--edition", "60", "--exclude-list", str(tmp_path / "empty.txt")], "names no clip"),
         ([str(archive), "out"], "--edition"),
@@ -153,17 +170,17 @@ def test_bad_input_is_one_line(tmp_path: Path, archive: Path, made: Path, capsys
         assert error.count("\n") == 1
 
 
-def test_the_command_tells_what_it_did(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_a_summary(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(archive), str(tmp_path / "out"), "--edition", "60", "--workers", "1"])
     out = capsys.readouterr().out
     for word in (f"read      {COUNT}", "no usable body", "joined fragments", "x-view", "python -m fgst.train"):
         assert word in out
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     main([str(archive), str(tmp_path / "out"), "--edition", "60", "--workers", "1", "--overwrite"])
 
 
-def test_fragments_keep_their_places(tmp_path: Path, made: Path, cases: list[Case]) -> None:
-    """Frame by frame: what was read is what is stored, but for the origin."""
-    dataset = ArrowDataset(made)
+def test_joints_equal_those_of_the_file_except_for_the_origin(prepared: Path, cases: list[Case]) -> None:
+    dataset = ArrowDataset(prepared)
     case = cases[0]
     row = list(dataset.clip_ids).index(case.name)
     numbers = [line.split()[:3] for line in case.content.splitlines() if len(line.split()) == 12]
@@ -172,7 +189,7 @@ def test_fragments_keep_their_places(tmp_path: Path, made: Path, cases: list[Cas
     np.testing.assert_array_equal(dataset.clip(row)[0], expected.astype(np.float32))
 
 
-def test_what_is_no_data_set_is_never_replaced(tmp_path: Path, archive: Path) -> None:
+def test_other_folders_are_never_replaced(tmp_path: Path, archive: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
     with pytest.raises(InputError, match="not empty"):
@@ -181,9 +198,9 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path: Path, archive: Path) ->
 
 
 def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
-    """Ratios of a thousand, names that climb, names that are no clip's: faults, or clips like others."""
+    """Compression ratios of a thousand and names with parent folders or control characters do no harm."""
     good = cases[0]
-    others = {
+    bombs = {
         "S001C001P001R001A002": b"\0" * 40_000_000,
         "S001C001P001R001A003": b"9999999\n" + b"0\n" * 20_000_000,
         "S001C001P001R001A004": b"99999999\n" + b"1\n" * 7_000_000,
@@ -195,7 +212,7 @@ def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
         archive.writestr("S001C001P001R001A061.skeleton", good.content)
         archive.writestr("\x1b[31mred.skeleton", good.content)
         archive.writestr("readme.txt", b"hello")
-        for name, content in others.items():
+        for name, content in bombs.items():
             archive.writestr(f"{name}.skeleton", content)
     assert (tmp_path / "bad.zip").stat().st_size < 200_000
     before = set(tmp_path.parent.rglob("*.skeleton"))
@@ -203,19 +220,16 @@ def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
     assert list(dataset.clip_ids) == [good.name]
     assert set(tmp_path.parent.rglob("*.skeleton")) == before
     assert report.reasons() == {"unreadable": 3, "not a clip": 3, "not in this edition": 1}
-    assert report.strays == 1
+    assert report.other_files == 1
     text = (dataset.path / "report.json").read_text()
-    assert "larger than the 16 MiB" in text
+    assert "larger than 16 MiB" in text
     assert "\\u001b" not in text
 
 
 @pytest.mark.parametrize(
     ("edition", "benchmark"), [("60", "x-sub"), ("60", "x-view"), ("120", "x-sub"), ("120", "x-set")]
 )
-def test_training_on_it(edition: str, benchmark: str, tmp_path: Path) -> None:
-    from fgst.config import PRESETS
-    from fgst.training.trainer import fit
-
+def test_training_on_each_benchmark(edition: str, benchmark: str, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", corpus(230, actions=8, setups=32 if edition == "120" else 17))
     dataset, _ = prepare([source], tmp_path / "out", edition=edition)
     config = PRESETS["tiny"].with_values(
@@ -225,58 +239,58 @@ def test_training_on_it(edition: str, benchmark: str, tmp_path: Path) -> None:
     assert result.test is not None
     rule = dataset.benchmark(benchmark)
     values = dataset.columns[rule.column]
-    tested = set(dataset.clip_ids[~np.isin(values, rule.train)])
-    assert set(result.test.clip_ids) == tested
-    assert 10 < len(tested) < len(dataset) - 10
+    test_clips = set(dataset.clip_ids[~np.isin(values, rule.train)])
+    assert set(result.test.clip_ids) == test_clips
+    assert 10 < len(test_clips) < len(dataset) - 10
     assert {"val/top1", "test/top1"} <= set(result.metrics)
 
 
 @pytest.mark.slow
-def test_on_a_cluster_that_is_there(tmp_path: Path, made: Path, archive: Path) -> None:
+def test_preparation_on_an_existing_cluster(tmp_path: Path, prepared: Path, archive: Path) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
-        prepare([archive], tmp_path / "out", edition="60", workers=2, address=cluster.address)
+        prepare(
+            [archive], tmp_path / "out", edition="60", parallel_map=partial(ray_map, address=cluster.address, workers=2)
+        )
     finally:
         cluster.shutdown()
-    assert contents(tmp_path / "out") == contents(made)
+    assert contents(tmp_path / "out") == contents(prepared)
 
 
-KILLED = """
+INTERRUPTED = """
 import sys
-import fgst.cli.data_ntu as module
-from fgst.cli.data_ntu import main
+from pathlib import Path
+from fgst.data.formats.ntu import prepare
+from fgst.sweep.backends.ray_session import ray_map
 
-whole = module._made
-
-def told(tasks, workers, address):
-    for number, made in enumerate(whole(tasks, workers, address)):
-        yield made
+def reporting_map(function, tasks):
+    for number, record in enumerate(ray_map(function, tasks, address=None, workers=4)):
+        yield record
         if number == 1:
             print("two shards", flush=True)
 
-module._made = told
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    prepare([Path(sys.argv[1])], Path(sys.argv[2]), edition="60", parallel_map=reporting_map)
 """
 
 
 @pytest.mark.slow
-def test_four_workers_and_a_kill_in_the_middle_change_nothing(tmp_path: Path) -> None:
-    """The corpus of the acceptance: 5,000 files with every oddity, one worker, four, and four killed half-way."""
+def test_four_workers_and_a_kill_do_not_change_the_result(tmp_path: Path) -> None:
+    """5,000 files of all kinds, with one worker, with four, and with four after a kill."""
     cases = corpus(5000)
     source = write_zip(tmp_path / "skeletons.zip", cases)
-    command = [str(source), "--edition", "60"]
-    prepare([source], tmp_path / "one", edition="60", workers=1)
-    prepare([source], tmp_path / "four", edition="60", workers=4)
-    process = start_python(KILLED, command[0], tmp_path / "killed", *command[1:], "--workers", "4")
+    four_workers = partial(ray_map, address=None, workers=4)
+    prepare([source], tmp_path / "one", edition="60")
+    prepare([source], tmp_path / "four", edition="60", parallel_map=four_workers)
+    process = start_python(INTERRUPTED, source, tmp_path / "killed")
     kill_when_told(process, "two shards")
     assert not (tmp_path / "killed").exists()
-    kept = len(list((tmp_path / ".killed.preparing").glob("clips-*.json")))
-    assert kept >= 2
-    prepare([source], tmp_path / "killed", edition="60", workers=4)
+    finished = len(list((tmp_path / ".killed.preparing").glob("clips-*.json")))
+    assert finished >= 2
+    prepare([source], tmp_path / "killed", edition="60", parallel_map=four_workers)
     assert contents(tmp_path / "one") == contents(tmp_path / "four") == contents(tmp_path / "killed")
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     assert report["clips"] == sum(not case.fault for case in cases)

@@ -1,4 +1,4 @@
-"""The two skeletons against the lists of the literature, typed again here, and what a skeleton refuses."""
+"""The two skeletons compared with lists copied from the literature, and validation of skeletons."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_bones(skeleton: Skeleton) -> None:
 
 
 @both
-def test_every_bone_leads_to_the_one_root(skeleton: Skeleton) -> None:
+def test_every_joint_descends_from_the_single_root(skeleton: Skeleton) -> None:
     roots = {joint for joint, parent in enumerate(skeleton.parents) if joint == parent}
     assert len(roots) == 1
     for joint in range(skeleton.num_joints):
@@ -72,7 +72,7 @@ def test_joint_names(skeleton: Skeleton) -> None:
 
 
 @both
-def test_the_centre_is_joint_2_the_spine(skeleton: Skeleton) -> None:
+def test_centre_is_the_spine(skeleton: Skeleton) -> None:
     assert skeleton.centre == 1
     assert "spine" in skeleton.joints[skeleton.centre]
 
@@ -90,7 +90,7 @@ def test_five_parts_are_the_trunk_and_four_limbs(skeleton: Skeleton) -> None:
 
 
 @both
-def test_known_numbers_of_parts(skeleton: Skeleton) -> None:
+def test_known_parts(skeleton: Skeleton) -> None:
     assert skeleton.known_parts == (1, 2, 5, 6, 10, skeleton.num_joints)
 
 
@@ -120,8 +120,8 @@ def test_left_and_right_are_mirror_images(skeleton: Skeleton) -> None:
 
 
 @both
-def test_mirrored_parts_list_mirrored_joints_in_the_same_places(skeleton: Skeleton) -> None:
-    """One linear layer embeds all parts, so an elbow must sit in the same place of the left arm and of the right."""
+def test_mirrored_parts_list_mirrored_joints_in_the_same_order(skeleton: Skeleton) -> None:
+    """One linear layer embeds all parts, so an elbow must have the same position in the left and right arm."""
     for parts in skeleton.known_parts:
         names = [[skeleton.joints[joint] for joint in part] for part in skeleton.partition(parts)]
         for part in names:
@@ -130,11 +130,11 @@ def test_mirrored_parts_list_mirrored_joints_in_the_same_places(skeleton: Skelet
 
 
 @both
-def test_a_skeleton_survives_json(skeleton: Skeleton) -> None:
+def test_json_round_trip(skeleton: Skeleton) -> None:
     assert Skeleton.from_dict(json.loads(json.dumps(skeleton.to_dict()))) == skeleton
 
 
-def test_a_custom_partition_keeps_the_order_of_its_names() -> None:
+def test_custom_partition_keeps_the_order_of_its_names() -> None:
     skeleton = Skeleton("stick", ("hip", "neck", "head"), (0, 0, 1))
     assert skeleton.partition((("head", "hip"), ("neck",))) == ((2, 0), (1,))
     assert skeleton.partition([["neck", "head", "hip"]]) == ((1, 2, 0),)
@@ -149,16 +149,16 @@ def test_single_joints_are_always_a_partition() -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (7, "into 7 parts; there are 1, 2, 5, 6, 10, 20"),
+        (7, "into 7 parts; choose one of 1, 2, 5, 6, 10, 20"),
         (0, "into 0 parts"),
-        ((NW_UCLA_20.joints[:19],), "each of the 20 joints once"),
-        ((NW_UCLA_20.joints, NW_UCLA_20.joints[:1]), "each of the 20 joints once"),
+        ((NW_UCLA_20.joints[:19],), "each of the 20 joints exactly once"),
+        ((NW_UCLA_20.joints, NW_UCLA_20.joints[:1]), "each of the 20 joints exactly once"),
         ((NW_UCLA_20.joints, ()), "no empty part"),
-        ((), "each of the 20 joints once"),
+        ((), "each of the 20 joints exactly once"),
         ((NW_UCLA_20.joints, ("tail",)), "no joint 'tail'"),
     ],
 )
-def test_partitions_that_are_refused(parts: Any, message: str) -> None:
+def test_invalid_partitions_are_rejected(parts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         NW_UCLA_20.partition(parts)
     assert "nw-ucla-20" in str(error.value)
@@ -174,15 +174,15 @@ def test_partitions_that_are_refused(parts: Any, message: str) -> None:
         ({"parents": (0, 0, -1)}, "from 0 to 2"),
         ({"centre": 3}, "centre is 3"),
         ({"centre": -1}, "centre is -1"),
-        ({"partitions": (((0, 1),),)}, "each of the 3 joints once"),
-        ({"partitions": (((0, 1, 2), (2,)),)}, "each of the 3 joints once"),
+        ({"partitions": (((0, 1),),)}, "each of the 3 joints exactly once"),
+        ({"partitions": (((0, 1, 2), (2,)),)}, "each of the 3 joints exactly once"),
         ({"partitions": (((0, 1, 2), ()),)}, "no empty part"),
-        ({"partitions": (((0, 1, 2),), ((0, 1), (-1,)))}, "each of the 3 joints once"),
+        ({"partitions": (((0, 1, 2),), ((0, 1), (-1,)))}, "each of the 3 joints exactly once"),
     ],
 )
-def test_bad_skeletons_are_refused(changes: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {"name": "stick", "joints": ("a", "b", "c"), "parents": (0, 0, 1)}
-    Skeleton(**good)
+def test_invalid_skeletons_are_rejected(changes: dict[str, Any], message: str) -> None:
+    valid: dict[str, Any] = {"name": "stick", "joints": ("a", "b", "c"), "parents": (0, 0, 1)}
+    Skeleton(**valid)
     with pytest.raises(ValueError, match=message) as error:
-        Skeleton(**(good | changes))
+        Skeleton(**(valid | changes))
     assert "skeleton stick" in str(error.value)

@@ -67,24 +67,24 @@ def one(rng: np.random.Generator, frames: int) -> list[Track]:
 
 def _cases(rng: np.random.Generator, frames: int) -> list[tuple[bytes, int, int, str, dict[str, int]]]:
     """One file of each kind: content, persons, frames, fault, removed."""
-    every = list(range(frames))
+    all_frames = list(range(frames))
     half = frames // 2
     plain = text(frames, one(rng, frames))
     lines = plain.split(b"\n")
-    pair = [*one(rng, frames), Track(FIRST_ID + 1, every, person(rng, frames, motion=0.05))]
-    ghost = Track(FIRST_ID + 2, every[3:9], person(rng, 6))
-    noise = Track(FIRST_ID + 3, every, person(rng, frames, motion=2.0, wide=True))
+    pair = [*one(rng, frames), Track(FIRST_ID + 1, all_frames, person(rng, frames, motion=0.05))]
+    ghost = Track(FIRST_ID + 2, all_frames[3:9], person(rng, 6))
+    noise = Track(FIRST_ID + 3, all_frames, person(rng, frames, motion=2.0, wide=True))
     single = Track(FIRST_ID + 4, [frames - 1], person(rng, 1))
     broken = [
-        Track(FIRST_ID, every[:half], person(rng, half)),
-        Track(FIRST_ID + 1, every[half:], person(rng, frames - half)),
+        Track(FIRST_ID, all_frames[:half], person(rng, half)),
+        Track(FIRST_ID + 1, all_frames[half:], person(rng, frames - half)),
     ]
-    crowd = [Track(FIRST_ID + i, every, person(rng, frames, motion=0.1 * (4 - i))) for i in range(3)]
-    gap = [Track(FIRST_ID, every[:5] + every[9:], person(rng, frames - 4))]
+    crowd = [Track(FIRST_ID + i, all_frames, person(rng, frames, motion=0.1 * (4 - i))) for i in range(3)]
+    gap = [Track(FIRST_ID, all_frames[:5] + all_frames[9:], person(rng, frames - 4))]
     partly = person(rng, frames, motion=0.3)
     partly[:4] = person(rng, 4, wide=True)
-    mixed = [Track(FIRST_ID, every, partly), Track(FIRST_ID + 1, every, person(rng, frames, motion=0.01))]
-    ghosts = [Track(FIRST_ID + i, every[2 * i : 2 * i + 2], person(rng, 2)) for i in range(3)]
+    mixed = [Track(FIRST_ID, all_frames, partly), Track(FIRST_ID + 1, all_frames, person(rng, frames, motion=0.01))]
+    ghosts = [Track(FIRST_ID + i, all_frames[2 * i : 2 * i + 2], person(rng, 2)) for i in range(3)]
     return [
         (plain, 1, frames, "", {}),
         (plain.replace(b"\n", b"\r\n"), 1, frames, "", {}),
