@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fgst.config import PRESETS, DataConfig
+from fgst.config import PRESETS, RECIPE_DEFAULTS, DataConfig
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
-from fgst.data.loader import RECIPE_FRAMES, ClipLoader
+from fgst.data.loader import ClipLoader
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.data.writer import write_dataset
 from fgst.model import FGSTFormer
@@ -58,7 +58,7 @@ class PerClip(Dataset[tuple[np.ndarray, int]]):
     """The recipes a clip at a time, as a Dataset of PyTorch."""
 
     def __init__(self, dataset: ArrowDataset) -> None:
-        self.dataset, self.frames = dataset, RECIPE_FRAMES[dataset.recipe]
+        self.dataset, self.frames = dataset, RECIPE_DEFAULTS[dataset.recipe].frames
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -139,7 +139,7 @@ import sys
 import numpy as np
 from fgst.data.dataset import ArrowDataset
 import torch
-from fgst.data.loader import ClipStore
+from fgst.data.loader import ClipLoader
 from fgst.config import DataConfig
 def memory():
     lines = open("/proc/self/smaps_rollup").read().splitlines()[1:]
@@ -148,7 +148,7 @@ def memory():
 torch.set_num_threads(1)
 before = memory()
 dataset = ArrowDataset(sys.argv[1])
-store = ClipStore(dataset, np.arange(len(dataset)), DataConfig(), torch.device("cpu"))
+store = ClipLoader(dataset, np.arange(len(dataset)), DataConfig(), torch.device("cpu"))
 for batch in store.evaluation_batches():
     pass
 print("read", flush=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgst.sweep.definition import Trial
+from fgst.sweep.status import TrialExit
 from fgst.sweep.trial import SPOOLS, TrialContext
 from fgst.tracking.tags import Tags
 
@@ -43,18 +44,19 @@ class SimulatedTrial:
     log: str = ""
     full: str = ""
 
-    def __call__(self, trial: Trial, context: TrialContext, report: Callable[[dict[str, float]], None]) -> str:
+    def __call__(self, trial: Trial, context: TrialContext, report: Callable[[dict[str, float]], None]) -> TrialExit:
         self._note(trial, 0, "begin", 0.0)
         run = None
         if self.writes:
-            from fgst.tracking.store import TrackingStore, trial_tags
+            from fgst.tracking.store import TrackingStore
+            from fgst.tracking.training import trial_tags
 
             store = TrackingStore(context.tracking_uri, wait=True)
             tags = trial_tags(trial.config, "simulated", "0" * 64) | {
                 Tags.KIND: "trial", "fgst.label": trial.label, "fgst.point": json.dumps(list(trial.params)),
             }  # fmt: skip
             run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
-            run.spool_in(Path(context.storage) / SPOOLS)
+            run.enable_spool(Path(context.storage) / SPOOLS)
             run.log_params(trial.config.flat())
             run.log_dataset("simulated", "0" * 64, "nowhere")
         pace, last = self._pace(trial), trial.config.train.epochs
@@ -77,11 +79,11 @@ class SimulatedTrial:
             # What stops a trial early does so in here: nothing after it is run.
             report({"epoch": epoch, **metrics})
             if self.full and _node() in self.full:
-                return f"disk full on {os.uname().nodename}"
+                return TrialExit.DISK_FULL
         if run is not None:
             run.set_tags({Tags.STATUS: "finished"})
         self._note(trial, last, "end", 0.0)
-        return "finished"
+        return TrialExit.FINISHED
 
     def _pace(self, trial: Trial) -> float:
         return self.seconds * (0.75 + 0.5 * random.Random(trial.trial_id).random())

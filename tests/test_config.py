@@ -361,8 +361,8 @@ def test_a_skeleton_that_does_not_fit_is_told_by_field() -> None:
 
 
 def test_the_width_of_a_head_follows_the_block_unless_it_is_given() -> None:
-    assert ModelConfig().width_of_head(64) == 16
-    assert ModelConfig(head_width=10).width_of_head(64) == 10
+    assert ModelConfig().spatial_head_width(64) == 16
+    assert ModelConfig(head_width=10).spatial_head_width(64) == 10
 
 
 # Digest

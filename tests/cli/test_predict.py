@@ -15,14 +15,14 @@ import torch
 
 from fgst.cli.predict import main, predict
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats.raw_clip import read_clip
+from fgst.data.formats import read_clip
 from fgst.data.loader import make_loaders
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member, softmax
 from fgst.evaluation.inference import Predictor
+from fgst.evaluation.scoring import score
 from fgst.model.card import ModelCard
-from fgst.training.trainer import score
 from tests.support import small
 from tests.support.small import network
 

@@ -70,7 +70,7 @@ def test_a_trial_keeps_the_uri(cache: Path, store: Path) -> None:
     (result,) = fit(config, device="cpu")
     (same,) = fit(small_config(store, train__epochs=1), device="cpu")
     assert result.metrics["train/loss"] == same.metrics["train/loss"]
-    from fgst.training.trainer import resolve
+    from fgst.config import resolve
 
     assert resolve(config, ArrowDataset(store.as_uri())).data.dataset == store.as_uri()
 

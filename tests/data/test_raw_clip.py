@@ -9,7 +9,7 @@ import numpy as np
 from fgst.cli.data_ntu import prepare as prepare_ntu
 from fgst.data.formats.raw_clip import read_clip
 from fgst.evaluation.inference import Predictor
-from fgst.tracking.serving import example
+from fgst.tracking.serving import input_example
 from tests.support.ntu_corpus import corpus, write_folder
 from tests.support.small import network
 
@@ -24,5 +24,5 @@ def test_ntu_files_become_the_clips_of_their_data_set(tmp_path: Path) -> None:
     # and what the served model gives as an example is one, too
     networks = Predictor.load(network(prepared, tmp_path / "network", data__benchmark="x-sub", model__parts=5))
     (tmp_path / "networks").symlink_to(next((tmp_path / "network").iterdir()))
-    shown = example(tmp_path / "networks")
+    shown = input_example(tmp_path / "networks")
     assert networks.read(shown["content"][0].encode()).shape == (1, 4, 25, 3)

@@ -187,7 +187,7 @@ def test_shorter_clips_are_taken_and_scored_as_by_a_network_made_for_them() -> N
 
 
 def test_longer_clips_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"10 frames.* 9 at most"):
+    with pytest.raises(ValueError, match=r"10 frames.* at most 9"):
         tiny(frames=9)(clips_of(2, T=10))
 
 
@@ -246,8 +246,8 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_head_width_follows_the_channels_unless_given() -> None:
-    assert [ModelConfig().width_of_head(C) for C in (64, 128, 256)] == [16, 32, 64]
-    assert ModelConfig(head_width=20).width_of_head(256) == 20
+    assert [ModelConfig().spatial_head_width(C) for C in (64, 128, 256)] == [16, 32, 64]
+    assert ModelConfig(head_width=20).spatial_head_width(256) == 20
 
 
 # Constants that the batch norm behind them subtracts again: the biases of the convolutions (the rows of a softmax add

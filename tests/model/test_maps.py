@@ -125,6 +125,6 @@ def test_presence_can_be_told() -> None:
         torch.testing.assert_close(scores[0], model(clips[:1, :1])[0])
         torch.testing.assert_close(scores[1], model(clips)[1])
         assert (scores[2] - model(clips)[2]).abs().max() > 1e-6  # a motionless person takes part
-        with pytest.raises(ValueError, match=r"present is \(3, 1\)"):
+        with pytest.raises(ValueError, match=r"person_mask is \(3, 1\)"):
             model(clips, told[:, :1])
     assert told.tolist()[0] == [True, False]  # not changed

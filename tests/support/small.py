@@ -96,10 +96,10 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
     """Save an untrained network for a data set, with settled batch norms; return the checkpoint's folder."""
     import torch
 
+    from fgst.config import resolve
     from fgst.data.loader import make_loaders
     from fgst.model.card import ModelCard
     from fgst.training.checkpoint import save_checkpoint
-    from fgst.training.trainer import resolve
 
     config = resolve(small_config(dataset, **values), dataset)
     about = (dataset.max_persons, dataset.name, dataset.digest, dataset.preparation)

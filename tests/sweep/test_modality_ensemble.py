@@ -15,7 +15,6 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from fgst.cli.evaluate import evaluate
 from fgst.cli.sweep import sweep
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, fit_weights, fuse
@@ -23,13 +22,14 @@ from fgst.evaluation.metrics import Scores
 from fgst.model.card import ModelCard
 from fgst.sweep.definition import SweepDefinition
 from fgst.tracking import registry
+from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from tests.support import small
 from tests.support.place import ROOT, TINY
 
 FOCAL_K, MODALITIES = (
-    runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["question"] for name in ("focal_k", "modalities")
+    runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["definition"] for name in ("focal_k", "modalities")
 )
 NAMES = ["joint", "bone", "joint_motion", "bone_motion"]
 
@@ -77,7 +77,7 @@ def sweeps(store: TrackingStore) -> list[Run]:
 
 
 def test_only_what_is_missing_is_trained(story: Story) -> None:
-    best = story.store.run(story.initial_points.data.tags["fgst.best_run"])
+    best = story.store.run(story.first.data.tags["fgst.best_run"])
     assert story.second.data.tags["fgst.trained_before." + best.data.tags[Tags.TRIAL_ID]] == best.info.run_id
     names = {child.info.run_name for child in story.store.children(story.second.info.run_id)}
     assert names == {f"modality={name} s{seed}" for name in NAMES for seed in (0, 1)} - {"modality=joint s0"}
@@ -175,11 +175,11 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     champion = registry.champion(store, name)
     assert champion.run_id == story.ensemble(story.third).info.run_id
     reached = story.ensemble(story.second).data.metrics["val/top1"]
-    assert float(champion.tags[registry.VAL]) == reached
+    assert float(champion.tags[Tags.VAL_TOP1]) == reached
     assert f"registered: {name} version 1, alias champion" in story.err
-    assert registry.run_of(store, "champion") == registry.run_of(store, f"{name}/1") == champion.run_id
+    assert registry.resolve_model(store, "champion") == registry.resolve_model(store, f"{name}/1") == champion.run_id
 
-    other, split = story.ensemble(story.second).info.run_id, champion.tags[registry.SPLIT]
+    other, split = story.ensemble(story.second).info.run_id, champion.tags[Tags.VALIDATION_SPLIT]
     assert "validates at" in registry.promote_if_better(
         store, other, "small x-sub", reached, split
     )  # as good is not better
@@ -187,11 +187,11 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     assert registry.champion(store, name).version == champion.version
     assert "already" in registry.promote_if_better(store, champion.run_id, "small x-sub", 100.0, split)
     assert "version 2" in registry.promote_if_better(store, other, "small x-sub", reached + 0.1, split)
-    assert registry.run_of(store, f"{name}@champion") == other
-    assert registry.run_of(store, f"{name}/1") == champion.run_id
+    assert registry.resolve_model(store, f"{name}@champion") == other
+    assert registry.resolve_model(store, f"{name}/1") == champion.run_id
     for wrong in ("nothing", f"{name}/7", f"{name}@king", "../etc@champion", "a/b/c"):
         with pytest.raises(InputError, match="--model"):
-            registry.run_of(store, wrong)
+            registry.resolve_model(store, wrong)
 
 
 def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
@@ -214,13 +214,13 @@ def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
     ],
 )
 def test_bad_input_is_refused(story: Story, arguments: list[str], words: str) -> None:
-    names = {"SWEEP": story.initial_points.info.run_id, "TRIAL": story.initial_points.data.tags["fgst.best_run"]}
+    names = {"SWEEP": story.first.info.run_id, "TRIAL": story.first.data.tags["fgst.best_run"]}
     with pytest.raises(InputError, match=words):
         ask(MODALITIES, *(names.get(a, a) for a in arguments), "--tracking-uri", story.store.uri)
 
 
 def test_data_that_changed_since_are_refused_unless_they_are_named(story: Story, tmp_path: Path) -> None:
-    trial = story.initial_points.data.tags["fgst.best_run"]
+    trial = story.first.data.tags["fgst.best_run"]
     small.write_small(tmp_path / "other", small.motion_clips(40, seed=3))
     with story.store.artifacts(trial, "checkpoint/config.json") as file:
         card = ModelCard.read(file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from fgst.tracking.store import TrackedRun, TrackingStore
 from tests.support.small import start_python
 
-MAKE = "import sys; from fgst.tracking.store import Tracking; print('now', flush=True); Tracking(sys.argv[1]); print('made')"
+MAKE = "import sys; from fgst.tracking.store import TrackingStore; print('now', flush=True); TrackingStore(sys.argv[1]); print('made')"
 
 
 def test_a_store_whose_making_was_interrupted_is_made_by_the_next(tmp_path: Path) -> None:

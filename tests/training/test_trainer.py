@@ -16,13 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgst.config import TrainConfig, TrialConfig
+from fgst.config import TrainConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import make_loaders
 from fgst.errors import InputError, Preempted
+from fgst.evaluation.scoring import score
 from fgst.model.card import load_model
 from fgst.training.checkpoint import load_state
-from fgst.training.trainer import DivergedError, EpochResult, fit, learning_rate, resolve, score
+from fgst.training.trainer import DivergedError, EpochResult, fit, learning_rate
 from tests.support.small import kill_when_told, motion_clips, small_config, start_python, write_small
 
 OF_THE_CLOCK = ("clips_per_second", "minutes")
