@@ -48,8 +48,8 @@ COMMANDS = {
     "explain": Command("fgst.cli.explain", "draw the focal joints that a network selects"),
     "runs": Command("fgst.cli.runs", "list, compare and clean up runs"),
     "model": Command("fgst.cli.model", "print a network layer by layer: shapes, parameters, FLOPs"),
-    "server": Command("fgst.server", "start a tracking server for a team"),
-    "server-backup": Command("fgst.server_backup", "save or restore the tracking server's database and artifacts"),
+    "server": Command("fgst.cli.server", "start a tracking server for a team"),
+    "server-backup": Command("fgst.cli.server_backup", "save or restore the tracking server's database and artifacts"),
 }
 DATA_COMMANDS = {
     "nw-ucla": Command("fgst.cli.data_nw_ucla", "convert Northwestern-UCLA"),
