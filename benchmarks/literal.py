@@ -183,7 +183,7 @@ class LiteralFGSTFormer(nn.Module):
         widths = [(config.channels[max(i - 1, 0)], config.channels[i]) for i in range(len(config.channels))]
 
         def spatial(channels: int, tokens: int) -> BasicSFormer:
-            return BasicSFormer(channels, tokens, config.spatial_heads, config.width_of_head(channels))
+            return BasicSFormer(channels, tokens, config.spatial_heads, config.spatial_head_width(channels))
 
         self.input_norm, self.embedding = nn.BatchNorm1d(N * 3), nn.Linear(3, config.channels[0])
         self.spatial = nn.ModuleList(spatial(a, N) for a, _ in widths[:L1])
@@ -194,7 +194,7 @@ class LiteralFGSTFormer(nn.Module):
         self.joint_spatial = nn.ModuleList(spatial(a, config.focal_joints) for a, _ in widths[L1:])
         self.part_spatial = nn.ModuleList(spatial(a, P) for a, _ in widths[L1:])
         self.cross = nn.ModuleList(
-            CrossAttention(a, config.spatial_heads, config.width_of_head(a)) for a, _ in widths[L1:]
+            CrossAttention(a, config.spatial_heads, config.spatial_head_width(a)) for a, _ in widths[L1:]
         )
         self.joint_temporal = nn.ModuleList(FGTFormer(a, b, config) for a, b in widths[L1:])
         self.part_temporal = nn.ModuleList(FGTFormer(a, b, config) for a, b in widths[L1:])

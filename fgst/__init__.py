@@ -1,8 +1,59 @@
-"""fgst: experiment sweeps of the FG-STFormer for skeleton-based action recognition."""
+"""Hyperparameter sweeps of the FG-STFormer for skeleton-based action recognition.
 
+The public API is loaded on first use, so that ``import fgst`` takes no time:
+
+    >>> import fgst
+    >>> config = fgst.PRESETS["tiny"].with_values({"data.dataset": "datasets/nw-ucla", "train.epochs": 4})
+    >>> for result in fgst.fit(config):
+    ...     print(result.epoch, result.metrics["val/top1"])
+"""
+
+from __future__ import annotations
+
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
-# OpenMP threads that wait must sleep. By default they spin, and several trainings on one machine then starve each
-# other, measured at 3 to 16 times slower. It is read when torch is imported, hence here; whoever sets it keeps it.
+if TYPE_CHECKING:
+    from fgst.config import PRESETS, TrialConfig
+    from fgst.data.dataset import ArrowDataset
+    from fgst.data.skeleton import Skeleton
+    from fgst.model import FGSTFormer
+    from fgst.training import fit
+
+    __version__: str
+
+__all__ = ["PRESETS", "ArrowDataset", "FGSTFormer", "Skeleton", "TrialConfig", "__version__", "fit"]
+
+# Idle OpenMP threads must sleep. By default they spin, and several trainings on one machine then slow each other down,
+# measured at 3 to 16 times. OpenMP reads these variables when torch is imported, hence here; values that are already
+# set take precedence.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+_MODULES = {
+    "PRESETS": "fgst.config",
+    "TrialConfig": "fgst.config",
+    "ArrowDataset": "fgst.data.dataset",
+    "Skeleton": "fgst.data.skeleton",
+    "FGSTFormer": "fgst.model",
+    "fit": "fgst.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    if name == "__version__":
+        return _version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    """Return the version of the installed distribution."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("fgst")
+    except metadata.PackageNotFoundError:  # imported from a source tree that is not installed
+        return "0+unknown"

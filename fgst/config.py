@@ -1,30 +1,57 @@
-"""What a trial is: frozen, checked configurations of the network, the data and the training.
+"""The configuration of a trial: frozen, validated dataclasses for the network, the data and the training.
 
-A :class:`TrialConfig` says everything that decides a trial's figures, its seed included. Flattened
-(``{"model.focal_joints": 15, …}``) it is the parameters of an MLflow run and the argument of ``--set``.
+A :class:`TrialConfig` contains everything that determines a trial's results on a given machine, including its seed.
+In flat form (``{"model.focal_joints": 15, …}``) it is what ``--set`` changes, what MLflow records as a run's
+parameters, and what a checkpoint's ``config.json`` contains.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import hashlib
 import json
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fgst.data.modality import MODALITIES
-from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 
-NORMS = ("batch", "layer")
-FOCAL_ORDERS = ("joint", "score")
-TEMPORALS = ("fg", "attention", "convolution")
-PRECISIONS = ("float32", "bfloat16")
-SCHEDULES = ("step", "cosine")
-PROTOCOLS = ("validation", "paper")
+if TYPE_CHECKING:
+    from fgst.data.dataset import ArrowDataset
+    from fgst.data.skeleton import Skeleton
+
+Modality = Literal["joint", "bone", "joint_motion", "bone_motion"]
+RecipeName = Literal["nw-ucla", "ntu"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+RECIPES: tuple[RecipeName, ...] = get_args(RecipeName)
+SplitProtocol = Literal["validation", "paper"]
+PROTOCOLS: tuple[SplitProtocol, ...] = get_args(SplitProtocol)
+Norm = Literal["batch", "layer"]
+FocalOrder = Literal["joint", "score"]
+Temporal = Literal["fg", "attention", "convolution"]
+Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["step", "cosine"]
+
+
+# What each recipe implies for the fields that a configuration leaves at None.
+@dataclass(frozen=True)
+class Recipe:
+    """Default sampling parameters of a recipe (:mod:`fgst.data.loader` samples and augments clips by it).
+
+    Attributes:
+        frames: T, the number of frames in the network's input.
+        repeat: passes over the training clips per epoch.
+    """
+
+    frames: int
+    repeat: int
+
+
+RECIPE_DEFAULTS: dict[str, Recipe] = {"nw-ucla": Recipe(frames=52, repeat=5), "ntu": Recipe(frames=128, repeat=1)}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -32,36 +59,54 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    _require(value in known, f"{name} is {value!r}; it is one of {', '.join(known)}")
+@functools.cache
+def _field_types(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union; any other type is its only alternative."""
+    return get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+
+
+def _check_choices(section: str, config: Any) -> None:
+    """Require the value of every ``Literal`` field to be one of the literal's arguments."""
+    config_type: Any = type(config)
+    for name, annotation in _field_types(config_type).items():
+        value = getattr(config, name)
+        for option in _alternatives(annotation):
+            if typing.get_origin(option) is Literal and value is not None:
+                choices = get_args(option)
+                _require(value in choices, f"{section}.{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The FG-STFormer's shape; the default is the paper's (§4.2).
+    """Architecture of the FG-STFormer; the defaults are the paper's (§4.2).
 
     Attributes:
-        channels: width of each layer; where it doubles, that layer's FG-TFormer halves the frames.
-        stage1_layers: L1 (Table 4), layers over all joints.
-        stage2_layers: L2 (Table 4), layers over focal joints and body parts.
-        focal_selection: stage 2 goes on with the focal joints of each frame (Table 1, model A); off, with all joints.
-        focal_joints: K (Table 2), joints kept in each frame; says nothing where ``focal_selection`` is off.
-        part_branch: stage 2 has a second branch, of body parts (Table 1, model B).
-        cross_attention: JP-CA between the two branches (Table 1, model C); needs ``part_branch``.
-        shared_branches: both branches of stage 2 go through the same weights; needs ``part_branch``.
-        temporal: "fg" is the FG-TFormer; "attention" the Basic-TFormer, "convolution" the TCN only (Table 3).
-        parts: P, a number of body parts that the skeleton knows, or a partition by joint names.
-        dilations: d_t of each temporal head; their number is the number of temporal heads.
-        kernel_size: k_t of the temporal convolutions, in frames.
-        spatial_heads: heads of Basic-SFormer and JP-CA.
-        head_width: d of a spatial head; ``None`` means C // 4, as in the work the block is taken from.
-        focal_gate: multiply the kept joints by their score, so that W_p (Eq. 2) gets a gradient.
-        focal_order: order of the kept joints: "joint" (by index) or "score" (Eq. 3).
-        norm: "batch" or "layer", after each output projection.
-        dropout: on each block's output and before the last layer.
+        channels: C of each layer. A layer that doubles the width halves the number of frames in its FG-TFormer.
+        stage1_layers: L1 (Table 4), number of layers over all joints.
+        stage2_layers: L2 (Table 4), number of layers over focal joints and body parts.
+        focal_selection: restrict stage 2 to the focal joints of each frame (Table 1, model A); otherwise stage 2
+            processes all joints.
+        focal_joints: K (Table 2), number of joints selected in each frame; ignored without ``focal_selection``.
+        part_branch: add a second branch of body parts to stage 2 (Table 1, model B).
+        cross_attention: JP-CA between the two branches (Table 1, model C); requires ``part_branch``.
+        shared_branches: use the same weights for both branches of stage 2; requires ``part_branch``.
+        temporal: "fg" for the FG-TFormer, "attention" for the Basic-TFormer, "convolution" for the TCN alone (Table 3).
+        parts: P, the number of body parts in one of the skeleton's partitions, or a custom partition by joint names.
+        dilations: d_t of each temporal head, in frames; its length is the number of temporal heads.
+        kernel_size: k_t of the temporal convolutions, in frames; odd.
+        spatial_heads: number of heads of Basic-SFormer and JP-CA.
+        head_width: d of a spatial head; ``None`` means C // 4, as in the work that the block is taken from.
+        focal_gate: multiply the selected joints by their score, which gives W_p (Eq. 2) a gradient.
+        focal_order: order of the selected joints, "joint" (by index) or "score" (by descending score, Eq. 3).
+        norm: normalization after each output projection, "batch" or "layer".
+        dropout: probability, on each block's output and before the last layer.
 
     Raises:
-        InputError: naming the field, if a value is impossible.
+        InputError: if a value or a combination of values is invalid; the message names the field.
     """
 
     channels: tuple[int, ...] = (64, 64, 128, 128, 256, 256, 256, 256)
@@ -72,19 +117,38 @@ class ModelConfig:
     part_branch: bool = True
     cross_attention: bool = True
     shared_branches: bool = False
-    temporal: str = "fg"
+    temporal: Temporal = "fg"
     parts: int | tuple[tuple[str, ...], ...] = 10
     dilations: tuple[int, ...] = (1, 2)
     kernel_size: int = 7
     spatial_heads: int = 3
     head_width: int | None = None
     focal_gate: bool = True
-    focal_order: str = "joint"
-    norm: str = "batch"
+    focal_order: FocalOrder = "joint"
+    norm: Norm = "batch"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(len(self.channels) > 0, "model.channels is empty; it holds one width per layer")
+        _check_choices("model", self)
+        self._check_layers()
+        _require(self.kernel_size % 2 == 1, f"model.kernel_size is {self.kernel_size}; it must be odd")
+        for name in ("kernel_size", "spatial_heads", "focal_joints"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name} is {value}; it must be at least 1")
+        if self.head_width is not None:
+            _require(self.head_width >= 1, f"model.head_width is {self.head_width}; it must be at least 1")
+        if isinstance(self.parts, int):
+            _require(self.parts >= 1, f"model.parts is {self.parts}; it must be at least 1")
+        for name in ("cross_attention", "shared_branches"):
+            _require(
+                self.part_branch or not getattr(self, name),
+                f"model.{name} is on, but it needs two branches and model.part_branch is off; turn both off or both on",
+            )
+        _require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
+
+    def _check_layers(self) -> None:
+        """Check that widths, layers and temporal heads are consistent."""
+        _require(len(self.channels) > 0, "model.channels is empty; it needs one width per layer")
         _require(self.stage1_layers >= 1, f"model.stage1_layers is {self.stage1_layers}; it must be at least 1")
         _require(self.stage2_layers >= 1, f"model.stage2_layers is {self.stage2_layers}; it must be at least 1")
         layers = self.stage1_layers + self.stage2_layers
@@ -93,40 +157,28 @@ class ModelConfig:
             f"model.stage1_layers + model.stage2_layers is {self.stage1_layers} + {self.stage2_layers} = {layers}, "
             f"but model.channels has {len(self.channels)} entries, one per layer",
         )
-        _require(bool(self.dilations), "model.dilations is empty; it holds one dilation per temporal head")
+        _require(bool(self.dilations), "model.dilations is empty; it needs one dilation per temporal head")
         _require(min(self.dilations) >= 1, f"model.dilations is {self.dilations}; each must be at least 1 frame")
         heads = len(self.dilations)
         for width in self.channels:
-            _require(width >= 4, f"model.channels holds {width}; a width must be at least 4")
+            _require(width >= 4, f"model.channels contains {width}; a width must be at least 4")
             _require(
                 width % heads == 0,
-                f"model.channels holds {width}, which {heads} temporal heads (model.dilations) do not divide",
+                f"model.channels contains {width}, which is not divisible by the {heads} temporal heads "
+                "(model.dilations)",
             )
         for width, following in zip(self.channels, self.channels[1:], strict=False):
             _require(
                 following in (width, 2 * width),
                 f"model.channels goes from {width} to {following}; a layer keeps the width or doubles it",
             )
-        _require(self.kernel_size % 2 == 1, f"model.kernel_size is {self.kernel_size}; it must be odd")
-        _require(self.kernel_size >= 1, f"model.kernel_size is {self.kernel_size}; it must be at least 1")
-        _require(self.spatial_heads >= 1, f"model.spatial_heads is {self.spatial_heads}; it must be at least 1")
-        if self.head_width is not None:
-            _require(self.head_width >= 1, f"model.head_width is {self.head_width}; it must be at least 1")
-        _require(self.focal_joints >= 1, f"model.focal_joints is {self.focal_joints}; it must be at least 1")
-        if isinstance(self.parts, int):
-            _require(self.parts >= 1, f"model.parts is {self.parts}; it must be at least 1")
-        _one_of("model.focal_order", self.focal_order, FOCAL_ORDERS)
-        _one_of("model.norm", self.norm, NORMS)
-        _one_of("model.temporal", self.temporal, TEMPORALS)
-        for name in ("cross_attention", "shared_branches"):
-            _require(
-                self.part_branch or not getattr(self, name),
-                f"model.{name} is on, but it takes two branches and model.part_branch is off; turn both off or both on",
-            )
-        _require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be at least 0 and under 1")
 
     def check_skeleton(self, skeleton: Skeleton) -> None:
-        """Raise :class:`InputError`, naming the field, if K or P does not fit the skeleton."""
+        """Check that K and P fit the skeleton.
+
+        Raises:
+            InputError: if they do not; the message names the field.
+        """
         _require(
             self.focal_joints <= skeleton.num_joints or not self.focal_selection,
             f"model.focal_joints is {self.focal_joints}, but skeleton {skeleton.name} has {skeleton.num_joints} "
@@ -139,66 +191,71 @@ class ModelConfig:
         except ValueError as error:
             raise InputError(f"model.parts: {error}") from None
 
-    def width_of_head(self, channels: int) -> int:
-        """d of a spatial head in a block of that width."""
+    def spatial_head_width(self, channels: int) -> int:
+        """Return d, the width of a spatial head, in a block of ``channels`` channels."""
         return channels // 4 if self.head_width is None else self.head_width
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which clips, and how they become the network's input.
+    """Selection of clips and their conversion to the network's input.
 
     Attributes:
-        dataset: directory of the Arrow data set.
-        benchmark: x-sub, x-view …, as the data set names them; ``None`` means its first.
-        protocol: "validation" holds training subjects out for choosing between trials; "paper" trains on all
-            training clips, as the paper's tables do.
+        dataset: directory or URI of the Arrow data set.
+        benchmark: x-sub, x-view …, by the data set's own names; ``None`` means its first.
+        protocol: "validation" holds out training subjects for model selection; "paper" trains on all training clips,
+            as the paper's tables do.
         modality: joint, bone, joint_motion or bone_motion.
         recipe: sampling and augmentation, "nw-ucla" or "ntu"; ``None`` means the data set's own.
         frames: T of the network's input; ``None`` means the recipe's (52 or 128).
-        validation: share of the training subjects that is held out.
-        validation_seed: which ones; the same for all trials of a sweep, whatever their seed.
+        validation: fraction of the training subjects that is held out.
+        validation_seed: seed of that choice. It is separate from the trial's seed, so that all trials of a sweep hold
+            out the same subjects.
+
+    Raises:
+        InputError: if a value is invalid; the message names the field.
     """
 
     dataset: str = ""
     benchmark: str | None = None
-    protocol: str = "validation"
-    modality: str = "joint"
-    recipe: str | None = None
+    protocol: SplitProtocol = "validation"
+    modality: Modality = "joint"
+    recipe: RecipeName | None = None
     frames: int | None = None
     validation: float = 0.2
     validation_seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("data.protocol", self.protocol, PROTOCOLS)
-        _one_of("data.modality", self.modality, MODALITIES)
-        if self.recipe is not None:
-            _one_of("data.recipe", self.recipe, ("nw-ucla", "ntu"))
+        _check_choices("data", self)
         if self.frames is not None:
             _require(self.frames >= 2, f"data.frames is {self.frames}; it must be at least 2")
-        _require(0 < self.validation < 1, f"data.validation is {self.validation}; it must lie between 0 and 1")
+        _require(0 < self.validation < 1, f"data.validation is {self.validation}; it must be between 0 and 1")
         _require(self.validation_seed >= 0, f"data.validation_seed is {self.validation_seed}; it must not be negative")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation; the default is the paper's (§4.2).
+    """Optimization; the defaults are the paper's (§4.2).
 
     Attributes:
-        epochs: of ``repeat`` passes over the training clips each.
+        epochs: number of epochs, each of ``repeat`` passes over the training clips.
         repeat: passes per epoch; ``None`` means the recipe's (5 for nw-ucla, 1 for ntu).
         batch_size: clips per step.
         lr: learning rate of SGD with Nesterov momentum, after the warm-up.
         momentum, weight_decay: of SGD.
-        warmup: share of the epochs in which the rate rises linearly (the paper's 5 of 80).
-        schedule: "step" multiplies the rate by ``decay_factor`` at each of ``decay_at``; "cosine" lets it fall to 0.
-        decay_at: shares of the epochs (the paper's 50 and 70 of 80).
+        warmup: fraction of the epochs in which the learning rate rises linearly (the paper's 5 of 80).
+        schedule: "step" multiplies the learning rate by ``decay_factor`` at each point of ``decay_at``; "cosine"
+            decays it to 0.
+        decay_at: points of decay, as fractions of the epochs (the paper's 50 and 70 of 80).
         decay_factor: of the step schedule.
         label_smoothing: of the cross-entropy.
-        ema: decay of a moving average of the weights, which is then what is scored and kept; 0 is none.
-        precision: of the training steps, "float32" or "bfloat16" (autocast; weights, optimiser and all scores stay
-            float32). bfloat16 pays on GPUs, and on processors with AVX512-BF16 or AMX.
+        ema: decay of an exponential moving average of the weights, which is then evaluated and saved; 0 disables it.
+        precision: of the training steps, "float32" or "bfloat16" (autocast; weights, optimizer state and all scores
+            stay float32). bfloat16 is faster on GPUs and on many CPUs with AVX512-BF16 or AMX.
         seed: of the initial weights, the order of the clips and the augmentation.
+
+    Raises:
+        InputError: if a value is invalid; the message names the field.
     """
 
     epochs: int = 80
@@ -208,90 +265,121 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 5 / 80
-    schedule: str = "step"
+    schedule: Schedule = "step"
     decay_at: tuple[float, ...] = (50 / 80, 70 / 80)
     decay_factor: float = 0.1
     label_smoothing: float = 0.0
     ema: float = 0.0
-    precision: str = "float32"
+    precision: Precision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_choices("train", self)
         _require(self.epochs >= 1, f"train.epochs is {self.epochs}; it must be at least 1")
         if self.repeat is not None:
             _require(self.repeat >= 1, f"train.repeat is {self.repeat}; it must be at least 1")
         _require(self.batch_size >= 2, f"train.batch_size is {self.batch_size}; it must be at least 2")
         _require(self.lr > 0, f"train.lr is {self.lr}; it must be positive")
-        _require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it must be at least 0 and under 1")
         _require(self.weight_decay >= 0, f"train.weight_decay is {self.weight_decay}; it must not be negative")
-        _require(0 <= self.warmup < 1, f"train.warmup is {self.warmup}; it must be at least 0 and under 1")
-        _one_of("train.schedule", self.schedule, SCHEDULES)
+        for name in ("momentum", "warmup", "label_smoothing", "ema"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"train.{name} is {value}; it must be at least 0 and less than 1")
         _require(
             all(0 < at < 1 for at in self.decay_at),
-            f"train.decay_at is {self.decay_at}; each is a share of the epochs, between 0 and 1",
+            f"train.decay_at is {self.decay_at}; each entry is a fraction of the epochs, between 0 and 1",
         )
         _require(self.decay_factor > 0, f"train.decay_factor is {self.decay_factor}; it must be positive")
-        _require(
-            0 <= self.label_smoothing < 1,
-            f"train.label_smoothing is {self.label_smoothing}; it must be at least 0 and under 1",
-        )
-        _require(0 <= self.ema < 1, f"train.ema is {self.ema}; it must be at least 0 and under 1")
-        _one_of("train.precision", self.precision, PRECISIONS)
-        _require(0 <= self.seed < 2**31, f"train.seed is {self.seed}; it must lie between 0 and 2147483647")
+        _require(0 <= self.seed < 2**31, f"train.seed is {self.seed}; it must be between 0 and 2147483647")
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """Everything that decides a trial's figures on a given machine."""
+    """Everything that determines a trial's results on a given machine."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def flat(self) -> dict[str, Any]:
-        """``{"model.channels": …, "data.dataset": …, …}`` with JSON values (tuples as lists)."""
+        """Return ``{"model.channels": …, "data.dataset": …, …}`` with JSON values (tuples as lists)."""
         sections = dataclasses.asdict(self)
         return {
-            # A float that was given as 1 is 1.0: equal configurations are written, and digested, in one way.
+            # A float given as 1 becomes 1.0, so that equal configurations have equal text and equal digests.
             f"{section}.{name}": float(value) if _FIELD_TYPES[section][name] is float else json.loads(json.dumps(value))
             for section, fields in sections.items()
             for name, value in fields.items()
         }
 
     def with_values(self, values: Mapping[str, Any]) -> TrialConfig:
-        """A copy with some fields changed, given by flat name; texts are read as the field's type.
+        """Return a copy with some fields changed.
+
+        Args:
+            values: new values by flat name; a string is parsed as the field's type.
 
         Raises:
-            InputError: if there is no such field, or its value is of the wrong type or impossible.
+            InputError: if a field does not exist, or if its value has the wrong type or is invalid.
         """
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             section, _, attribute = name.partition(".")
-            kinds = _FIELD_TYPES.get(section, {})
-            if attribute not in kinds:
-                raise InputError(f"there is no setting {name!r}{_closest(name)}")
-            changes.setdefault(section, {})[attribute] = _convert(name, value, kinds[attribute])
+            annotations = _FIELD_TYPES.get(section, {})
+            if attribute not in annotations:
+                raise InputError(f"unknown setting {name!r}{_suggestion(name)}")
+            changes.setdefault(section, {})[attribute] = _convert(name, value, annotations[attribute])
         return dataclasses.replace(
             self, **{s: dataclasses.replace(getattr(self, s), **fields) for s, fields in changes.items()}
         )
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> TrialConfig:
-        """The inverse of :meth:`flat`; fields that are missing take their default."""
+        """Invert :meth:`flat`; missing fields take their default."""
         return cls().with_values(values)
 
     def digest(self, *, without: tuple[str, ...] = ()) -> str:
-        """SHA-256 in hex over the flat configuration, some fields left out."""
+        """Return the SHA-256 of the flat configuration in hex, excluding the fields named in ``without``."""
         values = {name: value for name, value in self.flat().items() if name not in without}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-_SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
-_FIELD_TYPES: dict[str, dict[str, Any]] = {name: typing.get_type_hints(kind) for name, kind in _SECTIONS.items()}
+def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
+    """Fill in the fields that the configuration leaves to the data set, and check that the network fits it.
 
-# What validation chose (benchmarks/results/nw-ucla.md): the cosine beats the steps; nothing beat the paper's network.
+    Idempotent: a configuration that is already resolved against ``dataset`` is returned unchanged.
+
+    Raises:
+        InputError: if the configuration does not fit the data set; the message names the field.
+    """
+    config.model.check_skeleton(dataset.skeleton)
+    return resolve_data_defaults(config, dataset)
+
+
+def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
+    """Fill in benchmark, recipe, frames, repeat and the data set's absolute location.
+
+    Unlike :func:`resolve` it does not check the network: the base configuration of a sweep need not fit the skeleton
+    before the sweep has set its parameters.
+
+    Raises:
+        InputError: if the data set has no such benchmark.
+    """
+    recipe = config.data.recipe or typing.cast(RecipeName, dataset.recipe)
+    data = dataclasses.replace(
+        config.data,
+        dataset=dataset.location,
+        benchmark=dataset.benchmark(config.data.benchmark or "").name,
+        recipe=recipe,
+        frames=config.data.frames or RECIPE_DEFAULTS[recipe].frames,
+    )
+    train = dataclasses.replace(config.train, repeat=config.train.repeat or RECIPE_DEFAULTS[recipe].repeat)
+    return dataclasses.replace(config, data=data, train=train)
+
+
+_SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+_FIELD_TYPES: dict[str, dict[str, Any]] = {name: _field_types(kind) for name, kind in _SECTIONS.items()}
+
+# Chosen by validation (benchmarks/results/nw-ucla.md): cosine decay beats steps; nothing beats the paper's network.
 _BEST_TRAINING = TrainConfig(lr=0.05, schedule="cosine", label_smoothing=0.1)
-# The same network narrower and shorter, so that a CPU trains it in minutes.
+# The same network, narrower and with shorter clips, so that a CPU trains it in minutes.
 _SMALL_TRAINING = dataclasses.replace(_BEST_TRAINING, epochs=16)
 PRESETS: dict[str, TrialConfig] = {
     "paper": TrialConfig(),
@@ -305,48 +393,56 @@ PRESETS: dict[str, TrialConfig] = {
 }
 
 
-def _closest(name: str) -> str:
-    import difflib
+def _suggestion(name: str) -> str:
+    """Return the end of the message about an unknown setting: the closest name, or all names."""
+    names = [f"{section}.{attribute}" for section, fields in _FIELD_TYPES.items() for attribute in fields]
+    matches = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.endswith("." + name)]
+    return f"; did you mean {matches[0]}?" if matches else f"; the settings are {', '.join(names)}"
 
-    known = [f"{section}.{attribute}" for section, kinds in _FIELD_TYPES.items() for attribute in kinds]
-    matches = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.endswith("." + name)]
-    return f"; did you mean {matches[0]}?" if matches else f"; there are {', '.join(known)}"
 
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as a field of type ``kind``: from JSON values, or from text as typed on a command line."""
-    accepted = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if isinstance(value, str) and str not in accepted:
-        value = _read_text(value)
-    elif isinstance(value, str) and kind is not str and value.lower() in ("none", "null", ""):
-        value = None
-    for option in accepted:
+def _convert(name: str, value: Any, annotation: Any) -> Any:
+    """Convert a JSON value, or text from a command line, to a field's type."""
+    alternatives = _alternatives(annotation)
+    if isinstance(value, str):
+        if not any(map(_is_text, alternatives)):
+            value = _parse_text(value)
+        elif type(None) in alternatives and value.lower() in ("none", "null", ""):
+            value = None
+    for option in alternatives:
         try:
-            return _as(value, option)
+            return _cast(value, option)
         except (TypeError, ValueError, OverflowError):
             continue
-    raise InputError(f"{name} is {_shortened(value)}; it takes {' or '.join(map(_in_words, accepted))}")
+    raise InputError(f"{name} is {_shorten(value)}; it must be {' or '.join(map(_describe_type, alternatives))}")
 
 
-def _shortened(value: Any) -> str:
+def _is_text(option: Any) -> bool:
+    return option is str or typing.get_origin(option) is Literal
+
+
+def _shorten(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a number beyond all bounds"
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        text = "an integer of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _in_words(kind: Any) -> str:
-    if kind is type(None):
+def _describe_type(option: Any) -> str:
+    if option is type(None):
         return "none"
-    if typing.get_origin(kind) is tuple:
-        element = typing.get_args(kind)[0]
+    if typing.get_origin(option) is Literal:
+        return f"one of {', '.join(get_args(option))}"
+    if typing.get_origin(option) is tuple:
+        element = get_args(option)[0]
         return f"{element.__name__} values separated by commas" if element in (int, float) else "lists of names"
-    return {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text"}[kind.__name__]
+    return {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text"}[
+        option.__name__
+    ]
 
 
-def _read_text(text: str) -> Any:
-    """Text from a command line as a JSON value: 12, 0.1, true, none, 1,2 or [1, 2]; otherwise the text itself."""
+def _parse_text(text: str) -> Any:
+    """Parse 12, 0.1, true, none, 1,2 or [1, 2] as a JSON value; return any other text unchanged."""
     if text.lower() in ("none", "null", ""):
         return None
     candidates = (text.lower() if text.lower() in ("true", "false") else text, f"[{text}]" if "," in text else text)
@@ -358,26 +454,31 @@ def _read_text(text: str) -> Any:
     return text
 
 
-def _as(value: Any, kind: Any) -> Any:
-    if kind is type(None):
+def _cast(value: Any, option: Any) -> Any:
+    """Return ``value`` as an instance of one concrete type, without lossy conversions.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    if option is type(None):
         if value is None:
             return None
-    elif kind is bool:
+    elif option is bool:
         if isinstance(value, bool):
             return value
-    elif kind is int:
+    elif option is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-    elif kind is float:
+    elif option is float:
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
             return float(value)
-    elif kind is str:
+    elif _is_text(option):
         if isinstance(value, str):
-            return value
-    elif typing.get_origin(kind) is tuple:
-        element = typing.get_args(kind)[0]
+            return value  # the dataclass checks the choices of a Literal
+    elif typing.get_origin(option) is tuple:
+        element = get_args(option)[0]
         if isinstance(value, list | tuple):
-            return tuple(_as(item, element) for item in value)
+            return tuple(_cast(item, element) for item in value)
         if element in (int, float):
-            return (_as(value, element),)  # one number stands for a tuple of one
+            return (_cast(value, element),)  # a single number stands for a tuple of one
     raise ValueError(value)

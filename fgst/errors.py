@@ -1,4 +1,4 @@
-"""What a command does with bad input and with Ctrl-C: one clear line, and an exit code that scripts can read."""
+"""Exceptions that commands turn into one-line messages and exit codes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import errno
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong: the message says what, where, and what to do about it.
+    """Invalid input from the user.
 
-    Every command turns it into one line on stderr and exit code 2, without a traceback.
+    The message says what is wrong, where, and how to fix it. Every command prints it as one line on stderr and exits
+    with code 2, without a traceback.
     """
 
 
+class Preempted(Exception):
+    """The training stopped on request, within an epoch; its checkpoint includes every step so far."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C, after everything was saved; the message names the command that resumes the work."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came of, is a full disk, here or under a database."""
+    """Return whether an error, or one in its chain of causes, is a full disk; a database's file counts too."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -21,11 +30,3 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-class Preempted(Exception):
-    """A training was asked to leave, in the middle of an epoch; all steps so far are in its checkpoint."""
-
-
-class Interrupted(Exception):
-    """Ctrl-C, after everything was saved; the message says how to go on."""

@@ -1,4 +1,4 @@
-"""Whether a server can be reached."""
+"""Reachability of servers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from urllib.parse import urlsplit
 
 from fgst.errors import InputError
 
+TIMEOUT_SECONDS = 10
+
 
 def require_server(url: str, what: str) -> None:
-    """Look, for 10 s at most, whether somebody listens at ``scheme://host:port``; clients themselves try for minutes.
+    """Check that a server accepts connections at ``scheme://host:port``.
+
+    The check gives up after ten seconds; the servers' own clients would retry for minutes.
+
+    Args:
+        url: the server's address; http and https have a default port.
+        what: the name of the server in the error message.
 
     Raises:
-        InputError: if nobody does.
+        InputError: if it accepts no connection.
     """
     try:
         parts = urlsplit(url)
         port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
         if not parts.hostname or port is None:
             raise InputError(f"{what} {url} has no host and port")
-        with socket.create_connection((parts.hostname, port), timeout=10):
+        with socket.create_connection((parts.hostname, port), timeout=TIMEOUT_SECONDS):
             pass
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"nobody answers at {what} {url} ({error})") from None
+        raise InputError(f"cannot connect to {what} {url} ({error})") from None

@@ -11,17 +11,17 @@ set is registered as its champion. Modalities that were trained with the same se
 """
 
 from fgst.cli.sweep import main
-from fgst.data.modality import MODALITIES
+from fgst.config import MODALITIES
 from fgst.sweep import Parameter, SweepDefinition
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="modalities",
     title="What does each modality reach alone?",
     parameters=lambda skeleton, base: [Parameter("modality", tuple(MODALITIES))],
     settings=lambda params, base: {"data.modality": params["modality"]},
-    baseline="modality=joint",
+    baseline="joint",
     builds_ensemble=True,
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -1,4 +1,4 @@
-"""Configurations: read as typed, refused by name, told apart by their digest."""
+"""Configurations: parsing, validation by field name, flat form and digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.small import SKELETON, start_python
 
 BY_NAME = (("hip", "spine", "head"), ("left_hand", "right_hand"), ("foot",))
 
-# For each field another value than the default, that is fine on its own. Written out, so that a new field is missed.
+# A valid value other than the default for every field, written out so that a test fails if a new field is missing.
 OTHER: dict[str, Any] = {
     "model.channels": (64, 64, 64, 64, 128, 128, 256, 256),
     "model.stage1_layers": 5,
@@ -59,7 +59,7 @@ OTHER: dict[str, Any] = {
     "train.precision": "bfloat16",
     "train.seed": 1,
 }
-# Those change together: the layers add up to the number of channels, and cross-attention takes two branches.
+# Fields that must change together: the layers add up to the number of channels; cross-attention needs two branches.
 TOGETHER = {
     "model.stage1_layers": {"model.stage1_layers": 5, "model.stage2_layers": 3},
     "model.stage2_layers": {"model.stage2_layers": 3, "model.stage1_layers": 5},
@@ -72,10 +72,10 @@ def field_of(config: TrialConfig, name: str) -> Any:
     return getattr(getattr(config, section), attribute)
 
 
-# The paper's figures
+# Defaults and presets
 
 
-def test_the_defaults_are_the_paper_s() -> None:
+def test_defaults_are_the_papers() -> None:
     """§4.2 of the paper."""
     config = TrialConfig()
     model, data, train = config.model, config.data, config.train
@@ -98,7 +98,7 @@ def test_the_defaults_are_the_paper_s() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
-def test_every_preset_fits_the_paper_s_skeletons(preset: str, skeleton: Any) -> None:
+def test_presets_fit_public_skeletons(preset: str, skeleton: Any) -> None:
     PRESETS[preset].model.check_skeleton(skeleton)
 
 
@@ -110,9 +110,9 @@ def test_configurations_are_frozen_and_hashable() -> None:
             setattr(part, field, None)
 
 
-# Flat
+# Flat form
 
-# Shared branches are two.
+# shared_branches needs both branches.
 ALL_SET = OTHER | {"model.part_branch": True}
 
 
@@ -125,7 +125,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_flat_and_back_is_the_same(variant: str) -> None:
+def test_flat_round_trip(variant: str) -> None:
     config = VARIANTS[variant]
     flat = config.flat()
     assert TrialConfig.from_flat(flat) == config
@@ -142,14 +142,14 @@ def test_flat_names_every_field_once_with_json_values() -> None:
     assert TrialConfig(model=ModelConfig(parts=BY_NAME)).flat()["model.parts"] == [list(part) for part in BY_NAME]
 
 
-def test_what_flat_leaves_out_is_the_default() -> None:
+def test_missing_fields_take_their_default() -> None:
     assert TrialConfig.from_flat({}) == TrialConfig()
     assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(train=TrainConfig(seed=3))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_values_survive_as_texts(variant: str) -> None:
-    """As tracking servers keep parameters: every value as text."""
+def test_values_round_trip_as_text(variant: str) -> None:
+    """Tracking servers store all parameters as text."""
     config = VARIANTS[variant]
     for write in (json.dumps, lambda value: value if isinstance(value, str) else json.dumps(value)):
         texts = {name: write(value) for name, value in config.flat().items() if not isinstance(value, str)}
@@ -157,7 +157,7 @@ def test_values_survive_as_texts(variant: str) -> None:
         assert TrialConfig.from_flat(texts | strings) == config
 
 
-# As typed
+# Parsing
 
 
 @pytest.mark.parametrize(
@@ -199,30 +199,30 @@ def test_values_survive_as_texts(variant: str) -> None:
         ("data.recipe", "ntu", "ntu"),
     ],
 )
-def test_texts_are_read_as_the_field_s_type(name: str, text: str, value: Any) -> None:
+def test_text_is_parsed_as_the_fields_type(name: str, text: str, value: Any) -> None:
     start = TrialConfig(train=TrainConfig(repeat=7), data=DataConfig(frames=7, benchmark="b"))
-    found = field_of(start.with_values({name: text}), name)
-    assert found == value
-    assert type(found) is type(value)
+    parsed = field_of(start.with_values({name: text}), name)
+    assert parsed == value
+    assert type(parsed) is type(value)
     if isinstance(value, tuple):
-        assert [type(item) for item in found] == [type(item) for item in value]
+        assert [type(item) for item in parsed] == [type(item) for item in value]
 
 
-def test_values_of_json_are_taken_as_they_are() -> None:
+def test_json_values_are_accepted() -> None:
     config = TrialConfig().with_values({"model.dilations": [1, 4], "train.lr": 1, "model.parts": [["a"], ["b"]]})
     assert config.model.dilations == (1, 4)
     assert config.model.parts == (("a",), ("b",))
     assert type(config.train.lr) is float
 
 
-def test_several_values_are_checked_together() -> None:
+def test_values_are_validated_together() -> None:
     both = {"model.stage1_layers": "5", "model.stage2_layers": "3"}
     assert TrialConfig().with_values(both).model.stage2_layers == 3
     with pytest.raises(InputError, match=r"model\.stage1_layers \+ model\.stage2_layers is 5 \+ 2 = 7"):
         TrialConfig().with_values({"model.stage1_layers": "5"})
 
 
-def test_with_values_leaves_the_rest_and_the_original_alone() -> None:
+def test_with_values_changes_only_the_named_fields_of_a_copy() -> None:
     start = TrialConfig().with_values(ALL_SET)
     changed = start.with_values({"train.seed": 9})
     assert start == TrialConfig().with_values(ALL_SET)
@@ -230,10 +230,10 @@ def test_with_values_leaves_the_rest_and_the_original_alone() -> None:
     assert start.with_values({}) == start
 
 
-# Refused
+# Validation
 
 
-def of_wrong_types() -> list[tuple[str, Any]]:
+def wrongly_typed_values() -> list[tuple[str, Any]]:
     texts, numbers, flags = "some text", 1.5, True
     wrong: dict[type, list[Any]] = {
         bool: ["1", 1, "yes", None, [True]],
@@ -242,7 +242,7 @@ def of_wrong_types() -> list[tuple[str, Any]]:
         str: [3, numbers, flags, ["joint"], {}],
         tuple: [texts, "1,a", flags, "true", None, "none", [[1]], {}, "1,,2"],
     }
-    # Large beyond any number: neither a traceback nor a message of a screen.
+    # Too large for a float: one short message, no traceback.
     wrong[float].append("1" + "0" * 400)
     cases = []
     for name, value in TrialConfig().with_values(ALL_SET).flat().items():
@@ -253,21 +253,21 @@ def of_wrong_types() -> list[tuple[str, Any]]:
     return cases
 
 
-@pytest.mark.parametrize(("name", "value"), of_wrong_types(), ids=lambda value: str(value)[:30])
-def test_a_value_of_a_wrong_type_is_refused_by_name(name: str, value: Any) -> None:
+@pytest.mark.parametrize(("name", "value"), wrongly_typed_values(), ids=lambda value: str(value)[:30])
+def test_wrong_type_is_rejected_by_name(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^{re.escape(name)} "):
         TrialConfig().with_values({name: value})
 
 
-IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+INVALID: list[tuple[dict[str, Any], str]] = [
     ({"model.channels": []}, "model.channels is empty"),
     ({"model.stage1_layers": 0}, "model.stage1_layers is 0"),
     ({"model.stage2_layers": 0}, "model.stage2_layers is 0"),
     ({"model.stage1_layers": 7}, "model.channels has 8 entries"),
     ({"model.dilations": []}, "model.dilations is empty"),
     ({"model.dilations": [1, 0]}, "model.dilations is"),
-    ({"model.dilations": [1, 2, 3]}, "model.channels holds 64, which 3 temporal heads"),
-    ({"model.channels": [2] * 8}, "model.channels holds 2"),
+    ({"model.dilations": [1, 2, 3]}, "model.channels contains 64, which is not divisible by the 3 temporal heads"),
+    ({"model.channels": [2] * 8}, "model.channels contains 2"),
     ({"model.channels": [64] * 7 + [96]}, "model.channels goes from 64 to 96"),
     ({"model.channels": [64] * 7 + [32]}, "model.channels goes from 64 to 32"),
     ({"model.kernel_size": 4}, "model.kernel_size is 4"),
@@ -276,19 +276,19 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"model.head_width": 0}, "model.head_width is 0"),
     ({"model.focal_joints": 0}, "model.focal_joints is 0"),
     ({"model.parts": 0}, "model.parts is 0"),
-    ({"model.focal_order": "random"}, "model.focal_order is 'random'; it is one of joint, score"),
-    ({"model.temporal": "tcn"}, "model.temporal is 'tcn'; it is one of fg, attention, convolution"),
-    ({"model.part_branch": False}, "model.cross_attention is on, but it takes two branches and model.part_branch is"),
+    ({"model.focal_order": "random"}, "model.focal_order is 'random'; it must be one of joint, score"),
+    ({"model.temporal": "tcn"}, "model.temporal is 'tcn'; it must be one of fg, attention, convolution"),
+    ({"model.part_branch": False}, "model.cross_attention is on, but it needs two branches and model.part_branch is"),
     (
         {"model.shared_branches": True, "model.cross_attention": False, "model.part_branch": False},
         "model.shared_branches is on",
     ),
-    ({"model.norm": "group"}, "model.norm is 'group'; it is one of batch, layer"),
+    ({"model.norm": "group"}, "model.norm is 'group'; it must be one of batch, layer"),
     ({"model.dropout": 1}, "model.dropout is 1"),
     ({"model.dropout": -0.1}, "model.dropout is -0.1"),
-    ({"data.protocol": "test"}, "data.protocol is 'test'; it is one of validation, paper"),
-    ({"data.modality": "bones"}, "data.modality is 'bones'; it is one of joint, bone"),
-    ({"data.recipe": "kinetics"}, "data.recipe is 'kinetics'; it is one of nw-ucla, ntu"),
+    ({"data.protocol": "test"}, "data.protocol is 'test'; it must be one of validation, paper"),
+    ({"data.modality": "bones"}, "data.modality is 'bones'; it must be one of joint, bone"),
+    ({"data.recipe": "kinetics"}, "data.recipe is 'kinetics'; it must be one of nw-ucla, ntu"),
     ({"data.frames": 1}, "data.frames is 1"),
     ({"data.validation": 0}, "data.validation is 0"),
     ({"data.validation": 1}, "data.validation is 1"),
@@ -303,28 +303,28 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"train.weight_decay": -1}, "train.weight_decay is -1"),
     ({"train.warmup": 1}, "train.warmup is 1"),
     ({"train.warmup": -0.1}, "train.warmup is -0.1"),
-    ({"train.schedule": "linear"}, "train.schedule is 'linear'; it is one of step, cosine"),
+    ({"train.schedule": "linear"}, "train.schedule is 'linear'; it must be one of step, cosine"),
     ({"train.decay_at": [50, 70]}, "train.decay_at is"),
     ({"train.decay_at": [0]}, "train.decay_at is"),
     ({"train.decay_factor": -1}, "train.decay_factor is -1"),
     ({"train.decay_factor": 0}, "train.decay_factor is 0"),
     ({"train.ema": 1}, "train.ema is 1"),
-    ({"train.precision": "half"}, "train.precision is 'half'; it is one of float32, bfloat16"),
+    ({"train.precision": "half"}, "train.precision is 'half'; it must be one of float32, bfloat16"),
     ({"train.label_smoothing": 1}, "train.label_smoothing is 1"),
     ({"train.seed": -1}, "train.seed is -1"),
     ({"train.seed": 2**31}, "train.seed is 2147483648"),
 ]
 
 
-@pytest.mark.parametrize(("values", "message"), IMPOSSIBLE, ids=[message for _, message in IMPOSSIBLE])
-def test_an_impossible_value_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("values", "message"), INVALID, ids=[message for _, message in INVALID])
+def test_invalid_value_is_rejected_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         TrialConfig().with_values(values)
 
 
-def test_every_number_and_choice_has_its_limits_tested() -> None:
+def test_all_limits_and_choices_are_tested() -> None:
     unlimited = {"model.focal_gate", "model.focal_selection", "data.dataset", "data.benchmark"}
-    assert {name for values, _ in IMPOSSIBLE for name in values} == set(OTHER) - unlimited
+    assert {name for values, _ in INVALID for name in values} == set(OTHER) - unlimited
 
 
 @pytest.mark.parametrize(
@@ -337,46 +337,46 @@ def test_every_number_and_choice_has_its_limits_tested() -> None:
         ("seed", "did you mean train.seed?"),
         ("data.lr", "did you mean train.lr?"),
         ("focal_joints", "did you mean model.focal_joints?"),
-        ("", "there are model.channels, "),
-        ("nothing of the kind", "there are model.channels, "),
+        ("", "the settings are model.channels, "),
+        ("entirely different", "the settings are model.channels, "),
     ],
 )
-def test_an_unknown_field_is_refused_with_a_suggestion(name: str, suggestion: str) -> None:
-    with pytest.raises(InputError, match=rf"^there is no setting '{re.escape(name)}'.*{re.escape(suggestion)}"):
+def test_unknown_field_is_rejected_with_a_suggestion(name: str, suggestion: str) -> None:
+    with pytest.raises(InputError, match=rf"^unknown setting '{re.escape(name)}'.*{re.escape(suggestion)}"):
         TrialConfig().with_values({name: 1})
 
 
-def test_a_skeleton_that_does_not_fit_is_told_by_field() -> None:
-    max_concurrent_trials = ModelConfig(focal_joints=6, parts=BY_NAME)
-    max_concurrent_trials.check_skeleton(SKELETON)
+def test_mismatch_with_skeleton_is_rejected_by_name() -> None:
+    fitting = ModelConfig(focal_joints=6, parts=BY_NAME)
+    fitting.check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.focal_joints is 7, but skeleton stick-6 has 6 joints"):
-        dataclasses.replace(max_concurrent_trials, focal_joints=7).check_skeleton(SKELETON)
+        dataclasses.replace(fitting, focal_joints=7).check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.parts: no partition of skeleton stick-6 into 4 parts; .*1, 3, 6"):
-        dataclasses.replace(max_concurrent_trials, parts=4).check_skeleton(SKELETON)
+        dataclasses.replace(fitting, parts=4).check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.parts: .*no joint 'tail'"):
-        dataclasses.replace(max_concurrent_trials, parts=(("tail",),)).check_skeleton(SKELETON)
+        dataclasses.replace(fitting, parts=(("tail",),)).check_skeleton(SKELETON)
     for parts in (BY_NAME[:2], (), (*BY_NAME, ("foot",)), (*BY_NAME, ())):
         with pytest.raises(InputError, match=r"model\.parts: .*once"):
-            dataclasses.replace(max_concurrent_trials, parts=parts).check_skeleton(SKELETON)
+            dataclasses.replace(fitting, parts=parts).check_skeleton(SKELETON)
 
 
-def test_the_width_of_a_head_follows_the_block_unless_it_is_given() -> None:
-    assert ModelConfig().width_of_head(64) == 16
-    assert ModelConfig(head_width=10).width_of_head(64) == 10
+def test_head_width_defaults_to_quarter_of_block_width() -> None:
+    assert ModelConfig().spatial_head_width(64) == 16
+    assert ModelConfig(head_width=10).spatial_head_width(64) == 10
 
 
 # Digest
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))
-def test_the_digest_changes_with_every_field(name: str) -> None:
+def test_digest_depends_on_every_field(name: str) -> None:
     start = TrialConfig()
     changed = start.with_values(TOGETHER.get(name, {name: OTHER[name]}))
     assert field_of(changed, name) == OTHER[name] != field_of(start, name)
     assert changed.digest() != start.digest()
-    left_out = tuple(TOGETHER.get(name, [name]))
-    assert changed.digest(without=left_out) == start.digest(without=left_out)
-    assert changed.with_values({n: field_of(start, n) for n in left_out}).digest() == start.digest()
+    excluded = tuple(TOGETHER.get(name, [name]))
+    assert changed.digest(without=excluded) == start.digest(without=excluded)
+    assert changed.with_values({n: field_of(start, n) for n in excluded}).digest() == start.digest()
 
 
 def test_equal_configurations_have_equal_digests() -> None:
@@ -386,7 +386,7 @@ def test_equal_configurations_have_equal_digests() -> None:
     assert TrialConfig.from_flat(whole.flat()).digest() == whole.digest()
 
 
-def test_the_digest_is_the_same_in_another_process() -> None:
+def test_digest_is_stable_across_processes() -> None:
     script = """
 import json, sys
 from fgst.config import TrialConfig

@@ -1,4 +1,4 @@
-"""Command-line options that training and sweeps share: which trial, on which data."""
+"""Command-line options shared by several commands: trial, data set, device and tracking store."""
 
 from __future__ import annotations
 
@@ -8,64 +8,69 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fgst.config import PRESETS, PROTOCOLS, TrialConfig
+from fgst.config import MODALITIES, PRESETS, PROTOCOLS, TrialConfig
 from fgst.data.cache import read_size
-from fgst.data.modality import MODALITIES
 from fgst.errors import InputError
 
 
 def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool) -> None:
-    """The options that :func:`trial_config` reads."""
-    group = parser.add_argument_group("the trial")
+    """Add the options that :func:`trial_config` reads."""
+    group = parser.add_argument_group("trial options")
     group.add_argument(
         "--dataset",
         required=dataset_required,
         metavar="DIR",
-        help="Arrow data set made by python -m data_prep.nw_ucla, .ntu or .custom: a directory, or s3://… gs://… file://…"
-        + ("" if dataset_required else "; default: generated motion, prepared under datasets/demo"),
+        help="Arrow data set prepared by python -m data_prep.nw_ucla, .ntu or .custom: a directory or a URI "
+        "(s3://… gs://… file://…)"
+        + ("" if dataset_required else "; default: synthetic motion, generated in datasets/demo"),
     )
     add_cache_option(group)
     group.add_argument(
         "--preset",
         choices=PRESETS,
-        help="paper (§4.2; default on a GPU), best (its network, trained as validation chose), "
+        help="paper (§4.2; default on a GPU), best (the paper's network, training settings chosen by validation), "
         "small (default on a CPU) or tiny (4 narrow layers)",
     )
-    group.add_argument("--epochs", type=positive(int), metavar="E", help="default: the preset's")
-    group.add_argument("--modality", choices=MODALITIES, help="default: joint")
-    group.add_argument("--benchmark", metavar="NAME", help="x-sub, x-view …; default: the data set's first")
+    group.add_argument("--epochs", type=positive(int), metavar="E", help="number of epochs; default: the preset's")
+    group.add_argument("--modality", choices=MODALITIES, help="input modality; default: joint")
+    group.add_argument("--benchmark", metavar="NAME", help="x-sub, x-view …; default: the data set's first benchmark")
     group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="validation (default): hold training subjects out to choose by; paper: train on all training clips",
+        help="validation (default): hold out training subjects for model selection; paper: train on all training clips",
     )
-    group.add_argument("--seed", type=natural, metavar="S", help="default: 0")
+    group.add_argument(
+        "--seed", type=natural, metavar="S", help="seed of weights, clip order and augmentation; default: 0"
+    )
     add_override_option(group)
 
 
 def add_override_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--set``, whose values :func:`read_overrides` parses."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
         dest="overrides",
-        help="any other setting, e.g. --set model.focal_joints=12 --set train.lr=0.05 --set model.dilations=1,3",
+        help="change any field of the configuration; repeatable, "
+        "e.g. --set model.focal_joints=12 --set model.dilations=1,3",
     )
 
 
 def add_cache_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--cache-limit``, which takes effect through the environment."""
     parser.add_argument(
         "--cache-limit",
         action=_CacheLimit,
         metavar="SIZE",
-        help="of the copies in $FGST_CACHE (~/.cache/fgst) of data sets behind a URI, e.g. 50G: those used last stay; "
-        "default: $FGST_CACHE_LIMIT, else none",
+        help="size limit of $FGST_CACHE (default: ~/.cache/fgst), the copies of data sets opened by URI, e.g. 50G; "
+        "the least recently used are removed; default: $FGST_CACHE_LIMIT, else no limit",
     )
 
 
 class _CacheLimit(argparse.Action):
-    """Into the environment, where opening a data set looks, in this process and in those that it starts."""
+    """Set the environment variable that the cache reads, in this process and in the processes that it starts."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         read_size(values, option_string or "")
@@ -73,43 +78,51 @@ class _CacheLimit(argparse.Action):
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Where a command that runs a network itself runs it."""
+    """Add the options of commands that run a network in their own process."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
-    parser.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: all cores")
+    parser.add_argument("--threads", type=positive(int), metavar="N", help="number of CPU threads; default: all cores")
 
 
 def add_tracking_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--tracking-uri``."""
     parser.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow store; default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory",
+        help="MLflow tracking store; default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory",
     )
 
 
 def add_system_metrics_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--system-metrics``."""
     parser.add_argument(
         "--system-metrics",
         action="store_true",
-        help="log the load of processors, memory, disk, network and GPU every ten seconds, for MLflow's page of a run",
+        help="log CPU, memory, disk, network and GPU usage to MLflow every ten seconds",
     )
 
 
 def trial_config(
     args: argparse.Namespace, dataset: str, *, has_gpu: bool, base: TrialConfig | None = None
 ) -> TrialConfig:
-    """The trial that the options describe; says on stderr which preset was taken when none was named.
+    """Build the trial's configuration from the options; report a preset chosen by default on stderr.
 
     Args:
-        base: what the options change, in place of a preset.
+        args: the parsed options of :func:`add_trial_options`.
+        dataset: directory or URI of the data set.
+        has_gpu: whether trials run on a GPU; determines the default preset.
+        base: configuration that the options modify, instead of a preset.
 
     Raises:
-        InputError: naming the option or field that is wrong.
+        InputError: if a value is invalid; the message names the option or the field.
     """
     if base is None:
         preset = args.preset
         if preset is None:
             preset = "paper" if has_gpu else "small"
-            print(f"preset {preset} ({'there is a GPU' if has_gpu else 'no GPU'}); --preset chooses", file=sys.stderr)
+            print(
+                f"preset {preset} ({'GPU available' if has_gpu else 'no GPU'}); change it with --preset",
+                file=sys.stderr,
+            )
         base = PRESETS[preset]
     values: dict[str, Any] = {"data.dataset": dataset}
     for name, value in (
@@ -125,36 +138,36 @@ def trial_config(
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, str]:
-    """``["model.focal_joints=12", …]`` as they were typed after --set → ``{"model.focal_joints": "12", …}``.
+    """Split the values of ``--set``, ``["model.focal_joints=12", …]`` → ``{"model.focal_joints": "12", …}``.
 
     Raises:
-        InputError: if one is not FIELD=VALUE.
+        InputError: if a value does not have the form FIELD=VALUE.
     """
     values = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
-            raise InputError(f"--set {override}: write FIELD=VALUE, e.g. --set model.focal_joints=12")
+            raise InputError(f"--set {override}: must be FIELD=VALUE, e.g. --set model.focal_joints=12")
         values[name.strip()] = text.strip()
     return values
 
 
 def positive(kind: type) -> Callable[[str], Any]:
-    """An argparse type: a number above 0."""
+    """Return an argparse type: a finite number greater than 0."""
 
     def convert(text: str) -> Any:
         value = kind(text)
         if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+            raise argparse.ArgumentTypeError(f"{text} must be greater than 0")
         return value
 
-    convert.__name__ = "number"  # argparse names the type in its message
+    convert.__name__ = "number"  # argparse prints the name of the type
     return convert
 
 
 def natural(text: str) -> int:
-    """An argparse type: 0, 1, 2 …"""
+    """Parse a natural number, 0, 1, 2 …, as an argparse type."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
+        raise argparse.ArgumentTypeError(f"{text} must not be negative")
     return value

@@ -1,27 +1,26 @@
-"""Train one FG-STFormer and keep it in MLflow.
+"""Train one FG-STFormer and record it in MLflow.
 
 Examples:
-  python -m fgst.train --dataset datasets/nw-ucla                        the preset that suits this machine
+  python -m fgst.train --dataset datasets/nw-ucla                        default preset for this machine
   python -m fgst.train --dataset datasets/nw-ucla --preset small --epochs 20 --set model.focal_joints=12
   python -m fgst.train --dataset datasets/nw-ucla --protocol paper --modality bone
-  python -m fgst.train --dataset datasets/nw-ucla --resume auto          go on after an interruption
+  python -m fgst.train --dataset datasets/nw-ucla --resume auto          resume after an interruption
 
-The last line is the next command to type, with the run's id. Every epoch leaves a checkpoint, so an interrupted
-training (Ctrl-C, kill) goes on from its last whole epoch and ends with the same figures.
+A checkpoint is saved after every epoch. An interrupted training (Ctrl-C, kill) resumes from the last completed epoch
+and ends with the same results. The last line of the output is the command that evaluates the trained network.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fgst.cli.command import CommandParser
+from fgst.cli.command import CommandParser, format_command
 from fgst.cli.options import (
     add_device_options,
     add_system_metrics_option,
@@ -29,12 +28,17 @@ from fgst.cli.options import (
     add_trial_options,
     trial_config,
 )
+from fgst.config import TrialConfig, resolve
+from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError, Interrupted
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from fgst.tracking.run import TrackedRun
     from fgst.tracking.store import TrackingStore
+    from fgst.training import EpochResult
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         metavar="auto|RUN_ID",
-        help="auto: go on with the newest unfinished training of these settings, or begin one; or that run",
+        help="auto: resume the newest unfinished training with these settings, or start a new one; RUN_ID: resume "
+        "that training",
     )
     parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints", help="default: checkpoints")
     add_device_options(parser)
@@ -53,89 +58,95 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
-    # Late: `--help` and a typing error should not wait for these.
+    # lazy: torch and MLflow take seconds to import; --help and usage errors do not need them
     import torch
-    from filelock import FileLock, Timeout
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fgst.data.dataset import ArrowDataset
     from fgst.data.loader import choose_device
     from fgst.tracking.spool import TrackingServerUnavailable
     from fgst.tracking.store import TrackingStore
-    from fgst.tracking.training import track, trial_tags
-    from fgst.training.trainer import fit, resolve
+    from fgst.training import fit
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     dataset = ArrowDataset(args.dataset)
     config = resolve(trial_config(args, args.dataset, has_gpu=device.type == "cuda"), dataset)
-    # Where the data lie does not change what is trained on them.
-    key = f"{config.digest(without=('data.dataset',))[:16]}-{dataset.digest[:16]}"
     store = TrackingStore(args.tracking_uri)
-    experiment = store.experiment(f"{dataset.name} {config.data.benchmark}")
     root = Path(args.checkpoints).absolute()
-
-    with ExitStack() as stack:
-        run = _run_to_resume(store, experiment, key, args.resume, root)
-        if run is None:
-            if args.resume:
-                print("no unfinished training of these settings: beginning one", file=sys.stderr)
-            name = f"{config.data.modality} K={config.model.focal_joints} s{config.train.seed}"
-            tags = trial_tags(config, dataset.name, dataset.digest)
-            run = store.start(experiment, key, name, {**tags, "mlflow.source.name": "fgst.train"})
-        folder = root / run.run_id
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            stack.enter_context(FileLock(folder / "lock", timeout=0))
-        except Timeout:
-            raise InputError(f"run {run.run_id} is being trained by another process") from None
-        run.enable_spool(folder / "spool")
-        run.log_params(config.flat())
-        run.log_dataset(dataset.name, dataset.digest, dataset.location)
-        print(f"run {run.run_id} in {store.uri}", file=sys.stderr)
-
-        console = Console(stderr=True)
-        bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(config.train.epochs)), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        task = bar.add_task("", epoch=1, total=None)
-
-        def on_step(epoch: int, step: int, steps: int) -> None:
-            bar.update(
-                task, total=steps * config.train.epochs, completed=(epoch - 1) * steps + step, epoch=epoch
-            )  # fmt: skip
-
+    with _open_run(store, config, dataset, root, resume=args.resume, tracking_uri=args.tracking_uri) as (run, folder):
+        progress, on_step = _progress_bar(config.train.epochs)
         results = fit(config, dataset=dataset, device=args.device, checkpoints=folder, on_step=on_step)
         try:
-            with bar, run.system_metrics() if args.system_metrics else nullcontext():
-                for result in track(run, results, dataset.classes):
-                    if result.is_replay:
-                        bar.console.print(f"going on after epoch {result.epoch}", highlight=False)
-                    else:
-                        bar.console.print(_line(result.epoch, config.train.epochs, result.metrics), highlight=False)
-                    outcome = result
+            with progress, run.system_metrics() if args.system_metrics else nullcontext():
+                last = _consume(run, results, dataset.classes, progress, config.train.epochs)
         except TrackingServerUnavailable as error:
-            raise Interrupted(f"{error}. Go on with: python -m fgst.train {_again(argv, run.run_id)}") from None
+            raise Interrupted(f"{error}. Resume with: {_resume_command(argv, run.run_id)}") from None
         except KeyboardInterrupt:
-            raise Interrupted(f"Go on with: python -m fgst.train {_again(argv, run.run_id)}") from None
-    # Finished and safe in MLflow: what was kept for going on is of no use any more.
+            raise Interrupted(f"Resume with: {_resume_command(argv, run.run_id)}") from None
+    # The results are in MLflow, so the checkpoint is no longer needed.
     shutil.rmtree(folder, ignore_errors=True)
-    metrics = outcome.metrics
+    metrics = last.metrics
     print(
         f"last-epoch test top-1 {metrics['test/top1']:.2f} %, top-5 {metrics['test/top5']:.2f} % "
         f"({config.data.modality}, {dataset.name} {config.data.benchmark}, protocol {config.data.protocol}, "
         f"{metrics['minutes']:.1f} minutes)"
     )
-    print(f"python -m fgst.evaluate --run-id {run.run_id}")
+    print(_evaluate_command(run.run_id, args.tracking_uri))
+
+
+@contextmanager
+def _open_run(
+    store: TrackingStore,
+    config: TrialConfig,
+    dataset: ArrowDataset,
+    root: Path,
+    *,
+    resume: str | None,
+    tracking_uri: str | None,
+) -> Iterator[tuple[TrackedRun, Path]]:
+    """Start or resume the training's MLflow run, and lock its checkpoint folder for this process.
+
+    Raises:
+        InputError: if another process is training this run.
+    """
+    from filelock import FileLock, Timeout
+
+    from fgst.tracking.training import trial_tags  # lazy: MLflow takes seconds to import
+
+    # The location of the data set does not affect the results, so a moved data set does not prevent resuming.
+    key = f"{config.digest(without=('data.dataset',))[:16]}-{dataset.digest[:16]}"
+    experiment = store.experiment(f"{dataset.name} {config.data.benchmark}")
+    run = _run_to_resume(store, experiment, key, root, resume=resume, tracking_uri=tracking_uri)
+    if run is None:
+        if resume:
+            print("no unfinished training with these settings; starting a new one", file=sys.stderr)
+        name = f"{config.data.modality} K={config.model.focal_joints} s{config.train.seed}"
+        tags = trial_tags(config, dataset.name, dataset.digest)
+        run = store.start(experiment, key, name, {**tags, "mlflow.source.name": "fgst.train"})
+    folder = root / run.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / "lock", timeout=0).acquire()
+    except Timeout:
+        raise InputError(f"run {run.run_id} is being trained by another process") from None
+    with lock:
+        run.enable_spool(folder / "spool")
+        run.log_params(config.flat())
+        run.log_dataset(dataset.name, dataset.digest, dataset.location)
+        print(f"run {run.run_id} in {store.uri}", file=sys.stderr)
+        yield run, folder
 
 
 def _run_to_resume(
-    store: TrackingStore, experiment: str, key: str, resume: str | None, checkpoints: Path
+    store: TrackingStore, experiment: str, key: str, checkpoints: Path, *, resume: str | None, tracking_uri: str | None
 ) -> TrackedRun | None:
+    """Find the run named by ``--resume``; ``None`` means a new run.
+
+    Raises:
+        InputError: if that run is finished, or if it has other settings or other data.
+    """
     from filelock import FileLock, Timeout
 
     if resume is None:
@@ -148,18 +159,56 @@ def _run_to_resume(
                 with FileLock(checkpoints / run_id / "lock", timeout=0):
                     pass
             except Timeout:
-                continue  # it is running: leave it alone
+                continue  # another process is training it
             return store.reopen(store.run(run_id))
         return None
-    found = store.run(resume)
-    if found.info.status == "FINISHED":
-        raise InputError(f"run {resume} is finished; python -m fgst.evaluate --run-id {resume}")
-    if found.data.tags.get(Tags.TRIAL_ID) != key:
-        raise InputError(f"run {resume} was begun with other settings or other data; give the same ones to go on")
-    return store.reopen(found)
+    run = store.run(resume)
+    if run.info.status == "FINISHED":
+        raise InputError(f"run {resume} is finished; evaluate it with: {_evaluate_command(resume, tracking_uri)}")
+    if run.data.tags.get(Tags.TRIAL_ID) != key:
+        raise InputError(f"run {resume} was started with other settings or other data; use the same ones to resume it")
+    return store.reopen(run)
 
 
-def _line(epoch: int, epochs: int, metrics: dict[str, float]) -> str:
+def _progress_bar(epochs: int) -> tuple[Progress, Callable[[int, int, int], None]]:
+    """Return a progress bar on stderr, shown on terminals only, and the ``on_step`` callback that updates it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = progress.add_task("", epoch=1, total=None)
+
+    def on_step(epoch: int, step: int, steps: int) -> None:
+        progress.update(task, total=steps * epochs, completed=(epoch - 1) * steps + step, epoch=epoch)
+
+    return progress, on_step
+
+
+def _consume(
+    run: TrackedRun, results: Iterator[EpochResult], classes: tuple[str, ...], progress: Progress, epochs: int
+) -> EpochResult:
+    """Record every epoch in MLflow, print it, and return the last one."""
+    from fgst.tracking.training import track  # lazy: MLflow takes seconds to import
+
+    for result in track(run, results, classes):
+        if result.is_replay:
+            line = f"resuming after epoch {result.epoch}"
+        else:
+            line = _format_epoch(result.epoch, epochs, result.metrics)
+        progress.console.print(line, highlight=False)
+    return result
+
+
+def _format_epoch(epoch: int, epochs: int, metrics: dict[str, float]) -> str:
     parts = [f"epoch {epoch:3d}/{epochs}", f"loss {metrics['train/loss']:.4f}", f"train {metrics['train/top1']:5.1f} %"]
     for split in ("val", "test"):
         if f"{split}/top1" in metrics:
@@ -168,9 +217,20 @@ def _line(epoch: int, epochs: int, metrics: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _again(argv: Sequence[str] | None, run_id: str) -> str:
-    import shlex
+def _evaluate_command(run_id: str, tracking_uri: str | None) -> str:
+    store = ["--tracking-uri", tracking_uri] if tracking_uri else []
+    return format_command(["python", "-m", "fgst.evaluate", "--run-id", run_id, *store])
 
-    words = shlex.join(sys.argv[1:] if argv is None else argv)
-    words = re.sub(r"\s*--resume[ =]\S+", "", words)
-    return f"{words} --resume {run_id}"
+
+def _resume_command(argv: Sequence[str], run_id: str) -> str:
+    """Return this command with ``--resume RUN_ID`` in place of any other ``--resume``."""
+    words: list[str] = []
+    skip_next = False
+    for word in argv:
+        if skip_next:
+            skip_next = False
+        elif word == "--resume":
+            skip_next = True
+        elif not word.startswith("--resume="):
+            words.append(word)
+    return format_command(["python", "-m", "fgst.train", *words, "--resume", run_id])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fgst.data.modality import MODALITIES
+from fgst.config import MODALITIES
 from fgst.errors import InputError
 from fgst.evaluation.metrics import Scores
 

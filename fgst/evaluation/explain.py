@@ -18,7 +18,7 @@ import torch
 
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import Batch, ClipLoader
-from fgst.data.report import tracked
+from fgst.data.progress import tracked
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import softmax
 from fgst.evaluation.focal_plots import FocalClip, focal_animation, focal_heat_map, focal_stills

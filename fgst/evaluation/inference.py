@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgst.data.formats.raw_clip import read_clip
+from fgst.data.formats import read_clip
 from fgst.data.loader import ClipLoader
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgst.data.formats.raw_clip import MAX_FILE_BYTES, SUFFIXES
-from fgst.data.report import tracked
-from fgst.data.sources import ClipError, open_source, read_path
+from fgst.data.formats import FORMATS
+from fgst.data.progress import tracked
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
 
@@ -67,7 +67,7 @@ def _predict_batch(
 
 def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tuple[str, Read]]:
     """List names and readers of all files; zip archives stay open until ``stack`` is closed."""
-    suffix = SUFFIXES[preparation]
+    suffix = FORMATS[preparation].suffix
     sources: list[tuple[str, Read]] = []
     for name in files:
         path = Path(name)
@@ -76,8 +76,8 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
         elif path.is_dir() or path.suffix.lower() == ".zip":
             hint = f"this network reads {suffix} files"
             source = stack.enter_context(open_source(path, suffix=suffix, max_bytes=MAX_FILE_BYTES, hint=hint))
-            for file in sorted(source.files, key=lambda file: file.place):
-                sources.append((f"{name.rstrip('/')}/{file.place}", file.read))
+            for file in sorted(source.files, key=lambda file: file.path):
+                sources.append((f"{name.rstrip('/')}/{file.path}", file.read))
         elif not path.exists():
             raise InputError(f"{name}: no such file or folder")
         else:

@@ -1,4 +1,4 @@
-"""A trained network on disk: its description (``config.json``) and its weights (``model.safetensors``)."""
+"""A trained network on disk: its model card (``config.json``) and its weights (``model.safetensors``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fgst.config import TrialConfig
-from fgst.data.dataset import PREPARATIONS
+from fgst.data.formats import FORMATS
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.model.fgstformer import FGSTFormer
@@ -20,9 +20,15 @@ from fgst.model.fgstformer import FGSTFormer
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a network needs to be built again and used without its data set; the content of ``config.json``.
+    """Everything needed to rebuild a network and to use it without its data set; the content of ``config.json``.
 
-    ``preparation`` says how raw files become clips of its data set: see :attr:`fgst.data.dataset.ArrowDataset.preparation`.
+    Attributes:
+        config: the resolved configuration that it was trained with.
+        skeleton: joints, bones and body parts of its clips.
+        classes: names of the action classes, by label.
+        max_persons: M, largest number of persons in a clip.
+        dataset_name, dataset_digest: the data set that it was trained on.
+        preparation: how raw files become clips; see :attr:`fgst.data.dataset.ArrowDataset.preparation`.
     """
 
     config: TrialConfig
@@ -34,11 +40,12 @@ class ModelCard:
     preparation: str = "array"
 
     def build(self) -> FGSTFormer:
-        """The network with fresh weights."""
-        assert self.config.data.frames is not None, "a card holds a resolved configuration"
+        """Return the network with newly initialized weights."""
+        assert self.config.data.frames is not None, "the configuration of a card is resolved"
         return FGSTFormer(self.config.model, self.skeleton, len(self.classes), frames=self.config.data.frames)
 
     def write(self, path: Path) -> None:
+        """Write the card as JSON."""
         content = {
             "config": self.config.flat(),
             "skeleton": self.skeleton.to_dict(),
@@ -51,7 +58,11 @@ class ModelCard:
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:
-        """Raises :class:`InputError` if the file is missing or not a card."""
+        """Read a card.
+
+        Raises:
+            InputError: if the file is missing or is not a valid card.
+        """
         try:
             content = json.loads(path.read_bytes())
             card = cls(
@@ -63,18 +74,21 @@ class ModelCard:
                 dataset_digest=str(content["dataset"]["digest"]),
                 preparation=str(content.get("preparation") or _guess_preparation(content)),
             )
-            if card.preparation not in PREPARATIONS:
-                raise ValueError(f"it knows no preparation {card.preparation!r}")
+            if card.preparation not in FORMATS:
+                raise ValueError(f"unknown preparation {card.preparation!r}")
             card.config.model.check_skeleton(card.skeleton)
             if card.config.data.frames is None or not card.classes:
-                raise ValueError("it leaves data.frames open or has no classes")
+                raise ValueError("data.frames or the classes are missing")
         except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not a model's config.json ({error})") from None
+            raise InputError(f"{path}: is not a valid config.json of a model ({error})") from None
         return card
 
 
 def _guess_preparation(content: Mapping[str, Any]) -> str:
-    """Of a card from before it was written down. Generated motion has NTU's skeleton, too, but is made of arrays."""
+    """Infer the preparation for cards that predate this field.
+
+    Generated motion has NTU's skeleton too, but is made of arrays: the data set's name tells them apart.
+    """
     skeleton, dataset = content["skeleton"]["name"], content["dataset"]["name"]
     if skeleton == NW_UCLA_20.name:
         return "nw-ucla"
@@ -82,10 +96,10 @@ def _guess_preparation(content: Mapping[str, Any]) -> str:
 
 
 def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
-    """The network of a checkpoint, with its weights, in evaluation mode, on the CPU.
+    """Load a checkpoint's network, on the CPU and in evaluation mode, and its card.
 
     Raises:
-        InputError: if a file is missing, damaged or does not fit the other.
+        InputError: if a file is missing or damaged, or if the weights do not match the card.
     """
     card = ModelCard.read(directory / "config.json")
     model = card.build()
@@ -94,13 +108,13 @@ def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
 
 
 def load_weights(directory: Path, model: FGSTFormer) -> None:
-    """Put the weights of a checkpoint into a network.
+    """Load a checkpoint's weights into a network.
 
     Raises:
-        InputError: if the file is missing, damaged or of another network.
+        InputError: if the file is missing or damaged, or if it belongs to another network.
     """
     weights = directory / "model.safetensors"
     try:
         model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights}: does not hold the weights of this network ({error})") from None
+        raise InputError(f"{weights}: does not contain the weights of this network ({error})") from None

@@ -1,7 +1,7 @@
-"""The FG-STFormer (Gao et al., ACCV 2022): the whole network in one screen.
+"""The FG-STFormer (Gao et al., ACCV 2022): the network and its attention maps.
 
 Axes: B clips · M persons · T frames · N joints · C channels · H heads · K focal joints · P body parts. Persons are
-folded into the batch, B' = the persons that are there; features are (B', T, N, C).
+folded into the batch: B' is the number of present persons in all clips, and features are (B', T, N, C).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from fgst.model.temporal import FGTFormer
 
 @dataclass
 class AttentionMaps:
-    """What the network looked at, for figures like the paper's Fig. 5; all on the network's device, detached.
+    """Focal joints and attention maps of a forward pass, for plots like the paper's Fig. 5.
 
-    Lists have an entry per layer; they are empty where the configuration has no such block. An absent person's values
-    are zero. T is the number of frames at that layer; the T of stage 2 belongs to every ``stride``-th frame of the
-    clip.
+    All tensors are detached and on the network's device. Lists have one entry per layer and are empty if the
+    configuration has no such block. Values of absent persons are zero. T is the number of frames of the layer; frame t
+    of the first layer of stage 2 is frame t·``stride`` of the clip. In each map, rows are queries and columns are keys.
 
     Attributes:
-        present: which persons are there, ``(B, M)``.
-        stride: clip frames between two frames at the entrance of stage 2.
-        focal_joints: indices of the kept joints, ``(B, M, T, K)``, in ``focal_order``; ``None`` without selection.
+        person_mask: whether each person is present, ``(B, M)``.
+        stride: clip frames per frame at the input of stage 2.
+        focal_joints: indices of the selected joints, ``(B, M, T, K)``, in ``focal_order``; ``None`` without selection.
         focal_scores: S of Eq. 2 for every joint, ``(B, M, T, N)``; ``None`` without selection.
-        spatial: Basic-SFormer of stage 1, A_g included, ``(B, M, T, H, N, N)``; a row is a joint that asks.
-        joint_spatial, part_spatial: the same in the branches of stage 2.
-        part_to_joint: A_jp of Eq. 4, what each focal joint takes from each part, ``(B, M, T, H, K, P)``.
-        joint_to_part: A_pj, what each part takes from each focal joint, ``(B, M, T, H, P, K)``.
-        temporal: of stage 1, ``(B, M, N, H, T, T)``; a row is a frame that asks.
-        joint_temporal, part_temporal: the same in the branches of stage 2.
+        spatial: Basic-SFormer of stage 1, including A_g, ``(B, M, T, H, N, N)``.
+        joint_spatial, part_spatial: Basic-SFormer of each branch of stage 2.
+        part_to_joint: A_jp of Eq. 4, attention of the focal joints to the parts, ``(B, M, T, H, K, P)``.
+        joint_to_part: A_pj of Eq. 4, attention of the parts to the focal joints, ``(B, M, T, H, P, K)``.
+        temporal: FG-TFormer of stage 1, ``(B, M, N, H, T, T)``.
+        joint_temporal, part_temporal: FG-TFormer of each branch of stage 2.
     """
 
     person_mask: Tensor
@@ -53,19 +53,19 @@ class AttentionMaps:
     joint_temporal: list[Tensor] = field(default_factory=list)
     part_temporal: list[Tensor] = field(default_factory=list)
 
-    def _place(self, value: Tensor) -> Tensor:
-        """Values of the persons that went through the network, ``(B', …)`` → ``(B, M, …)``, absent ones zero."""
+    def unfold_persons(self, value: Tensor) -> Tensor:
+        """Return the values of all persons, ``(B', …)`` → ``(B, M, …)``, with zeros for absent persons."""
         value, (B, M) = value.detach(), self.person_mask.shape
         if len(value) == B * M:
             absent = ~self.person_mask.view(B, M, *[1] * (value.dim() - 1))
             return value.unflatten(0, (B, M)).masked_fill(absent, 0)
-        placed = value.new_zeros(B, M, *value.shape[1:])
-        placed[self.person_mask] = value
-        return placed
+        unfolded = value.new_zeros(B, M, *value.shape[1:])
+        unfolded[self.person_mask] = value
+        return unfolded
 
 
 class Stage1Layer(nn.Module):
-    """Basic-SFormer and FG-TFormer over all joints."""
+    """Layer of stage 1: Basic-SFormer and FG-TFormer over all joints."""
 
     def __init__(self, channels_in: int, channels: int, joints: int, frames: int, config: ModelConfig) -> None:
         super().__init__()
@@ -73,21 +73,25 @@ class Stage1Layer(nn.Module):
         self.temporal = FGTFormer(channels_in, channels, frames, config)
 
     def forward(self, x: Tensor, encoding: Tensor, maps: AttentionMaps | None = None) -> Tensor:
-        """``(B', T, N, C_in)`` → ``(B', T or ⌈T / 2⌉, N, C)``."""
+        """Apply the layer, ``(B', T, N, C_in)`` → ``(B', T, N, C)``, or ⌈T / 2⌉ frames if the width doubles.
+
+        ``encoding`` is the position encoding of the joints, ``(N, C_in)``; ``maps`` collects the attention maps.
+        """
         if maps is None:
             return self.temporal(self.spatial(x, encoding))
         spatial: list[Tensor] = []
         temporal: list[Tensor] = []
         x = self.temporal(self.spatial(x, encoding, spatial), temporal)
-        maps.spatial.extend(map(maps._place, spatial))
-        maps.temporal.extend(map(maps._place, temporal))
+        maps.spatial.extend(map(maps.unfold_persons, spatial))
+        maps.temporal.extend(map(maps.unfold_persons, temporal))
         return x
 
 
 class Stage2Layer(nn.Module):
-    """FG-SFormer, that is a Basic-SFormer in each branch and JP-CA between them, then an FG-TFormer in each.
+    """Layer of stage 2: FG-SFormer (a Basic-SFormer per branch, then JP-CA between them) and an FG-TFormer per branch.
 
-    ``branches`` hold one tensor each, joints and parts, or with ``shared_branches`` one tensor with the tokens of both.
+    The branches are a list of two tensors, focal joints and parts, or with ``shared_branches`` of one tensor with the
+    tokens of both.
     """
 
     def __init__(
@@ -106,11 +110,19 @@ class Stage2Layer(nn.Module):
     def forward(
         self, branches: list[Tensor], encodings: list[Tensor], maps: AttentionMaps | None = None
     ) -> list[Tensor]:
-        """``(B', T, K, C_in)`` and ``(B', T, P, C_in)`` → the same with C channels and T or ⌈T / 2⌉ frames."""
-        keep = maps is not None
-        spatial: list[Tensor] | None = [] if keep else None
-        cross: list[Tensor] | None = [] if keep else None
-        temporal: list[Tensor] | None = [] if keep else None
+        """Apply the layer.
+
+        Args:
+            branches: ``(B', T, K, C_in)`` and ``(B', T, P, C_in)``.
+            encodings: position encoding of each branch's tokens.
+            maps: collects the attention maps.
+
+        Returns:
+            The branches with C channels, and ⌈T / 2⌉ frames if the width doubles.
+        """
+        spatial: list[Tensor] | None = None if maps is None else []
+        cross: list[Tensor] | None = None if maps is None else []
+        temporal: list[Tensor] | None = None if maps is None else []
         branches = [
             block(x, encoding, spatial) for block, x, encoding in zip(self.spatial, branches, encodings, strict=True)
         ]
@@ -120,29 +132,29 @@ class Stage2Layer(nn.Module):
         if maps is not None:
             if temporal and len(temporal) < len(self.tokens):  # shared branches
                 temporal = list(temporal[0].split(self.tokens, dim=1))
-            for lists, found in (
+            for lists, values_of_branches in (
                 ((maps.joint_spatial, maps.part_spatial), spatial),
                 ((maps.part_to_joint, maps.joint_to_part), cross),
                 ((maps.joint_temporal, maps.part_temporal), temporal),
             ):
-                for kept, values in zip(lists, found or [], strict=False):
-                    kept.append(maps._place(values))
+                for branch_maps, values in zip(lists, values_of_branches or [], strict=False):
+                    branch_maps.append(maps.unfold_persons(values))
         return branches
 
 
 class FGSTFormer(nn.Module):
     """Focal and Global Spatial-Temporal Transformer (Fig. 2).
 
-    Stage 1 stacks L1 layers of Basic-SFormer and FG-TFormer over all joints. Stage 2 has two branches, the K focal
-    joints of each frame and the P body parts, and stacks L2 layers of FG-SFormer and an FG-TFormer per branch. The
-    averages of both branches, side by side, are classified by two linear layers.
+    Stage 1 consists of L1 layers of Basic-SFormer and FG-TFormer over all joints. Stage 2 has two branches, the K focal
+    joints of each frame and the P body parts, and consists of L2 layers of FG-SFormer and one FG-TFormer per branch.
+    Two linear layers classify the concatenated averages of the branches.
 
     Args:
-        config: K, P, L1, L2, widths, heads, dilations …; the default is the paper's. What the ablations of Tables 1
-            and 3 take away, it takes away.
+        config: K, P, L1, L2, widths, heads, dilations …, and the ablations of Tables 1 and 3; the defaults are the
+            paper's.
         skeleton: joints and body parts of the data.
-        num_classes: number of scores.
-        frames: T of the clips, at most; shorter ones are taken too.
+        num_classes: number of action classes.
+        frames: T, the largest number of frames of a clip.
 
     Raises:
         ValueError: if ``config`` does not fit the skeleton; the message names the field.
@@ -156,7 +168,7 @@ class FGSTFormer(nn.Module):
         self.config, self.frames, self.num_classes = config, frames, num_classes
         N = skeleton.num_joints
         L1 = config.stage1_layers
-        # Each layer's width and the one it gets; where it grows, that layer's FG-TFormer widens and halves T.
+        # Input and output width of each layer; if it doubles, the layer's FG-TFormer halves T.
         widths = list(zip((config.channels[0], *config.channels), config.channels, strict=False))
 
         self.input_norm = nn.BatchNorm1d(N * 3)
@@ -189,35 +201,35 @@ class FGSTFormer(nn.Module):
             nn.Dropout(config.dropout),
             nn.Linear(width, num_classes),
         )
-        # Encodings of joints and parts, one for each width that is met. They follow from the shapes, so they are
-        # not part of the state.
+        # Position encodings of joints and parts, one for each input width. The shapes determine them, so they are not
+        # saved.
         for channels in sorted({width_in for width_in, _ in widths}):
             self.register_buffer(f"encoding_{channels}", sine_encoding(max(N, *tokens), channels), persistent=False)
 
     def forward(self, clips: Tensor, person_mask: Tensor | None = None, *, return_maps: bool = False) -> Tensor:
-        """Scores of clips, before the softmax.
+        """Compute the scores of clips, before the softmax.
 
         Args:
             clips: ``(B, M, T, N, 3)``.
-            present: which persons are there, ``(B, M)`` of bool; by default those whose values are not all zero. The
-                others are left out of everything, whatever their values. A clip without anybody counts as one of its
-                first person.
-            return_maps: what the network looked at as well.
+            person_mask: whether each person is present, ``(B, M)`` of bool; by default a person is present if any of
+                its values is not zero. Absent persons are ignored, whatever their values. In a clip without any present
+                person the first one counts as present.
+            return_maps: also return the attention maps; there is no overhead otherwise.
 
         Returns:
-            ``(B, num_classes)``; with ``return_maps`` the pair of that and a :class:`Maps`.
+            Scores ``(B, num_classes)``, or with ``return_maps`` the pair of scores and :class:`AttentionMaps`.
 
         Raises:
-            ValueError: if the clips have another shape, or more frames than the network was made for.
+            ValueError: if the clips have the wrong shape or too many frames.
         """
         N = self.input_norm.num_features // 3
         if clips.dim() != 5 or clips.shape[3:] != (N, 3):
             raise ValueError(f"clips are {tuple(clips.shape)}, but this network takes (B, M, T, {N}, 3)")
         B, M, T = clips.shape[:3]
         if T > self.frames:
-            raise ValueError(f"clips have {T} frames, but this network was made for {self.frames} at most")
+            raise ValueError(f"clips have {T} frames, but this network takes at most {self.frames}")
         if person_mask is not None and person_mask.shape != (B, M):
-            raise ValueError(f"present is {tuple(person_mask.shape)}, but the clips are of (B, M) = ({B}, {M})")
+            raise ValueError(f"person_mask is {tuple(person_mask.shape)}, but the clips have (B, M) = ({B}, {M})")
         persons = clips.flatten(0, 1)  # (B·M, T, N, 3)
         if M == 1:
             maps = AttentionMaps(clips.new_ones(B, 1, dtype=torch.bool)) if return_maps else None
@@ -231,24 +243,25 @@ class FGSTFormer(nn.Module):
         return (scores, maps) if return_maps else scores  # type: ignore[return-value]
 
     def _average(self, persons: Tensor, person_mask: Tensor, maps: AttentionMaps | None) -> Tensor:
-        """Features averaged over the persons of a clip: ``(B·M, T, N, 3)`` and ``(B, M)`` → ``(B, branches·C)``."""
+        """Average the features over each clip's persons, ``(B·M, T, N, 3)`` and ``(B, M)`` → ``(B, branches·C)``."""
         B, M = person_mask.shape
         count = person_mask.sum(-1, keepdim=True)
         if torch.compiler.is_compiling() and not self.training:
-            # How many there are is not known to a compiler. Without batch statistics the others disturb nobody.
+            # The number of present persons depends on the data, which breaks a compiled graph. Without batch statistics
+            # absent persons can pass through the network without influence on the others.
             features = self.features(persons, maps).unflatten(0, (B, M))
             return torch.where(person_mask[..., None], features, 0).sum(1) / count
-        there = person_mask.flatten().nonzero()[:, 0]
-        features = self.features(persons[there], maps)
-        # Each to a place of its own, then a sum: it adds up in the same order every time, on a GPU too.
-        placed = features.new_zeros(B * M, features.shape[-1]).index_copy(0, there, features)
-        return placed.unflatten(0, (B, M)).sum(1) / count
+        present = person_mask.flatten().nonzero()[:, 0]
+        features = self.features(persons[present], maps)
+        # Copy to distinct rows, then sum: unlike an index_add, this sums in the same order every time, on a GPU too.
+        unfolded = features.new_zeros(B * M, features.shape[-1]).index_copy(0, present, features)
+        return unfolded.unflatten(0, (B, M)).sum(1) / count
 
     def features(self, persons: Tensor, maps: AttentionMaps | None = None) -> Tensor:
-        """Each branch's average over its tokens and frames: ``(B', T, N, 3)`` → ``(B', branches·C)``."""
+        """Average each branch over its tokens and frames, ``(B', T, N, 3)`` → ``(B', branches·C)``."""
         B, T, N, C0 = persons.shape
         device = persons.device.type
-        with torch.autocast(device, enabled=False):  # coordinates rounded to 8 bits would lose the small motions
+        with torch.autocast(device, enabled=False):  # 8-bit coordinates would lose small motions
             x = self.input_norm(persons.reshape(B * T, N * C0)).view(B, T, N, C0)
             x = self.embedding(x)  # (B', T, N, C1)
         if torch.is_autocast_enabled(device):
@@ -256,24 +269,25 @@ class FGSTFormer(nn.Module):
         for layer in self.stage1:
             x = layer(x, self._encoding(x)[:N], maps)
 
-        branches, codes = [x], [torch.arange(N, device=x.device)]  # a token carries the encoding of its number
+        # A token's position is its number; a focal joint keeps the number of the joint, whatever its slot.
+        branches, positions = [x], [torch.arange(N, device=x.device)]
         if self.config.focal_selection:
-            joints, kept, scores = self.focal(x)  # (B', T, K, C), (B', T, K), (B', T, N)
-            branches, codes = [joints], [kept]  # of a focal joint, that of the joint it is, whatever its slot
+            joints, selected, scores = self.focal(x)  # (B', T, K, C), (B', T, K), (B', T, N)
+            branches, positions = [joints], [selected]
             if maps is not None:
-                maps.focal_joints, maps.focal_scores = maps._place(kept), maps._place(scores)
+                maps.focal_joints, maps.focal_scores = maps.unfold_persons(selected), maps.unfold_persons(scores)
         if maps is not None:
             maps.stride = -(-T // x.shape[1])
         if self.config.part_branch:
             branches.append(self.parts(x))  # (B', T, P, C)
-            codes.append(torch.arange(self.tokens[1], device=x.device))
+            positions.append(torch.arange(self.tokens[1], device=x.device))
         if self.config.shared_branches:
-            codes = [torch.cat([code.expand(*x.shape[:2], -1) for code in codes], dim=-1)]
+            positions = [torch.cat([position.expand(*x.shape[:2], -1) for position in positions], dim=-1)]
             branches = [torch.cat(branches, dim=2)]
         for layer in self.stage2:
             encoding = self._encoding(branches[0])
-            branches = layer(branches, [encoding[code] for code in codes], maps)
-            codes = [code[:, :: layer.stride] if code.dim() > 1 else code for code in codes]
+            branches = layer(branches, [encoding[position] for position in positions], maps)
+            positions = [p[:, :: layer.stride] if p.dim() > 1 else p for p in positions]
         if self.config.shared_branches:
             branches = list(branches[0].split(self.tokens, dim=2))
         wide = torch.promote_types(branches[0].dtype, torch.float32)

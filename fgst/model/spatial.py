@@ -1,7 +1,7 @@
-"""Attention over the joints of a frame: Basic-SFormer and joint-part cross-attention (paper §3.1, §3.3).
+"""Attention over the joints of a frame: Basic-SFormer and joint-part cross-attention (§3.1, §3.3).
 
-In stage 2 a tensor of features holds one group of tokens, the focal joints or the parts, or, with shared branches,
-both one after the other: then both go through the same weights, and only the attention keeps them apart.
+In stage 2 a feature tensor contains one group of tokens, the focal joints or the parts. With shared branches it
+contains both groups, concatenated: they pass through the same weights and are separated only in the attention.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from fgst.model.attention import SpatialProjections, attention_map
 
 
 def make_projections(channels: int, config: ModelConfig) -> SpatialProjections:
-    """Projections of a spatial block of that width."""
-    width = config.width_of_head(channels)
+    """Return the projections of a spatial block with ``channels`` channels."""
+    width = config.spatial_head_width(channels)
     return SpatialProjections(channels, config.spatial_heads, width, config.norm, config.dropout)
 
 
 class BasicSFormer(nn.Module):
-    """Basic-SFormer block (Fig. 3a): in each frame, every token attends to every token of its group.
+    """Basic-SFormer block (Fig. 3a): in each frame, every token attends to all tokens of its group.
 
-    map = softmax(Q Kᵀ / √d) + A_g with a learned global map A_g ``(H, n, n)`` for each group of n tokens, the same for
-    all frames and clips, 1/n at the start; then W_O and a residual, then the FFN.
+    The map of a group of n tokens is softmax(Q Kᵀ / √d) + A_g. The global map A_g ``(H, n, n)`` is learned, shared by
+    all frames and clips, and initialized to 1/n. W_O with a residual and the FFN follow.
+
+    Args:
+        channels: C.
+        groups: number of tokens of each group.
+        config: heads, norm and dropout.
     """
 
     def __init__(self, channels: int, groups: tuple[int, ...], config: ModelConfig) -> None:
@@ -35,12 +40,12 @@ class BasicSFormer(nn.Module):
         self.global_maps = nn.ParameterList(torch.full((config.spatial_heads, n, n), 1 / n) for n in groups)
 
     def forward(self, x: Tensor, encoding: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """A block's pass.
+        """Apply the block.
 
         Args:
-            x: ``(B', T, N, C)``, N the tokens of all groups.
-            encoding: of the tokens, ``(N, C)`` or ``(B', T, N, C)``.
-            maps: gets the map of each group, A_g included, ``(B', T, H, n, n)``, if it is given.
+            x: ``(B', T, N, C)``; N counts the tokens of all groups.
+            encoding: position encoding of the tokens, ``(N, C)`` or ``(B', T, N, C)``.
+            maps: list to which the map of each group is appended, A_g included, ``(B', T, H, n, n)``.
 
         Returns:
             ``(B', T, N, C)``.
@@ -58,10 +63,15 @@ class BasicSFormer(nn.Module):
 
 
 class JointPartCrossAttention(nn.Module):
-    """JP-CA sub-block (Fig. 3b, Eq. 4), both ways from the same inputs.
+    """JP-CA sub-block (Fig. 3b, Eq. 4), in both directions from the same inputs.
 
-    Joints query the keys and values of the parts, parts query those of the joints. Eq. 4 has no global map: these
-    maps come from the clip alone.
+    The joints query the parts, A_jp = softmax(Q_J K_Pᵀ / √d) with values V_P, and the parts query the joints,
+    A_pj = softmax(Q_P K_Jᵀ / √d) with values V_J. Eq. 4 has no global map.
+
+    Args:
+        channels: C.
+        groups: K and P.
+        config: heads, norm and dropout.
     """
 
     def __init__(self, channels: int, groups: tuple[int, int], config: ModelConfig) -> None:
@@ -74,15 +84,15 @@ class JointPartCrossAttention(nn.Module):
     def forward(
         self, branches: list[Tensor], encodings: list[Tensor], maps: list[Tensor] | None = None
     ) -> list[Tensor]:
-        """A block's pass.
+        """Apply the block.
 
         Args:
-            branches: joints ``(B', T, K, C)`` and parts ``(B', T, P, C)``, or one tensor of both.
-            encodings: of the tokens of each.
-            maps: gets A_jp ``(B', T, H, K, P)`` and then A_pj ``(B', T, H, P, K)``.
+            branches: joints ``(B', T, K, C)`` and parts ``(B', T, P, C)``, or both concatenated in one tensor.
+            encodings: position encoding of each branch's tokens.
+            maps: list to which A_jp ``(B', T, H, K, P)`` and A_pj ``(B', T, H, P, K)`` are appended.
 
         Returns:
-            ``branches`` in their shapes.
+            The updated branches, in the same shapes.
         """
         sides = cast(list[SpatialProjections], list(self.projections))
         projected = [side.project(x, e) for side, x, e in zip(sides, branches, encodings, strict=True)]

@@ -1,4 +1,4 @@
-"""Attention over the frames of a joint: the FG-TFormer block and its ablations (paper §3.4, Eq. 5, Table 3)."""
+"""Attention over the frames of a joint: the FG-TFormer block and its ablations (§3.4, Eq. 5, Table 3)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from fgst.model.attention import NormedLinear, attention_map, sine_encoding
 
 
 class FGTFormer(nn.Module):
-    """FG-TFormer block: global self-attention over frames whose values are dilated temporal convolutions.
+    """FG-TFormer block: self-attention over all frames, with dilated temporal convolutions as values (Eq. 5).
 
-    Head h has its own dilation d_h: V_h = TCN(X)_h with kernel k_t, head_h = (A_h V_h) W_h + V_h; the heads side by
-    side go through W_O, norm and Leaky ReLU, and the shortcut is added (Eq. 5). Where the width grows, frames are
-    halved: the convolution has stride 2, Q and K are taken at its frames, the shortcut is a linear at its frames.
+    Head h has its own dilation: V_h = TCN(X)_h with kernel size k_t, head_h = (A_h V_h) W_h + V_h. The concatenated
+    heads pass through W_O, a norm and Leaky ReLU, and the shortcut is added. If the width doubles, the number of frames
+    is halved: the convolutions have stride 2, Q and K are computed at every second frame, and the shortcut is a linear
+    layer at these frames.
 
-    ``config.temporal`` takes half of it away (Table 3): "convolution" has no attention, head_h = V_h;
-    "attention" is the Basic-TFormer, whose values are linear too, head_h = A_h V_h.
+    ``config.temporal`` selects the ablations of Table 3: "convolution" (TCN only) has no attention, head_h = V_h;
+    "attention" (Basic-TFormer) has linear values, head_h = A_h V_h.
+
+    Args:
+        channels_in, channels: C_in and C; C is C_in or twice as much.
+        frames: T, at most.
+        config: dilations, kernel size, norm and dropout.
     """
 
     encoding: Tensor
@@ -29,7 +35,7 @@ class FGTFormer(nn.Module):
         width = channels // self.heads
         self.attends, self.convolves = config.temporal != "convolution", config.temporal != "attention"
         if self.attends:
-            # Q and K of all heads; without convolutions V as well
+            # Q and K of all heads, and V if it is not a convolution
             self.projection = nn.Linear(channels_in, (2 if self.convolves else 3) * channels)
         if self.convolves:
             self.tcn = nn.ModuleList(
@@ -52,22 +58,22 @@ class FGTFormer(nn.Module):
         self.register_buffer("encoding", sine_encoding(frames, channels_in)[:, None], persistent=False)
 
     def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """A block's pass.
+        """Apply the block.
 
         Args:
             x: ``(B', T, N, C_in)``.
-            maps: gets the maps ``(B', N, H, T', T')``, if it is given and the block attends.
+            maps: list to which the maps ``(B', N, H, T', T')`` are appended, if the block has an attention.
 
         Returns:
             ``(B', T', N, C)`` with T' = ⌈T / stride⌉.
         """
         encoded = x + self.encoding[: x.shape[1]].to(x.dtype)  # (T, 1, C_in) for every joint
         if self.attends:
-            kept = encoded[:, :: self.stride]
-            B, T, N, _ = kept.shape
+            strided = encoded[:, :: self.stride]
+            B, T, N, _ = strided.shape
             pieces = 2 if self.convolves else 3
-            projected = self.projection(kept).view(B, T, N, pieces, self.heads, -1)
-            # One copy lays out Q and K of each head as batched products want them: pieces·H times (B', N, T', d)
+            projected = self.projection(strided).view(B, T, N, pieces, self.heads, -1)
+            # A single copy gives Q and K of each head the layout of batched products: pieces·H times (B', N, T', d).
             projections = projected.permute(3, 4, 0, 2, 1, 5).contiguous().flatten(0, 1).unbind(0)
             queries, keys, linear_values = (projections[i * self.heads : (i + 1) * self.heads] for i in range(3))
             head_maps = [attention_map(q, k) for q, k in zip(queries, keys, strict=True)]
@@ -76,11 +82,11 @@ class FGTFormer(nn.Module):
         if not self.convolves:
             heads = [(a @ v).transpose(1, 2) for a, v in zip(head_maps, linear_values, strict=True)]
         else:
-            images = encoded.permute(0, 3, 1, 2)  # (B', C_in, T, N) without a copy: what PyTorch calls channels last
+            images = encoded.permute(0, 3, 1, 2)  # (B', C_in, T, N) in channels-last layout, without a copy
             heads = [convolve(images).permute(0, 2, 3, 1) for convolve in self.tcn]  # (B', T', N, d) each
             if self.attends:
-                # (A V) W = A (V W): the small product comes first, while the frames still lie as the convolution left
-                # them, and one addition brings the order of the axes back
+                # (A V) W = A (V W). The small product V W comes first, in the convolution's memory layout; the addition
+                # below restores the order of the axes.
                 attended = [
                     (head_map @ linear(values).transpose(1, 2)).transpose(1, 2)
                     for head_map, linear, values in zip(head_maps, self.head_linear, heads, strict=True)

@@ -10,8 +10,6 @@ safetensors; nothing is unpickled. A request to ``mlflow models serve -m models:
 from __future__ import annotations
 
 import base64
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
+from fgst.data.formats import FORMATS
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
 
@@ -63,7 +62,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         for name, content in zip(model_input["name"], model_input["content"], strict=True):
             row: dict[str, Any] = {"name": name, "top": []}
             try:
-                binary = self.predictor.card.preparation == "array"
+                binary = FORMATS[self.predictor.card.preparation].is_binary
                 raw = base64.b64decode(content, validate=True) if binary else content.encode()
                 [ranking] = self.predictor.top([self.predictor.read(raw)], TOP_K)
                 row["top"] = [{"class": entry["class"], "probability": entry["probability"]} for entry in ranking]
@@ -83,17 +82,10 @@ def input_example(networks: Path) -> pd.DataFrame:
     card = Predictor.load(networks).card
     pose = np.zeros((4, card.skeleton.num_joints, 3), np.float32)
     pose[:, :, 1] = np.linspace(-0.8, 0.8, card.skeleton.num_joints)
-    if card.preparation == "nw-ucla":
-        return pd.DataFrame([{"name": "still.json", "content": json.dumps({"skeletons": pose.tolist()})}])
-    if card.preparation == "ntu":
-        lines = [str(len(pose))]
-        for frame in pose:  # one body: a line with its id and nine attributes; then twelve numbers per joint
-            lines += ["1", "72057594037927936" + " 0" * 9, str(len(frame))]
-            lines += [" ".join(f"{value:.4f}" for value in joint) + " 0" * 8 + " 2" for joint in frame]
-        return pd.DataFrame([{"name": "still.skeleton", "content": "\n".join(lines) + "\n"}])
-    file = io.BytesIO()
-    np.save(file, pose)
-    return pd.DataFrame([{"name": "still.npy", "content": base64.b64encode(file.getvalue()).decode()}])
+    raw_format = FORMATS[card.preparation]
+    raw = raw_format.encode(pose)
+    content = base64.b64encode(raw).decode() if raw_format.is_binary else raw.decode()
+    return pd.DataFrame([{"name": f"still{raw_format.suffix}", "content": content}])
 
 
 set_model(ServedModel())

@@ -1,7 +1,8 @@
-"""A process that is told to end (SIGTERM: its node is about to go) first keeps what its training has learnt.
+"""Graceful reaction to SIGTERM: a training saves its progress before its process ends.
 
-Clouds warn a spot node a minute or two before they take it away, and on its way down the system sends SIGTERM to every
-process. A training then ends after its current step, with a checkpoint from which another node goes on at that step.
+Cloud providers announce the end of a spot node one or two minutes in advance, and a node that shuts down sends SIGTERM
+to all processes. A training then stops after its current step and saves a checkpoint from which another node resumes
+at that step.
 """
 
 from __future__ import annotations
@@ -12,37 +13,41 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT = 128 + signal.SIGTERM
-_asked = threading.Event()
-_under_way = threading.Event()
+EXIT_CODE = 128 + signal.SIGTERM
+_stop_requested = threading.Event()
+_training_active = threading.Event()
 
 
-def asked() -> bool:
-    """Whether this process was told to end."""
-    return _asked.is_set()
+def should_stop() -> bool:
+    """Return whether this process has received SIGTERM."""
+    return _stop_requested.is_set()
 
 
-def listen() -> None:
-    """From now on SIGTERM lets a training that is :func:`under_way` come to a good end. In the main thread only."""
-    before = signal.getsignal(signal.SIGTERM)
+def install_handler() -> None:
+    """Defer SIGTERM while a training is active (see :func:`training_in_progress`).
 
-    def told(number: int, frame: object) -> None:
-        _asked.set()
-        if _under_way.is_set():
+    At all other times SIGTERM does what it did before this call. Call it in the main thread: Python allows signal
+    handlers only there.
+    """
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: object) -> None:
+        _stop_requested.set()
+        if _training_active.is_set():
             return
-        if callable(before):
-            before(number, frame)  # type: ignore[arg-type]
+        if callable(previous):
+            previous(number, frame)  # type: ignore[arg-type]
         else:
-            os._exit(EXIT)
+            os._exit(EXIT_CODE)
 
-    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGTERM, handle)
 
 
 @contextmanager
-def under_way() -> Iterator[None]:
-    """Inside, a training is under way that looks at :func:`asked`."""
-    _under_way.set()
+def training_in_progress() -> Iterator[None]:
+    """Mark the body as a training that polls :func:`should_stop` and ends on its own."""
+    _training_active.set()
     try:
         yield
     finally:
-        _under_way.clear()
+        _training_active.clear()

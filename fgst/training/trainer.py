@@ -1,17 +1,16 @@
-"""Training of one trial: ``fit(config)`` yields one :class:`EpochResult` per epoch.
+"""The training loop: :func:`fit` trains one trial and yields an :class:`EpochResult` per epoch.
 
-It knows neither Ray nor MLflow: they, the progress bar and the tests consume what it yields. Everything random
-follows from (seed, epoch), so a training that is stopped and resumed ends with the same bits as one that was not,
-also where it was stopped in the middle of an epoch.
+It is independent of Ray and MLflow: both consume its results, as do the progress bar and the tests. All randomness
+derives from (seed, epoch), so a training that is stopped and resumed, even within an epoch, ends with exactly the same
+bits as one that was not.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,35 +19,38 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fgst.config import TrainConfig, TrialConfig
+from fgst.config import TrainConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import RECIPE_FRAMES, RECIPE_REPEAT, ClipLoader, choose_device, make_loaders
+from fgst.data.loader import Batch, choose_device, make_loaders
 from fgst.errors import InputError, Preempted
 from fgst.evaluation.metrics import Scores
 from fgst.evaluation.scoring import score
-from fgst.model import FGSTFormer
-from fgst.model.card import ModelCard, load_weights
+from fgst.model import FGSTFormer, ModelCard
+from fgst.model.card import load_weights
 from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
+
+OnStep = Callable[[int, int, int], None]
 
 
 class DivergedError(RuntimeError):
-    """The loss is not a finite number any more."""
+    """The loss is no longer finite."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch gave.
+    """Metrics, scores and checkpoint of one epoch.
 
     Attributes:
-        epoch: how many epochs are done, from 1.
-        metrics: by MLflow name: ``train/loss``, ``train/top1`` (on the augmented clips, while learning), ``lr``,
-            ``clips_per_second`` of the training steps, ``minutes`` since the beginning, interruptions left out;
-            ``val/loss``, ``val/top1``, ``val/top5`` unless everything trains;
-            ``test/loss``, ``test/top1``, ``test/top5`` at the last epoch only. Accuracies in %.
-        test: the scores of the test clips, at the last epoch only: they are measured once, never chosen by.
-        val: the scores of the validation clips, at the last epoch, unless everything trains.
-        checkpoint: directory of this epoch's checkpoint, if checkpoints are kept.
-        replayed: the epoch was trained before an interruption and is told again, in case nobody heard.
+        epoch: number of completed epochs, from 1.
+        metrics: by MLflow name. ``train/loss`` and ``train/top1`` (on the augmented clips, during training), ``lr`` of
+            the last step, ``clips_per_second`` of the training steps, ``minutes`` of training so far, excluding
+            interruptions; ``val/loss``, ``val/top1``, ``val/top5`` unless protocol "paper" trains on all clips;
+            ``test/loss``, ``test/top1``, ``test/top5`` after the last epoch only. Accuracies in %.
+        test: scores of the test clips, after the last epoch only: test clips are never used for selection.
+        val: scores of the validation clips, after the last epoch, unless protocol "paper" trains on all clips.
+        checkpoint: directory of this epoch's checkpoint, if checkpoints are saved.
+        is_replay: the epoch was trained before an interruption and its result is yielded a second time, in case the
+            consumer missed it.
     """
 
     epoch: int
@@ -59,33 +61,58 @@ class EpochResult:
     is_replay: bool = False
 
 
-def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
-    """Fill in what the configuration leaves to the data set: benchmark, recipe, frames, repeat, absolute path.
+def fit(
+    config: TrialConfig,
+    *,
+    dataset: ArrowDataset | None = None,
+    device: str = "auto",
+    checkpoints: Path | None = None,
+    on_step: OnStep | None = None,
+    micro_batches: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[EpochResult]:
+    """Train a trial epoch by epoch.
+
+    Args:
+        config: the trial; it is resolved against the data set (see :func:`fgst.config.resolve`) if it is not yet.
+        dataset: the open data set; by default ``config.data.dataset`` is opened.
+        device: "auto", "cpu", "cuda" …
+        checkpoints: folder of this trial's checkpoint, which is replaced after each epoch. If it contains one, training
+            resumes from it, and the result of its epoch is yielded first, as a replay.
+        on_step: called after each step with the epoch (from 1), the completed steps and the number of steps.
+        micro_batches: number of parts in which each batch passes through the network; their gradients are added up.
+            This reduces the peak memory. Batch norm then normalizes each part separately, so results differ from those
+            of whole batches.
+        should_stop: polled before each epoch and after each step; once it returns true, the training saves its progress
+            and raises :class:`fgst.errors.Preempted`.
+
+    Yields:
+        The result of each epoch, after its checkpoint has been saved.
 
     Raises:
-        InputError: if the configuration does not fit the data set; the message names the field.
+        InputError: if configuration, data set and checkpoint do not match.
+        DivergedError: if the loss is no longer finite.
+        Preempted: as requested by ``should_stop``.
     """
-    config.model.check_skeleton(dataset.skeleton)
-    return fill_in(config, dataset)
-
-
-def fill_in(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
-    """What :func:`resolve` does, for a network that need not fit yet: a sweep sets more of it."""
-    data, train = config.data, config.train
-    recipe = data.recipe or dataset.recipe
-    data = dataclasses.replace(
-        data,
-        dataset=dataset.location,
-        benchmark=dataset.benchmark(data.benchmark or "").name,
-        recipe=recipe,
-        frames=data.frames or RECIPE_FRAMES[recipe],
-    )
-    train = dataclasses.replace(train, repeat=train.repeat or RECIPE_REPEAT[recipe])
-    return dataclasses.replace(config, data=data, train=train)
+    if dataset is None:
+        dataset = ArrowDataset(config.data.dataset)
+    trainer = _Trainer(resolve(config, dataset), dataset, choose_device(device), checkpoints, micro_batches)
+    checkpoint = latest_checkpoint(checkpoints) if checkpoints else None
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        if trainer.epochs_done:
+            yield trainer.result(checkpoint, is_replay=True)
+    while trainer.epochs_done < config.train.epochs:
+        if should_stop():
+            raise Preempted
+        yield trainer.run_epoch(on_step, should_stop)
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """The rate after ``progress`` epochs (fractions allowed): linear warm-up, then steps or half a cosine."""
+    """Return the learning rate after ``progress`` epochs, a fraction included (§4.2).
+
+    It rises linearly during the warm-up and then follows the schedule: steps of ``decay_factor``, or half a cosine.
+    """
     share = progress / config.epochs
     if share < config.warmup:
         return config.lr * share / config.warmup
@@ -94,163 +121,12 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.lr * config.decay_factor ** sum(share >= at for at in config.decay_at)
 
 
-def fit(
-    config: TrialConfig,
-    *,
-    dataset: ArrowDataset | None = None,
-    device: str = "auto",
-    checkpoints: Path | None = None,
-    on_step: Callable[[int, int, int], None] | None = None,
-    micro_batches: int = 1,
-    leave: Callable[[], bool] = lambda: False,
-) -> Iterator[EpochResult]:
-    """Train a trial, epoch by epoch.
-
-    Args:
-        config: the trial; what it leaves open is resolved against the data set.
-        dataset: the open data set, if the caller has it; otherwise ``config.data.dataset`` is opened.
-        device: "auto", "cpu", "cuda" …
-        checkpoints: folder that holds this trial's checkpoint. If one is there, training goes on from it, after
-            yielding its epoch once more; after each epoch it is replaced.
-        on_step: told (epoch from 1, steps done, steps of the epoch).
-        micro_batches: parts that each batch goes through the network in, one after another, their gradients added up:
-            takes less memory. Batch norm then sees the parts, so the figures are not those of whole batches.
-        leave: asked after each step; once it says yes, what was learnt so far is kept and :class:`Leaving` raised.
-
-    Yields:
-        an :class:`EpochResult` per epoch, after its checkpoint is on disk.
-
-    Raises:
-        InputError: if configuration, data set and checkpoint do not fit together.
-        DivergedError: if the loss stops being a number.
-        Leaving: when ``leave`` says so.
-    """
-    if dataset is None:
-        dataset = ArrowDataset(config.data.dataset)
-    config = resolve(config, dataset)
-    train = config.train
-    assert train.repeat is not None
-    where = choose_device(device)
-    stores = make_loaders(dataset, config.data, where)
-    card = ModelCard(
-        config,
-        dataset.skeleton,
-        dataset.classes,
-        dataset.max_persons,
-        dataset.name,
-        dataset.digest,
-        dataset.preparation,
-    )
-    torch.manual_seed(_seed(train.seed, 0))
-    model = card.build().to(where)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0,
-        weight_decay=train.weight_decay,
-    )  # fmt: skip
-
-    # What is scored and kept: the network, or the moving average of its weights.
-    scored = copy.deepcopy(model) if train.ema else model
-
-    done, metrics, begun = 0, {"minutes": 0.0}, _Begun()
-    found = latest_checkpoint(checkpoints) if checkpoints else None
-    if found is not None:
-        done, metrics, begun = _restore(found, card, model, scored, optimizer, begun)
-        if done:
-            yield _finished(done, metrics, scored, stores, train, found, is_replay=True)
-
-    def save(epoch: int, step: int = 0) -> Path | None:
-        if checkpoints is None:
-            return None
-        state = {"epoch": epoch, "optimizer": optimizer.state_dict(), "metrics": metrics}
-        if scored is not model:
-            state["weights"] = model.state_dict()
-        if step:
-            state["begun"] = dataclasses.asdict(begun)
-        return save_checkpoint(checkpoints, epoch, scored, card, state, step)
-
-    steps = stores["train"].steps(train.batch_size, train.repeat)
-    for epoch in range(done + 1, train.epochs + 1):
-        if leave():
-            raise Preempted
-        began = time.perf_counter()
-        torch.manual_seed(_seed(train.seed, epoch))
-        generator = torch.Generator(where).manual_seed(_seed(train.seed, epoch, 1))
-        model.train()
-        loss_sum, correct = begun.loss_sum.to(where), begun.correct.to(where)
-        clips = begun.clips
-        lr = 0.0
-        for step, batch in enumerate(stores["train"].training_batches(train.batch_size, train.repeat, generator)):
-            # Steps that were done before an interruption: their batches are drawn again, which costs next to nothing.
-            if step < begun.steps:
-                continue
-            if begun.steps and step == begun.steps:
-                _set_random_state(begun, where)
-            # The middle of the step: no step is without a rate, and the last one of an epoch still belongs to it.
-            lr = learning_rate(train, epoch - 1 + (step + 0.5) / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad(set_to_none=True)
-            for part in batch.parts(micro_batches):
-                with torch.autocast(where.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-                    logits = model(part.clips, part.person_mask).float()
-                loss = F.cross_entropy(logits, part.labels, label_smoothing=train.label_smoothing)
-                (loss * (len(part.labels) / len(batch.labels))).backward()
-                loss_sum += loss.detach() * len(part.labels)
-                correct += (logits.detach().argmax(1) == part.labels).sum()
-            optimizer.step()
-            if scored is not model:
-                _follow(scored, model, train.ema, (epoch - 1) * steps + step)
-            clips += len(batch.labels)
-            if on_step is not None:
-                on_step(epoch, step + 1, steps)
-            if step + 1 < steps and leave():
-                seconds = begun.seconds + time.perf_counter() - began
-                begun = _Begun(step + 1, clips, seconds, loss_sum.cpu(), correct.cpu(), *_random_state(where))
-                save(epoch - 1, step + 1)
-                raise Preempted
-        minutes = metrics["minutes"]
-        metrics = {"train/loss": float(loss_sum) / clips, "train/top1": 100 * float(correct) / clips, "lr": lr}
-        _require_finite(metrics, "train", epoch)
-        seconds = begun.seconds + time.perf_counter() - began
-        val = score(scored, stores["val"]) if "val" in stores else None
-        if val is not None:
-            metrics |= _accuracies("val", val)
-            _require_finite(metrics, "val", epoch)  # the weights after the epoch's last step, which train/loss missed
-        minutes += (begun.seconds + time.perf_counter() - began) / 60
-        metrics |= {"clips_per_second": clips / seconds, "minutes": minutes}
-        begun = _Begun()
-        saved = save(epoch)
-        yield _finished(epoch, metrics, scored, stores, train, saved, val)
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """The part of an epoch that was trained before an interruption."""
-
-    steps: int = 0
-    clips: int = 0
-    seconds: float = 0.0
-    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    correct: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    random: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-    random_of_device: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-
-
-def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What dropout draws from, on the host and on the device."""
-    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0, dtype=torch.uint8)
-    return torch.get_rng_state(), of_device
-
-
-def _set_random_state(begun: _Begun, device: torch.device) -> None:
-    torch.set_rng_state(begun.random)
-    if device.type == "cuda" and len(begun.random_of_device):
-        torch.cuda.set_rng_state(begun.random_of_device, device)
-
-
 @torch.no_grad()
-def _follow(average: FGSTFormer, model: FGSTFormer, decay: float, step: int) -> None:
-    """Move the average of the weights and running statistics one step on; quicker at first, to forget the start."""
+def update_ema(average: FGSTFormer, model: FGSTFormer, decay: float, step: int) -> None:
+    """Update an exponential moving average of weights and running statistics after ``step`` (from 0) in place.
+
+    The decay is min(decay, (1 + step) / (10 + step)): smaller at first, so that the initial weights fade quickly.
+    """
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if mean.is_floating_point():
@@ -259,72 +135,249 @@ def _follow(average: FGSTFormer, model: FGSTFormer, decay: float, step: int) -> 
             mean.copy_(value)
 
 
-def _finished(
-    epoch: int,
-    metrics: dict[str, float],
-    model: FGSTFormer,
-    stores: dict[str, ClipLoader],
-    train: TrainConfig,
-    checkpoint: Path | None,
-    val: Scores | None = None,
-    *,
-    is_replay: bool = False,
-) -> EpochResult:
-    if epoch < train.epochs:
-        return EpochResult(epoch, metrics, checkpoint=checkpoint, is_replay=is_replay)
-    test = score(model, stores["test"])
-    metrics = metrics | _accuracies("test", test)
-    _require_finite(metrics, "test", epoch)
-    if val is None and "val" in stores:
-        val = score(model, stores["val"])
-    return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
+def _no_rng_state() -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8)
 
 
-def _require_finite(metrics: dict[str, float], split: str, epoch: int) -> None:
+@dataclass
+class PartialEpoch:
+    """Accumulators of the epoch in progress, and the state of the random number generators at an interruption.
+
+    Attributes:
+        steps: completed steps.
+        clips: clips in these steps.
+        seconds: training time before the last interruption.
+        loss_sum: sum of the loss over the clips, a scalar on the training's device.
+        correct: number of correctly classified clips, a scalar on the training's device.
+        cpu_rng_state, device_rng_state: what dropout draws from; empty if there was no interruption or no GPU.
+    """
+
+    steps: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    correct: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    cpu_rng_state: torch.Tensor = field(default_factory=_no_rng_state)
+    device_rng_state: torch.Tensor = field(default_factory=_no_rng_state)
+
+    def to_state(self, device: torch.device) -> dict[str, Any]:
+        """Return the entry ``begun`` of ``state.pt``, with the current state of the random number generators."""
+        return {
+            "steps": self.steps,
+            "clips": self.clips,
+            "seconds": self.seconds,
+            "loss_sum": self.loss_sum.cpu(),
+            "correct": self.correct.cpu(),
+            "random": torch.get_rng_state(),
+            "random_of_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else _no_rng_state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> PartialEpoch:
+        """Invert :meth:`to_state`."""
+        return cls(
+            steps=int(state["steps"]),
+            clips=int(state["clips"]),
+            seconds=float(state["seconds"]),
+            loss_sum=state["loss_sum"],
+            correct=state["correct"],
+            cpu_rng_state=state["random"],
+            device_rng_state=state["random_of_device"],
+        )
+
+    def restore_rng(self, device: torch.device) -> None:
+        """Restore the random number generators to their state at the interruption."""
+        torch.set_rng_state(self.cpu_rng_state)
+        if device.type == "cuda" and len(self.device_rng_state):
+            torch.cuda.set_rng_state(self.device_rng_state, device)
+
+
+class _Trainer:
+    """State of one training: network, optimizer, clips and progress."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        dataset: ArrowDataset,
+        device: torch.device,
+        checkpoints: Path | None,
+        micro_batches: int,
+    ) -> None:
+        self.config, self.device, self.checkpoints, self.micro_batches = (
+            config.train,
+            device,
+            checkpoints,
+            micro_batches,
+        )
+        assert self.config.repeat is not None, "the configuration is resolved"
+        self.repeat = self.config.repeat
+        self.loaders = make_loaders(dataset, config.data, device)
+        self.steps = self.loaders["train"].steps(self.config.batch_size, self.repeat)
+        self.card = ModelCard(
+            config,
+            dataset.skeleton,
+            dataset.classes,
+            dataset.max_persons,
+            dataset.name,
+            dataset.digest,
+            dataset.preparation,
+        )
+        torch.manual_seed(_derive_seed(self.config.seed, 0))
+        self.model = self.card.build().to(device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            nesterov=self.config.momentum > 0,
+            weight_decay=self.config.weight_decay,
+        )
+        # The network that is evaluated and saved: the trained one, or the moving average of its weights.
+        self.evaluated = copy.deepcopy(self.model) if self.config.ema else self.model
+        self.epochs_done = 0
+        self.metrics: dict[str, float] = {"minutes": 0.0}
+        self.partial = PartialEpoch()
+
+    def run_epoch(self, on_step: OnStep | None, should_stop: Callable[[], bool]) -> EpochResult:
+        """Train one epoch, or the rest of an interrupted one, then validate and save."""
+        epoch, earlier, started = self.epochs_done + 1, self.partial.seconds, time.perf_counter()
+        lr = self._train_epoch(epoch, started, on_step, should_stop)
+        partial = self.partial
+        seconds = earlier + time.perf_counter() - started
+        metrics = {
+            "train/loss": float(partial.loss_sum) / partial.clips,
+            "train/top1": 100 * float(partial.correct) / partial.clips,
+            "lr": lr,
+        }
+        _require_finite(metrics, "train", epoch)
+        val = score(self.evaluated, self.loaders["val"]) if "val" in self.loaders else None
+        if val is not None:
+            metrics |= _accuracies("val", val)
+            # train/loss does not depend on the weights after the epoch's last step; val/loss does.
+            _require_finite(metrics, "val", epoch)
+        minutes = self.metrics["minutes"] + (earlier + time.perf_counter() - started) / 60
+        self.metrics = metrics | {"clips_per_second": partial.clips / seconds, "minutes": minutes}
+        self.epochs_done, self.partial = epoch, PartialEpoch()
+        return self.result(self.save(), val)
+
+    def _train_epoch(
+        self, epoch: int, started: float, on_step: OnStep | None, should_stop: Callable[[], bool]
+    ) -> float:
+        """Run the remaining steps of an epoch and return the last learning rate.
+
+        Raises:
+            Preempted: if ``should_stop`` asks for it, after the progress has been saved.
+        """
+        config, partial, earlier = self.config, self.partial, self.partial.seconds
+        torch.manual_seed(_derive_seed(config.seed, epoch))
+        generator = torch.Generator(self.device).manual_seed(_derive_seed(config.seed, epoch, 1))
+        self.model.train()
+        partial.loss_sum, partial.correct = partial.loss_sum.to(self.device), partial.correct.to(self.device)
+        resumed_at, lr = partial.steps, 0.0
+        batches = self.loaders["train"].training_batches(config.batch_size, self.repeat, generator)
+        for step, batch in enumerate(batches):
+            # The batches before an interruption are drawn a second time, which costs little, and skipped.
+            if step < resumed_at:
+                continue
+            if resumed_at and step == resumed_at:
+                partial.restore_rng(self.device)
+            # Evaluated at the middle of the step: the first step has a positive rate, the last one this epoch's.
+            lr = learning_rate(config, epoch - 1 + (step + 0.5) / self.steps)
+            self._train_step(batch, lr)
+            if self.evaluated is not self.model:
+                update_ema(self.evaluated, self.model, config.ema, (epoch - 1) * self.steps + step)
+            partial.steps, partial.clips = step + 1, partial.clips + len(batch.labels)
+            if on_step is not None:
+                on_step(epoch, step + 1, self.steps)
+            if step + 1 < self.steps and should_stop():
+                partial.seconds = earlier + time.perf_counter() - started
+                self.save()
+                raise Preempted
+        return lr
+
+    def _train_step(self, batch: Batch, lr: float) -> None:
+        """Update the weights with the gradient of one batch, and add its loss and accuracy to the epoch's."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in batch.micro_batches(self.micro_batches):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                logits = self.model(part.clips, part.person_mask).float()
+            loss = F.cross_entropy(logits, part.labels, label_smoothing=self.config.label_smoothing)
+            (loss * (len(part.labels) / len(batch.labels))).backward()
+            self.partial.loss_sum += loss.detach() * len(part.labels)
+            self.partial.correct += (logits.detach().argmax(1) == part.labels).sum()
+        self.optimizer.step()
+
+    def result(self, checkpoint: Path | None, val: Scores | None = None, *, is_replay: bool = False) -> EpochResult:
+        """Return the result of the last completed epoch; after the last one of all, score the test clips."""
+        epoch = self.epochs_done
+        if epoch < self.config.epochs:
+            return EpochResult(epoch, self.metrics, checkpoint=checkpoint, is_replay=is_replay)
+        test = score(self.evaluated, self.loaders["test"])
+        metrics = self.metrics | _accuracies("test", test)
+        _require_finite(metrics, "test", epoch)
+        if val is None and "val" in self.loaders:
+            val = score(self.evaluated, self.loaders["val"])
+        return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
+
+    def save(self) -> Path | None:
+        """Replace the checkpoint by the current state; return its directory."""
+        if self.checkpoints is None:
+            return None
+        state = {"epoch": self.epochs_done, "optimizer": self.optimizer.state_dict(), "metrics": self.metrics}
+        if self.evaluated is not self.model:
+            state["weights"] = self.model.state_dict()
+        if self.partial.steps:
+            state["begun"] = self.partial.to_state(self.device)
+        return save_checkpoint(
+            self.checkpoints, self.epochs_done, self.evaluated, self.card, state, step=self.partial.steps
+        )
+
+    def restore(self, checkpoint: Path) -> None:
+        """Load weights, optimizer state and progress from a checkpoint.
+
+        Raises:
+            InputError: if the checkpoint is damaged, or if it is one of another configuration or data set.
+        """
+        self._check_card(checkpoint)
+        state = load_state(checkpoint)
+        load_weights(checkpoint, self.evaluated)
+        try:
+            if self.evaluated is not self.model:
+                self.model.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if "begun" in state:
+                self.partial = PartialEpoch.from_state(state["begun"])
+            self.epochs_done, self.metrics = int(state["epoch"]), dict(state["metrics"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            path = checkpoint / "state.pt"
+            raise InputError(f"{path}: does not belong to this training ({error!r}); remove {checkpoint}") from None
+
+    def _check_card(self, checkpoint: Path) -> None:
+        saved = ModelCard.read(checkpoint / "config.json")
+        saved_values = saved.config.flat()
+        for name, value in self.card.config.flat().items():
+            # The same data set may have moved, or be at another path on another node: its digest identifies it.
+            if saved_values[name] != value and name != "data.dataset":
+                raise InputError(
+                    f"{checkpoint}: was trained with {name} = {saved_values[name]}, not {value}; "
+                    "use that value or start a new training"
+                )
+        if saved.dataset_digest != self.card.dataset_digest:
+            digest = saved.dataset_digest[:12]
+            raise InputError(f"{checkpoint}: was trained on different data (data set digest {digest}…)")
+
+
+def _require_finite(metrics: Mapping[str, float], split: str, epoch: int) -> None:
     loss = metrics[f"{split}/loss"]
     if not math.isfinite(loss):
-        raise DivergedError(f"the loss is {loss} in epoch {epoch}, {split} clips; try a lower train.lr")
+        raise DivergedError(f"the loss is {loss} in epoch {epoch} ({split} clips); try a lower train.lr")
 
 
 def _accuracies(split: str, scores: Scores) -> dict[str, float]:
     return {f"{split}/loss": scores.loss(), f"{split}/top1": scores.top(1), f"{split}/top5": scores.top(5)}
 
 
-def _restore(
-    checkpoint: Path,
-    card: ModelCard,
-    model: FGSTFormer,
-    scored: FGSTFormer,
-    optimizer: torch.optim.Optimizer,
-    begun: _Begun,
-) -> tuple[int, dict[str, float], _Begun]:
-    """Put a checkpoint's weights and optimiser state in place.
-
-    Returns:
-        its epoch, that epoch's metrics, and what was trained of the next one.
-    """
-    found = ModelCard.read(checkpoint / "config.json")
-    for name, value in card.config.flat().items():
-        was = found.config.flat()[name]
-        # The same clips may lie elsewhere by now (another node, a moved folder): the digest is what counts.
-        if was != value and name != "data.dataset":
-            raise InputError(f"{checkpoint}: was trained with {name} = {was}, not {value}; use that or begin anew")
-    if found.dataset_digest != card.dataset_digest:
-        raise InputError(f"{checkpoint}: was trained on other data (data set digest {found.dataset_digest[:12]}…)")
-    state: dict[str, Any] = load_state(checkpoint)
-    load_weights(checkpoint, scored)
-    try:
-        if scored is not model:
-            model.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        if "begun" in state:
-            begun = _Begun(**state["begun"])
-        return int(state["epoch"]), dict(state["metrics"]), begun
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        path = checkpoint / "state.pt"
-        raise InputError(f"{path}: is not of this training ({error!r}); remove {checkpoint}") from None
-
-
-def _seed(*entropy: int) -> int:
-    """One 63-bit seed from several numbers, so that (seed 1, epoch 2) and (seed 2, epoch 1) have nothing in common."""
+def _derive_seed(*entropy: int) -> int:
+    """Mix several numbers into one 63-bit seed, so that (seed 1, epoch 2) and (seed 2, epoch 1) are unrelated."""
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats.raw_clip import read_clip
+from fgst.data.formats import read_clip
 from fgst.data.loader import make_loaders
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError

@@ -1,17 +1,17 @@
-"""What the tests of the network share: double precision, so that figures can be compared to the last digits."""
+"""Fixtures for the tests of the network: double precision, for tight tolerances."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-# Eight-wide layers gain nothing from threads, and lose much where other processes have the cores.
+# Layers of eight channels gain nothing from threads, and lose much when other processes occupy the cores.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _double_precision() -> Iterator[None]:
-    """Networks made in a test are float64 from the start, their sine encodings included."""
+    """Build all networks in float64, including their sine encodings."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

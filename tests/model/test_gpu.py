@@ -1,4 +1,4 @@
-"""The same network on a GPU: the same scores, gradients and selection as on the CPU."""
+"""The network on a GPU: the same scores, gradients and selection as on the CPU."""
 
 from __future__ import annotations
 
@@ -6,46 +6,48 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.model.test_variants import VARIANTS, clips_of, gradients, relative_error, variant
+from tests.model.test_variants import BFLOAT16_ROUNDINGS, VARIANTS, clips_of, gradients, relative_error, variant
+from tests.support.numerics import assert_close, epsilon
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_gpu_agrees_with_the_cpu(name: str) -> None:
-    """In float64, to 1e-9; with persons who are absent."""
-    here, there, clips = variant(name), variant(name).cuda(), clips_of(4, 2, 9, 20)
-    if here.config.dropout:
-        here.eval(), there.eval()
+def test_gpu_agrees_with_cpu(name: str) -> None:
+    """In float64 and with absent persons; the GPU sums in another order."""
+    on_cpu, on_gpu, clips = variant(name), variant(name).cuda(), clips_of(4, 2, 9, 20)
+    if on_cpu.config.dropout:
+        on_cpu.eval(), on_gpu.eval()
     labels = torch.arange(4)
-    scores, other = here(clips), there(clips.cuda())
-    cross_entropy(scores, labels).backward()
-    cross_entropy(other, labels.cuda()).backward()
-    torch.testing.assert_close(other.cpu(), scores, rtol=0, atol=1e-9)
-    torch.testing.assert_close(gradients(there).cpu(), gradients(here), rtol=0, atol=1e-9)
+    cpu_scores, gpu_scores = on_cpu(clips), on_gpu(clips.cuda())
+    cross_entropy(cpu_scores, labels).backward()
+    cross_entropy(gpu_scores, labels.cuda()).backward()
+    # Gradients are sums over clips, persons, frames and joints (2^11 terms) of errors that the batch norms amplify.
+    assert_close(gpu_scores, cpu_scores, terms=2**14)
+    assert_close(gradients(on_gpu), gradients(on_cpu), terms=2**18)
 
 
-def test_a_training_step_repeats_to_the_bit() -> None:
-    """No operation of the network adds up in an order of its own."""
+def test_training_step_is_deterministic() -> None:
+    """All operations of the network sum in a fixed order."""
     torch.set_default_dtype(torch.float32)
-    found = []
+    steps = []
     for _ in range(3):
         model = variant("Table 1, C").cuda()
         cross_entropy(model(clips_of(16, 2, 9, 20).cuda()), (torch.arange(16) % 4).cuda()).backward()
-        found.append(gradients(model))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+        steps.append(gradients(model))
+    assert torch.equal(steps[0], steps[1])
+    assert torch.equal(steps[0], steps[2])
 
 
 def test_bfloat16_agrees_with_float32() -> None:
-    """Scores within 10 % of their spread, all joints kept."""
+    """All joints are selected, so that rounding cannot change the selection."""
     torch.set_default_dtype(torch.float32)
     model, clips = variant("Table 2, K=20").cuda().eval(), clips_of(8, 2, 9, 20).cuda()
     with torch.no_grad():
         scores = model(clips)
         with torch.autocast("cuda", torch.bfloat16):
             rounded = model(clips)
-    assert relative_error(rounded, scores) < 0.1
+    assert relative_error(rounded, scores) < BFLOAT16_ROUNDINGS * epsilon(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What the network looked at comes back on request: the right values, in the right place, and only then."""
+"""Attention maps: shapes, values, absent persons, and no effect on the scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from fgst.config import ModelConfig
 from fgst.data.skeleton import NW_UCLA_20
 from fgst.model import AttentionMaps, FGSTFormer
-from tests.model.test_variants import NO_CROSS, NO_PARTS, SMALL, clips_of
+from tests.model.test_variants import EVALUATION_ROUNDINGS, NO_CROSS, NO_PARTS, SMALL, clips_of
+from tests.support.numerics import assert_close
 
 B, M, T, N, H, K, P = 3, 2, 9, 20, 3, 6, 10
 
@@ -22,7 +23,8 @@ def network(**changes: Any) -> FGSTFormer:
     return FGSTFormer(ModelConfig(**settings), NW_UCLA_20, 4, frames=T).eval()
 
 
-def look(model: FGSTFormer, clips: Tensor) -> AttentionMaps:
+def maps_of(model: FGSTFormer, clips: Tensor) -> AttentionMaps:
+    """Return the maps; the scores must be the same as without them, to the bit."""
     with torch.no_grad():
         scores, maps = model(clips, return_maps=True)
         assert torch.equal(scores, model(clips))
@@ -34,9 +36,9 @@ def shapes(values: list[Tensor]) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_shapes(shared: bool) -> None:
-    """Layer 2 of stage 1 halves 9 frames to 5, layer 2 of stage 2 those to 3."""
-    maps = look(network(shared_branches=shared), clips_of(B, M, T, N))
+def test_map_shapes(shared: bool) -> None:
+    """Layer 2 of stage 1 halves 9 frames to 5, and layer 2 of stage 2 halves these to 3."""
+    maps = maps_of(network(shared_branches=shared), clips_of(B, M, T, N))
     assert maps.stride == 2
     assert maps.focal_joints is not None
     assert maps.focal_scores is not None
@@ -52,37 +54,41 @@ def test_shapes(shared: bool) -> None:
     assert shapes(maps.part_temporal) == [(B, M, P, 2, 5, 5), (B, M, P, 2, 3, 3)]
 
 
-def test_rows_are_shares_of_attention_and_absent_persons_are_zero() -> None:
+def test_map_rows_sum_to_one_and_absent_persons_are_zero() -> None:
     clips = clips_of(B, M, T, N)  # the last clip's second person is absent
-    maps = look(network(), clips)
+    maps = maps_of(network(), clips)
     assert maps.person_mask.tolist() == [[True, True], [True, True], [True, False]]
     for values in (*maps.temporal, *maps.joint_temporal, *maps.part_temporal, *maps.part_to_joint, *maps.joint_to_part):
-        torch.testing.assert_close(values[maps.person_mask].sum(-1), torch.ones_like(values[maps.person_mask][..., 0]))
+        rows = values[maps.person_mask].sum(-1)
+        assert_close(rows, torch.ones_like(rows), terms=4 * N)
         assert not values[~maps.person_mask].any()
-    for values in (*maps.spatial, *maps.joint_spatial, *maps.part_spatial):  # A_g adds rows of 1 as it starts
-        torch.testing.assert_close(
-            values[maps.person_mask].sum(-1), torch.full_like(values[maps.person_mask][..., 0], 2)
-        )
+    for values in (
+        *maps.spatial,
+        *maps.joint_spatial,
+        *maps.part_spatial,
+    ):  # the rows of an untrained A_g sum to 1, too
+        rows = values[maps.person_mask].sum(-1)
+        assert_close(rows, torch.full_like(rows, 2), terms=4 * N)
 
 
-def test_focal_joints_are_those_of_the_highest_scores() -> None:
-    maps = look(network(), clips_of(B, M, T, N))
+def test_focal_joints_have_the_highest_scores() -> None:
+    maps = maps_of(network(), clips_of(B, M, T, N))
     assert maps.focal_joints is not None
     assert maps.focal_scores is not None
     expected = maps.focal_scores.topk(K, dim=-1).indices.sort(dim=-1).values
     assert torch.equal(maps.focal_joints[maps.person_mask], expected[maps.person_mask])
 
 
-def test_a_person_s_maps_are_those_of_the_person_alone() -> None:
+def test_maps_of_a_person_are_independent_of_others() -> None:
     model, clips = network(), clips_of(B, M, T, N)
-    maps, alone = look(model, clips), look(model, clips[1:2, 1:2])
+    maps, alone = maps_of(model, clips), maps_of(model, clips[1:2, 1:2])
     for name in ("spatial", "temporal", "joint_spatial", "part_to_joint", "joint_to_part", "part_temporal"):
         for together, single in zip(getattr(maps, name), getattr(alone, name), strict=True):
-            torch.testing.assert_close(together[1, 1], single[0, 0])
+            assert_close(together[1, 1], single[0, 0], terms=EVALUATION_ROUNDINGS)
 
 
-def test_a_single_frame_keeps_its_axis() -> None:
-    maps = look(network(), clips_of(B, M, 1, N))
+def test_single_frame_keeps_its_axis() -> None:
+    maps = maps_of(network(), clips_of(B, M, 1, N))
     assert maps.part_to_joint[0].shape == (B, M, 1, H, K, P)
 
 
@@ -96,35 +102,35 @@ def test_a_single_frame_keeps_its_axis() -> None:
         ({"shared_branches": True, "temporal": "convolution"}, {"temporal", "joint_temporal", "part_temporal"}),
     ],
 )
-def test_a_block_that_is_not_there_has_no_maps(changes: dict[str, Any], empty: set[str]) -> None:
-    maps = look(network(**changes), clips_of(B, M, T, N))
+def test_disabled_blocks_have_no_maps(changes: dict[str, Any], empty: set[str]) -> None:
+    maps = maps_of(network(**changes), clips_of(B, M, T, N))
     lists = {name for name, value in vars(maps).items() if isinstance(value, list)}
     assert {name for name in lists if not getattr(maps, name)} == empty
 
 
-def test_without_selection_there_are_no_focal_joints() -> None:
-    maps = look(network(focal_selection=False), clips_of(B, M, T, N))
+def test_maps_without_focal_selection() -> None:
+    maps = maps_of(network(focal_selection=False), clips_of(B, M, T, N))
     assert maps.focal_joints is None
     assert maps.focal_scores is None
     assert maps.part_to_joint[0].shape == (B, M, 5, H, N, P)
 
 
-def test_maps_carry_no_gradient_and_a_training_step_goes_on() -> None:
+def test_maps_are_detached_and_scores_keep_their_gradient() -> None:
     model = network().train()
     scores, maps = model(clips_of(B, M, T, N), return_maps=True)
     assert not maps.part_to_joint[0].requires_grad
     scores.sum().backward()
 
 
-def test_presence_can_be_told() -> None:
-    """Somebody who does not move has no motion, but is there; and what lies in an absent person's place counts not."""
+def test_explicit_person_mask() -> None:
+    """A present person may have zero motion, and values of absent persons are ignored."""
     model, clips = network(), clips_of(B, M, T, N)
-    told = torch.tensor([[True, False], [True, True], [True, True]])
+    person_mask = torch.tensor([[True, False], [True, True], [True, True]])
     with torch.no_grad():
-        scores = model(clips, told)
-        torch.testing.assert_close(scores[0], model(clips[:1, :1])[0])
-        torch.testing.assert_close(scores[1], model(clips)[1])
-        assert (scores[2] - model(clips)[2]).abs().max() > 1e-6  # a motionless person takes part
-        with pytest.raises(ValueError, match=r"present is \(3, 1\)"):
-            model(clips, told[:, :1])
-    assert told.tolist()[0] == [True, False]  # not changed
+        scores = model(clips, person_mask)
+        assert_close(scores[0], model(clips[:1, :1])[0], terms=EVALUATION_ROUNDINGS)
+        assert_close(scores[1], model(clips)[1], terms=EVALUATION_ROUNDINGS)
+        assert (scores[2] - model(clips)[2]).abs().max() > 1e-6  # a person without motion counts
+        with pytest.raises(ValueError, match=r"person_mask is \(3, 1\)"):
+            model(clips, person_mask[:, :1])
+    assert person_mask.tolist()[0] == [True, False]  # unchanged

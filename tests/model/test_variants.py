@@ -1,7 +1,6 @@
-"""Every preset and every ablation of the paper's tables: it trains as it did, compiles, exports, and runs in bfloat16.
+"""Presets and ablations of the paper's tables: golden losses, compilation, export and bfloat16.
 
-``FGST_WRITE_GOLDEN=1 pytest tests/model/test_variants.py`` writes the golden losses anew, after a change that is meant
-to change them.
+``FGST_WRITE_GOLDEN=1 pytest tests/model/test_variants.py`` rewrites the golden losses after an intended change.
 """
 
 from __future__ import annotations
@@ -21,7 +20,13 @@ from fgst.config import PRESETS, ModelConfig
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
+from tests.support.numerics import assert_close, epsilon
 
+# Roundings in an evaluation of the small network: sums of up to 2^8 terms, and 2^3 blocks and norms in sequence.
+EVALUATION_ROUNDINGS = 2**11
+# In bfloat16 about 150 operations in sequence round the features, with random signs: sqrt(150) ≈ 12 epsilon, 10 % of
+# the scores' spread.
+BFLOAT16_ROUNDINGS = 12
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 SMALL: dict[str, Any] = {"channels": (8, 8, 16), "stage1_layers": 2, "stage2_layers": 1, "focal_joints": 6}
 NO_CROSS = {"cross_attention": False}
@@ -65,7 +70,7 @@ def variant(name: str, frames: int = 9) -> FGSTFormer:
 
 
 def three_steps(model: FGSTFormer, clips: Tensor) -> list[float]:
-    """The losses of three steps of the recipe's optimiser."""
+    """Return the losses of three steps of SGD with the recipe's momentum and weight decay."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     losses = []
     for step in range(3):
@@ -83,11 +88,17 @@ def check_golden(name: str, losses: list[float]) -> None:
     if os.environ.get("FGST_WRITE_GOLDEN"):
         golden[name] = losses
         GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
-    assert losses == pytest.approx(golden[name], rel=1e-7)
+    # The losses were computed in float64 on another processor. The order of sums and the rounding of fused operations
+    # depend on the processor and perturb features and gradients by up to 2^8 epsilon. Three steps amplify a
+    # perturbation of all weights by less than 2^7 (measured: 64 epsilon become at most 4,300 epsilon in a loss). The
+    # resulting bound is 1.5e-11 of the loss; wrong signs or factors change the losses by more than 1e-6.
+    assert_close(losses, golden[name], terms=2**16)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_trains_as_it_did(name: str) -> None:
+def test_variant_has_golden_losses(name: str) -> None:
+    if VARIANTS[name].get("dropout") and not torch.backends.mkl.is_available():
+        pytest.skip("dropout masks of PyTorch builds with and without MKL differ")
     losses = three_steps(variant(name), clips_of(4, 2, 9, 20))
     check_golden(name, losses)
     assert losses[0] != losses[1] != losses[2]
@@ -95,20 +106,20 @@ def test_a_variant_trains_as_it_did(name: str) -> None:
 
 @pytest.mark.parametrize("skeleton", [NW_UCLA_20, NTU_25], ids=lambda skeleton: skeleton.name)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_as_it_did(preset: str, skeleton: Any) -> None:
+def test_preset_has_golden_losses(preset: str, skeleton: Any) -> None:
     torch.manual_seed(0)
     model = FGSTFormer(PRESETS[preset].model, skeleton, 10, frames=8)
     check_golden(f"preset {preset}, {skeleton.name}", three_steps(model, clips_of(3, 2, 8, skeleton.num_joints)))
 
 
-def test_every_golden_loss_belongs_to_a_variant() -> None:
+def test_golden_losses_cover_variants_and_presets() -> None:
     presets = {f"preset {preset}, {skeleton.name}" for preset in PRESETS for skeleton in (NW_UCLA_20, NTU_25)}
     assert set(json.loads(GOLDEN.read_text())) == set(VARIANTS) | presets
 
 
-def test_no_two_variants_are_the_same_network() -> None:
+def test_variants_are_distinct_networks() -> None:
     golden = json.loads(GOLDEN.read_text())
-    same = {"Table 1, C", "Table 2, K=6", "P=10"}  # the small network as it is
+    same = {"Table 1, C", "Table 2, K=6", "P=10"}  # the small network without changes
     losses = [tuple(golden[name]) for name in VARIANTS if name not in same]
     assert len(set(losses)) == len(losses)
     assert len({tuple(golden[name]) for name in same}) == 1
@@ -122,19 +133,17 @@ def test_no_two_variants_are_the_same_network() -> None:
         ({"temporal": "convolutional"}, "model.temporal"),
     ],
 )
-def test_impossible_combinations_are_refused_by_name(changes: dict[str, Any], word: str) -> None:
+def test_invalid_combinations_are_rejected_by_name(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(InputError, match=word):
         ModelConfig(**changes)
 
 
-def test_what_an_ablation_leaves_out_is_not_checked() -> None:
-    skeleton = NW_UCLA_20
-    everyone = ModelConfig(focal_selection=False, focal_joints=25)
-    everyone.check_skeleton(skeleton)
-    ModelConfig(part_branch=False, cross_attention=False, parts=7).check_skeleton(skeleton)
+def test_disabled_features_are_not_checked_against_the_skeleton() -> None:
+    ModelConfig(focal_selection=False, focal_joints=25).check_skeleton(NW_UCLA_20)
+    ModelConfig(part_branch=False, cross_attention=False, parts=7).check_skeleton(NW_UCLA_20)
 
 
-# --- other ways to run it ---
+# --- bfloat16, compilation, export ---
 
 
 @pytest.fixture
@@ -143,7 +152,7 @@ def _single_precision() -> None:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest deviation as a share of the spread of the scores."""
+    """Return the largest deviation relative to the standard deviation of the scores."""
     return float((actual.float() - expected).abs().max() / expected.std())
 
 
@@ -154,10 +163,10 @@ def gradients(model: FGSTFormer) -> Tensor:
 @pytest.mark.usefixtures("_single_precision")
 @pytest.mark.parametrize("name", ["Table 1, C", "Table 3, TCN only", "Table 3, Basic-TFormer", "shared branches"])
 def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
-    """Bounds: scores within 10 % of their spread, and the cosine between the gradients at least 0.99.
+    """Scores agree within BFLOAT16_ROUNDINGS · eps of their spread, and gradients have a cosine above 0.99.
 
-    bfloat16 carries 8 bits, so each rounding is up to 0.4 %. All joints are kept: where two scores are nearly equal,
-    rounding decides which joint goes on, and no bound holds.
+    All joints are selected: if two scores are nearly equal, rounding decides which joint is selected, and no bound
+    holds.
     """
     VARIANTS["agreement"] = VARIANTS[name] | {"focal_joints": 20, "channels": (32, 32, 64)}
     model, clips = variant("agreement"), clips_of(8, 1, 9, 20)
@@ -172,55 +181,55 @@ def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
         results.append((scores.detach(), gradients(model)))
     (scores, gradient), (rounded, other) = results
     assert rounded.dtype == torch.bfloat16
-    assert relative_error(rounded, scores) < 0.1
+    assert relative_error(rounded, scores) < BFLOAT16_ROUNDINGS * epsilon(torch.bfloat16)
     assert torch.cosine_similarity(gradient, other, dim=0) > 0.99
 
 
 @pytest.mark.usefixtures("_single_precision")
-def test_under_autocast_no_block_falls_back_to_float32() -> None:
-    """One float32 operand lifts all that follows, and every product after it copies it down again."""
-    model, seen = variant("Table 1, C"), {}
+def test_autocast_reaches_all_blocks() -> None:
+    """A float32 operand would promote all features after it, and every product would copy them back."""
+    model, dtypes = variant("Table 1, C"), {}
     for name, module in model.named_modules():
         if name.endswith(("spatial", "temporal", "spatial.0", "temporal.0", "parts", "embedding")):
-            module.register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output.dtype}))
+            module.register_forward_hook(lambda _m, _i, output, name=name: dtypes.update({name: output.dtype}))
     with torch.autocast("cpu", torch.bfloat16):
         model(clips_of(2, 1, 9, 20))
-    assert seen.pop("embedding") == torch.float32  # coordinates keep their precision
-    assert set(seen.values()) == {torch.bfloat16}
-    assert len(seen) >= 7
+    assert dtypes.pop("embedding") == torch.float32  # coordinates keep their precision
+    assert set(dtypes.values()) == {torch.bfloat16}
+    assert len(dtypes) >= 7
 
 
 @pytest.mark.usefixtures("_single_precision")
 @pytest.mark.parametrize("M", [1, 2])
-def test_a_network_without_graph_breaks(M: int) -> None:
-    """What ``torch.compile`` would make kernels of is the whole network in one piece; here without the kernels."""
+def test_network_compiles_without_graph_breaks(M: int) -> None:
+    """``torch.compile`` captures the whole network in one graph; the backend runs it without generating kernels."""
     torch.compiler.reset()
     model, clips = variant("Table 1, C").eval(), clips_of(3, M, 9, 20)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(clips), model(clips), rtol=0, atol=1e-5)
+        assert_close(compiled(clips), model(clips), terms=EVALUATION_ROUNDINGS)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.usefixtures("_single_precision")
 def test_compiled_training_agrees_with_eager() -> None:
-    """Bound: losses of three steps within 1e-4 of eager's."""
+    """Losses of three steps in float32: fused kernels round differently, amplified by the steps as in check_golden."""
     torch.compiler.reset()
     clips = clips_of(4, 1, 9, 20)
     eager = three_steps(variant("Table 1, C"), clips)
     model = variant("Table 1, C")
     model.compile()
-    assert three_steps(model, clips) == pytest.approx(eager, abs=1e-4)
+    assert_close(three_steps(model, clips), eager, terms=2**15, dtype=torch.float32)
 
 
 @pytest.mark.usefixtures("_single_precision")
 @pytest.mark.parametrize("M", [1, 2])
 @pytest.mark.parametrize("name", ["Table 1, C", "Table 1, Basic-SFormer", "shared branches"])
-def test_a_network_exports(name: str, M: int) -> None:
-    """For any number of clips; persons, frames and joints are those of the example."""
+def test_network_exports(name: str, M: int) -> None:
+    """The exported network takes any number of clips; persons, frames and joints are those of the example."""
     model, clips = variant(name).eval(), clips_of(3, M, 9, 20)
     batch = torch.export.Dim("B", min=1, max=512)
     exported = torch.export.export(model, (clips[:2],), dynamic_shapes=({0: batch},)).module()
     with torch.no_grad():
-        torch.testing.assert_close(exported(clips), model(clips), rtol=0, atol=1e-5)
+        assert_close(exported(clips), model(clips), terms=EVALUATION_ROUNDINGS)

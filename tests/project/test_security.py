@@ -28,7 +28,7 @@ from fgst.training.trainer import fit
 from tests.support import small
 
 ROOT = Path(__file__).parents[2]
-FOCAL_K = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
+FOCAL_K = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
 SETTINGS = [
     *("--set", "model.channels=8,8,16,16", "--set", "model.stage1_layers=2", "--set", "model.stage2_layers=2"),
     *("--set", "model.parts=3", "--set", "data.frames=8", "--set", "train.batch_size=8", "--set", "train.repeat=1"),

@@ -85,10 +85,10 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
     """A network for a data set, as it is born; its folder."""
     import torch
 
+    from fgst.config import resolve
     from fgst.data.loader import make_loaders
     from fgst.model.card import ModelCard
     from fgst.training.checkpoint import save_checkpoint
-    from fgst.training.trainer import resolve
 
     config = resolve(small_config(dataset, **values), dataset)
     about = (dataset.max_persons, dataset.name, dataset.digest, dataset.preparation)

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, whatever ends the process; and never a way to run somebody else's code."""
+"""Checkpoints: complete or absent however the process ends, and loaded without running any code they contain."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def model(card: ModelCard) -> FGSTFormer:
 
 
 def save(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard) -> Path:
-    """A checkpoint whose every file tells its epoch."""
+    """Save a checkpoint in which every file contains the epoch."""
     with torch.no_grad():
         model.head[-1].bias.fill_(epoch)
     state = {"epoch": epoch, "momentum": torch.full((1000,), float(epoch)), "metrics": {"lr": 0.1}}
@@ -52,7 +52,7 @@ def save(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard) -> Path:
 
 
 def epoch_of(directory: Path) -> int:
-    """The epoch that all files of a checkpoint agree on."""
+    """Return the epoch of a checkpoint; all its files must agree."""
     model, card = load_model(directory)
     state = load_state(directory)
     epochs = {
@@ -69,25 +69,25 @@ def epoch_of(directory: Path) -> int:
 # Round trip
 
 
-def test_a_network_comes_back_as_it_was(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+def test_checkpoint_round_trip(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     clips = torch.randn(5, 2, 8, 6, 3)
-    model(clips)  # so that batch norm has seen something
+    model(clips)  # updates the running statistics of the batch norms
     state = {"epoch": 3, "tensors": [torch.randn(2, 3)], "values": {"a": 1.5, "b": None, "c": (1, "x", True)}}
     directory = save_checkpoint(tmp_path / "deep" / "folder", 3, model, card, state)
 
     assert directory == tmp_path / "deep" / "folder" / "epoch-00003"
     assert sorted(entry.name for entry in directory.iterdir()) == ["config.json", "model.safetensors", "state.pt"]
-    read, read_card = load_model(directory)
-    assert read_card == card
-    assert not read.training
-    assert {parameter.device.type for parameter in read.parameters()} == {"cpu"}
-    assert read.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in read.state_dict().items())
+    loaded, loaded_card = load_model(directory)
+    assert loaded_card == card
+    assert not loaded.training
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
     model.eval()
-    assert torch.equal(read(clips), model(clips))
-    read_state = load_state(directory)
-    assert torch.equal(read_state["tensors"][0], state["tensors"][0])
-    assert (read_state["epoch"], read_state["values"]) == (3, state["values"])
+    assert torch.equal(loaded(clips), model(clips))
+    loaded_state = load_state(directory)
+    assert torch.equal(loaded_state["tensors"][0], state["tensors"][0])
+    assert (loaded_state["epoch"], loaded_state["values"]) == (3, state["values"])
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ def test_a_network_comes_back_as_it_was(tmp_path: Path, model: FGSTFormer, card:
         {"skeleton": NTU_25, "config": TrialConfig(data=DataConfig(dataset="a/b", benchmark="x-view", frames=20))},
         {"config": small_config(Path("s"), model__parts=PARTS_BY_NAME)},
     ],
-    ids=lambda changes: ",".join(changes) or "as it is",
+    ids=lambda changes: ",".join(changes) or "unchanged",
 )
-def test_a_card_comes_back_as_it_was(tmp_path: Path, card: ModelCard, changes: dict[str, Any]) -> None:
+def test_card_round_trip(tmp_path: Path, card: ModelCard, changes: dict[str, Any]) -> None:
     card = dataclasses.replace(card, **changes)
     card.write(tmp_path / "config.json")
     assert ModelCard.read(tmp_path / "config.json") == card
 
 
-def test_only_the_newest_is_kept(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+def test_save_removes_older_checkpoints(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "epoch-notes.txt").write_text("mine")
-    (tmp_path / ".epoch-00009.1.tmp").mkdir()  # of a process that was killed
+    (tmp_path / ".epoch-00009.1.tmp").mkdir()  # left by a killed process
     for epoch in (1, 2, 10, 100_000):
         assert latest_checkpoint(tmp_path) != tmp_path / f"epoch-{epoch:05d}"
         directory = save(tmp_path, epoch, model, card)
@@ -119,7 +119,7 @@ def test_only_the_newest_is_kept(tmp_path: Path, model: FGSTFormer, card: ModelC
         assert {entry.name for entry in tmp_path.iterdir()} == {directory.name, "notes", "epoch-notes.txt"}
 
 
-def test_the_latest_is_so_by_number(tmp_path: Path) -> None:
+def test_latest_checkpoint_compares_numbers(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "nowhere") is None
     assert latest_checkpoint(tmp_path) is None
     for name in ("epoch-00009", "epoch-100000", "epoch-99999", ".epoch-200000.7.tmp", "epoch-x", "other"):
@@ -127,11 +127,11 @@ def test_the_latest_is_so_by_number(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) == tmp_path / "epoch-100000"
 
 
-# Whatever ends the process
+# Failures and kills during a save
 
 
 def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -> None:
-    """Let one step of saving do its work, or half of it, and then fail."""
+    """Make one stage of saving fail after it has written half a file."""
 
     def failing(*arguments: Any, **options: Any) -> None:
         path = next(argument for argument in arguments if isinstance(argument, Path))
@@ -157,7 +157,7 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("stage", ["weights", "state", "card", "rename"])
-def test_a_save_that_fails_leaves_the_one_before(
+def test_failed_save_leaves_the_previous_checkpoint(
     tmp_path: Path,
     model: FGSTFormer,
     card: ModelCard,
@@ -175,14 +175,14 @@ def test_a_save_that_fails_leaves_the_one_before(
     assert epoch_of(save(tmp_path, 2, model, card)) == 2
 
 
-def test_an_epoch_that_is_saved_again_is_replaced(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+def test_saving_an_epoch_twice_replaces_it(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     save_checkpoint(tmp_path, 1, model, card, {"epoch": "first"})
     save_checkpoint(tmp_path, 1, model, card, {"epoch": "second"})
     assert load_state(tmp_path / "epoch-00001")["epoch"] == "second"
     assert [entry.name for entry in tmp_path.iterdir()] == ["epoch-00001"]
 
 
-def test_an_epoch_that_could_not_be_saved_again_stays(
+def test_failed_replacement_restores_the_checkpoint(
     tmp_path: Path, model: FGSTFormer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, model, card)
@@ -220,9 +220,7 @@ for number in range(20):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_process_that_is_killed_while_it_saves_leaves_a_complete_checkpoint(
-    tmp_path: Path, model: FGSTFormer, card: ModelCard
-) -> None:
+def test_kill_during_save_leaves_a_complete_checkpoint(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     process = start_python(SAVE_UNTIL_KILLED, tmp_path)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
@@ -235,11 +233,11 @@ def test_a_process_that_is_killed_while_it_saves_leaves_a_complete_checkpoint(
         epoch = epoch_of(latest)
         leftovers += len(list(folder.iterdir())) > 1
         assert epoch_of(save(folder, epoch + 1, model, card)) == epoch + 1
-        assert len(list(folder.iterdir())) == 1  # what the killed process left is gone
-    assert leftovers > 0  # some were killed in the middle of it
+        assert len(list(folder.iterdir())) == 1  # leftovers of the killed process are removed
+    assert leftovers > 0  # some were killed during a save
 
 
-# Files that are not what they should be
+# Damaged and malicious files
 
 
 @pytest.fixture
@@ -248,7 +246,7 @@ def directory(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> Path:
 
 
 class Payload:
-    """What an attacker would put into a pickle: an instruction to be run by whoever loads it."""
+    """An attacker's pickle: unpickling it runs an instruction."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -258,7 +256,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("container", ["plain pickle", "torch, zipped", "torch, old format"])
-def test_code_in_a_state_is_refused_and_never_run(tmp_path: Path, directory: Path, container: str) -> None:
+def test_code_in_state_is_rejected_and_not_run(tmp_path: Path, directory: Path, container: str) -> None:
     trap = tmp_path / "trap"
     content = {"epoch": 1, "optimizer": Payload(trap)}
     if container == "plain pickle":
@@ -271,43 +269,43 @@ def test_code_in_a_state_is_refused_and_never_run(tmp_path: Path, directory: Pat
     torch.load(directory / "state.pt", weights_only=False) if "torch" in container else pickle.loads(
         (directory / "state.pt").read_bytes()
     )
-    assert trap.exists()  # the trap works, for those who walk into it
+    assert trap.exists()  # plain unpickling does run it
 
 
-@pytest.mark.parametrize("kept", [0, 10, 0.5, -1, None])
-def test_a_damaged_state_is_named(directory: Path, kept: float | None) -> None:
+@pytest.mark.parametrize("size", [0, 10, 0.5, -1, None])
+def test_damaged_state_is_rejected_by_name(directory: Path, size: float | None) -> None:
     file = directory / "state.pt"
     content = file.read_bytes()
-    file.write_bytes(b"garbage" if kept is None else content[: int(kept * len(content)) if kept == 0.5 else int(kept)])
+    file.write_bytes(b"garbage" if size is None else content[: int(size * len(content)) if size == 0.5 else int(size)])
     with pytest.raises(InputError, match=r"epoch-00001/state\.pt: .*remove"):
         load_state(directory)
 
 
-def test_a_missing_state_is_named(directory: Path) -> None:
+def test_missing_state_is_rejected_by_name(directory: Path) -> None:
     (directory / "state.pt").unlink()
     with pytest.raises(InputError, match=r"epoch-00001/state\.pt: "):
         load_state(directory)
 
 
-@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, -1, None])
-def test_damaged_weights_are_named(directory: Path, kept: float | None) -> None:
+@pytest.mark.parametrize("size", [0, 4, 100, 0.5, -1, None])
+def test_damaged_weights_are_rejected_by_name(directory: Path, size: float | None) -> None:
     file = directory / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(
-        b"garbage" * 9 if kept is None else content[: int(kept * len(content)) if kept == 0.5 else int(kept)]
+        b"garbage" * 9 if size is None else content[: int(size * len(content)) if size == 0.5 else int(size)]
     )
     with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
         load_model(directory)
 
 
-def test_missing_weights_are_named(directory: Path) -> None:
+def test_missing_weights_are_rejected_by_name(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
         load_model(directory)
 
 
 @pytest.mark.parametrize("foreign", ["wider", "other classes", "one less", "one more", "another network"])
-def test_weights_of_another_network_are_named(directory: Path, card: ModelCard, foreign: str) -> None:
+def test_weights_of_another_network_are_rejected_by_name(directory: Path, card: ModelCard, foreign: str) -> None:
     weights = load_file(directory / "model.safetensors")
     if foreign == "wider":
         weights = small_card(card, model__channels=[16, 16, 32, 32]).build().state_dict()
@@ -340,37 +338,37 @@ def with_setting(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda content: content | {"config": content["config"] | {name: value}}
 
 
-BROKEN_CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
+INVALID_CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     **{f"no {key}": without(key) for key in ("config", "skeleton", "classes", "max_persons", "dataset")},
     "a list": lambda content: [content],
     "null": lambda content: None,
     "config is a list": edited(config=[]),
-    "config is a text": edited(config="tiny"),
-    "unknown setting": with_setting("model.unheard_of", 1),
-    "impossible setting": with_setting("model.kernel_size", 4),
+    "config is text": edited(config="tiny"),
+    "unknown setting": with_setting("model.unknown", 1),
+    "invalid setting": with_setting("model.kernel_size", 4),
     "setting of wrong type": with_setting("train.lr", "fast"),
     "K beyond the joints": with_setting("model.focal_joints", 7),
     "no such parts": with_setting("model.parts", 4),
-    "frames left open": with_setting("data.frames", None),
-    "skeleton is a text": edited(skeleton="stick-6"),
+    "unresolved frames": with_setting("data.frames", None),
+    "skeleton is text": edited(skeleton="stick-6"),
     "skeleton is broken": edited(skeleton=SKELETON.to_dict() | {"parents": [0]}),
     "no classes": edited(classes=[]),
     "classes is a number": edited(classes=3),
-    "max_persons is a text": edited(max_persons="two"),
-    "dataset is a text": edited(dataset="small"),
+    "max_persons is text": edited(max_persons="two"),
+    "dataset is text": edited(dataset="small"),
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN_CARDS)
-def test_a_broken_card_is_named(directory: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", INVALID_CARDS)
+def test_invalid_card_is_rejected_by_name(directory: Path, kind: str) -> None:
     file = directory / "config.json"
-    file.write_text(json.dumps(BROKEN_CARDS[kind](json.loads(file.read_text()))))
+    file.write_text(json.dumps(INVALID_CARDS[kind](json.loads(file.read_text()))))
     with pytest.raises(InputError, match=r"epoch-00001/config\.json: "):
         load_model(directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, None])
-def test_a_card_that_is_not_json_is_named(directory: Path, content: bytes | None) -> None:
+def test_card_that_is_not_json_is_rejected_by_name(directory: Path, content: bytes | None) -> None:
     (directory / "config.json").unlink()
     if content is not None:
         (directory / "config.json").write_bytes(content)
@@ -378,7 +376,7 @@ def test_a_card_that_is_not_json_is_named(directory: Path, content: bytes | None
         load_model(directory)
 
 
-def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, directory: Path) -> None:
+def test_folder_without_checkpoint_is_rejected_by_name(tmp_path: Path, directory: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere/config\.json: "):
         load_model(tmp_path / "nowhere")
     shutil.rmtree(directory)

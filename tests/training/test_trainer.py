@@ -1,4 +1,4 @@
-"""Training: the same bits whatever happened in between, and figures that only their own clips decide."""
+"""Training: bit-exact resume, results that depend only on their own clips, schedule, optimizer and messages."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fgst.config import TrainConfig, TrialConfig
+from fgst.config import TrainConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import make_loaders
 from fgst.errors import InputError, Preempted
 from fgst.evaluation.scoring import score
 from fgst.model.card import load_model
 from fgst.training.checkpoint import load_state
-from fgst.training.trainer import DivergedError, EpochResult, fit, learning_rate, resolve
+from fgst.training.trainer import DivergedError, EpochResult, fit, learning_rate
+from tests.support.numerics import assert_close, tolerance
 from tests.support.small import kill_when_told, motion_clips, small_config, start_python, write_small
 
-OF_THE_CLOCK = ("clips_per_second", "minutes")
+TIMING_METRICS = ("clips_per_second", "minutes")
 CPU = torch.device("cpu")
+SCHEDULE_ROUNDINGS = 2**5  # a handful of operations; the cosine amplifies the error of its argument
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +45,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 def run(
     config: TrialConfig, folder: Path | None = None, epochs: int | None = None, **options: Any
 ) -> list[EpochResult]:
-    """The results of a training, or of its first ``epochs`` only, as if nobody asked for more."""
+    """Return the results of a training, or of its first ``epochs`` only, after which it is closed."""
     training = fit(config, device="cpu", checkpoints=folder, **options)
     results = list(itertools.islice(training, epochs))
     training.close()
     return results
 
 
-def figures(result: EpochResult) -> dict[str, float]:
-    return {name: value for name, value in result.metrics.items() if name not in OF_THE_CLOCK}
+def metrics_of(result: EpochResult) -> dict[str, float]:
+    return {name: value for name, value in result.metrics.items() if name not in TIMING_METRICS}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor and plain value inside a nest of dicts and lists; tensors as bytes."""
+    """Yield path and value of each tensor (as bytes) and plain value in nested dicts and lists; no timings."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(item, f"{path}/{key}")
@@ -64,34 +66,34 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{path}/{number}")
     elif isinstance(value, torch.Tensor):
         yield path, (value.dtype, tuple(value.shape), value.numpy().tobytes())
-    elif not path.endswith(OF_THE_CLOCK):
+    elif not path.endswith(TIMING_METRICS):
         yield path, value
 
 
 def bits(folder: Path) -> dict[str, Any]:
-    """Weights, optimiser state and metrics of the checkpoint in a folder, to the bit."""
+    """Return weights, optimizer state and metrics of the checkpoint in a folder, bit by bit."""
     (directory,) = folder.glob("epoch-*")
-    found = dict(leaves({"weights": load_file(directory / "model.safetensors"), "state": load_state(directory)}))
-    assert any(path.startswith("/state/optimizer/state/0/momentum_buffer") for path in found)
-    return found
+    content = dict(leaves({"weights": load_file(directory / "model.safetensors"), "state": load_state(directory)}))
+    assert any(path.startswith("/state/optimizer/state/0/momentum_buffer") for path in content)
+    return content
 
 
-def same_end(folder: Path, results: list[EpochResult], other: Path, others: list[EpochResult]) -> None:
-    """Both trainings ended with the same bits, and told the same about every epoch."""
+def assert_same_result(folder: Path, results: list[EpochResult], other: Path, others: list[EpochResult]) -> None:
+    """Assert that two trainings ended with the same bits and reported the same metrics of every epoch."""
     assert bits(folder) == bits(other)
-    told, told_there = ({result.epoch: figures(result) for result in each} for each in (results, others))
-    assert told == told_there
-    for result, there in ((results[-1], others[-1]),):
-        assert result.test is not None
-        assert there.test is not None
-        assert result.test.clip_ids.tolist() == there.test.clip_ids.tolist()
-        assert result.test.scores.tobytes() == there.test.scores.tobytes()
+    metrics, other_metrics = ({result.epoch: metrics_of(result) for result in each} for each in (results, others))
+    assert metrics == other_metrics
+    test, other_test = results[-1].test, others[-1].test
+    assert test is not None
+    assert other_test is not None
+    assert test.clip_ids.tolist() == other_test.clip_ids.tolist()
+    assert test.scores.tobytes() == other_test.scores.tobytes()
 
 
 # Resume
 
 
-STEADY: dict[str, dict[str, Any]] = {
+RESUMABLE: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {"model__dropout": 0.3},
     "moving average": {"train__ema": 0.9},
@@ -105,77 +107,90 @@ STEADY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", STEADY)
-def test_two_and_two_epochs_equal_four_to_the_bit(tmp_path: Path, dataset: ArrowDataset, variant: str) -> None:
-    config = small_config(dataset, **STEADY[variant])
+@pytest.mark.parametrize("variant", RESUMABLE)
+def test_resume_between_epochs_is_bit_exact(tmp_path: Path, dataset: ArrowDataset, variant: str) -> None:
+    config = small_config(dataset, **RESUMABLE[variant])
     whole = run(config, tmp_path / "whole")
     halves = run(config, tmp_path / "halves", epochs=2)
-    torch.manual_seed(99)  # the second half is another process, with other random numbers behind it
+    torch.manual_seed(99)  # as in a new process, with other random state
     halves += run(config, tmp_path / "halves")[1:]
     assert [result.epoch for result in halves] == [1, 2, 3, 4]
-    same_end(tmp_path / "halves", halves, tmp_path / "whole", whole)
-    # And it is a training: something changes from epoch to epoch.
+    assert_same_result(tmp_path / "halves", halves, tmp_path / "whole", whole)
+    # The network does train: its loss changes in every epoch.
     assert len({result.metrics["train/loss"] for result in whole}) == 4
 
 
-def test_many_interruptions_within_epochs_change_nothing(tmp_path: Path, dataset: ArrowDataset) -> None:
-    """Ctrl-C at each step of each epoch, once."""
+def test_resume_after_interrupt_at_every_step_is_bit_exact(tmp_path: Path, dataset: ArrowDataset) -> None:
+    """Ctrl-C at each step of each epoch."""
     config = small_config(dataset, train__epochs=3, model__dropout=0.2)
     whole = run(config, tmp_path / "whole")
-    told: dict[int, EpochResult] = {}
+    results: dict[int, EpochResult] = {}
 
-    def go_on(on_step: Callable[[int, int, int], None] | None = None) -> None:
+    def train(on_step: Callable[[int, int, int], None] | None = None) -> None:
         for result in fit(config, device="cpu", checkpoints=tmp_path / "broken", on_step=on_step):
-            told[result.epoch] = result
+            results[result.epoch] = result
 
     for at in itertools.product((1, 2, 3), (1, 2, 3)):
 
-        def stop(epoch: int, step: int, steps: int, at: tuple[int, int] = at) -> None:
+        def interrupt(epoch: int, step: int, steps: int, at: tuple[int, int] = at) -> None:
             if (epoch, step) == at:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            go_on(stop)
-    go_on()
-    same_end(tmp_path / "broken", [told[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
+            train(interrupt)
+    train()
+    assert_same_result(tmp_path / "broken", [results[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
 
 
-@pytest.mark.parametrize("variant", STEADY)
-def test_leaving_within_epochs_loses_no_step(tmp_path: Path, dataset: ArrowDataset, variant: str) -> None:
-    """Asked to leave after every single step: each is done once, and the end has the same bits."""
-    config = small_config(dataset, **({"model__dropout": 0.2} | STEADY[variant]), train__epochs=3)
+@pytest.mark.parametrize("variant", RESUMABLE)
+def test_preemption_after_every_step_loses_no_step(tmp_path: Path, dataset: ArrowDataset, variant: str) -> None:
+    """A training that is stopped after every step runs each step once and ends with the same bits."""
+    config = small_config(dataset, **({"model__dropout": 0.2} | RESUMABLE[variant]), train__epochs=3)
     whole = run(config, tmp_path / "whole")
-    told: dict[int, EpochResult] = {}
+    results: dict[int, EpochResult] = {}
     steps: list[tuple[int, int]] = []
 
-    def asked(before: int) -> bool:
-        return len(steps) > before
-
     for _ in range(100):
-        torch.manual_seed(99)  # each time another process
+        torch.manual_seed(99)  # as in a new process
         before = len(steps)
-        going_on = fit(
-            config, device="cpu", checkpoints=tmp_path / "left",
-            on_step=lambda epoch, step, _: steps.append((epoch, step)), leave=lambda at=before: asked(at),
-        )  # fmt: skip
+        training = fit(
+            config,
+            device="cpu",
+            checkpoints=tmp_path / "stopped",
+            on_step=lambda epoch, step, _: steps.append((epoch, step)),
+            should_stop=lambda before=before: len(steps) > before,
+        )
         try:
-            for result in going_on:
-                told[result.epoch] = result
+            for result in training:
+                results[result.epoch] = result
         except Preempted:
             continue
         break
     assert steps == list(itertools.product((1, 2, 3), (1, 2, 3)))
-    same_end(tmp_path / "left", [told[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
+    assert_same_result(tmp_path / "stopped", [results[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
 
 
-def test_a_checkpoint_in_the_middle_of_an_epoch_says_so(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_checkpoint_within_an_epoch_is_named_by_its_step(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=2)
     run(config, tmp_path, epochs=1)
     steps: list[int] = []
     with pytest.raises(Preempted):
-        list(fit(config, device="cpu", checkpoints=tmp_path, on_step=lambda *at: steps.append(at[1]),
-                 leave=lambda: len(steps) == 2))  # fmt: skip
+        list(
+            fit(
+                config,
+                device="cpu",
+                checkpoints=tmp_path,
+                on_step=lambda *at: steps.append(at[1]),
+                should_stop=lambda: len(steps) == 2,
+            )
+        )
     assert [entry.name for entry in tmp_path.iterdir()] == ["epoch-00001-step-00002"]
+    # The format is fixed: checkpoints of earlier versions can be resumed.
+    state = load_state(tmp_path / "epoch-00001-step-00002")
+    assert set(state) == {"epoch", "optimizer", "metrics", "begun"}
+    names = {"steps", "clips", "seconds", "loss_sum", "correct", "random", "random_of_device"}
+    assert set(state["begun"]) == names
+    assert (state["epoch"], state["begun"]["steps"], state["begun"]["clips"]) == (1, 2, 16)
     first, last = run(config, tmp_path)
     assert (first.epoch, first.is_replay, last.epoch) == (1, True, 2)
 
@@ -191,7 +206,7 @@ torch.set_num_threads(1)
 
 def on_step(epoch, step, steps):
     if (epoch, step) == (3, 2):
-        print("in the middle", flush=True)
+        print("within an epoch", flush=True)
         time.sleep(60)
 
 for result in fit(
@@ -201,48 +216,48 @@ for result in fit(
 """
 
 
-def test_a_process_that_was_killed_goes_on_as_if_nothing_had_been(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_resume_after_kill_is_bit_exact(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, model__dropout=0.3)
     whole = run(config, tmp_path / "whole")
-    kill_when_told(start_python(TRAIN_AND_HANG, dataset.path, tmp_path / "killed"), "in the middle")
+    kill_when_told(start_python(TRAIN_AND_HANG, dataset.path, tmp_path / "killed"), "within an epoch")
     assert [entry.name for entry in (tmp_path / "killed").iterdir()] == ["epoch-00002"]
     resumed = run(config, tmp_path / "killed")
     assert [(result.epoch, result.is_replay) for result in resumed] == [(2, True), (3, False), (4, False)]
-    same_end(tmp_path / "killed", resumed, tmp_path / "whole", whole[1:])
+    assert_same_result(tmp_path / "killed", resumed, tmp_path / "whole", whole[1:])
 
 
-def test_the_epoch_of_the_checkpoint_is_told_again(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_resume_replays_the_epoch_of_the_checkpoint(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset)
     first = run(config, tmp_path, epochs=2)
     second = run(config, tmp_path)
     assert [(result.epoch, result.is_replay) for result in first] == [(1, False), (2, False)]
     assert [(result.epoch, result.is_replay) for result in second] == [(2, True), (3, False), (4, False)]
-    assert second[0].metrics == first[-1].metrics  # those of the clock too
+    assert second[0].metrics == first[-1].metrics  # including timings
     assert second[0].checkpoint == first[-1].checkpoint
     assert second[-1].metrics["minutes"] > second[0].metrics["minutes"]
 
 
-def test_a_complete_training_tells_its_last_epoch_again(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_finished_training_replays_its_last_epoch(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=2)
     whole = run(config, tmp_path)
     before = bits(tmp_path)
-    (again,) = run(config, tmp_path)
-    assert (again.epoch, again.is_replay) == (2, True)
-    assert again.metrics == whole[-1].metrics
-    assert again.test is not None
+    (replay,) = run(config, tmp_path)
+    assert (replay.epoch, replay.is_replay) == (2, True)
+    assert replay.metrics == whole[-1].metrics
+    assert replay.test is not None
     assert whole[-1].test is not None
-    assert again.test.scores.tobytes() == whole[-1].test.scores.tobytes()
+    assert replay.test.scores.tobytes() == whole[-1].test.scores.tobytes()
     assert bits(tmp_path) == before
 
 
-def test_an_epoch_s_checkpoint_is_on_disk_when_the_epoch_is_told(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_checkpoint_is_saved_before_its_result_is_yielded(tmp_path: Path, dataset: ArrowDataset) -> None:
     for result in fit(small_config(dataset, train__epochs=3), device="cpu", checkpoints=tmp_path / "run"):
         assert result.checkpoint == tmp_path / "run" / f"epoch-{result.epoch:05d}"
         assert list((tmp_path / "run").iterdir()) == [result.checkpoint]
         assert load_state(result.checkpoint)["epoch"] == result.epoch
 
 
-def test_a_checkpoint_is_a_network_that_scores_the_same(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_loaded_checkpoint_scores_the_same(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=2)
     last = run(config, tmp_path)[-1]
     assert last.checkpoint is not None
@@ -250,20 +265,18 @@ def test_a_checkpoint_is_a_network_that_scores_the_same(tmp_path: Path, dataset:
     model, card = load_model(last.checkpoint)
     assert card.config == resolve(config, dataset)
     assert (card.dataset_digest, card.dataset_name, card.classes) == (dataset.digest, "small", dataset.classes)
-    store = make_loaders(dataset, card.config.data, CPU)["test"]
-    assert score(model, store).scores.tobytes() == last.test.scores.tobytes()
+    loader = make_loaders(dataset, card.config.data, CPU)["test"]
+    assert score(model, loader).scores.tobytes() == last.test.scores.tobytes()
 
 
-def test_without_a_folder_nothing_is_kept(
-    tmp_path: Path, dataset: ArrowDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_checkpoints_without_folder(tmp_path: Path, dataset: ArrowDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     results = run(small_config(dataset, train__epochs=2))
     assert [result.checkpoint for result in results] == [None, None]
     assert list(tmp_path.iterdir()) == []
 
 
-# Resume refused
+# Rejected checkpoints
 
 
 @pytest.mark.parametrize(
@@ -286,7 +299,9 @@ def test_without_a_folder_nothing_is_kept(
         ("data.frames", 9),
     ],
 )
-def test_another_configuration_does_not_go_on(tmp_path: Path, dataset: ArrowDataset, name: str, value: Any) -> None:
+def test_resume_with_another_configuration_is_rejected(
+    tmp_path: Path, dataset: ArrowDataset, name: str, value: Any
+) -> None:
     config = small_config(dataset)
     run(config, tmp_path, epochs=1)
     before = bits(tmp_path)
@@ -295,39 +310,39 @@ def test_another_configuration_does_not_go_on(tmp_path: Path, dataset: ArrowData
     assert bits(tmp_path) == before
 
 
-def test_other_data_do_not_go_on(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_resume_on_other_data_is_rejected(tmp_path: Path, dataset: ArrowDataset) -> None:
     run(small_config(dataset), tmp_path / "run", epochs=1)
     other = write_small(tmp_path / "other", motion_clips(seed=1))
-    with pytest.raises(InputError, match=rf"epoch-00001: .*other data.*{dataset.digest[:12]}"):
+    with pytest.raises(InputError, match=rf"epoch-00001: .*different data.*{dataset.digest[:12]}"):
         run(small_config(other), tmp_path / "run")
 
 
-def test_data_that_were_moved_go_on(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_resume_after_moving_the_data_set(tmp_path: Path, dataset: ArrowDataset) -> None:
     whole = run(small_config(dataset, train__epochs=2), tmp_path / "whole")
     shutil.copytree(dataset.path, tmp_path / "here")
     run(small_config(tmp_path / "here", train__epochs=2), tmp_path / "run", epochs=1)
     (tmp_path / "here").rename(tmp_path / "there")
     resumed = run(small_config(tmp_path / "there", train__epochs=2), tmp_path / "run")
-    same_end(tmp_path / "run", resumed, tmp_path / "whole", whole)
+    assert_same_result(tmp_path / "run", resumed, tmp_path / "whole", whole)
 
 
 @pytest.mark.parametrize(
     "damage", ["state cut", "weights cut", "no weights", "a list", "no optimiser", "other optimiser"]
 )
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, dataset: ArrowDataset, damage: str) -> None:
+def test_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, dataset: ArrowDataset, damage: str) -> None:
     config = small_config(dataset)
     run(config, tmp_path, epochs=1)
     state, weights = (tmp_path / "epoch-00001" / name for name in ("state.pt", "model.safetensors"))
     content = load_state(state.parent)
-    named = state
+    expected_file = state
     if damage == "state cut":
         os.truncate(state, state.stat().st_size // 2)
     elif damage == "weights cut":
         os.truncate(weights, weights.stat().st_size // 2)
-        named = weights
+        expected_file = weights
     elif damage == "no weights":
         weights.unlink()
-        named = weights
+        expected_file = weights
     elif damage == "a list":
         torch.save([1, 2], state)
     elif damage == "no optimiser":
@@ -335,44 +350,44 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, dataset: ArrowDataset, da
     else:
         groups = [content["optimizer"]["param_groups"][0] | {"params": [0]}]
         torch.save(content | {"optimizer": {"state": {}, "param_groups": groups}}, state)
-    with pytest.raises(InputError, match=rf"epoch-00001/{named.name}: "):
+    with pytest.raises(InputError, match=rf"epoch-00001/{expected_file.name}: "):
         run(config, tmp_path)
 
 
 # A pure function of the configuration
 
 
-def test_the_same_configuration_gives_the_same_figures_and_another_seed_others(dataset: ArrowDataset) -> None:
+def test_results_are_reproducible_and_depend_on_the_seed(dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=2, model__dropout=0.2)
     first, second, other = run(config), run(config), run(config.with_values({"train.seed": 1}))
-    for result, again, elsewhere in zip(first, second, other, strict=True):
-        assert figures(result) == figures(again)
-        assert result.metrics["train/loss"] != elsewhere.metrics["train/loss"]
+    for result, repeated, other_seed in zip(first, second, other, strict=True):
+        assert metrics_of(result) == metrics_of(repeated)
+        assert result.metrics["train/loss"] != other_seed.metrics["train/loss"]
     scores = [results[-1].test.scores.tobytes() for results in (first, second, other) if results[-1].test is not None]
     assert scores[0] == scores[1] != scores[2]
 
 
-def test_every_epoch_draws_its_own_order_and_augmentation(dataset: ArrowDataset) -> None:
-    """A network that does not learn sees other frames, turned otherwise, in other company in each epoch."""
+def test_epochs_differ_in_order_and_augmentation(dataset: ArrowDataset) -> None:
+    """The loss of a network that does not learn varies by far more than rounding between epochs."""
     losses = [result.metrics["train/loss"] for result in run(small_config(dataset, train__lr=1e-12))]
     assert min(np.diff(sorted(losses))) > 1e-5
 
 
-def test_trainings_that_take_turns_do_not_disturb_each_other(dataset: ArrowDataset) -> None:
+def test_interleaved_trainings_are_independent(dataset: ArrowDataset) -> None:
     one = small_config(dataset, train__epochs=3, model__dropout=0.2)
     two = one.with_values({"train.seed": 1, "model.focal_joints": 3})
-    alone = [[figures(result) for result in run(config)] for config in (one, two)]
+    alone = [[metrics_of(result) for result in run(config)] for config in (one, two)]
     together: list[list[dict[str, float]]] = [[], []]
     for results in zip(fit(one, device="cpu"), fit(two, device="cpu"), strict=True):
-        for told, result in zip(together, results, strict=True):
-            told.append(figures(result))
+        for metrics, result in zip(together, results, strict=True):
+            metrics.append(metrics_of(result))
         torch.manual_seed(5)
         np.random.seed(5)
         torch.rand(3)
     assert together == alone
 
 
-def with_changed(clips: set[str]) -> Iterator[Any]:
+def clips_with_noise(clips: set[str]) -> Iterator[Any]:
     rng = np.random.default_rng(11)
     for clip in motion_clips():
         joints = clip.joints
@@ -381,17 +396,17 @@ def with_changed(clips: set[str]) -> Iterator[Any]:
         yield dataclasses.replace(clip, joints=joints)
 
 
-@pytest.mark.parametrize(("split", "unmoved"), [("test", ("train/", "val/")), ("val", ("train/", "test/"))])
-def test_clips_that_are_not_trained_on_change_only_their_own_figures(
-    tmp_path: Path, dataset: ArrowDataset, split: str, unmoved: tuple[str, ...]
+@pytest.mark.parametrize(("split", "unaffected"), [("test", ("train/", "val/")), ("val", ("train/", "test/"))])
+def test_evaluation_clips_affect_only_their_own_metrics(
+    tmp_path: Path, dataset: ArrowDataset, split: str, unaffected: tuple[str, ...]
 ) -> None:
     rows = getattr(dataset.splits(), split)
-    other = write_small(tmp_path / "set", with_changed(set(dataset.clip_ids[rows])))
+    other = write_small(tmp_path / "set", clips_with_noise(set(dataset.clip_ids[rows])))
     results, others = (run(small_config(each, train__epochs=3), tmp_path / each.path.name) for each in (dataset, other))
-    for result, there in zip(results, others, strict=True):
+    for result, other_result in zip(results, others, strict=True):
         for name in result.metrics:
-            if name.startswith(unmoved):
-                assert result.metrics[name] == there.metrics[name], name
+            if name.startswith(unaffected):
+                assert result.metrics[name] == other_result.metrics[name], name
     assert results[-1].metrics[f"{split}/loss"] != others[-1].metrics[f"{split}/loss"]
     weights = [
         dict(leaves(load_file(tmp_path / each.path.name / "epoch-00003" / "model.safetensors")))
@@ -400,21 +415,21 @@ def test_clips_that_are_not_trained_on_change_only_their_own_figures(
     assert weights[0] == weights[1]
 
 
-def test_an_open_data_set_may_be_handed_in(dataset: ArrowDataset) -> None:
+def test_open_data_set_replaces_configured_path(dataset: ArrowDataset) -> None:
     config = small_config(Path("nowhere"), train__epochs=1)
-    (handed_in,) = run(config, dataset=dataset)
+    (passed,) = run(config, dataset=dataset)
     (opened,) = run(small_config(dataset, train__epochs=1))
-    assert figures(handed_in) == figures(opened)
+    assert metrics_of(passed) == metrics_of(opened)
     with pytest.raises(InputError, match="nowhere"):
         run(config)
 
 
-# What is told
+# Reported metrics
 
 
-def test_the_test_clips_are_scored_once_at_the_end(dataset: ArrowDataset) -> None:
+def test_test_clips_are_scored_after_the_last_epoch_only(dataset: ArrowDataset) -> None:
     results = run(small_config(dataset))
-    always = {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "lr", *OF_THE_CLOCK}
+    always = {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "lr", *TIMING_METRICS}
     test = {"test/loss", "test/top1", "test/top5"}
     assert [result.epoch for result in results] == [1, 2, 3, 4]
     assert [set(result.metrics) for result in results] == [always] * 3 + [always | test]
@@ -433,7 +448,7 @@ def test_the_test_clips_are_scored_once_at_the_end(dataset: ArrowDataset) -> Non
     assert 0 < minutes[0] < minutes[-1] < 1
 
 
-def test_the_paper_s_protocol_has_no_validation(dataset: ArrowDataset) -> None:
+def test_paper_protocol_has_no_validation(dataset: ArrowDataset) -> None:
     steps = []
     results = run(
         small_config(dataset, data__protocol="paper", train__epochs=2),
@@ -447,48 +462,44 @@ def test_the_paper_s_protocol_has_no_validation(dataset: ArrowDataset) -> None:
 @pytest.mark.parametrize(
     ("batch_size", "repeat", "steps"), [(8, 1, 3), (8, 2, 5), (18, 1, 1), (17, 1, 1), (17, 2, 3), (100, 3, 1)]
 )
-def test_on_step_counts_every_step_of_every_epoch(
-    dataset: ArrowDataset, batch_size: int, repeat: int, steps: int
-) -> None:
-    """18 clips train; a last batch of a single clip is left out."""
-    told: list[tuple[int, int, int]] = []
+def test_on_step_is_called_after_every_step(dataset: ArrowDataset, batch_size: int, repeat: int, steps: int) -> None:
+    """There are 18 training clips; a last batch of a single clip is dropped."""
+    calls: list[tuple[int, int, int]] = []
     config = small_config(dataset, train__epochs=2, train__batch_size=batch_size, train__repeat=repeat)
-    run(config, on_step=lambda *numbers: told.append(numbers))
-    assert told == [(epoch, step, steps) for epoch in (1, 2) for step in range(1, steps + 1)]
+    run(config, on_step=lambda *numbers: calls.append(numbers))
+    assert calls == [(epoch, step, steps) for epoch in (1, 2) for step in range(1, steps + 1)]
 
 
-def test_the_loss_that_is_told_is_that_of_the_clips(dataset: ArrowDataset) -> None:
-    """With a rate too small to learn from, every epoch's loss is near that of an untrained network: ln 3.
-
-    And it is smoothed as asked: half the smoothing is half the way.
-    """
+def test_training_loss_is_the_smoothed_cross_entropy(dataset: ArrowDataset) -> None:
+    """Without learning, the loss is near that of an uninformed network, ln 3, and linear in the label smoothing."""
     smoothings = (0.0, 0.45, 0.9)
     losses = [
         run(small_config(dataset, train__epochs=1, train__lr=1e-9, train__label_smoothing=s))[0].metrics["train/loss"]
         for s in smoothings
     ]
-    assert losses[0] == pytest.approx(math.log(3), abs=0.2)
-    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, abs=1e-5)
-    assert abs(losses[0] - losses[2]) > 1e-4
+    assert losses[0] == pytest.approx(math.log(3), abs=0.2)  # the scores of random weights have some spread
+    # The float32 loss is summed over 18 clips and 3 classes.
+    assert_close(losses[1], (losses[0] + losses[2]) / 2, terms=2**6, dtype=torch.float32)
+    assert abs(losses[0] - losses[2]) > 10 * tolerance(torch.float32, terms=2**6, scale=losses[0])
 
 
-def test_a_score_does_not_depend_on_the_batch(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_scores_are_independent_of_the_batch_size(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=1)
     run(config, tmp_path)
     model, card = load_model(tmp_path / "epoch-00001")
-    store = make_loaders(dataset, card.config.data, CPU)["test"]
+    loader = make_loaders(dataset, card.config.data, CPU)["test"]
     model.train()
-    whole = score(model, store)
-    assert model.training  # as it was
+    whole = score(model, loader)
+    assert model.training  # the mode is restored
     for batch_size in (1, 5):
-        np.testing.assert_allclose(score(model, store, batch_size).scores, whole.scores, rtol=1e-4, atol=1e-5)
+        assert_close(score(model, loader, batch_size).scores, whole.scores, terms=2**7)
 
 
 # The schedule
 
 
-def test_the_rate_is_the_paper_s() -> None:
-    """§4.2: a linear warm-up of 5 epochs to 0.01, a tenth from epoch 50 and a hundredth from epoch 70 of 80."""
+def test_default_learning_rate_is_the_papers() -> None:
+    """§4.2: linear warm-up to 0.01 in 5 epochs, times 0.1 at epochs 50 and 70 of 80."""
     paper = TrainConfig()
     expected = {
         0: 0, 0.5: 0.001, 1: 0.002, 2.5: 0.005, 4: 0.008, 4.999: 0.009998,
@@ -497,40 +508,38 @@ def test_the_rate_is_the_paper_s() -> None:
         70: 0.0001, 75: 0.0001, 80: 0.0001,
     }  # fmt: skip
     for progress, rate in expected.items():
-        assert learning_rate(paper, progress) == pytest.approx(rate, rel=1e-9), progress
+        assert_close(learning_rate(paper, progress), rate, terms=SCHEDULE_ROUNDINGS)
 
 
-def test_a_shorter_training_has_the_same_shape() -> None:
+def test_schedule_scales_with_the_number_of_epochs() -> None:
     paper, short = TrainConfig(), TrainConfig(epochs=8)
     for tenth in range(0, 800, 7):
-        assert learning_rate(short, tenth / 100) == pytest.approx(learning_rate(paper, tenth / 10))
+        assert_close(learning_rate(short, tenth / 100), learning_rate(paper, tenth / 10), terms=SCHEDULE_ROUNDINGS)
 
 
-def test_the_cosine_falls_from_the_rate_to_nothing() -> None:
+def test_cosine_schedule_decays_to_zero() -> None:
     config = TrainConfig(epochs=10, lr=0.2, warmup=0.2, schedule="cosine")
-    assert learning_rate(config, 1) == pytest.approx(0.1)
-    assert learning_rate(config, 2) == pytest.approx(0.2)
-    assert learning_rate(config, 6) == pytest.approx(0.1)
-    assert learning_rate(config, 4) == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)) / 2)
-    assert learning_rate(config, 10) == pytest.approx(0, abs=1e-12)
+    expected = {1: 0.1, 2: 0.2, 4: 0.2 * (1 + math.cos(math.pi / 4)) / 2, 6: 0.1, 10: 0.0}
+    for epochs, rate in expected.items():
+        assert_close(learning_rate(config, epochs), rate, terms=SCHEDULE_ROUNDINGS, scale=config.lr)
     rates = [learning_rate(config, progress / 10) for progress in range(20, 101)]
     assert rates == sorted(rates, reverse=True)
 
 
-def test_without_warm_up_the_rate_is_there_at_once() -> None:
-    for schedule in ("step", "cosine"):
-        assert learning_rate(TrainConfig(warmup=0, schedule=schedule), 0) == 0.01
+def test_learning_rate_without_warm_up_starts_at_its_maximum() -> None:
+    assert learning_rate(TrainConfig(warmup=0, schedule="step"), 0) == 0.01
+    assert learning_rate(TrainConfig(warmup=0, schedule="cosine"), 0) == 0.01
 
 
-def test_a_training_follows_the_schedule(dataset: ArrowDataset) -> None:
-    """The warm-up is finer than epochs: the told rate is that of the middle of the last step, here of three."""
+def test_training_follows_the_schedule(dataset: ArrowDataset) -> None:
+    """The reported learning rate is evaluated at the middle of the epoch's last step, here the third."""
     config = small_config(dataset, train__epochs=6, train__lr=0.03, train__warmup=1 / 3, train__decay_at=[0.55])
     rates = [result.metrics["lr"] for result in run(config)]
-    assert rates == pytest.approx([0.0125, 0.0275, 0.03, 0.003, 0.003, 0.003])
+    assert_close(rates, [0.0125, 0.0275, 0.03, 0.003, 0.003, 0.003], terms=SCHEDULE_ROUNDINGS)
 
 
-def test_the_optimiser_is_sgd_with_nesterov_momentum(tmp_path: Path, dataset: ArrowDataset) -> None:
-    """One step, redone by hand: v = g + w·decay, then w - lr (v + momentum · v)."""
+def test_optimizer_is_sgd_with_nesterov_momentum(tmp_path: Path, dataset: ArrowDataset) -> None:
+    """One step, recomputed: v = g + decay · w, then w - lr (v + momentum · v)."""
     config = small_config(
         dataset, train__epochs=1, train__batch_size=100, train__warmup=0, train__decay_at=[],
         train__lr=0.1, train__momentum=0.7, train__weight_decay=0.2,
@@ -546,24 +555,25 @@ def test_the_optimiser_is_sgd_with_nesterov_momentum(tmp_path: Path, dataset: Ar
     for number, name in enumerate(names):
         velocity = state["state"][number]["momentum_buffer"]  # after one step: gradient and decay
         expected = start[name] - 0.1 * (velocity + 0.7 * velocity)
-        torch.testing.assert_close(end[name], expected, rtol=1e-5, atol=1e-7)
+        scale = max(float(start[name].abs().max()), float(velocity.abs().max()))
+        assert_close(end[name], expected, terms=8, scale=scale)
         moved += not torch.equal(end[name], start[name])
     assert moved == len(names)
 
 
-def test_the_moving_average_is_what_is_scored_and_kept(tmp_path: Path, dataset: ArrowDataset) -> None:
-    """Three steps, redone from the weights after one, two and three of them; each step moves at most 1 - ema."""
+def test_moving_average_is_scored_and_saved(tmp_path: Path, dataset: ArrowDataset) -> None:
+    """Recompute the average of three steps from the weights after one, two and three steps."""
     config = small_config(dataset, train__epochs=1, train__ema=0.15)
     clips = len(make_loaders(dataset, resolve(config, dataset).data, CPU)["train"])
     config = config.with_values({"train.batch_size": clips})
     after = []
     for steps in (1, 2, 3):
-        # The same order, augmentation and rates: only the number of passes before the end of the epoch differs.
+        # Order, augmentation and learning rate are the same; only the number of passes in the epoch differs.
         folder = tmp_path / str(steps)
         values = {"train.repeat": steps, "train.warmup": 0, "train.decay_at": []}
         last = run(config.with_values(values), folder)[-1]
         after.append(load_state(folder / "epoch-00001")["weights"])
-    kept = load_file(folder / "epoch-00001" / "model.safetensors")
+    saved = load_file(folder / "epoch-00001" / "model.safetensors")
     start = load_file(run(config.with_values({"train.lr": 1e-30, "train.ema": 0}), tmp_path / "start")[-1].checkpoint
                       / "model.safetensors")  # fmt: skip
     moved = 0
@@ -572,30 +582,31 @@ def test_the_moving_average_is_what_is_scored_and_kept(tmp_path: Path, dataset: 
             continue
         for step, weights in enumerate(after):
             mean = mean + (1 - min(0.15, (1 + step) / (10 + step))) * (weights[name] - mean)
-        torch.testing.assert_close(kept[name], mean, rtol=1e-5, atol=1e-6)
-        moved += not torch.allclose(kept[name], after[-1][name])
+        assert_close(saved[name], mean, terms=2**5, scale=max(1.0, float(mean.abs().max())))
+        moved += not torch.allclose(saved[name], after[-1][name])
     assert moved > 20
     assert last.test is not None
     model, card = load_model(folder / "epoch-00001")
-    store = make_loaders(dataset, card.config.data, CPU)["test"]
-    assert score(model, store).scores.tobytes() == last.test.scores.tobytes()
+    loader = make_loaders(dataset, card.config.data, CPU)["test"]
+    assert score(model, loader).scores.tobytes() == last.test.scores.tobytes()
 
 
-def test_bfloat16_trains_nearly_as_float32_and_is_scored_in_float32(tmp_path: Path, dataset: ArrowDataset) -> None:
+def test_bfloat16_training_approximates_float32_and_is_scored_in_float32(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=2)
     exact, rounded = run(config), run(config.with_values({"train.precision": "bfloat16"}), tmp_path)
     for one, other in zip(exact, rounded, strict=True):
         assert other.metrics["train/loss"] != one.metrics["train/loss"]
-        assert other.metrics["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=0.02)
+        # Rounding errors of random sign average out in the mean over clips: a few epsilon of bfloat16 remain.
+        assert_close(other.metrics["train/loss"], one.metrics["train/loss"], terms=2, dtype=torch.bfloat16)
     weights = load_file(tmp_path / "epoch-00002" / "model.safetensors")
     assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
     model, card = load_model(tmp_path / "epoch-00002")
-    store = make_loaders(dataset, card.config.data, CPU)["test"]
+    loader = make_loaders(dataset, card.config.data, CPU)["test"]
     assert rounded[-1].test is not None
-    assert score(model, store).scores.tobytes() == rounded[-1].test.scores.tobytes()
+    assert score(model, loader).scores.tobytes() == rounded[-1].test.scores.tobytes()
 
 
-def test_a_person_who_does_not_move_is_there_in_the_motion_modalities(tmp_path: Path) -> None:
+def test_motionless_person_is_present_in_motion_modalities(tmp_path: Path) -> None:
     clips = list(motion_clips())
     pair = next(clip for clip in clips if clip.joints.shape[0] == 2)
     still = np.repeat(pair.joints[1:, :1], pair.joints.shape[1], axis=1)
@@ -604,27 +615,27 @@ def test_a_person_who_does_not_move_is_there_in_the_motion_modalities(tmp_path: 
     dataset = write_small(tmp_path / "data", clips)
     config = resolve(small_config(dataset, data__modality="joint_motion"), dataset)
     person_mask = {}
-    for store in make_loaders(dataset, config.data, CPU).values():
-        (batch,) = store.evaluation_batches()
-        person_mask |= dict(zip(store.clip_ids, batch.person_mask.tolist(), strict=True))
+    for loader in make_loaders(dataset, config.data, CPU).values():
+        (batch,) = loader.evaluation_batches()
+        person_mask |= dict(zip(loader.clip_ids, batch.person_mask.tolist(), strict=True))
     assert person_mask["still"] == [True, True]
     assert person_mask["alone"] == [True, False]
 
 
-# Does it learn?
+# Learning
 
 
-def test_a_tiny_network_learns_a_tiny_data_set(dataset: ArrowDataset) -> None:
+def test_small_network_learns_small_data_set(dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=12, train__repeat=4, train__lr=0.05, train__schedule="cosine")
     results = run(config)
     assert results[0].metrics["train/top1"] < 90
     assert results[-1].metrics["train/top1"] > 90
-    assert results[-1].metrics["val/top1"] > 80  # people never seen
+    assert results[-1].metrics["val/top1"] > 80  # subjects not trained on
     assert results[-1].metrics["test/top1"] > 80
 
 
-def test_labels_without_meaning_are_not_learned_by_people_never_seen(tmp_path: Path) -> None:
-    """If this were high, test clips would be among those trained on."""
+def test_random_labels_do_not_generalize(tmp_path: Path) -> None:
+    """A high accuracy would mean that test clips are among the training clips."""
     rng = np.random.default_rng(0)
     clips = [
         dataclasses.replace(clip, joints=rng.normal(size=clip.joints.shape).astype(np.float32))
@@ -636,38 +647,38 @@ def test_labels_without_meaning_are_not_learned_by_people_never_seen(tmp_path: P
 
 
 @pytest.mark.parametrize("batch_size", [8, 100], ids=["several steps", "one step"])
-def test_a_training_that_diverges_says_so(tmp_path: Path, dataset: ArrowDataset, batch_size: int) -> None:
-    """With one step an epoch the loss of the epoch is still a number: only the validation sees the weights after it."""
+def test_divergence_is_reported(tmp_path: Path, dataset: ArrowDataset, batch_size: int) -> None:
+    """With one step per epoch the training loss is still finite; only the validation loss shows the divergence."""
     config = small_config(dataset, train__lr=1e30, train__batch_size=batch_size)
     with pytest.raises(DivergedError, match=r"epoch 1.*lower train\.lr"):
         run(config, tmp_path)
 
 
-def test_a_training_without_validation_that_diverges_says_so_at_once(dataset: ArrowDataset) -> None:
+def test_divergence_without_validation_is_reported(dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__lr=1e30, data__protocol="paper")
     with pytest.raises(DivergedError, match=r"epoch 1.*lower train\.lr"):
         run(config)
 
 
-def test_a_training_that_diverges_in_its_very_last_step_says_so(dataset: ArrowDataset) -> None:
+def test_divergence_in_the_last_step_is_reported(dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__lr=1e30, train__batch_size=100, train__epochs=1, data__protocol="paper")
     with pytest.raises(DivergedError, match=r"epoch 1.*lower train\.lr"):
         run(config)
 
 
-# What is left open
+# Resolving configurations
 
 
-def test_what_is_left_open_follows_from_the_data_set(
+def test_resolve_fills_in_data_set_defaults(
     tmp_path: Path, dataset: ArrowDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(dataset, data__frames=None, train__repeat=None)
     for recipe, frames, repeat in (("ntu", 128, 1), ("nw-ucla", 52, 5)):
         own = write_small(tmp_path / recipe, recipe=recipe)
         for trial in (config, config.with_values({"data.recipe": recipe})):
-            found = resolve(trial, own)
-            assert (found.data.recipe, found.data.frames, found.train.repeat) == (recipe, frames, repeat)
-            assert found.data.benchmark == "x-sub"
+            resolved = resolve(trial, own)
+            assert (resolved.data.recipe, resolved.data.frames, resolved.train.repeat) == (recipe, frames, repeat)
+            assert resolved.data.benchmark == "x-sub"
     assert resolve(config.with_values({"data.recipe": "nw-ucla"}), dataset).data.frames == 52
 
     monkeypatch.chdir(dataset.path.parent)
@@ -688,7 +699,7 @@ def test_what_is_left_open_follows_from_the_data_set(
         ({"data__benchmark": "x-set"}, r"data\.benchmark is 'x-set'.*x-sub, x-view"),
     ],
 )
-def test_what_does_not_fit_the_data_set_is_named(
+def test_mismatch_with_the_data_set_is_rejected_by_name(
     dataset: ArrowDataset, tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""A tracking server as a team runs it, real and on this machine alone: PostgreSQL, MLflow, a password."""
+"""A real tracking server as a team runs it, with PostgreSQL and a password, on a port of this machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import psutil
 import pytest
 
 from fgst.errors import InputError
-from fgst.ops.server import find_postgres
+from fgst.ops.postgres import find_postgres
 
 PASSWORD = "correct horse battery staple"
 TIMEOUT = 180
 
 
-class Team:
-    """A server that can be killed and started again over the same data."""
+class TeamServer:
+    """A tracking server that can be stopped or killed, and restarted on the same data."""
 
     def __init__(self) -> None:
         try:
@@ -31,7 +31,7 @@ class Team:
         except InputError:
             pytest.skip("install postgresql: apt-get install postgresql")
         pytest.importorskip("flask_wtf", reason="install the extra: pip install -e '.[server]'")
-        # Not among pytest's folders: PostgreSQL runs as another user where the tests run as root.
+        # Outside pytest's private folders: if the tests run as root, PostgreSQL runs as another user.
         self.folder = Path(tempfile.mkdtemp(prefix="fgst-team-"))
         self.folder.chmod(0o755)
         with socket.socket() as probe:
@@ -46,16 +46,11 @@ class Team:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, *options: str) -> None:
+        """Start ``python -m fgst.server`` with further options, and wait until it is ready."""
         self.process = subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "fgst.server",
-                "--dir",
-                str(self.folder / "data"),
-                "--port",
-                str(self.port),
-                *options,
+                *(sys.executable, "-m", "fgst.server"),
+                *("--dir", str(self.folder / "data"), "--port", str(self.port), *options),
             ],
             env={**os.environ, "FGST_SERVER_PASSWORD": PASSWORD},
             stdout=subprocess.PIPE,
@@ -69,50 +64,51 @@ class Team:
         assert "tracking server on" in line, line + self.process.communicate()[1]
 
     def processes(self) -> list[psutil.Process]:
-        """All that belong to it, PostgreSQL's too, which are nobody's children."""
-        found = []
+        """Return all its processes, including those of PostgreSQL, which is a daemon."""
+        processes = []
         if self.process is not None and self.process.poll() is None:
             parent = psutil.Process(self.process.pid)
-            found = [*parent.children(recursive=True), parent]
+            processes = [*parent.children(recursive=True), parent]
         pid = self.folder / "data" / "postgres" / "postmaster.pid"
         if pid.exists():
             try:
                 postgres = psutil.Process(int(pid.read_text().splitlines()[0]))
-                found += [*postgres.children(recursive=True), postgres]
+                processes += [*postgres.children(recursive=True), postgres]
             except psutil.NoSuchProcess:
                 pass
-        return found
+        return processes
 
     def kill(self) -> None:
-        """Everything at once, as a power cut would."""
-        found = self.processes()
-        _kill(found)
-        _, alive = psutil.wait_procs(found, timeout=30)
+        """Kill all processes at once, like a power failure."""
+        processes = self.processes()
+        _kill(processes)
+        _, alive = psutil.wait_procs(processes, timeout=30)
         assert not alive
         assert self.process is not None
         self.process.communicate()
 
     def stop(self) -> str:
-        """Ctrl-C; what it says."""
+        """Stop the server with Ctrl-C and return its output."""
         assert self.process is not None
-        found = self.processes()
+        processes = self.processes()
         self.process.send_signal(signal.SIGINT)
         out, err = self.process.communicate(timeout=TIMEOUT)
         assert self.process.returncode == 0, err
-        _, alive = psutil.wait_procs(found, timeout=10)
+        _, alive = psutil.wait_procs(processes, timeout=10)
         assert not alive
         return out + err
 
     def end(self) -> None:
-        found = self.processes()
-        _kill(found)
-        psutil.wait_procs(found, timeout=30)
+        """Kill the server and delete its data."""
+        processes = self.processes()
+        _kill(processes)
+        psutil.wait_procs(processes, timeout=30)
         if self.process is not None:
             self.process.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _kill(processes: list[psutil.Process]) -> None:
-    for process in reversed(processes):  # parents first: they would start their children again
+    for process in reversed(processes):  # parents first, as they would restart their children
         with suppress(psutil.NoSuchProcess):
             process.kill()

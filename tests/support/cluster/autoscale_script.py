@@ -1,9 +1,9 @@
-"""A sweep on a cluster that has no worker yet (`test_real_ray.py` gives this a namespace of its own).
+"""Run a sweep on an autoscaling cluster that starts without workers.
 
-Ray is whole here: `ray up cluster.yaml` starts a head, and its autoscaler asks "AWS" for a spot machine when trials
-wait for a GPU, sets it up over "ssh", starts Ray on it, and ends it when it is idle. What moto calls machines are
-folders, and all of them this one. Data and checkpoints lie in moto's bucket; the tracking server is a real one, entered
-with the credentials' file.
+`test_real_ray.py` runs this script in its own namespaces. Ray is real: `ray up cluster.yaml` starts a head, whose
+autoscaler requests a spot instance from moto when trials wait for a GPU, sets it up over "ssh", starts Ray on it, and
+terminates it when it is idle. Instances are folders of this machine (folder_nodes.py). Data and checkpoints are in
+moto's bucket; the tracking server is real and is accessed with the credentials file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "sweep")]
-PATIENCE = 600.0
-ADDRESS = "10.77.0.1"  # of all machines here; trials are not sent to a tracking server on a loopback address
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT))
+TIMEOUT = 600.0  # seconds
+ADDRESS = "10.77.0.1"  # of all nodes; a tracking server on a loopback address is rejected
 
 
 def main() -> None:
@@ -36,21 +36,21 @@ def main() -> None:
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
     }
-    from tests.support.cloud import an_account
+    from tests.support.cluster.aws_account import aws_account
 
     short = {"idle_timeout_minutes: 10": "idle_timeout_minutes: 0.1"}
-    with an_account(folder, os.environ.__setitem__, **short) as account:
-        server = start_server(folder)
+    with aws_account(folder, os.environ.__setitem__, **short) as account:
+        server = start_tracking_server(folder)
         try:
             run(folder, account)
         finally:
             server.terminate()
             server.wait()
-    print("up for a sweep, and down again")
+    print("the cluster scaled up for the sweep and down again")
 
 
-def start_server(folder: Path) -> subprocess.Popen[str]:
-    from tests.support.cloud import PASSWORD
+def start_tracking_server(folder: Path) -> subprocess.Popen[str]:
+    from tests.support.cluster.aws_account import PASSWORD
 
     command = [sys.executable, "-m", "fgst.server", "--sqlite", "--host", "0.0.0.0", "--dir", str(folder / "server")]
     server = subprocess.Popen(
@@ -62,11 +62,12 @@ def start_server(folder: Path) -> subprocess.Popen[str]:
 
 
 def run(folder: Path, account: object) -> None:
+    """Bring the cluster up, run a sweep, wait until the workers are terminated, and take the cluster down."""
     import boto3
 
     from fgst.tracking.store import TrackingStore
-    from tests.support.cloud import BUCKET, Account
-    from tests.support.cloud_nodes import Nodes
+    from tests.support.cluster.aws_account import BUCKET, Account
+    from tests.support.cluster.folder_nodes import Nodes
     from tests.support.place import TINY
     from tests.support.small import write_small
 
@@ -85,7 +86,7 @@ def run(folder: Path, account: object) -> None:
             *("--dataset", f"s3://{BUCKET}/fgst/datasets/small", "--storage", f"s3://{BUCKET}/fgst/sweeps"),
             *("--values", "2,4", "--gpus-per-trial", "0.5", *TINY),
         ],
-        cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False,
     )  # fmt: skip
     logs = "".join(log.read_text()[-4000:] for log in Path("/tmp/ray/session_latest/logs").glob("monitor*"))
     assert sweep.returncode == 0, sweep.stdout + sweep.stderr + logs
@@ -98,9 +99,9 @@ def run(folder: Path, account: object) -> None:
     experiments = [e.experiment_id for e in store.client.search_experiments()]
     (parent,) = store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'")
     assert [child.info.status for child in store.children(parent.info.run_id)] == ["FINISHED"] * 2
-    end = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while len(account.instances()) > 1:
-        assert time.monotonic() < end, f"no end: {logs}"
+        assert time.monotonic() < deadline, f"idle workers were not terminated: {logs}"
         time.sleep(1)
     done = account.ray("down", "-y", str(account.file))
     assert done.returncode == 0, done.stdout + done.stderr

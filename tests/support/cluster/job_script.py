@@ -1,6 +1,6 @@
-"""A sweep as a job of a Ray cluster with a token (`test_real_ray.py` gives this a namespace of its own and starts it).
+"""Submit a sweep through the job API of a Ray cluster that requires a token.
 
-Inside, this machine is the whole world: nobody else's Ray is seen, and none of ours is left when it ends.
+`test_real_ray.py` runs this script in its own namespaces, where it sees no other Ray processes and leaves none behind.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "sweep")]
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT))
 RAY = str(Path(sys.executable).with_name("ray"))
 DASHBOARD = "http://127.0.0.1:8265"
 
 
 def call(*command: str, fails: bool = False, **environment: str) -> str:
+    """Run a command that must succeed, or fail if ``fails``, and return its output."""
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400, check=False
     )
@@ -30,7 +31,7 @@ def main() -> None:
     call("mount", "-t", "tmpfs", "tmpfs", "/tmp/ray")
     os.environ |= {
         "HOME": str(folder),
-        "PATH": f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}",  # as cluster/setup.sh has it on a node
+        "PATH": f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}",  # as cluster/setup.sh sets it on a node
         "FGST_CACHE": str(folder / "cache"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,21 +45,21 @@ def main() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     call(RAY, "start", "--head", "--num-cpus=2", "--dashboard-host=127.0.0.1", "--object-store-memory=100000000")
     submit = (RAY, "job", "submit", "--address", DASHBOARD, "--working-dir", str(folder / "checkout"), "--")
-    said = call(*submit, "true", fails=True, RAY_AUTH_TOKEN="wrong")
-    assert "401" in said or "403" in said or "auth" in said.lower(), said
-    said = call(
+    output = call(*submit, "true", fails=True, RAY_AUTH_TOKEN="wrong")
+    assert "401" in output or "403" in output or "auth" in output.lower(), output
+    output = call(
         *submit, "python", "sweeps/focal_k.py", "--address", "auto", "--dataset", (folder / "data").as_uri(),
         "--preset", "tiny", "--values", "2,4", "--epochs", "2", "--storage", str(folder / "storage"), *TINY,
     )  # fmt: skip
-    assert "succeeded" in said, said
-    assert "python -m fgst.evaluate --run-id" in said, said
+    assert "succeeded" in output, output
+    assert "python -m fgst.evaluate --run-id" in output, output
     from fgst.tracking.store import TrackingStore
 
     store = TrackingStore()
     experiments = [e.experiment_id for e in store.client.search_experiments()]
     (sweep,) = store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'")
     assert [run.info.status for run in store.children(sweep.info.run_id)] == ["FINISHED"] * 2
-    print(said[-3000:])
+    print(output[-3000:])
     print("the job is done")
 
 

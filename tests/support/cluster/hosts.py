@@ -1,9 +1,10 @@
-"""Machines for ``ray up`` without a cloud: namespaces on this one, with an sshd each, and nothing of them is left.
+"""Hosts for ``ray up`` without a cloud: Linux namespaces on this machine, each with its own sshd.
 
-Each host has PID, mount, UTS, IPC and network namespaces of its own, so that it has its own address, home, ``/tmp`` and
-processes, and may die or freeze alone. That is no luxury: ``ray up`` and ``ray down`` call ``ray stop``, which ends all
-Ray processes that it can see. The hosts hang on a bridge without an uplink. All of it lives below one process, the
-world: when that is killed, the kernel takes the processes, networks and mounts away.
+Each host has its own PID, mount, UTS, IPC and network namespaces, and thus its own address, home, ``/tmp`` and
+processes, and can die or freeze independently. Isolation is also a necessity: ``ray up`` and ``ray down`` call
+``ray stop``, which ends all Ray processes that it can see. The hosts are connected by a bridge without an uplink. All
+of them are descendants of one process, the *world*; when it is killed, the kernel removes their processes, networks and
+mounts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-SHARED = "/mnt/fgst"  # the folder that all hosts see, as if by NFS
+ROOT = Path(__file__).parents[3]
+SHARED = "/mnt/fgst"  # the folder that all hosts share, as if by NFS
 NETWORK = "10.231.0"
 LAPTOP = "laptop"
 TIMEOUT = 300.0
@@ -28,10 +29,11 @@ _PROGRAMS = {
     "ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount", "mkfs.ext4": "e2fsprogs",
     "fsfreeze": "util-linux",
 }  # fmt: skip
-_OWN = ["--mount", "--pid", "--net", "--uts", "--ipc"]
+_NAMESPACES = ["--mount", "--pid", "--net", "--uts", "--ipc"]
+_UNSHARE = ["unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# The world: a bridge, and the shared folder as a file system of its own, so that it can be made to stall.
+# The world: a bridge, and the shared folder as a separate file system, which can be frozen.
 _WORLD = """
 set -e
 ip link set lo up
@@ -40,7 +42,7 @@ if mount -o loop {state}/shared.img {state}/shared 2>/dev/null; then touch {stat
 touch {state}/ready
 exec sleep infinity
 """
-# A host: what it may see of this machine is laid into its home and /tmp before they take the places of the real ones.
+# A host: what it needs of this machine is mounted into its home and /tmp before these are mounted over the real ones.
 _HOST = """
 set -e
 hostname {name}
@@ -72,21 +74,14 @@ MaxStartups 100
 
 
 def missing() -> str | None:
-    """Why there can be no hosts on this machine, in one line; ``None`` if there can."""
+    """Return in one line why this machine cannot run hosts; ``None`` if it can."""
     if sys.platform != "linux" or os.geteuid():
         return "hosts in namespaces need Linux and root"
     packages = sorted({package for name, package in _PROGRAMS.items() if shutil.which(name, path=_PATH) is None})
     if packages:
         return f"hosts in namespaces need: apt-get install {' '.join(packages)}"
-    probe = [
-        "unshare",
-        *_OWN,
-        "--fork",
-        "--mount-proc",
-        "sh",
-        "-c",
-        "mount -t tmpfs tmpfs /mnt && ip link add br0 type bridge",
-    ]
+    script = "mount -t tmpfs tmpfs /mnt && ip link add br0 type bridge"
+    probe = ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "sh", "-c", script]
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"this machine forbids namespaces ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]})"
@@ -94,20 +89,19 @@ def missing() -> str | None:
 
 
 class Hosts:
-    """Hosts by name, and a laptop beside them, which has a checkout in ``~/fgst`` and the key for all of them.
+    """Hosts by name, and a laptop, which has a checkout in ``~/fgst`` and an ssh key for all of them.
 
     Args:
-        folder: for everything; removed by :meth:`end`.
-        names: of the hosts; none is up before :meth:`boot`.
+        folder: for all files; removed by :meth:`end`.
+        names: names of the hosts; all are off until :meth:`boot`.
     """
 
     def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         self.addresses = {name: f"{NETWORK}.{10 + number}" for number, name in enumerate([LAPTOP, *names])}
-        self._running: dict[
-            str, tuple[subprocess.Popen[bytes], int]
-        ] = {}  # by name: what started it, its first process
-        self._seen: set[str] = set()  # PID namespaces
+        # By name: the process that started the host, and the PID of the host's first process.
+        self._running: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+        self._pid_namespaces: set[str] = set()  # of all hosts ever started
         self._frozen = False
         (folder / "shared").mkdir(parents=True)
         subprocess.run(["truncate", "--size=2G", folder / "shared.img"], check=True)
@@ -116,28 +110,27 @@ class Hosts:
         (folder / "names").write_text(
             "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in self.addresses.items())
         )
-        (folder / "nameservers").touch()  # none: to ask one that nobody reaches would cost seconds
+        (folder / "nameservers").touch()  # empty: queries to an unreachable server would take seconds
         for key in ("hostkey", "id"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
         for name in self.addresses:
             self._make_home(name)
         self._world = subprocess.Popen(
-            ["unshare", *_OWN, "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "bash", "-c",
-             _WORLD.format(network=NETWORK, state=folder)],
+            [*_UNSHARE, "bash", "-c", _WORLD.format(network=NETWORK, state=folder)],
             stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        _until((folder / "ready").exists, "the world began")
+        _until((folder / "ready").exists, "the world started")
         self._first = _first_process(self._world.pid)
-        self._seen.add(_pid_namespace(self._first))
+        self._pid_namespaces.add(_pid_namespace(self._first))
         self.can_stall = self._in_world("test", "-e", str(folder / "shared/.own")) == 0
 
     @property
     def names(self) -> list[str]:
-        """Of those that are up."""
+        """Names of the hosts that are up."""
         return list(self._running)
 
     def boot(self, name: str, tmp_size: str = "") -> None:
-        """Switch a host on: its home is as it was, its ``/tmp`` is empty, and of that size if one is given (64m)."""
+        """Switch a host on, with its previous home and an empty ``/tmp``, of ``tmp_size`` (e.g. 64m) if given."""
         tmp, home = self.folder / name / "tmp", self.folder / name / "home"
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir()
@@ -149,29 +142,28 @@ class Hosts:
         )  # fmt: skip
         with (self.folder / name / "log").open("ab") as log:
             process = subprocess.Popen(
-                [*self._enter(self._first), "unshare", *_OWN, "--fork", "--kill-child", "--mount-proc", "--propagation",
-                 "private", "bash", "-c", script],
+                [*self._enter(self._first), *_UNSHARE, "bash", "-c", script],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         try:
             first = _first_process(process.pid)
-            self._seen.add(_pid_namespace(first))
-            cable = ["ip", "link", "add", f"to-{name}", "master", "br0", "up", "type", "veth", "peer", "name", "eth0"]
-            # The cable of a host that was killed goes with its network namespace, and that takes the kernel a moment.
-            _until(lambda: self._in_world(*cable, "netns", str(first)) == 0, f"{name} had a cable")
+            self._pid_namespaces.add(_pid_namespace(first))
+            link = ["ip", "link", "add", f"to-{name}", "master", "br0", "up", "type", "veth", "peer", "name", "eth0"]
+            # After a kill, the kernel takes a moment to remove the network namespace and the link of that name.
+            _until(lambda: self._in_world(*link, "netns", str(first)) == 0, f"{name} was connected")
             _until(lambda: Path(f"/proc/{first}/root/run/up").exists(), f"{name} was up")
         except AssertionError as error:
             raise AssertionError(f"{error}: {(self.folder / name / 'log').read_text()}") from None
         self._running[name] = (process, first)
 
     def kill(self, name: str) -> None:
-        """A power cut: all that runs on the host is gone at once, and nothing answers at its address."""
+        """Simulate a power failure: end all of the host's processes at once, and disconnect it."""
         process, first = self._running.pop(name)
         os.kill(first, signal.SIGKILL)
         process.wait(TIMEOUT)
 
     def start(self, name: str, command: str) -> subprocess.Popen[str]:
-        """A command on a host, in a login shell of its user; Ctrl-C reaches it even where the tests ignore it."""
+        """Start a command on a host in a login shell of its user, with SIGINT enabled even if the tests ignore it."""
         user = [f"HOME={Path.home()}", "USER=root", "LOGNAME=root", "SHELL=/bin/bash", "TERM=dumb", "LANG=C.UTF-8"]
         return subprocess.Popen(
             [*self._enter(self._running[name][1]), "env", "--default-signal=INT", "-i", *user, f"PATH={_PATH}",
@@ -180,7 +172,7 @@ class Hosts:
         )  # fmt: skip
 
     def run(self, name: str, command: str, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
-        """What a command on a host printed, and how it ended."""
+        """Run a command on a host and return its output and exit code."""
         process = self.start(name, command)
         try:
             out, _ = process.communicate(timeout=timeout)
@@ -190,11 +182,11 @@ class Hosts:
         return subprocess.CompletedProcess(command, process.returncode, out, "")
 
     def processes(self, name: str) -> list[str]:
-        """The command lines of all that runs on a host."""
+        """Return the command lines of all processes on a host."""
         return [line for pid in self._pids(name) if (line := _command_line(pid))]
 
     def stop(self, name: str, words: str) -> None:
-        """Ctrl-C for what has these words in its command line."""
+        """Send SIGINT to the processes that have these words in their command lines."""
         for pid in self._pids(name):
             if words in _command_line(pid):
                 with suppress(ProcessLookupError):
@@ -202,7 +194,7 @@ class Hosts:
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """Nothing on the host goes on inside, as on one that swaps; its network still takes packets."""
+        """Suspend all processes of a host, like heavy swapping; its network still accepts packets."""
         pids = self._pids(name)
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -216,7 +208,7 @@ class Hosts:
 
     @contextmanager
     def stalled(self) -> Iterator[None]:
-        """Whoever writes into the shared folder waits inside, as on NFS whose server is away."""
+        """Make writes to the shared folder block within the context, like NFS during an outage of its server."""
         assert self.can_stall
         assert self._in_world("fsfreeze", "--freeze", str(self.folder / "shared")) == 0
         self._frozen = True
@@ -226,21 +218,21 @@ class Hosts:
             self._thaw()
 
     def end(self) -> None:
-        """Everything ends, and its folder is removed."""
+        """End all hosts and remove the folder."""
         if self._frozen:
-            self._thaw()  # who waits for a frozen file system cannot even be killed
+            self._thaw()  # a process that waits for a frozen file system cannot be killed
         with suppress(ProcessLookupError, AttributeError):
             os.kill(self._first, signal.SIGKILL)
         with suppress(AttributeError):
             self._world.wait(TIMEOUT)
         for process, _ in self._running.values():
             process.wait(TIMEOUT)
-        _until(lambda: not self.left(), "all of its processes ended")
+        _until(lambda: not self.left(), "all processes ended")
         shutil.rmtree(self.folder)
 
     def left(self) -> list[str]:
-        """The command lines of all processes on any of the hosts."""
-        return [_command_line(pid) for pid in _processes() if _pid_namespace(pid) in self._seen]
+        """Return the command lines of all processes that are left of any host."""
+        return [_command_line(pid) for pid in _processes() if _pid_namespace(pid) in self._pid_namespaces]
 
     def _make_home(self, name: str) -> None:
         home = self.folder / name / "home"
@@ -252,31 +244,31 @@ class Hosts:
         (home / ".bashrc").touch()
         if name == LAPTOP:
             shutil.copy(self.folder / "id", home / ".ssh" / "fgst_cluster")
-            kept = shutil.ignore_patterns(
+            excluded = shutil.ignore_patterns(
                 ".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "build", "docs",
                 "datasets", "checkpoints", "ray_results", "mlruns", "server", "mlflow.db*",
             )  # fmt: skip
-            shutil.copytree(ROOT, home / "fgst", ignore=kept)
+            shutil.copytree(ROOT, home / "fgst", ignore=excluded)
             (home / ".bashrc").write_text(f'export PATH="{sys.prefix}/bin:$PATH"\n')
 
     def _visible(self, home: Path, tmp: Path) -> str:
-        """Commands that lay the interpreter and its packages into a home or ``/tmp`` that would hide them."""
+        """Return commands that mount the interpreter and its packages into a home or ``/tmp`` that would hide them."""
         commands = []
         for path in dict.fromkeys([Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]):
             for hidden, own in ((Path.home().resolve(), home), (Path("/tmp"), tmp)):
                 if path.is_relative_to(hidden):
-                    place = own / path.relative_to(hidden)
-                    commands.append(f"mkdir -p {place} && mount --bind {path} {place}")
+                    target = own / path.relative_to(hidden)
+                    commands.append(f"mkdir -p {target} && mount --bind {path} {target}")
         return "\n".join(commands)
 
     def _enter(self, pid: int) -> list[str]:
-        return ["nsenter", "--target", str(pid), *_OWN, "--"]
+        return ["nsenter", "--target", str(pid), *_NAMESPACES, "--"]
 
     def _in_world(self, *command: str) -> int:
-        """Runs there except for the PID namespace, so that processes keep the numbers by which they are known here."""
-        own = [option for option in _OWN if option != "--pid"]
+        """Run a command in the world's namespaces except for PIDs, which remain those of this machine."""
+        namespaces = [option for option in _NAMESPACES if option != "--pid"]
         return subprocess.run(
-            ["nsenter", "--target", str(self._first), *own, "--", *command], capture_output=True, check=False
+            ["nsenter", "--target", str(self._first), *namespaces, "--", *command], capture_output=True, check=False
         ).returncode
 
     def _thaw(self) -> None:
@@ -295,7 +287,7 @@ def _processes() -> list[int]:
 def _pid_namespace(pid: int) -> str:
     try:
         return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return ""
 
 
@@ -307,27 +299,27 @@ def _command_line(pid: int) -> str:
 
 
 def _first_process(parent: int) -> int:
-    """The first process of the PID namespace that ``unshare``, or an ``nsenter`` before it, has made."""
-    above = _pid_namespace(os.getpid())
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        found = [parent]
-        for pid in found:  # grows
+    """Return the first process of the PID namespace that ``unshare`` created, as a descendant of ``parent``."""
+    outer = _pid_namespace(os.getpid())
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        descendants = [parent]
+        for pid in descendants:  # grows while iterating
             with suppress(OSError):
-                found += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        for pid in reversed(found):
+                descendants += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        for pid in reversed(descendants):
             with suppress(OSError):
                 status = Path(f"/proc/{pid}/status").read_text()
                 inner = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-                if inner[-1] == "1" and _pid_namespace(pid) not in ("", above):
+                if inner[-1] == "1" and _pid_namespace(pid) not in ("", outer):
                     return pid
         time.sleep(0.02)
-    raise AssertionError("no namespace was made")
+    raise AssertionError("no namespace was created")
 
 
 def _until(condition: object, what: str, seconds: float = 60.0) -> None:
     assert callable(condition)
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"not in {seconds:g} s: {what}"
+        assert time.monotonic() < deadline, f"timeout after {seconds:g} s, waiting until {what}"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""An account at an "AWS" that moto plays on loopback, and the cluster's file filled in for it."""
+"""An AWS account simulated by moto on this machine, with cluster.yaml filled in for it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ from urllib.request import Request, urlopen
 import boto3
 from moto.server import ThreadedMotoServer
 
-from tests.support.cluster_files import ROOT, read
+from tests.support.cluster.config_checks import ROOT, read
 
-REGION, BUCKET, MINE = "us-east-1", "motion", "203.0.113.7/32"
+REGION, BUCKET, USER_CIDR = "us-east-1", "motion", "203.0.113.7/32"
 PASSWORD, TOKEN = "correct horse battery staple", "0f" * 32
 
 
 @dataclass
 class Account:
-    """An account at "AWS" in which aws-account.yaml was deployed, and somebody's computer with a cluster's file."""
+    """A simulated AWS account in which aws-account.yaml is deployed, and a user's computer.
+
+    Attributes:
+        home: the user's home folder, with the token and the credentials.
+        file: the user's cluster.yaml.
+        config: its content.
+        security_group: id of the deployed security group.
+        environment: environment variables for the user's commands.
+    """
 
     home: Path
     file: Path
@@ -36,32 +44,35 @@ class Account:
         return boto3.client("ec2", REGION)
 
     def instances(self, **tags: str) -> list[dict[str, Any]]:
+        """Return the pending and running instances with these tags."""
         filters = [{"Name": f"tag:{name}", "Values": [value]} for name, value in tags.items()]
-        found = self.ec2().describe_instances(Filters=filters)["Reservations"]
-        return [i for r in found for i in r["Instances"] if i["State"]["Name"] in ("pending", "running")]
+        reservations = self.ec2().describe_instances(Filters=filters)["Reservations"]
+        return [i for r in reservations for i in r["Instances"] if i["State"]["Name"] in ("pending", "running")]
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a ``ray`` command as the user."""
         ray = str(Path(sys.executable).with_name("ray"))
         return subprocess.run(
             [ray, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=400, check=False
         )
 
 
-def _forget_clients() -> None:
-    """Ray keeps its connections for as long as the process lives; here each test has an AWS of its own."""
+def _clear_client_caches() -> None:
+    """Make Ray open new connections; it caches them for the life of the process, but each test has its own AWS."""
     from ray.autoscaler._private.aws import config, utils
 
-    for kept in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
-        kept.cache_clear()
+    for cached in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
+        cached.cache_clear()
 
 
 @contextmanager
-def an_account(folder: Path, setenv: Callable[[str, str], None], **changes: str) -> Iterator[Account]:
-    """An account, for as long as it is needed; the environment leads to it, and to nodes that are folders (nodes.py).
+def aws_account(folder: Path, setenv: Callable[[str, str], None], **changes: str) -> Iterator[Account]:
+    """Provide an account within the context; the environment leads to it, and to its nodes (folder_nodes.py).
 
     Args:
-        setenv: sets a variable of the environment.
-        changes: what else is another text in the cluster's file, by what it is there.
+        folder: an empty folder for all files.
+        setenv: sets an environment variable.
+        changes: further replacements in cluster.yaml, new text by old text.
     """
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -73,7 +84,7 @@ def an_account(folder: Path, setenv: Callable[[str, str], None], **changes: str)
     for name, value in {
         "HOME": str(home),
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_ACCESS_KEY_ID": "user",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_EC2_METADATA_DISABLED": "true",
         "FGST_NODES": str(nodes),
@@ -83,15 +94,15 @@ def an_account(folder: Path, setenv: Callable[[str, str], None], **changes: str)
         "PATH": f"{nodes / 'programs'}{os.pathsep}{os.environ['PATH']}",
     }.items():
         setenv(name, value)
-    _forget_clients()
-    # The server keeps its accounts for as long as this process lives.
+    _clear_client_caches()
+    # moto keeps its accounts for the life of this process.
     urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     group, name = deploy(), f"fgst-{folder.name}"
     text = (ROOT / "cluster.yaml").read_text()
     for old, new in {
         "sg-CHANGE-ME": group,
         "CHANGE-ME/fgst": f"{BUCKET}/fgst",
-        "ami-CHANGE-ME": image(),
+        "ami-CHANGE-ME": image_id(),
         "cluster_name: fgst": f"cluster_name: {name}",
         **changes,
     }.items():
@@ -103,23 +114,25 @@ def an_account(folder: Path, setenv: Callable[[str, str], None], **changes: str)
         yield Account(home, file, read(file), group, dict(os.environ))
     finally:
         server.stop()
-        _forget_clients()
-        for left in Path("/tmp").glob(f"ray_ssh_*/{hashlib.sha256(name.encode()).hexdigest()[:10]}"):
-            left.rmdir()  # where ssh would keep its connections
+        _clear_client_caches()
+        for leftover in Path("/tmp").glob(f"ray_ssh_*/{hashlib.sha256(name.encode()).hexdigest()[:10]}"):
+            leftover.rmdir()  # where ssh would put its control sockets
             with suppress(OSError):
-                left.parent.rmdir()
+                leftover.parent.rmdir()
 
 
 def credentials(user: str) -> str:
+    """Return the content of ~/.mlflow/credentials."""
     return f"[mlflow]\nmlflow_tracking_username = {user}\nmlflow_tracking_password = {PASSWORD}\n"
 
 
-def image() -> str:
+def image_id() -> str:
+    """Return the id of a machine image that moto knows."""
     return str(boto3.client("ec2", REGION).describe_images(Owners=["099720109477"])["Images"][0]["ImageId"])
 
 
-def deploy(ssh_from: str = MINE) -> str:
-    """What `aws cloudformation deploy` does with cluster/aws-account.yaml; the security group that it prints."""
+def deploy(ssh_from: str = USER_CIDR) -> str:
+    """Deploy cluster/aws-account.yaml as `aws cloudformation deploy` does, and return the security group's id."""
     vpc = boto3.client("ec2", REGION).describe_vpcs()["Vpcs"][0]["VpcId"]
     stacks = boto3.client("cloudformation", REGION)
     stacks.create_stack(

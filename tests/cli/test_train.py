@@ -1,0 +1,78 @@
+"""``python -m fgst.train``: the commands that it prints can be pasted into a shell, and resuming works."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fgst.cli import evaluate, train
+from fgst.data.dataset import ArrowDataset
+from fgst.errors import InputError, Interrupted
+from tests.support.small import write_small
+
+SETTINGS = ("--preset", "tiny", "--epochs", "2", "--set", "model.focal_joints=4", "--set", "model.parts=3")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
+    return write_small(tmp_path_factory.mktemp("data sets") / "small")
+
+
+@pytest.fixture
+def options(dataset: ArrowDataset, tmp_path: Path, tracking_uri: str) -> list[str]:
+    """Options of a short training, with spaces in all paths."""
+    folder = tmp_path / "tracking store"
+    folder.mkdir()
+    shutil.copy(tmp_path / "mlflow.db", folder)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    paths = ["--dataset", str(dataset.path), "--checkpoints", str(tmp_path / "my checkpoints"), "--tracking-uri", uri]
+    return [*paths, *SETTINGS, "--device", "cpu", "--threads", "1"]
+
+
+def arguments(command: str, module: str) -> list[str]:
+    """Return the arguments of a printed command as the shell would split them."""
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", module]
+    return words[3:]
+
+
+def test_printed_evaluate_command_works(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.main(options)
+    command = capsys.readouterr().out.splitlines()[-1]
+    evaluate.main(arguments(command, "fgst.evaluate"))
+    assert "top-1" in capsys.readouterr().out
+
+
+def test_printed_resume_command_works(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_: Any) -> str:
+            raise KeyboardInterrupt
+
+        patch.setattr(train, "_format_epoch", interrupt)
+        with pytest.raises(Interrupted, match="Resume with: ") as interruption:
+            train.main([*options, "--resume=auto"])
+    command = str(interruption.value).split("Resume with: ")[1]
+    resumed = arguments(command, "fgst.train")
+    assert resumed.count("--resume") == 1
+    assert "--resume=auto" not in resumed
+    run_id = resumed[-1]
+    capsys.readouterr()
+
+    train.main(resumed)
+    output = capsys.readouterr()
+    assert "resuming after epoch 1" in output.err
+    assert f"--run-id {run_id}" in output.out
+    with pytest.raises(InputError, match=rf"run {run_id} is finished; .*--run-id {run_id} --tracking-uri"):
+        train.main(resumed)
+    assert not list((tmp_path / "my checkpoints").iterdir())
