@@ -28,8 +28,6 @@ from fgst.errors import InputError
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
-    from mlflow.entities import Run
-
     from fgst.tracking.store import TrackingStore
 
 
@@ -75,10 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     store = TrackingStore(resolve_existing_uri(args.tracking_uri))
     if args.command == "curves":
-        print_curves(store, [_require_sweep(store, sweep, args.tracking_uri) for sweep in args.sweeps])
+        for sweep in args.sweeps:
+            _require_sweep(store, sweep, args.tracking_uri)
+        print_curves(store, args.sweeps)
         return
     if args.command == "list" and args.sweep:
-        report = queries.list_trials(store, _require_sweep(store, args.sweep, args.tracking_uri))
+        _require_sweep(store, args.sweep, args.tracking_uri)
+        report = queries.list_trials(store, args.sweep)
     elif args.command == "list":
         report = queries.list_runs(store, args.experiment, args.limit)
     elif args.command == "best":
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def print_curves(store: TrackingStore, sweeps: Sequence[Run]) -> None:
+def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
     """Print the learning curves of sweeps' finished trials, one JSON object per line.
 
     The number of curves, and of omitted trials with the reasons, are printed on stderr.
@@ -110,7 +111,7 @@ def print_curves(store: TrackingStore, sweeps: Sequence[Run]) -> None:
     omitted: Counter[str] = Counter()
     exported: set[str] = set()
     for sweep in sweeps:
-        for run in store.children(sweep.info.run_id):
+        for run in store.children(sweep):
             tags, run_id = run.data.tags, run.info.run_id
             status = summarize_run(run)["ending"]
             if status != "finished":
@@ -132,7 +133,7 @@ def print_curves(store: TrackingStore, sweeps: Sequence[Run]) -> None:
                 omitted[str(error)] += 1
                 continue
             exported.add(trial_id)
-            print(curve.to_json(sweep=sweep.info.run_id, run_id=run_id))
+            print(curve.to_json(sweep=sweep, run_id=run_id))
     for reason, count in sorted(omitted.items()):
         print(f"omitted: {count} {'trial' if count == 1 else 'trials'} ({reason})", file=sys.stderr)
     if not exported:
@@ -140,9 +141,7 @@ def print_curves(store: TrackingStore, sweeps: Sequence[Run]) -> None:
     print(f"{len(exported)} curves", file=sys.stderr)
 
 
-def _require_sweep(store: TrackingStore, run_id: str, tracking_uri: str | None) -> Run:
-    run = store.run(run_id)
-    if run.data.tags.get(Tags.KIND) != "sweep":
+def _require_sweep(store: TrackingStore, run_id: str, tracking_uri: str | None) -> None:
+    if store.run(run_id).data.tags.get(Tags.KIND) != "sweep":
         words = ["python", "-m", "fgst.runs", "list", *(["--tracking-uri", tracking_uri] if tracking_uri else [])]
         raise InputError(f"run {run_id} is not a sweep; list the sweeps with {format_command(words)}")
-    return run

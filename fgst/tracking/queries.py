@@ -78,25 +78,26 @@ def list_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[
     return {"runs": rows[:limit], "more": max(0, len(rows) - limit)}
 
 
-def list_trials(store: TrackingStore, sweep: Run) -> dict[str, Any]:
+def list_trials(store: TrackingStore, sweep: str) -> dict[str, Any]:
     """List the children of a sweep in the order in which they were started.
 
     Args:
         store: the tracking store.
-        sweep: the sweep's run.
+        sweep: the sweep's run id.
 
     Returns:
         ``sweep`` (run id), ``name``, ``runs`` (each with ``best``), and ``more``, which is 0.
     """
-    sweep_id, experiment_id = sweep.info.run_id, sweep.info.experiment_id
+    run = store.run(sweep)
+    experiment_id = run.info.experiment_id
     experiment = store.experiments().get(experiment_id, "")
-    children = store.runs([experiment_id], f"tags.`{Tags.PARENT}` = '{sweep_id}'")
-    best = sweep.data.tags.get(Tags.BEST_RUN)
+    children = store.runs([experiment_id], f"tags.`{Tags.PARENT}` = '{sweep}'")
+    best = run.data.tags.get(Tags.BEST_RUN)
     rows = [
         summarize_run(child) | {"experiment": experiment, "best": child.info.run_id == best}
         for child in reversed(children)
     ]
-    return {"sweep": sweep_id, "name": str(sweep.info.run_name or ""), "runs": rows, "more": 0}
+    return {"sweep": sweep, "name": str(run.info.run_name or ""), "runs": rows, "more": 0}
 
 
 def best_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[str, Any]:

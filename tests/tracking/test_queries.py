@@ -14,7 +14,7 @@ def test_list_runs_counts_the_trials_of_sweeps(runs: SampleRuns) -> None:
     assert rows[sweep]["trials"] == {"finished": 3}
     assert rows[sweep]["val_top1"] == 60
     assert rows[single] | {"val_top1": 70, "test_top1": 71, "minutes": 1.5, "ending": "finished"} == rows[single]
-    rows_of_sweep = list_trials(runs.store, runs.store.run(sweep))["runs"]
+    rows_of_sweep = list_trials(runs.store, sweep)["runs"]
     assert [row["run_id"] for row in rows_of_sweep] == trials
     assert [row["best"] for row in rows_of_sweep] == [False, True, False]
 
