@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHAT := -c constraints.txt -e '.[test,dev]'
 
-.PHONY: help setup sweep test test-all check format ui server clean
+.PHONY: help setup sweep test test-all check format docs ui server clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make sweep     set up, then the K sweep on generated motion, tracked in MLflow (ARGS=… adds options)"
 	@echo "make test      set up, then the tests;  make test-all: also the slow ones"
 	@echo "make check     lint, format and types (ruff, mypy);  make format: apply the format"
+	@echo "make docs      build the documentation into site/"
 	@echo "make ui        MLflow UI on http://127.0.0.1:5000"
 	@echo "make server    tracking server for a team, on PostgreSQL with a password (mlflow/README.md)"
 	@echo "make setup     only the virtual environment in $(VENV)"
@@ -57,6 +58,14 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# The generated reference pages first. --strict turns broken links and anchors into errors (not with --quiet).
+docs: $(STAMP)
+	@$(BIN)/python -c 'import material, mkdocs, mkdocstrings' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(BIN)/python tools/generate_docs.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html"
+
 # The store of the working directory, or the one that the environment names. Nobody else can reach it.
 ui: $(STAMP)
 	@case "$${MLFLOW_TRACKING_URI:-}" in http://*|https://*) \
@@ -70,5 +79,5 @@ server: $(STAMP)
 	@$(BIN)/python -m fgst.server $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -not -path './datasets/*' -prune -exec rm -rf {} +

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fgst.config import PRESETS, RECIPE_FRAMES, DataConfig
+from fgst.config import PRESETS, RECIPE_DEFAULTS, DataConfig
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
 from fgst.data.loader import ClipLoader
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
@@ -58,7 +58,7 @@ class PerClip(Dataset[tuple[np.ndarray, int]]):
     """The recipes a clip at a time, as a Dataset of PyTorch."""
 
     def __init__(self, dataset: ArrowDataset) -> None:
-        self.dataset, self.frames = dataset, RECIPE_FRAMES[dataset.recipe]
+        self.dataset, self.frames = dataset, RECIPE_DEFAULTS[dataset.recipe].frames
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -33,6 +33,7 @@ from typing import Any
 import psutil
 
 from benchmarks.simulated import SimulatedTrial, accuracy
+from fgst.sweep.status import TrialStatus
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "correct horse battery staple"
@@ -154,21 +155,22 @@ def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
     """A joint search on the demo's skeleton: eight parameters, as ``sweeps/search.py`` has them."""
     import runpy
 
-    from fgst.cli.data_demo import make_demo
     from fgst.config import PRESETS
+    from fgst.data.synthetic import make_demo
 
     dataset = make_demo(folder / "demo", clips=48, classes=4)
     base = PRESETS["tiny"].with_values({"data.dataset": str(dataset.path), "train.epochs": epochs})
-    return runpy.run_path(str(ROOT / "sweeps" / "search.py"))["question"], base, dataset
+    return runpy.run_path(str(ROOT / "sweeps" / "search.py"))["definition"], base, dataset
 
 
 def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[dict[str, float]]:
     """Processor time of a suggestion, of an epoch's report and of an end, as the study in sqlite grows."""
-    from fgst.sweep.definition import EarlyStop, TrialFactory, build_spec
+    from fgst.sweep.definition import TrialFactory
     from fgst.sweep.search import Search
+    from fgst.sweep.spec import EarlyStopping, build_spec
 
     question, base, dataset = question_and_base(folder, epochs)
-    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), seeds=seeds)
+    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStopping(1, 3), seeds=seeds)
     search = Search(spec, TrialFactory(question, spec.base, dataset), f"sqlite:///{folder}/optuna.db", "scale")
     times: dict[str, list[float]] = {"ask": [], "result": [], "tell": []}
 
@@ -180,11 +182,11 @@ def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[d
 
     rows, marks, done = [], [max(1, int(share * trials)) for share in MARKS], 0
     while (trial := timed("ask", search.ask)) is not None:
-        status, metrics = "finished", {}
+        status, metrics = TrialStatus.FINISHED, {}
         for epoch in range(1, epochs + 1):
             metrics = {"val/top1": accuracy(trial, epoch)}
-            if timed("result", search.result, trial.trial_id, epoch, metrics):
-                status = "pruned"
+            if timed("result", search.on_result, trial.trial_id, epoch, metrics):
+                status = TrialStatus.PRUNED
                 break
         timed("tell", search.tell, trial.trial_id, status, metrics, trial)
         done += 1
@@ -199,33 +201,34 @@ def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[d
 
 def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The sweep itself; then its report, piece by piece."""
-    from fgst.sweep.definition import EarlyStop, TrialFactory, build_spec
-    from fgst.sweep.runner import begin
+    from fgst.sweep.backends.ray import RayBackend
+    from fgst.sweep.backends.resources import Resources
+    from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
+    from fgst.sweep.definition import TrialFactory
+    from fgst.sweep.runner import create_sweep
+    from fgst.sweep.spec import EarlyStopping, build_spec
+    from fgst.tracking.store import TrackingStore
 
     question, base, dataset = question_and_base(folder, options.epochs)
-    stop = EarlyStop(1, 3) if options.early_stop else None
+    stop = EarlyStopping(1, 3) if options.early_stop else None
     spec = build_spec(question, base, dataset, limit=options.trials, early_stop=stop, search=options.search)
     log = folder / "log.jsonl"
     server = tracking_server(folder / "server") if options.store == "server" else nullcontext((None, None))
     with server as (uri, pid), virtual_cluster(options.nodes, options.together) as address:
-        args = argparse.Namespace(
-            tracking_uri=uri or f"sqlite:///{folder}/mlflow.db", storage=str(folder / "storage"), study_storage=None,
-            max_hours=None, max_trials=None, until_top1=None, price_per_hour=None, system_metrics=False, local=False,
-            gpus_per_trial=0.0, cpus_per_trial=1.0, max_concurrent=options.max_concurrent, address=address,
-            trials=options.trials,
-        )  # fmt: skip
-        session = begin(spec, args)
+        store = TrackingStore(uri or f"sqlite:///{folder}/mlflow.db")
+        session = create_sweep(
+            spec, TrialFactory(question, spec.base, dataset), store, storage_location=str(folder / "storage")
+        )
         watch = Watch(log, [max(1, int(s * options.trials)) for s in MARKS], folder, pid)
         watch.start()
         profile = cProfile.Profile() if options.profile else None
         began = time.monotonic()
         if profile is not None:
             profile.enable()
-        with suppress(SystemExit):
-            simulated = SimulatedTrial(options.seconds, options.store != "none", str(log))
-            session.run(
-                TrialFactory(question, spec.base, dataset), args, "python sweeps/search.py --resume …", simulated
-            )
+        simulated = SimulatedTrial(options.seconds, options.store != "none", str(log))
+        resources = Resources(address, 1.0, 0.0, options.max_concurrent)
+        callbacks = [ProgressDisplay(), MlflowReport(["python", "sweeps/search.py", "--resume", "…"]), TablePrinter()]
+        session.run(RayBackend(resources, simulated), callbacks=callbacks)
         seconds = time.monotonic() - began
         if profile is not None:
             profile.disable()
@@ -291,23 +294,24 @@ def measure_reading(session: Any) -> dict[str, float]:
 
 def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, float]]:
     """Processor time of each piece of the report on so many made-up trials, and the page's size."""
-    from fgst.sweep.definition import EarlyStop, TrialFactory, build_spec
-    from fgst.sweep.report.html import ReportData, write_page
+    from fgst.sweep.definition import TrialFactory
+    from fgst.sweep.report.html import ReportData, write_report
     from fgst.sweep.report.tables import print_table, to_csv
     from fgst.sweep.results import TrialResult, best_result, build_rows
     from fgst.sweep.search import Search
+    from fgst.sweep.spec import EarlyStopping, build_spec
 
     question, base, dataset = question_and_base(folder, epochs)
-    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStop(1, 3), search="random")
+    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStopping(1, 3), search="random")
     search = Search(spec, TrialFactory(question, spec.base, dataset), None, "report")
     everything, curves = [], {}
     while (trial := search.ask()) is not None:
         values: dict[int, float] = {}
         for epoch in range(1, epochs + 1):
             values[epoch] = accuracy(trial, epoch)
-            if stopped := search.result(trial.trial_id, epoch, {"val/top1": values[epoch]}):
+            if stopped := search.on_result(trial.trial_id, epoch, {"val/top1": values[epoch]}):
                 break
-        status, seed = "pruned" if stopped else "finished", trial.config.train.seed
+        status, seed = TrialStatus.PRUNED if stopped else TrialStatus.FINISHED, trial.config.train.seed
         metrics = {"val/top1": values[epoch], "test/top1": values[epoch], "minutes": 1.0, "device_seconds": 60.0}
         search.tell(trial.trial_id, status, metrics, trial)
         everything.append(
@@ -331,8 +335,8 @@ def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, flo
             with (folder / "table.txt").open("w") as file, redirect_stdout(file):
                 timed("table_s", lambda: print_table(spec, table, None))
             timed("csv_s", lambda: to_csv(spec, table))
-            told = ReportData(spec, results, curves, search.study, "0" * 32, "python …")
-            return timed("page_s", lambda: write_page(told, folder / "page"))
+            told = ReportData(spec, results, curves, search.study, "0" * 32, ["python", "…"])
+            return timed("page_s", lambda: write_report(told, folder / "page"))
 
         times["page_kb"] = pieces().stat().st_size / 1000
         rows.append(times)

@@ -1,4 +1,4 @@
-"""``python -m data_prep.custom``: see :mod:`fgst.cli.data_custom`."""
+"""Entry point of ``python -m data_prep.custom``; see :mod:`fgst.cli.data_custom`."""
 
 from fgst.cli.command import run_command
 from fgst.cli.data_custom import main

@@ -1,4 +1,4 @@
-"""``python -m data_prep.ntu``: see :mod:`fgst.cli.data_ntu`."""
+"""Entry point of ``python -m data_prep.ntu``; see :mod:`fgst.cli.data_ntu`."""
 
 from fgst.cli.command import run_command
 from fgst.cli.data_ntu import main

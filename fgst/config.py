@@ -36,9 +36,22 @@ Temporal = Literal["fg", "attention", "convolution"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["step", "cosine"]
 
+
 # What each recipe implies for the fields that a configuration leaves at None.
-RECIPE_FRAMES: dict[str, int] = {"nw-ucla": 52, "ntu": 128}
-RECIPE_REPEAT: dict[str, int] = {"nw-ucla": 5, "ntu": 1}
+@dataclass(frozen=True)
+class Recipe:
+    """Default sampling parameters of a recipe (:mod:`fgst.data.loader` samples and augments clips by it).
+
+    Attributes:
+        frames: T, the number of frames in the network's input.
+        repeat: passes over the training clips per epoch.
+    """
+
+    frames: int
+    repeat: int
+
+
+RECIPE_DEFAULTS: dict[str, Recipe] = {"nw-ucla": Recipe(frames=52, repeat=5), "ntu": Recipe(frames=128, repeat=1)}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -355,9 +368,9 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
         dataset=dataset.location,
         benchmark=dataset.benchmark(config.data.benchmark or "").name,
         recipe=recipe,
-        frames=config.data.frames or RECIPE_FRAMES[recipe],
+        frames=config.data.frames or RECIPE_DEFAULTS[recipe].frames,
     )
-    train = dataclasses.replace(config.train, repeat=config.train.repeat or RECIPE_REPEAT[recipe])
+    train = dataclasses.replace(config.train, repeat=config.train.repeat or RECIPE_DEFAULTS[recipe].repeat)
     return dataclasses.replace(config, data=data, train=train)
 
 

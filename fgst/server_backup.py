@@ -1,7 +1,7 @@
-"""``python -m fgst.server_backup``: see :mod:`fgst.ops.server_backup`."""
+"""``python -m fgst.server_backup``: see :mod:`fgst.cli.server_backup`."""
 
 from fgst.cli.command import run_command
-from fgst.ops.server_backup import main
+from fgst.cli.server_backup import main
 
 if __name__ == "__main__":
     run_command(main)

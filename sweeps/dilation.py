@@ -10,15 +10,15 @@ A value is one dilation per temporal head; semicolons stand between values. The 
 from fgst.cli.sweep import main
 from fgst.sweep import Parameter, SweepDefinition
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="dilation",
     title="Which dilations of the temporal heads?",
     parameters=lambda skeleton, base: [
         Parameter("dilations", ("1", "2", "1,1", "1,2", "1,3", "1,4", "2,3", "1,2,3,4"))
     ],
     settings=lambda params, base: {"model.dilations": str(params["dilations"])},
-    baseline="dilations=1,2",
+    baseline="1,2",
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -14,14 +14,14 @@ from fgst.cli.sweep import main
 from fgst.config import MODALITIES
 from fgst.sweep import Parameter, SweepDefinition
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="modalities",
     title="What does each modality reach alone?",
     parameters=lambda skeleton, base: [Parameter("modality", tuple(MODALITIES))],
     settings=lambda params, base: {"data.modality": params["modality"]},
-    baseline="modality=joint",
+    baseline="joint",
     builds_ensemble=True,
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -11,13 +11,13 @@ table of it.
 from fgst.cli.sweep import main
 from fgst.sweep import Parameter, SweepDefinition
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="parts_p",
     title="How many body parts P?",
     parameters=lambda skeleton, base: [Parameter("P", skeleton.known_parts)],
     settings=lambda params, base: {"model.parts": params["P"]},
-    baseline="P=10",
+    baseline=10,
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -53,7 +53,7 @@ def settings(params, base):
     }
 
 
-def first(skeleton, base):
+def initial_params(skeleton, base):
     """The base's own setting, which is the paper's unless --set says otherwise."""
     model = base.model
     dilations = dict(zip(DILATIONS, model.dilations, strict=False))
@@ -64,14 +64,14 @@ def first(skeleton, base):
     }  # fmt: skip
 
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="search",
     title="Which K, P, layers and dilations are best together?",
     parameters=parameters,
     settings=settings,
     search="optuna",
-    initial_points=first,
+    initial_params=initial_params,
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

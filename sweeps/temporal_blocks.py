@@ -12,15 +12,15 @@ from fgst.sweep import Parameter, SweepDefinition
 ROWS = {"Basic-TFormer": "attention", "TCN": "convolution", "FG-TFormer": "fg"}
 PAPER = {"Basic-TFormer": 82.8, "TCN": 89.1, "FG-TFormer": 89.5}
 
-question = SweepDefinition(
+definition = SweepDefinition(
     name="temporal_blocks",
     title="Attention over frames, convolution, or both?",
     parameters=lambda skeleton, base: [Parameter("block", tuple(ROWS))],
     settings=lambda params, base: {"model.temporal": ROWS[params["block"]]},
-    published={f"block={row}": top1 for row, top1 in PAPER.items()},
+    published=PAPER,
     source="Table 3 (NTU-60 X-Sub, joint)",
-    baseline="block=Basic-TFormer",
+    baseline="Basic-TFormer",
 )
 
 if __name__ == "__main__":
-    main(question, __doc__)
+    main(definition, __doc__)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fgst.cli.data_demo import make_demo
-from fgst.cli.data_nw_ucla import prepare
 from fgst.data.dataset import ArrowDataset
+from fgst.data.formats.nw_ucla import prepare
+from fgst.data.synthetic import make_demo
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,347 +1,43 @@
-"""A data set of generated motion, to try everything at once without a download. It holds no recordings of people.
+"""Generate a data set of synthetic motion, to try everything without a download. It contains no recordings of people.
 
 example:
   python -m data_prep.demo datasets/demo
 
-Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, 30
-frames a second. Each action moves a few joints of its own; all others sway, fidget and jitter as a depth sensor's
-do. Two cameras see each performance. Odd subjects train and even ones test (benchmark x-sub), or camera 2 trains and
-camera 1 tests (x-view). The same arguments give the same files, and --clips 200 begins with the clips of --clips 100.
+Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
+frames per second. Each action moves a few characteristic joints; all others sway, fidget and jitter as a depth sensor's
+do. Two cameras see each performance. In benchmark x-sub, odd subjects are for training and even ones for testing; in
+x-view, camera 2 is for training and camera 1 for testing. The same arguments give the same files, and --clips 200
+begins with the clips of --clips 100.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from fgst.cli.command import CommandParser, run_command
-from fgst.data.dataset import ArrowDataset, Benchmark, Clip
-from fgst.data.report import print_report, tracked, writing_to
-from fgst.data.skeleton import NTU_25
-from fgst.data.writer import check_output, write_dataset
-from fgst.errors import InputError
-
-SUBJECTS, CAMERAS = 10, 2
-FRAMES = (40, 110)  # shortest and longest clip
-RATE = 30.0  # frames a second
-# A clip per camera of two training subjects (one can be held out to validate on) and one testing subject.
-CLIPS_PER_CLASS = 6
-BENCHMARKS = (
-    Benchmark("x-sub", "subject", train=(1, 3, 5, 7, 9), test=(2, 4, 6, 8, 10)),
-    Benchmark("x-view", "camera", train=(2,), test=(1,)),
-)
-
-# The body at rest: joint, the joint it hangs on, and its offset from there in metres. x points to the person's left,
-# y up, z where the person looks; so a hanging arm swings forward by a negative angle about x.
-REST = (
-    ("base_of_spine", "base_of_spine", (0.0, 0.0, 0.0)),
-    ("mid_spine", "base_of_spine", (0.0, 0.3, 0.0)),
-    ("spine_at_shoulders", "mid_spine", (0.0, 0.22, 0.0)),
-    ("neck", "spine_at_shoulders", (0.0, 0.08, 0.0)),
-    ("head", "neck", (0.0, 0.14, 0.02)),
-    ("left_shoulder", "spine_at_shoulders", (0.17, -0.03, 0.0)),
-    ("left_elbow", "left_shoulder", (0.03, -0.27, 0.0)),
-    ("left_wrist", "left_elbow", (0.0, -0.24, 0.03)),
-    ("left_hand", "left_wrist", (0.0, -0.08, 0.01)),
-    ("left_hand_tip", "left_hand", (0.0, -0.08, 0.0)),
-    ("left_thumb", "left_hand", (-0.01, -0.03, 0.05)),
-    ("right_shoulder", "spine_at_shoulders", (-0.17, -0.03, 0.0)),
-    ("right_elbow", "right_shoulder", (-0.03, -0.27, 0.0)),
-    ("right_wrist", "right_elbow", (0.0, -0.24, 0.03)),
-    ("right_hand", "right_wrist", (0.0, -0.08, 0.01)),
-    ("right_hand_tip", "right_hand", (0.0, -0.08, 0.0)),
-    ("right_thumb", "right_hand", (0.01, -0.03, 0.05)),
-    ("left_hip", "base_of_spine", (0.08, -0.04, 0.0)),
-    ("left_knee", "left_hip", (0.01, -0.4, 0.0)),
-    ("left_ankle", "left_knee", (0.0, -0.39, -0.01)),
-    ("left_foot", "left_ankle", (0.0, -0.06, 0.12)),
-    ("right_hip", "base_of_spine", (-0.08, -0.04, 0.0)),
-    ("right_knee", "right_hip", (-0.01, -0.4, 0.0)),
-    ("right_ankle", "right_knee", (0.0, -0.39, -0.01)),
-    ("right_foot", "right_ankle", (0.0, -0.06, 0.12)),
-)
-JOINT = {name: i for i, name in enumerate(NTU_25.joints)}
-TREE = [(JOINT[joint], JOINT[parent]) for joint, parent, _ in REST[1:]]  # parents come first
-OFFSETS = np.array([offset for _, _, offset in sorted(REST, key=lambda row: JOINT[row[0]])])  # (N, 3)
-FEET = [JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("ankle", "foot")]
-# Standard deviation of the sensor's noise in metres: the trunk is seen well, what is thin or quick is not.
-NOISE = np.full(len(JOINT), 0.008)
-NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("wrist", "hand", "ankle", "foot")]] = 0.015
-NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("hand_tip", "thumb")]] = 0.025
-# What anybody does now and then, whatever the action: one of these joints moves about one axis.
-FIDGETS = ("left_shoulder", "left_elbow", "right_shoulder", "right_elbow", "left_knee", "right_knee", "neck")
+from fgst.cli.command import CommandParser
+from fgst.cli.data_report import Line, print_report
+from fgst.data.synthetic import ACTIONS, make_demo
 
 
-@dataclass(frozen=True)
-class Move:
-    """One joint turns about one of its axes by ``rest + swing · sin(rate · phase + lag)`` radians."""
-
-    joint: str
-    axis: str
-    rest: float
-    swing: float
-    rate: float = 1.0
-    lag: float = 0.0
-
-
-@dataclass(frozen=True)
-class Action:
-    """A class: its moves, their tempo in Hz, and what a second person does meanwhile, if there is one."""
-
-    name: str
-    tempo: float
-    moves: tuple[Move, ...]
-    partner: tuple[Move, ...] | None = None
-
-
-_SHAKE = (Move("right_shoulder", "x", -0.6, 0.15), Move("right_elbow", "x", -0.8, 0.25))
-_WAVE_LEFT = (Move("left_shoulder", "z", 1.0, 0.0), Move("left_elbow", "z", 1.5, 0.5))
-_WAVE_RIGHT = (Move("right_shoulder", "z", -1.0, 0.0), Move("right_elbow", "z", -1.5, -0.5))
-ACTIONS = (
-    Action("raise the left hand", 0.4, (Move("left_shoulder", "x", -1.3, 1.3), Move("left_elbow", "x", -0.2, 0.1))),
-    Action(
-        "push the other person",
-        0.5,
-        (
-            Move("left_shoulder", "x", -0.7, -0.5),
-            Move("right_shoulder", "x", -0.7, -0.5),
-            Move("left_elbow", "x", -0.9, 0.7),
-            Move("right_elbow", "x", -0.9, 0.7),
-            Move("mid_spine", "x", 0.1, 0.1),
-        ),
-        partner=(Move("mid_spine", "x", -0.12, -0.15, lag=-0.6), Move("left_shoulder", "x", -0.2, 0.2)),
-    ),
-    Action("wave the right hand", 1.2, _WAVE_RIGHT),
-    Action(
-        "kick with the right foot",
-        0.6,
-        (Move("right_hip", "x", -0.3, -0.5), Move("right_knee", "x", 0.3, 0.3, lag=1.0)),
-    ),
-    Action("nod", 0.9, (Move("neck", "x", 0.15, 0.35),)),
-    Action("bow", 0.35, (Move("mid_spine", "x", 0.4, 0.4), Move("neck", "x", 0.1, 0.1))),
-    Action(
-        "clap",
-        1.1,
-        (
-            Move("left_shoulder", "x", -0.5, 0.0),
-            Move("right_shoulder", "x", -0.5, 0.0),
-            Move("left_elbow", "x", -1.2, 0.0),
-            Move("right_elbow", "x", -1.2, 0.0),
-            Move("left_elbow", "y", -0.4, 0.4),
-            Move("right_elbow", "y", 0.4, -0.4),
-        ),
-    ),
-    Action(
-        "squat",
-        0.35,
-        (
-            Move("left_hip", "x", -0.5, -0.5),
-            Move("right_hip", "x", -0.5, -0.5),
-            Move("left_knee", "x", 0.8, 0.8),
-            Move("right_knee", "x", 0.8, 0.8),
-            Move("mid_spine", "x", 0.15, 0.15),
-        ),
-    ),
-    Action("wave both hands", 1.2, _WAVE_LEFT + _WAVE_RIGHT),
-    Action(
-        "march on the spot",
-        0.8,
-        (
-            Move("left_hip", "x", -0.4, -0.4),
-            Move("left_knee", "x", 0.5, 0.5),
-            Move("right_hip", "x", -0.4, -0.4, lag=np.pi),
-            Move("right_knee", "x", 0.5, 0.5, lag=np.pi),
-        ),
-    ),
-    Action("twist the trunk", 0.6, (Move("mid_spine", "y", 0.0, 0.6),)),
-    Action("shake hands", 1.0, _SHAKE, partner=_SHAKE),
-)
-
-
-def make_demo(
-    out: str | os.PathLike[str],
-    *,
-    clips: int = 480,
-    classes: int = 8,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> ArrowDataset:
-    """Generate the data set ``out``: float32 ``(M, T, 25, 3)`` in metres, mid spine of the first frame at the origin.
-
-    Args:
-        clips: how many, over all classes, subjects and both cameras.
-        classes: the first so many of :data:`ACTIONS`; "push the other person" has two persons, and is the second.
-        seed: all randomness comes from it.
-        overwrite: replace a data set that is at ``out``.
-
-    Raises:
-        InputError: if ``out`` is taken or an argument is out of range.
-    """
-    out = Path(out)
-    if not 2 <= classes <= len(ACTIONS):
-        raise InputError(f"--classes is {classes}; there are 2 to {len(ACTIONS)}")
-    if clips < CLIPS_PER_CLASS * classes:
-        raise InputError(
-            f"--clips is {clips}; {classes} classes need {CLIPS_PER_CLASS * classes} or more, so that training, "
-            "validation and test all see each class"
-        )
-    if seed < 0:
-        raise InputError(f"--seed is {seed}; it must be 0 or more")
-    check_output(out, overwrite=overwrite)
-    with writing_to(out), closing(tracked(_clips(clips, classes, seed), clips, "generating clips")) as generated:
-        return write_dataset(
-            out,
-            generated,
-            name="demo",
-            skeleton=NTU_25,
-            classes=[action.name for action in ACTIONS[:classes]],
-            benchmarks=BENCHMARKS,
-            recipe="ntu",
-            source={"generated": True, "seed": seed},
-            overwrite=overwrite,
-        )
-
-
-def _clips(clips: int, classes: int, seed: int) -> Iterator[Clip]:
-    """Performance by performance, each seen by both cameras; classes take turns first, then subjects."""
-    cameras = _cameras(seed)  # (CAMERAS, 3, 3)
-    for number in range(-(-clips // CAMERAS)):
-        turn, label = divmod(number, classes)
-        subject = turn % SUBJECTS + 1
-        persons = _performance(ACTIONS[label], subject, _random(seed, "performance", number))  # (M, T, N, 3)
-        for camera in range(min(CAMERAS, clips - CAMERAS * number)):
-            noise = _random(seed, "sensor", CAMERAS * number + camera)
-            joints = persons @ cameras[camera].T + NOISE[:, None] * noise.standard_normal(persons.shape)
-            joints -= joints[0, 0, NTU_25.centre]
-            yield Clip(
-                f"demo_a{label + 1:02d}_s{subject:02d}_r{turn // SUBJECTS + 1:03d}_v{camera + 1}",
-                label,
-                joints.astype(np.float32),
-                subject=subject,
-                camera=camera + 1,
-                replication=turn // SUBJECTS + 1,
-            )
-
-
-def _random(seed: int, purpose: str, number: int) -> np.random.Generator:
-    """A generator of its own for each thing, so that more clips do not change the ones before."""
-    return np.random.default_rng([seed, ("subject", "performance", "sensor", "camera").index(purpose), number])
-
-
-def _cameras(seed: int) -> np.ndarray:
-    """Rotations into the frames of the cameras, one to each side of the scene and a little above, ``(2, 3, 3)``."""
-    rng = _random(seed, "camera", 0)
-    yaw = rng.uniform(0.3, 0.6, CAMERAS) * (-1, 1)
-    pitch = rng.uniform(0.0, 0.2, CAMERAS)
-    zero = np.zeros(CAMERAS)
-    return _rotation(np.stack([pitch, zero, zero], -1)) @ _rotation(np.stack([zero, yaw, zero], -1))
-
-
-def _performance(action: Action, subject: int, rng: np.random.Generator) -> np.ndarray:
-    """The persons' true positions in the scene, ``(M, T, N, 3)``; person 1 looks roughly along z."""
-    T = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
-    seconds = np.arange(T) / RATE
-    tempo = action.tempo * rng.uniform(0.7, 1.3)
-    phase = 2 * np.pi * tempo * seconds + rng.uniform(0, 2 * np.pi)
-    # The action starts and ends somewhere inside the clip.
-    begin, end = rng.uniform(0.0, 0.25) * seconds[-1], rng.uniform(0.75, 1.0) * seconds[-1]
-    envelope = _step((seconds - begin) / 0.4) * _step((end - seconds) / 0.4)
-
-    persons = [_person(action.moves, subject, phase, envelope, seconds, rng)]
-    if action.partner is not None:
-        other = subject % SUBJECTS + 1
-        body = _person(action.partner, other, phase, envelope, seconds, rng)
-        facing = _rotation(np.array([0.0, np.pi + rng.normal(0, 0.15), 0.0]))
-        persons.append(body @ facing.T + (rng.normal(0, 0.05), 0.0, rng.uniform(0.7, 1.0)))
-    heading = _rotation(np.array([0.0, rng.normal(0, 0.2), 0.0]))
-    return np.stack(persons) @ heading.T
-
-
-def _person(
-    moves: Sequence[Move],
-    subject: int,
-    phase: np.ndarray,
-    envelope: np.ndarray,
-    seconds: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """One person's positions, ``(T, N, 3)``: the moves on top of posture, sway and a fidget."""
-    N = NTU_25.num_joints
-    # Subject 3 is the same person in every data set, whatever its seed.
-    build = _random(0, "subject", subject)
-    bones = OFFSETS * build.uniform(0.82, 1.12) * build.normal(1.0, 0.05, (N, 1))  # (N, 3)
-    posture = build.normal(0, 0.08, (N, 3))
-    vigour = build.uniform(0.75, 1.2) * rng.uniform(0.6, 1.15)
-
-    sway = rng.normal(0, 0.03, (N, 3)) * np.sin(
-        2 * np.pi * rng.uniform(0.1, 0.5, (N, 3)) * seconds[:, None, None] + rng.uniform(0, 2 * np.pi, (N, 3))
+def build_parser() -> CommandParser:
+    """Return the command's parser."""
+    parser = CommandParser("python -m data_prep.demo", __doc__)
+    parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/demo")
+    parser.add_argument("--clips", type=int, default=480, help="number of clips (default: %(default)s)")
+    parser.add_argument(
+        "--classes", type=int, default=8, help=f"number of actions, 2 to {len(ACTIONS)} (default: %(default)s)"
     )
-    turns = posture + rng.normal(0, 0.05, (N, 3)) + sway  # rotation vectors (T, N, 3)
-    fidget = rng.choice(FIDGETS), rng.integers(3)
-    pace = 2 * np.pi * rng.uniform(0.2, 1.2) * seconds + rng.uniform(0, 2 * np.pi)
-    turns[:, JOINT[fidget[0]], fidget[1]] += rng.uniform(0.1, 0.6) * np.sin(pace)
-    for move in moves:
-        angle = move.rest + move.swing * np.sin(move.rate * phase + move.lag)
-        turns[:, JOINT[move.joint], "xyz".index(move.axis)] += vigour * envelope * angle
-
-    positions = _pose(_rotation(turns), bones)
-    positions[..., 1] -= positions[:, FEET, 1].min(axis=1, keepdims=True)  # the lower foot stands on the floor
-    drift = rng.normal(0, 0.02, (2, 3)) * (1, 0, 1)
-    path = drift[0] * np.sin(2 * np.pi * 0.2 * seconds)[:, None] + drift[1] * seconds[:, None]  # (T, 3)
-    return positions + path[:, None]
-
-
-def _pose(rotations: np.ndarray, bones: np.ndarray) -> np.ndarray:
-    """Forward kinematics: ``(T, N, 3, 3)`` rotation of each joint and ``(N, 3)`` bones to ``(T, N, 3)`` positions."""
-    whole = rotations.copy()
-    positions = np.zeros(rotations.shape[:3])
-    for joint, parent in TREE:
-        positions[:, joint] = positions[:, parent] + whole[:, parent] @ bones[joint]
-        whole[:, joint] = whole[:, parent] @ rotations[:, joint]
-    return positions
-
-
-def _rotation(vectors: np.ndarray) -> np.ndarray:
-    """Rotation matrices ``(..., 3, 3)`` of rotation vectors ``(..., 3)`` in radians (Rodrigues)."""
-    angle = np.linalg.norm(vectors, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(vectors, -1, 0)
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*vectors.shape[:-1], 3, 3)
-    # sin(a)/a and (1 - cos(a))/a², whole at a = 0
-    first, second = np.sinc(angle / np.pi), 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + first * cross + second * (cross @ cross)
-
-
-def _step(x: np.ndarray) -> np.ndarray:
-    """0 below 0, 1 above 1, smooth between."""
-    x = np.clip(x, 0.0, 1.0)
-    return x * x * (3 - 2 * x)
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at OUT")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exits with 2 and one line on stderr on bad input."""
-    run_command(lambda: _run(argv))
-
-
-def _run(argv: Sequence[str] | None) -> None:
-    parser = CommandParser("python -m data_prep.demo", __doc__)
-    parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/demo")
-    parser.add_argument("--clips", type=int, default=480, help="how many clips (%(default)s)")
-    parser.add_argument("--classes", type=int, default=8, help=f"how many actions, 2 to {len(ACTIONS)} (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all randomness (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the data set that is at OUT")
-    args = parser.parse_args(argv)
-    began = time.monotonic()
+    """Run the command."""
+    args = build_parser().parse_args(argv)
+    start = time.monotonic()
     dataset = make_demo(args.out, clips=args.clips, classes=args.classes, seed=args.seed, overwrite=args.overwrite)
-    lines = [("clips", f"{len(dataset):,}"), ("seed", str(args.seed))]
-    print_report("generated motion, not recordings", lines, dataset, args.out, time.monotonic() - began)
-
-
-if __name__ == "__main__":
-    main()
+    lines: list[Line] = [("clips", f"{len(dataset):,}"), ("seed", str(args.seed))]
+    print_report("generated motion, not recordings", lines, dataset, args.out, time.monotonic() - start)

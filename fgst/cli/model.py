@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fgst.cli.command import CommandParser
 from fgst.cli.options import add_override_option, read_overrides
-from fgst.config import PRESETS, RECIPE_FRAMES, TrialConfig
+from fgst.config import PRESETS, RECIPE_DEFAULTS, TrialConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.model.shapes import INPUT_SHAPES, InputShape
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = INPUT_SHAPES[args.dataset_shape]
     if args.dataset:
         data = ArrowDataset(args.dataset)
-        frames = RECIPE_FRAMES[config.data.recipe or data.recipe]
+        frames = RECIPE_DEFAULTS[config.data.recipe or data.recipe].frames
         shape = InputShape(data.name, data.max_persons, frames, data.skeleton, len(data.classes))
     if config.data.frames:
         shape = dataclasses.replace(shape, frames=config.data.frames)

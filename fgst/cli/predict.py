@@ -1,168 +1,95 @@
-"""What is done in a raw recording? The five most likely classes, by a run's network or an ensemble's.
+"""Classify raw recordings with the network of a run or with an ensemble, and show the five most likely classes.
 
 Examples:
   python -m fgst.predict --run-id 0123456789abcdef0123456789abcdef a03_s07_e02_v03.json
   python -m fgst.predict --run-id … S001C001P001R001A024.skeleton other.skeleton
-  python -m fgst.predict --model champion recordings/            every raw file in a folder, or in a zip
+  python -m fgst.predict --model champion recordings/            all raw files in a folder or zip archive
   cat clip.json | python -m fgst.predict --model champion --json -
 
-A raw file is read and cleaned as the run's data set was made: .json of NW-UCLA, .skeleton of NTU RGB+D, .npy of one's
-own arrays. Exit code 0: all are predicted; 1: some are no clips, each with its reason; 2: none is, or the input is
-wrong.
+Raw files are read and cleaned like those of the run's data set: .json of NW-UCLA, .skeleton of NTU RGB+D, or .npy
+arrays. Exit code 0: all files were classified; 1: some files are not valid clips (the reasons are shown); 2: none is,
+or the arguments are invalid.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fgst.cli.command import CommandParser
 from fgst.cli.options import add_device_options, add_tracking_option, positive
 from fgst.errors import InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from fgst.evaluation.inference import Predictor
-
-TOGETHER = 64  # clips that go through a network at a time
-STDIN = "-"
-Read = Callable[[], bytes]
-
 
 def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of ``fgst predict``."""
     parser = CommandParser("python -m fgst.predict", __doc__)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run-id", metavar="RUN_ID", help="of a training or an ensemble")
+    which.add_argument("--run-id", metavar="RUN_ID", help="a training or an ensemble")
     which.add_argument(
-        "--model", metavar="NAME", help="a registered model: champion (where there is one), NAME@champion or NAME/3"
+        "--model",
+        metavar="NAME",
+        help="a registered model: champion (if there is only one model), NAME@champion or NAME/3",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="raw files, folders or zips of them, or - for stdin")
-    parser.add_argument("--top", type=positive(int), default=5, metavar="K", help="classes to name (default 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="raw files, folders or zip archives; - for stdin")
+    parser.add_argument("--top", type=positive(int), default=5, metavar="K", help="number of classes (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_device_options(parser)
     add_tracking_option(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``fgst predict``."""
     args = build_parser().parse_args(argv)
-    # Late: `--help` and a typing error should not wait for these.
+    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments should not wait for them
     import torch
 
     from fgst.data.loader import choose_device
-    from fgst.tracking.registry import collect, run_of
+    from fgst.evaluation.inference import Predictor
+    from fgst.evaluation.prediction import predict_files
+    from fgst.tracking.registry import download_networks, resolve_model
     from fgst.tracking.store import TrackingStore
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     store = TrackingStore(args.tracking_uri)
-    run_id = args.run_id or run_of(store, args.model)
-    from fgst.evaluation.inference import Predictor
-
+    run_id = args.run_id or resolve_model(store, args.model)
     with tempfile.TemporaryDirectory(prefix="fgst-networks-") as folder:
-        collect(store, run_id, Path(folder))
-        networks = Predictor.load(Path(folder))
-    found = list(predict(networks, args.files, args.top, device))
+        download_networks(store, run_id, Path(folder))
+        predictor = Predictor.load(Path(folder))
+    rows = list(predict_files(predictor, args.files, args.top, device))
     if args.json:
-        print(json.dumps({"run_id": run_id, "files": found}))
+        print(json.dumps({"run_id": run_id, "files": rows}))
     else:
-        _print(found)
-    faults = sum("fault" in row for row in found)
-    if faults == len(found):
+        _print_table(rows)
+    invalid = sum("fault" in row for row in rows)
+    if invalid == len(rows):
         raise InputError(
-            f"none of the {len(found)} files is a clip; the first: {found[0]['file']}: {found[0]['fault']}"
+            f"none of the {len(rows)} files is a valid clip; the first: {rows[0]['file']}: {rows[0]['fault']}"
         )
-    if faults:
+    if invalid:
         sys.exit(1)
 
 
-def predict(networks: Predictor, files: Sequence[str], top: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    """What is done in each file, in order.
-
-    Yields:
-        ``{"file": …, "top": [{"class": …, "label": …, "probability": …}, …]}``, the likeliest first, or
-        ``{"file": …, "fault": …}`` for one that is no clip.
-
-    Raises:
-        InputError: if a file or folder is not there.
-    """
-    from fgst.data.report import tracked
-
-    with ExitStack() as stack:
-        listed = _list(files, networks.card.preparation, stack)
-        waiting: list[tuple[str, np.ndarray | str]] = []
-        for name, read in tracked(listed, len(listed), "reading clips"):
-            try:
-                waiting.append((name, networks.read(read())))
-            except (InputError, OSError) as fault:
-                waiting.append((name, str(fault)))
-            if len(waiting) == TOGETHER:
-                yield from _settle(networks, waiting, top, device)
-                waiting = []
-        yield from _settle(networks, waiting, top, device)
-
-
-def _settle(
-    networks: Predictor, read: Sequence[tuple[str, np.ndarray | str]], top: int, device: torch.device
-) -> Iterator[dict[str, Any]]:
-    clips = [clip for _, clip in read if not isinstance(clip, str)]
-    answers = iter(networks.top(clips, top, device) if clips else [])
-    for name, clip in read:
-        yield {"file": name, "fault": clip} if isinstance(clip, str) else {"file": name, "top": next(answers)}
-
-
-def _list(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tuple[str, Read]]:
-    """What to read, folders and zips opened: its name, and a function that gives its content."""
-    from fgst.data.formats.raw_clip import MAX_FILE_BYTES, SUFFIXES
-    from fgst.data.sources import ClipError, open_source, read_path
-
-    def reading(read: Read) -> Read:
-        def content() -> bytes:
-            try:
-                return read()
-            except ClipError as fault:
-                raise InputError(str(fault)) from None
-
-        return content
-
-    suffix, found = SUFFIXES[preparation], []
-    for name in files:
-        path = Path(name)
-        if name == STDIN:
-            found.append(("stdin", reading(lambda: sys.stdin.buffer.read(MAX_FILE_BYTES + 1))))
-        elif path.is_dir() or path.suffix.lower() == ".zip":
-            hint = f"this network learned from {suffix} files"
-            source = stack.enter_context(open_source(path, suffix=suffix, max_bytes=MAX_FILE_BYTES, hint=hint))
-            for file in sorted(source.files, key=lambda file: file.place):
-                found.append((f"{name.rstrip('/')}/{file.place}", reading(file.read)))
-        elif not path.exists():
-            raise InputError(f"{name}: no such file or folder")
-        else:
-            found.append((name, reading(functools.partial(read_path, path, MAX_FILE_BYTES))))
-    return found
-
-
-def _print(found: Sequence[dict[str, Any]]) -> None:
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    # lazy: not needed with --json
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("file", "most likely", "%", "then")
-    table.columns[0].overflow = "fold"  # whole, on several lines if need be: names differ at their ends
+    table.columns[0].overflow = "fold"  # on several lines if necessary, because file names often differ at the end
     table.columns[2].justify = "right"
-    for row in found:
+    for row in rows:
         if "fault" in row:
-            table.add_row(escape(row["file"]), f"[red]no clip:[/red] {escape(row['fault'])}", "", "")
+            table.add_row(escape(row["file"]), f"[red]not a clip:[/red] {escape(row['fault'])}", "", "")
             continue
         first, *others = row["top"]
         then = ", ".join(f"{o['class']} {100 * o['probability']:.1f}" for o in others)

@@ -1,4 +1,4 @@
-"""The answers of :mod:`fgst.cli.runs` as tables, readable at 80 columns."""
+"""Tables of ``fgst runs``, readable at a width of 80 columns."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgst.data.report import printable
+from fgst.data.sources import printable
 
-SIDE_BY_SIDE = 3  # runs that a comparison shows beside each other
+RUNS_PER_TABLE = 3  # columns of a comparison
 
 
 def print_list(report: dict[str, Any]) -> None:
+    """Print the result of :func:`fgst.tracking.queries.list_runs` or ``list_trials``, a table per experiment."""
     console = Console(highlight=False)
     if not report["runs"]:
         console.print("no runs")
     for experiment, rows in itertools.groupby(sorted(report["runs"], key=lambda r: r["experiment"]), _experiment):
-        table = _table("run", "ending", "val %", "test %", "min", "age")
+        table = _table("run", "status", "val %", "test %", "min", "age")
         for row in rows:
             star = " * best by validation" if row.get("best") else ""
-            folded = ", ".join(f"{count} {ending}" for ending, count in row.get("trials", {}).items())
-            what = f"{row['kind']}: {folded or 'no trials'}\n" if row["kind"] == "sweep" else ""
+            trials = ", ".join(f"{count} {status}" for status, count in row.get("trials", {}).items())
+            summary = f"{row['kind']}: {trials or 'no trials'}\n" if row["kind"] == "sweep" else ""
             table.add_row(
-                _text(row["name"], star, "\n", what, row["run_id"]), _text(row["ending"]), _percent(row["val_top1"]),
+                _text(row["name"], star, "\n", summary, row["run_id"]), _text(row["ending"]), _percent(row["val_top1"]),
                 _percent(row["test_top1"]), _minutes(row["minutes"]), _age(row["age_seconds"]),
             )  # fmt: skip
         console.print(_text(experiment, style="bold"))
         console.print(table)
     if report["more"]:
-        console.print(f"and {report['more']} older ones; --limit shows more")
+        console.print(f"and {report['more']} older runs; show more with --limit")
 
 
 def print_best(report: dict[str, Any]) -> None:
+    """Print the result of :func:`fgst.tracking.queries.best_runs`, a table per group."""
     console = Console(highlight=False)
     if not report["groups"]:
-        console.print("no run has a validation figure")
+        console.print("no run has a validation accuracy")
     for group in report["groups"]:
         table = _table("run", "val %", "test %", "min", "settings that differ")
         table.columns[-1].justify = "left"
@@ -48,15 +50,16 @@ def print_best(report: dict[str, Any]) -> None:
                 _text(row["name"], kind, "\n", row["run_id"]), _percent(row["val_top1"]), _percent(row["test_top1"]),
                 _minutes(row["minutes"]), _text(settings),
             )  # fmt: skip
-        where = f": best of {group['candidates']} by validation ({group['validation']})"
-        console.print(_text(group["experiment"], where, style="bold"))
+        title = f": best of {group['candidates']} by validation ({group['validation']})"
+        console.print(_text(group["experiment"], title, style="bold"))
         console.print(table)
 
 
 def print_compare(report: dict[str, Any]) -> None:
+    """Print the result of :func:`fgst.tracking.queries.compare_runs`."""
     console = Console(highlight=False)
-    for start in range(0, len(report["runs"]), SIDE_BY_SIDE):
-        part = slice(start, start + SIDE_BY_SIDE)
+    for start in range(0, len(report["runs"]), RUNS_PER_TABLE):
+        part = slice(start, start + RUNS_PER_TABLE)
         table = _table("", *(f"{run['name'][:16]}\n{run['run_id'][:8]}" for run in report["runs"][part]))
         for name, values in report["parameters"].items():
             table.add_row(_text(name), *(_text("-" if v is None else v) for v in values[part]))
@@ -68,33 +71,40 @@ def print_compare(report: dict[str, Any]) -> None:
 
 
 def print_gc(report: dict[str, Any]) -> None:
+    """Print the result of :func:`fgst.tracking.queries.collect_garbage`."""
     console = Console(highlight=False)
     if report["found"]:
         table = _table("", "what", "size", "")
         table.columns[1].justify = "left"
         for row in report["found"]:
-            told = row.get("fault") or ("removed" if row["removed"] else "")
-            told = told or ("" if row["place"] else f"in {row['store']}: not from here")
-            table.add_row(_text(row["name"], "\n", row["run_id"]), row["what"], size(row["bytes"]), _text(told))
+            status = row.get("fault") or ("removed" if row["removed"] else "")
+            if not status and not row["place"]:
+                status = f"in {row['store']}: cannot be deleted from here"
+            table.add_row(
+                _text(row["name"], "\n", row["run_id"]), row["what"], format_size(row["bytes"]), _text(status)
+            )
         console.print(table)
     for reason, count in report["kept"].items():
-        console.print(_text(f"kept: {count} {'trial' if count == 1 else 'trials'}, {reason}"))
-    elsewhere, here = report["elsewhere_bytes"], report["bytes"] - report["elsewhere_bytes"]
+        console.print(_text(f"retained: {count} {'trial' if count == 1 else 'trials'} ({reason})"))
+    elsewhere, local = report["elsewhere_bytes"], report["bytes"] - report["elsewhere_bytes"]
     if elsewhere:
         console.print(
-            f"{size(elsewhere)} lie in a store that this command cannot delete from (a server's, or an object store): "
-            "remove them where they lie, by the run ids above"
+            f"{format_size(elsewhere)} are on a server or in an object store, which this command cannot delete from; "
+            "delete them there by the run ids above"
         )
     if report["delete"]:
-        console.print(f"removed {size(report['removed_bytes'])} of {size(here)}")
-    elif here:
-        console.print(f"{size(here)} can be freed; --delete removes it")
+        console.print(f"removed {format_size(report['removed_bytes'])} of {format_size(local)}")
+    elif local:
+        console.print(f"{format_size(local)} can be freed; delete with --delete")
     else:
-        console.print("nothing here can be freed")
+        console.print("nothing to free on this machine")
 
 
-def size(count: int) -> str:
-    """``1.2 MB``."""
+PRINTERS = {"list": print_list, "best": print_best, "compare": print_compare, "gc": print_gc}
+
+
+def format_size(count: int) -> str:
+    """Format a number of bytes, e.g. ``1.2 MB``."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -106,16 +116,14 @@ def size(count: int) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        # Ids are copied from here: they are never cut or broken, other columns give way.
-        first = number == 0
-        table.add_column(_text(column), justify="left" if first else "right", overflow="fold", no_wrap=False)
+        table.add_column(_text(column), justify="right" if number else "left", overflow="fold", no_wrap=False)
     if columns[0] == "run":
-        table.columns[0].min_width = 32
+        table.columns[0].min_width = 32  # run ids must fit on a line, because they are copied from here
     return table
 
 
 def _text(*parts: Any, style: str = "") -> Text:
-    """Names as they are, never as markup or control characters."""
+    """Join parts into text without interpreting markup; control characters are escaped."""
     lines = "".join(str(part) for part in parts).split("\n")
     return Text("\n".join(printable(line) for line in lines), style=style)
 

@@ -3,409 +3,500 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import dataclasses
+import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fgst.cli.command import CommandParser, run_command
-from fgst.cli.options import add_system_metrics_option, add_tracking_option, add_trial_options, positive, trial_config
+from fgst.cli.command import CommandParser, format_command, run_command
+from fgst.cli.options import (
+    add_system_metrics_option,
+    add_tracking_option,
+    add_trial_options,
+    read_overrides,
+    trial_config,
+)
 from fgst.config import TrialConfig
-from fgst.errors import InputError
+from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.network import require_server
-from fgst.sweep.definition import OBJECTIVES, SEARCHES, EarlyStop, SweepDefinition, SweepSpec, TrialFactory, build_spec
-from fgst.tracking.tags import Tags
+from fgst.sweep.backends.resources import available_cores
+from fgst.sweep.definition import SweepDefinition, TrialFactory
+from fgst.sweep.options import (
+    DEFAULT_TRIALS,
+    SEARCHABLE_OBJECTIVES,
+    Group,
+    Option,
+    SweepOptions,
+    flag_name,
+    parse_params,
+    parse_values,
+)
+from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
+from fgst.sweep.status import StopReason, SweepStatus
+
+if TYPE_CHECKING:
+    from fgst.sweep.backends.base import Backend
+    from fgst.sweep.runner import SweepCallback, SweepResult, SweepRunner
+
+logger = logging.getLogger(__name__)
 
 DEMO = Path("datasets/demo")
 DEMO_EPOCHS = 30
-# A finished sweep is described by these: they cannot be changed when it is resumed.
-_ASKED = (
-    "dataset", "preset", "epochs", "modality", "benchmark", "protocol", "seed", "values", "seeds", "search",
-    "objectives", "enqueue", "also", "early_stop", "grace", "reduction", "from_run", "sweep",
-)  # fmt: skip
-# These say where and how it runs, and are repeated in the command that resumes.
-_KEPT = (
-    "tracking_uri", "address", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "study_storage", "price_per_hour",
-)  # fmt: skip
 
 
-def main(question: SweepDefinition, doc: str | None = None) -> None:
-    """Run a question's script: parse the command line, run the sweep, print its table and the next command."""
-    run_command(lambda: sweep(question, doc))
+def main(definition: SweepDefinition, doc: str | None = None) -> None:
+    """Run a script of ``sweeps/``: parse the command line, run the sweep, print its table and the next command."""
+
+    def command() -> None:
+        if code := sweep(definition, doc):
+            sys.exit(code)
+
+    run_command(command)
 
 
-def build_parser(question: SweepDefinition, doc: str | None) -> argparse.ArgumentParser:
-    parser = CommandParser(f"python sweeps/{question.name}.py", doc)
-    group = parser.add_argument_group("the sweep")
-    group.add_argument(
-        "--values", metavar="V,V,…", help="values to go through; default: the script's (; may part them)"
-    )
-    group.add_argument("--seeds", type=positive(int), metavar="N", help="trainings of each (default 1): mean ± std")
-    group.add_argument(
-        "--search",
-        choices=SEARCHES,
-        help=f"grid: all; optuna: TPE; random; nsga2: for two objectives; default here: {question.search}",
-    )
-    group.add_argument("--trials", type=positive(int), metavar="N", help="trainings of a search (default 20)")
-    group.add_argument(
-        "--objectives",
-        metavar="O,O",
-        help=f"of a search: {', '.join(name for name in OBJECTIVES if name != 'test_top1')}; two give a Pareto front",
-    )
-    group.add_argument(
-        "--enqueue",
-        action="append",
-        metavar="NAME=V,…",
-        help="a point that a search tries first (may be repeated); default: the paper's setting; none: no such point",
-    )
-    group.add_argument("--also", metavar="NAME,…", help="vary these too, where the script offers any on request")
-    stop = parser.add_argument_group("stopping")
-    stop.add_argument(
-        "--early-stop",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="successive halving (ASHA) by validation, on epochs; default: every trial is trained to its end",
-    )
-    stop.add_argument("--grace", type=positive(int), metavar="E", help="epochs before the first rung; default: 1/9")
-    stop.add_argument("--reduction", type=positive(int), metavar="R", help="1/R go on at a rung (default 3)")
-    stop.add_argument("--max-hours", type=positive(float), metavar="H", help="stop then, with all that is known")
-    stop.add_argument("--max-trials", type=positive(int), metavar="N", help="begin no more than these, this time")
-    stop.add_argument("--until-top1", type=positive(float), metavar="P", help="stop when a trial validates at P %%")
-    group.add_argument("--from-run", metavar="RUN_ID", help="take that training's settings and data, not a preset's")
-    group.add_argument("--sweep", metavar="SWEEP_RUN_ID", help="the same, of that sweep's best trial by validation")
-    if question.builds_ensemble:
-        group.add_argument(
-            "--refit",
-            action="store_true",
-            help="then train all of them again on all training clips, and fuse them with the weights that were fitted",
-        )
-    group.add_argument("--resume", metavar="SWEEP_RUN_ID", help="go on with a sweep that was interrupted")
-    group.add_argument("--dry-run", action="store_true", help="print trials, sizes and estimated cost, and stop")
-    group.add_argument(
-        "--simulate",
-        metavar="CURVES",
-        help="try the search on recorded learning curves (python -m fgst.runs curves); starts and writes nothing",
-    )
-    group.add_argument(
-        "--repeats",
-        type=positive(int),
-        metavar="N",
-        help="simulated searches, for their spread (default 20; a grid: 1)",
-    )
+def build_parser(definition: SweepDefinition, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a sweep's script, derived from :class:`~fgst.sweep.options.SweepOptions`."""
+    parser = CommandParser(f"python sweeps/{definition.name}.py", doc)
+    groups = {Group.SWEEP: parser.add_argument_group(Group.SWEEP.value)}
+    groups[Group.STOPPING] = parser.add_argument_group(Group.STOPPING.value)
     add_trial_options(parser, dataset_required=False)
-    place = parser.add_argument_group("where it runs")
-    place.add_argument("--local", action="store_true", help="in this process, one trial after another, without Ray")
-    place.add_argument("--cpus-per-trial", type=positive(float), metavar="N", help="default: the cores divided")
-    place.add_argument(
-        "--gpus-per-trial",
-        type=_share,
-        metavar="N",
-        help="default: 1 if there is a GPU; 0.25 lets four trials share it; auto: measured first",
-    )
-    place.add_argument("--max-concurrent", type=positive(int), metavar="N", help="trials at a time; default: what fits")
-    place.add_argument(
-        "--address", metavar="ADDRESS", help="a running Ray cluster (auto finds it); default: this machine"
-    )
-    place.add_argument(
-        "--storage",
-        metavar="DIR",
-        default=os.environ.get("FGST_STORAGE") or "ray_results",
-        help="for checkpoints: a folder, on a cluster one that all nodes share, or a URI such as s3://bucket/sweeps; "
-        "default: FGST_STORAGE in the environment, or ray_results",
-    )
-    place.add_argument(
-        "--study-storage",
-        metavar="URL",
-        help="Optuna's, for optuna-dashboard; default: optuna.db under --storage, "
-        "or under ~/.local/share/fgst where that is a URI",
-    )
-    place.add_argument("--price-per-hour", type=positive(float), metavar="P", help="of a GPU (of a core on the CPU)")
+    groups[Group.ENVIRONMENT] = parser.add_argument_group(Group.ENVIRONMENT.value)
+    for name, default, declared in SweepOptions.declarations():
+        if declared.group is not None and (definition.builds_ensemble or not declared.ensemble_only):
+            _add_option(groups[declared.group], definition, name, default, declared)
     add_tracking_option(parser)
     add_system_metrics_option(parser)
     return parser
 
 
-def sweep(question: SweepDefinition, doc: str | None = None, argv: Sequence[str] | None = None) -> None:
-    """What :func:`main` does, for a given command line; raises instead of exiting."""
-    args = build_parser(question, doc).parse_args(argv)
-    if args.local and args.address:
-        raise InputError("--local runs in this process, --address on a cluster: give one of them")
-    if args.address not in (None, "auto", "local"):
-        require_server(args.address if "://" in args.address else f"ray://{args.address}", "--address")
-    if args.simulate:
-        _simulate(question, args, sys.argv[1:] if argv is None else argv)
+def _add_option(
+    group: argparse._ArgumentGroup, definition: SweepDefinition, name: str, default: Any, declared: Option
+) -> None:
+    details: dict[str, Any] = {"dest": name, "default": default}
+    details["help"] = declared.help.replace("{search}", definition.search)
+    if declared.flag == "negatable":
+        group.add_argument(flag_name(name), action=argparse.BooleanOptionalAction, **details)
         return
-    if args.repeats:
-        raise InputError("--repeats is how many searches --simulate tries: add it")
+    if declared.flag:
+        group.add_argument(flag_name(name), action="store_true", **details)
+        return
+    if declared.repeatable:
+        details["action"] = "append"
+    if declared.choices is not None:
+        details["choices"] = declared.choices
+    else:
+        details |= {"metavar": declared.metavar, "type": _argparse_type(declared.parse)}
+    group.add_argument(flag_name(name), **details)
+
+
+def _argparse_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A converter whose ``ValueError`` keeps its own message where it has one."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            message = str(error)
+            own = " is not above " in message or " is below " in message
+            raise argparse.ArgumentTypeError(message if own else f"{text!r} is not a number") from None
+
+    return convert
+
+
+def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``; returns the exit code.
+
+    Raises:
+        InputError, Interrupted: as commands do, see :func:`fgst.cli.command.run_command`.
+    """
+    args = build_parser(definition, doc).parse_args(argv)
+    options = SweepOptions.from_values(vars(args))
+    if options.local and options.address:
+        raise InputError("--local runs in this process and --address on a cluster; give one of them")
+    if options.address not in (None, "auto", "local"):
+        require_server(options.address if "://" in options.address else f"ray://{options.address}", "--address")
+    if options.simulate:
+        _simulate(definition, options, sys.argv[1:] if argv is None else argv)
+        return 0
+    if options.repeats:
+        raise InputError("--repeats is the number of searches of --simulate: add --simulate CURVES")
+    if options.dry_run and options.resume:
+        raise InputError("--dry-run describes a new sweep; --resume continues one")
+    if options.dry_run:
+        spec, factory, options = _new_spec(definition, options)
+        _print_plan(spec, factory, options)
+        return 0
     with ExitStack() as ray:
-        if args.resume:
-            if args.dry_run:
-                raise InputError("--dry-run tells of a sweep to come; --resume goes on with one that was begun")
-            _resume(question, args, ray)
+        if options.resume:
+            runner = _load(definition, options, ray)
+        else:
+            runner = _create(definition, options, ray)
+        return _run(runner, options)
+
+
+def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
+    spec, factory, options = _new_spec(definition, options)
+    reuse = bool(options.from_run or options.sweep)
+    if not options.local and (options.address or not reuse):
+        # Ray's processes start while this one imports what it needs. In the main thread: they end with the thread that
+        # started them.
+        threading.Thread(target=_import_runner, daemon=True).start()
+        _join_ray(ray, options)
+    # lazy: mlflow takes seconds to import, and bad input is reported before
+    from fgst.sweep.runner import create_sweep
+    from fgst.tracking.store import TrackingStore, resolve_uri
+
+    if options.address:
+        _require_reachable(options.storage_location, spec, resolve_uri(options.tracking_uri))
+    return create_sweep(
+        spec, factory, TrackingStore(options.tracking_uri), storage_location=options.storage_location,
+        study_storage=options.study_storage, reuse_finished_trials=reuse,
+    )  # fmt: skip
+
+
+def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
+    # lazy: mlflow takes seconds to import, and bad input is reported before
+    from fgst.sweep.runner import load_sweep
+    from fgst.tracking.store import TrackingStore
+
+    options.require_resumable()
+    assert options.resume is not None
+    store = TrackingStore(options.tracking_uri)
+    runner = load_sweep(definition, options.resume, store, study_storage=options.study_storage, limit=options.trials)
+    if options.address:
+        _join_ray(ray, options)
+        _require_reachable(runner.storage_location, runner.spec, store.uri)
+    return runner
+
+
+def _run(runner: SweepRunner, options: SweepOptions) -> int:
+    """Run a sweep, print its outcome and what to do next; returns the exit code."""
+    # lazy: mlflow takes seconds to import, and bad input is reported before
+    from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
+    from fgst.sweep.stopping import Budget
+    from fgst.tracking.spool import TrackingServerUnavailable
+
+    command = options.resume_command(["python", sys.argv[0]], runner.sweep_id)
+    callbacks: list[SweepCallback] = [ProgressDisplay(), MlflowReport(command), TablePrinter()]
+    _print_header(runner)
+    budget = Budget(options.max_hours, options.max_trials, options.until_top1)
+    try:
+        result = runner.run(
+            _backend(options, runner.spec), budget, callbacks,
+            price_per_hour=options.price_per_hour, system_metrics=options.system_metrics,
+        )  # fmt: skip
+    except TrackingServerUnavailable as error:
+        raise Interrupted(f"{error}. Resume with: {format_command(command)}") from None
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise Interrupted(f"disk full: free some space, then resume with: {format_command(command)}") from None
+    _print_outcome(result, command)
+    if result.status is SweepStatus.FAILED:
+        return 1
+    _print_next(runner, result, options)
+    return 1 if result.failed else 0
+
+
+def _backend(options: SweepOptions, spec: SweepSpec) -> Backend:
+    if options.local:
+        from fgst.sweep.backends.local import LocalBackend  # lazy: torch takes seconds to import
+
+        return LocalBackend(int(options.cpus_per_trial or available_cores()))
+    # lazy: ray takes seconds to import
+    from fgst.sweep.backends.ray import RayBackend
+    from fgst.sweep.backends.resources import Resources
+
+    gpus = options.gpus_per_trial
+    if isinstance(gpus, str):
+        from fgst.sweep.backends.gpu_share import measure_gpu_share  # lazy: torch takes seconds to import
+
+        gpus = measure_gpu_share(spec)
+    return RayBackend(Resources(options.address, options.cpus_per_trial, gpus, options.max_concurrent))
+
+
+def _print_header(runner: SweepRunner) -> None:
+    spec = runner.spec
+    ended = sum(result.status in ("finished", "pruned") for result in runner.results())
+    print(
+        f"{spec.title} {spec.total} trials on {spec.experiment}"
+        + (f", {ended} of them finished before" if ended else "")
+        + f"\nsweep {runner.sweep_id} in {runner.store.uri}"
+        + f"\nMLflow UI: {runner.store.ui_url(runner.experiment)}",
+        file=sys.stderr,
+    )
+
+
+def _print_outcome(result: SweepResult, command: Sequence[str]) -> None:
+    """What a person needs to know of a sweep besides its table.
+
+    Raises:
+        Interrupted: if the sweep is expected to be resumed.
+    """
+    if result.were_spooled:
+        print(
+            "the tracking server was unreachable during the sweep; all buffered data has been uploaded "
+            "(trials with the tag fgst.spooled)",
+            file=sys.stderr,
+        )
+    for trial in result.failed:
+        print(f"failed: {trial.label} s{trial.seed}: {trial.reason}", file=sys.stderr)
+    resume = format_command(command)
+    if result.status is SweepStatus.INTERRUPTED:
+        count = len(result.interrupted)
+        what = f"{count} trials are incomplete" if count else "not all trials were started"
+        reason = f"{result.details}: " if result.stop_reason is StopReason.DISK_FULL else ""
+        raise Interrupted(f"{reason}{what}. Resume with: {resume}")
+    if result.remaining:
+        print(f"stopped by {result.details}; run the remaining trials with: {resume}", file=sys.stderr)
+    if result.failed:
+        print(f"{len(result.failed)} of {len(result.trials)} trials failed; retry them with: {resume}", file=sys.stderr)
+
+
+def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions) -> None:
+    """Build the ensemble of a complete sweep over modalities; print the next command, or run the refit sweep."""
+    assert result.best is not None
+    if result.spec.builds_ensemble and not result.remaining and not result.failed:
+        # lazy: needs everything that evaluation needs
+        from fgst.sweep.modality_ensemble import build_ensemble, print_ensemble, promote_ensemble
+
+        ensemble = build_ensemble(runner, result)
+        if ensemble is None:
+            print("no ensemble: it needs at least two modalities that finished with the same seed", file=sys.stderr)
+        else:
+            print_ensemble(ensemble, result.spec.experiment)
+            if ensemble.beaten_by_member is not None:
+                print(
+                    f"note: the best single modality validates at {ensemble.beaten_by_member:.1f} %, "
+                    f"the ensemble at {ensemble.val_top1:.1f} %",
+                    file=sys.stderr,
+                )
+            if result.spec.refit:
+                if code := _refit(runner, ensemble.run_id, options):
+                    sys.exit(code)
+                return
+            print(promote_ensemble(runner, ensemble.run_id), file=sys.stderr)
+            print(f"the ensemble:\n{format_command(options.evaluate_command(ensemble.run_id))}", flush=True)
             return
-        spec, trials = _asked(question, args)
-        if args.dry_run:
-            _print_plan(spec, trials, args)
-            return
-        known = bool(args.from_run or args.sweep)
-        if not args.local and (args.address or not known):
-            # Ray's processes start while this one imports what it needs beside them. In the main thread: they end
-            # with the thread that began them.
-            threading.Thread(target=_import_the_rest, daemon=True).start()
-            _join(ray, args)
-        from fgst.sweep.runner import begin
-        from fgst.tracking.store import resolve_uri
-
-        if args.address:
-            _require_reachable(args.storage, spec, resolve_uri(args.tracking_uri))
-        session = begin(spec, args, known=known)
-        session.run(trials, args, _again(args, session.parent.run_id))
+    if result.best_label is not None:
+        print("the best trial by validation:")
+    else:
+        print("a trial (without validation clips none can be chosen):")
+    print(format_command(options.evaluate_command(result.best.run_id)), flush=True)
 
 
-def _resume(question: SweepDefinition, args: argparse.Namespace, ray: ExitStack) -> None:
-    from fgst.data.dataset import ArrowDataset
-    from fgst.sweep.runner import begun
+def _refit(runner: SweepRunner, ensemble_id: str, options: SweepOptions) -> int:
+    """Retrain the networks of an ensemble on all training clips, as a sweep of its own that uses the same weights."""
+    # lazy: mlflow takes seconds to import
+    from fgst.sweep.runner import create_sweep, load_sweep
+    from fgst.tracking.tags import Tags
 
-    session = begun(question, args.resume, _ignored(args), args)
-    spec = session.spec
-    dataset = ArrowDataset(spec.base.data.dataset)
-    if dataset.digest != spec.dataset_digest:
-        raise InputError(f"{dataset.path}: is not the data that the sweep was begun on (its digest differs)")
-    if args.address:
-        _join(ray, args)
-        _require_reachable(session.storage, spec, session.store.uri)
-    session.run(TrialFactory(question, spec.base, dataset), args, _again(args, session.parent.run_id))
+    spec, definition, dataset = runner.spec, runner.factory.definition, runner.factory.dataset
+    if existing := runner.tags().get(Tags.REFIT):
+        follower = load_sweep(definition, existing, runner.store, study_storage=options.study_storage)
+    else:
+        base = spec.base.with_values({"data.protocol": "paper"})
+        refit_spec = build_spec(definition, base, dataset, values=spec.parameters[0].values, seeds=spec.seeds)
+        follower = create_sweep(
+            refit_spec, TrialFactory(definition, refit_spec.base, dataset), runner.store,
+            storage_location=str(Path(runner.storage_location).parent) if "://" not in runner.storage_location
+            else runner.storage_location.rpartition("/")[0],
+            study_storage=options.study_storage, reuse_finished_trials=True, tags={Tags.WEIGHTS_FROM: ensemble_id},
+        )  # fmt: skip
+        runner.tracked_run.set_tags({Tags.REFIT: follower.sweep_id})
+    # Resuming the first sweep resumes the second one too.
+    return _run(follower, dataclasses.replace(options, max_trials=None))
 
 
-def _join(ray: ExitStack, args: argparse.Namespace) -> None:
-    from fgst.sweep.backends.ray_session import ray_session
+def _join_ray(ray: ExitStack, options: SweepOptions) -> None:
+    from fgst.sweep.backends.ray_session import ray_session  # lazy: a local sweep runs without ray
 
-    ray.enter_context(ray_session(args.address))
+    ray.enter_context(ray_session(options.address))
 
 
 def _require_reachable(storage: str, spec: SweepSpec, tracking_uri: str) -> None:
+    # lazy: only for clusters
     from fgst.sweep.backends.preflight import require_reachable
     from fgst.sweep.storage import resolve
 
     require_reachable(resolve(storage), spec.base.data.dataset, tracking_uri)
 
 
-def _import_the_rest() -> None:
-    """What takes seconds to import and is needed once there is a Ray to run trials."""
-    import ray.tune  # noqa: F401
+def _import_runner() -> None:
+    """Import what takes seconds and is needed once Ray is up."""
+    import fgst.sweep.backends.ray
+    import fgst.sweep.callbacks  # lazy: this function is the warm-up  # noqa: F401
 
-    import fgst.sweep.runner  # noqa: F401
 
+def _new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepSpec, TrialFactory, SweepOptions]:
+    """The specification that the options describe, and the options with the demo's preset filled in."""
+    from fgst.data.dataset import ArrowDataset  # lazy: `--help` needs no Arrow
 
-def _asked(question: SweepDefinition, args: argparse.Namespace) -> tuple[SweepSpec, TrialFactory]:
-    from fgst.data.dataset import ArrowDataset
-
-    where, settings = args.dataset, None
-    if args.from_run or args.sweep:
-        settings = _settings_of(args)
-        where = settings.data.dataset
-    elif where is None:
-        where = str(_demo())
-        if args.preset is None:
-            # The demo is there to show the way in minutes, whatever the machine.
-            args.preset, args.epochs = "tiny", args.epochs or DEMO_EPOCHS
-            print(f"preset tiny, {args.epochs} epochs (for the demo); --preset and --epochs choose", file=sys.stderr)
-    base = trial_config(args, where, has_gpu=_has_gpu(args), base=settings)
-    dataset = ArrowDataset(where)
-    objectives = tuple(args.objectives.split(",")) if args.objectives else ("val_top1",)
-    search = args.search or ("nsga2" if len(objectives) > 1 and question.search != "grid" else question.search)
-    _check_search(search, objectives, args)
+    location, settings = options.dataset, None
+    if options.from_run or options.sweep:
+        settings = _settings_of(options)
+        location = settings.data.dataset
+    elif location is None:
+        location = str(_demo())
+        if options.preset is None:
+            # The demo shows the way in minutes on any machine.
+            options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
+            print(f"using preset tiny and {options.epochs} epochs for the demo (--preset, --epochs)", file=sys.stderr)
+    args = argparse.Namespace(**{f.name: getattr(options, f.name) for f in dataclasses.fields(options)})
+    base = trial_config(args, location, has_gpu=_has_gpu(options), base=settings)
+    dataset = ArrowDataset(location)
+    objectives = tuple(options.objectives.split(",")) if options.objectives else ("val_top1",)
+    multi_objective = len(objectives) > 1 and definition.search != "grid"
+    search = options.search or ("nsga2" if multi_objective else definition.search)
+    _check_search(search, objectives, options)
+    enqueue = options.enqueue
     spec = build_spec(
-        question, base, dataset,
-        values=None if args.values is None else _values(args.values),
-        also=args.also.split(",") if args.also else (),
-        seeds=args.seeds or 1,
+        definition, base, dataset,
+        values=None if options.values is None else parse_values(options.values),
+        also=options.also.split(",") if options.also else (),
+        seeds=options.seeds or 1,
         search=search,
-        limit=args.trials or 20,
+        limit=options.trials or DEFAULT_TRIALS,
         objectives=objectives,
-        early_stop=_early_stop(base.train.epochs, args),
-        initial_points=None if args.enqueue is None else [_point(text) for text in args.enqueue if text != "none"],
-        refit=question.builds_ensemble and args.refit,
+        early_stop=_early_stopping(base.train.epochs, options),
+        initial_points=None if enqueue is None else [parse_params(text) for text in enqueue if text != "none"],
+        refit=options.refit,
     )  # fmt: skip
-    return spec, TrialFactory(question, spec.base, dataset)
+    factory = TrialFactory(definition, spec.base, dataset)
+    overrides = read_overrides(options.overrides)
+    for name, parameter in ineffective_overrides(spec, factory, overrides).items():
+        by = f" ({parameter})" if parameter else ""
+        remedy = "--values chooses its values" if search == "grid" else "it only sets what the search tries first"
+        print(f"note: --set {name}={overrides[name]} is overridden: the sweep varies it{by}; {remedy}", file=sys.stderr)
+    return spec, factory, options
 
 
-def _settings_of(args: argparse.Namespace) -> TrialConfig:
-    """The settings of the training that ``--from-run`` or ``--sweep`` name, with the place of its data as of now."""
+def _settings_of(options: SweepOptions) -> TrialConfig:
+    """Settings of the training named by ``--from-run`` or ``--sweep``, with the current location of its data set."""
+    # lazy: mlflow takes seconds to import
     from fgst.data.dataset import ArrowDataset
     from fgst.tracking.store import TrackingStore
+    from fgst.tracking.tags import Tags
 
-    if args.preset or (args.from_run and args.sweep):
-        raise InputError("--from-run, --sweep and --preset each say what the settings are: give one of them")
-    store = TrackingStore(args.tracking_uri)
-    run = store.run(args.from_run or args.sweep)
-    if args.sweep:
+    if options.preset or (options.from_run and options.sweep):
+        raise InputError("--from-run, --sweep and --preset each choose the settings: give one of them")
+    store = TrackingStore(options.tracking_uri)
+    run = store.run(options.from_run or options.sweep or "")
+    if options.sweep:
         if run.data.tags.get(Tags.KIND) != "sweep" or Tags.BEST_RUN not in run.data.tags:
-            raise InputError(f"--sweep {args.sweep}: is no sweep that has a best trial; --from-run takes a training")
+            raise InputError(f"--sweep {options.sweep} is not a sweep with a best trial; --from-run takes a training")
         run = store.run(run.data.tags[Tags.BEST_RUN])
     elif run.data.tags.get(Tags.KIND) != "trial":
-        raise InputError(f"--from-run {args.from_run}: is no training; --sweep takes a sweep, for its best trial")
+        raise InputError(f"--from-run {options.from_run} is not a training; --sweep takes the best trial of a sweep")
     card = store.model_card(run.info.run_id)
-    config = card.config.with_values({"data.dataset": args.dataset} if args.dataset else {})
+    config = card.config.with_values({"data.dataset": options.dataset} if options.dataset else {})
     data = ArrowDataset(config.data.dataset)
-    if data.digest != card.dataset_digest and not args.dataset:
-        raise InputError(f"{data.path}: has changed since run {run.info.run_id}; --dataset {data.path} takes it so")
+    if data.digest != card.dataset_digest and not options.dataset:
+        raise InputError(
+            f"{data.path}: the data set has changed since run {run.info.run_id}; --dataset {data.path} uses it anyway"
+        )
     return config
 
 
-def _check_search(search: str, objectives: tuple[str, ...], args: argparse.Namespace) -> None:
-    offered = [name for name in OBJECTIVES if name != "test_top1"]
-    if unknown := [name for name in objectives if name not in offered]:
-        raise InputError(f"--objectives names {unknown[0]!r}; there are {', '.join(offered)}")
+def _check_search(search: str, objectives: tuple[str, ...], options: SweepOptions) -> None:
+    if unknown := [name for name in objectives if name not in SEARCHABLE_OBJECTIVES]:
+        raise InputError(f"--objectives names {unknown[0]!r}; objectives: {', '.join(SEARCHABLE_OBJECTIVES)}")
     if len(set(objectives)) != len(objectives) or len(objectives) > 2:
-        raise InputError(f"--objectives {args.objectives}: name one, or two that differ")
-    if search == "grid" and (args.trials or args.objectives or args.enqueue):
-        option = "--trials" if args.trials else "--objectives" if args.objectives else "--enqueue"
-        raise InputError(f"{option} is for a search, and a grid trains all there is; add --search optuna")
+        raise InputError(f"--objectives {options.objectives}: name one objective or two different ones")
+    if search == "grid" and (options.trials or options.objectives or options.enqueue):
+        given = "--trials" if options.trials else "--objectives" if options.objectives else "--enqueue"
+        raise InputError(f"{given} applies to searches, and a grid trains everything; add --search optuna")
     if search == "nsga2" and len(objectives) == 1:
-        raise InputError("--search nsga2 is for two objectives, e.g. --objectives val_top1,flops")
+        raise InputError("--search nsga2 needs two objectives, e.g. --objectives val_top1,flops")
 
 
-def _early_stop(epochs: int, args: argparse.Namespace) -> EarlyStop | None:
-    if not args.early_stop:
-        if args.grace or args.reduction:
-            raise InputError("--grace and --reduction shape --early-stop: add it")
+def _early_stopping(epochs: int, options: SweepOptions) -> EarlyStopping | None:
+    if not options.early_stop:
+        if options.grace or options.reduction:
+            raise InputError("--grace and --reduction configure --early-stop: add it")
         return None
-    grace, reduction = args.grace or max(1, epochs // 9), args.reduction or 3
-    if grace >= epochs:
-        raise InputError(f"--grace {grace}: there are {epochs} epochs, so nothing would be stopped")
-    if reduction < 2:
-        raise InputError(f"--reduction {reduction}: at least 2")
-    return EarlyStop(grace, reduction)
-
-
-def _values(text: str) -> list[Any]:
-    """``5,15`` or, for values that hold commas, ``1,2;1,3``: numbers where they are numbers."""
-    separator = ";" if ";" in text else ","
-    parts = [part.strip() for part in text.split(separator)]
-    if not all(parts):
-        raise InputError(f"--values {text}: write values separated by commas, e.g. 5,15")
-    return [part if separator == ";" else _scalar(part) for part in parts]
-
-
-def _point(text: str) -> dict[str, Any]:
-    """``K=15,P=10`` → ``{"K": 15, "P": 10}``."""
-    params = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        if not equals or not value.strip():
-            raise InputError(f"--enqueue {text}: write NAME=VALUE,…, e.g. K=15,P=10")
-        params[name.strip()] = _scalar(value.strip())
-    return params
-
-
-def _scalar(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else text
+    grace_period, reduction_factor = options.grace or max(1, epochs // 9), options.reduction or 3
+    if grace_period >= epochs:
+        raise InputError(f"--grace {grace_period}: there are {epochs} epochs, so no trial would be stopped")
+    if reduction_factor < 2:
+        raise InputError(f"--reduction {reduction_factor}: must be at least 2")
+    return EarlyStopping(grace_period, reduction_factor)
 
 
 def _demo() -> Path:
-    from fgst.data.dataset import DESCRIPTION
+    from fgst.data.dataset import DESCRIPTION  # lazy: `--help` needs no Arrow
 
     if not (DEMO / DESCRIPTION).is_file():
-        from fgst.cli.data_demo import make_demo
+        from fgst.data.synthetic import make_demo  # lazy: for the demo only
 
-        print(f"no --dataset: preparing generated motion (no recordings) under {DEMO}", file=sys.stderr)
+        print(f"no --dataset: preparing generated motion (not recordings) in {DEMO}", file=sys.stderr)
         make_demo(DEMO)
     else:
-        print(f"no --dataset: taking the generated motion (no recordings) under {DEMO}", file=sys.stderr)
+        print(f"no --dataset: using the generated motion (not recordings) in {DEMO}", file=sys.stderr)
     return DEMO
 
 
-def _has_gpu(args: argparse.Namespace) -> bool:
-    if isinstance(args.gpus_per_trial, float):
-        return args.gpus_per_trial > 0
+def _has_gpu(options: SweepOptions) -> bool:
+    if isinstance(options.gpus_per_trial, float):
+        return options.gpus_per_trial > 0
     import torch
 
     return torch.cuda.is_available()
 
 
-def _print_plan(spec: SweepSpec, trials: TrialFactory, args: argparse.Namespace) -> None:
-    from fgst.sweep.planning.plan import make_plan, print_plan
+def _print_plan(spec: SweepSpec, factory: TrialFactory, options: SweepOptions) -> None:
+    from fgst.sweep.planning.plan import make_plan, print_plan  # lazy: torch takes seconds to import
 
-    cores = len(os.sched_getaffinity(0))
-    if _has_gpu(args):
-        share = args.gpus_per_trial if isinstance(args.gpus_per_trial, float) else 1.0
-        device, threads, together = "cuda", None, max(1, int(1 / share))
+    cores = available_cores()
+    if _has_gpu(options):
+        share = options.gpus_per_trial if isinstance(options.gpus_per_trial, float) else 1.0
+        device, threads, concurrency = "cuda", None, max(1, int(1 / share))
     else:
-        together = 1 if args.local else min(spec.total, args.max_concurrent or cores, cores)
-        device, threads = "cpu", max(1, int(args.cpus_per_trial or cores // together))
-    print_plan(
-        make_plan(spec, trials, device=device, threads=threads, together=together, price_per_hour=args.price_per_hour)
+        concurrency = 1 if options.local else min(spec.total, options.max_concurrent or cores, cores)
+        device, threads = "cpu", max(1, int(options.cpus_per_trial or cores // concurrency))
+    plan = make_plan(
+        spec, factory, device=device, threads=threads, concurrency=concurrency, price_per_hour=options.price_per_hour
     )
+    print_plan(plan)
 
 
-def _simulate(question: SweepDefinition, args: argparse.Namespace, argv: Sequence[str]) -> None:
+def _simulate(definition: SweepDefinition, options: SweepOptions, argv: Sequence[str]) -> None:
     """Try the search that the options describe on recorded curves."""
-    import shlex
+    # lazy: torch takes seconds to import
+    from fgst.sweep.simulation.curves import most_common_length, read_curves
+    from fgst.sweep.simulation.report import print_simulation
+    from fgst.sweep.simulation.simulator import RecordedCurves, SimulationLimits, simulate_repeatedly
 
-    from fgst.sweep.simulation.curves import epochs_of, read_curves
-
-    given = ("resume", "dry_run", "address", "refit")
-    if other := [name for name in given if getattr(args, name, None)]:
-        raise InputError(f"--simulate runs nothing for real; leave --{other[0].replace('_', '-')} out")
-    if args.protocol == "paper":
-        raise InputError("--simulate tells what validation would have chosen, and --protocol paper holds nothing out")
-    curves = read_curves(Path(args.simulate))
-    args.epochs = args.epochs or epochs_of(curves)
-    spec, trials = _asked(question, args)
+    for name in ("resume", "dry_run", "address", "refit"):
+        if getattr(options, name):
+            raise InputError(f"--simulate trains nothing; remove {flag_name(name)}")
+    if options.protocol == "paper":
+        raise InputError("--simulate shows what validation would have chosen, and --protocol paper has no validation")
+    assert options.simulate is not None
+    curves = read_curves(Path(options.simulate))
+    spec, factory, options = _new_spec(
+        definition, dataclasses.replace(options, epochs=options.epochs or most_common_length(curves))
+    )
     if spec.base.data.protocol == "paper":
-        raise InputError("--simulate tells what validation would have chosen, and these settings hold nothing out")
-
-    from fgst.sweep.simulation.report import print_simulated
-    from fgst.sweep.simulation.simulator import Limits, Records, simulate_all
-
-    records = Records(spec, curves, f"--simulate {args.simulate}")
-    limits = Limits(args.max_concurrent or 1, args.max_hours, args.max_trials, args.until_top1)
-    repeats = args.repeats or (1 if spec.search == "grid" else 20)
-    found = simulate_all(spec, trials, records, limits, repeats)
+        raise InputError("--simulate shows what validation would have chosen, and these settings have no validation")
+    records = RecordedCurves(spec, curves, f"--simulate {options.simulate}")
+    limits = SimulationLimits(options.max_concurrent or 1, options.max_hours, options.max_trials, options.until_top1)
+    repeats = options.repeats or (1 if spec.search == "grid" else 20)
+    results = simulate_repeatedly(spec, factory, records, limits, repeats)
     words = ["python", sys.argv[0], *_without(argv, "--simulate", "--repeats")]
-    print_simulated(spec, records, limits, found, args.simulate, shlex.join(words))
+    print_simulation(spec, records, limits, results, options.simulate or "", format_command(words))
 
 
-def _without(argv: Sequence[str], *options: str) -> list[str]:
+def _without(argv: Sequence[str], *flags: str) -> list[str]:
     """A command line without these options and their values."""
-    kept, skip = [], False
+    words, skip = [], False
     for word in argv:
-        if skip or word.partition("=")[0] in options:
-            skip = not skip and word in options
+        if skip or word.partition("=")[0] in flags:
+            skip = not skip and word in flags
         else:
-            kept.append(word)
-    return kept
-
-
-def _ignored(args: argparse.Namespace) -> list[str]:
-    """Options that a resumed sweep does not take: it goes on as it was begun."""
-    given = [f"--{name.replace('_', '-')}" for name in _ASKED if getattr(args, name) is not None]
-    return given + ["--set"] * bool(args.overrides) + ["--refit"] * bool(getattr(args, "refit", False))
-
-
-def _again(args: argparse.Namespace, sweep_id: str) -> str:
-    import shlex
-
-    words = ["python", sys.argv[0], "--resume", sweep_id]
-    for name in _KEPT:
-        if getattr(args, name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    return shlex.join(words + ["--local"] * args.local + ["--system-metrics"] * args.system_metrics)
-
-
-def _share(text: str) -> float | str:
-    if text == "auto":
-        return text
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
+            words.append(word)
+    return words

@@ -36,7 +36,8 @@ from fgst.tracking.tags import Tags
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from fgst.tracking.store import TrackedRun, TrackingStore
+    from fgst.tracking.run import TrackedRun
+    from fgst.tracking.store import TrackingStore
     from fgst.training import EpochResult
 
 
@@ -112,7 +113,7 @@ def _open_run(
     """
     from filelock import FileLock, Timeout
 
-    from fgst.tracking.store import trial_tags  # lazy: MLflow takes seconds to import
+    from fgst.tracking.training import trial_tags  # lazy: MLflow takes seconds to import
 
     # The location of the data set does not affect the results, so a moved data set does not prevent resuming.
     key = f"{config.digest(without=('data.dataset',))[:16]}-{dataset.digest[:16]}"
@@ -131,7 +132,7 @@ def _open_run(
     except Timeout:
         raise InputError(f"run {run.run_id} is being trained by another process") from None
     with lock:
-        run.spool_in(folder / "spool")
+        run.enable_spool(folder / "spool")
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         print(f"run {run.run_id} in {store.uri}", file=sys.stderr)
@@ -196,7 +197,7 @@ def _consume(
     run: TrackedRun, results: Iterator[EpochResult], classes: tuple[str, ...], progress: Progress, epochs: int
 ) -> EpochResult:
     """Record every epoch in MLflow, print it, and return the last one."""
-    from fgst.tracking.store import track  # lazy: MLflow takes seconds to import
+    from fgst.tracking.training import track  # lazy: MLflow takes seconds to import
 
     for result in track(run, results, classes):
         if result.is_replay:

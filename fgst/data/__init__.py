@@ -1,0 +1,40 @@
+"""Skeleton data: Arrow data sets, their preparation from raw recordings, and batches for training.
+
+A :class:`Skeleton` names joints, bones and body parts. :func:`write_dataset` writes :class:`Clip` objects and their
+:class:`Benchmark` splits to disk, :class:`ArrowDataset` reads them memory-mapped, from a directory or an object store,
+and :class:`ClipLoader` turns them into augmented batches. :mod:`fgst.data.formats` has a reader for each raw format.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fgst.data.dataset import ArrowDataset, Clip
+    from fgst.data.loader import ClipLoader
+    from fgst.data.skeleton import Skeleton
+    from fgst.data.splits import Benchmark
+    from fgst.data.writer import write_dataset
+
+__all__ = ["ArrowDataset", "Benchmark", "Clip", "ClipLoader", "Skeleton", "write_dataset"]
+
+# Imported on first use: the loader imports torch, which takes seconds.
+_MODULES = {
+    "ArrowDataset": "dataset",
+    "Benchmark": "splits",
+    "Clip": "dataset",
+    "ClipLoader": "loader",
+    "Skeleton": "skeleton",
+    "write_dataset": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
-"""From bodies as the sensor tracked them to one or two persons: the cleaning that the field shares for NTU RGB+D.
+"""Cleaning of NTU RGB+D recordings: from the bodies that the sensor tracked to one or two persons.
 
-The rules and thresholds are those of the lineage of public code that most figures on this data set come from. They
-apply to clips with more than one body; a clip with one body is taken as it is.
+The rules and thresholds are those of the public code that most results on this data set are based on. They apply to
+recordings of several bodies; a single body is not changed.
 """
 
 from __future__ import annotations
@@ -11,24 +11,47 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fgst.data.formats.ntu_skeleton import JOINTS, Body, Recording
+from fgst.data.skeleton import NTU_25
 from fgst.data.sources import ClipError
 
-SHORTEST = 12  # frames; a body seen in fewer is a ghost
-WIDEST = 0.8  # x extent over y extent; a frame beyond it is noise: people are taller than wide
-NOISIEST = 0.69754  # share of noise frames from which the whole body is noise
-SPINE = 1  # joint 2, the middle of the spine
+MIN_FRAMES = 12  # a body tracked in fewer frames is a ghost
+MAX_WIDTH_TO_HEIGHT = 0.8  # a frame whose x extent exceeds this multiple of its y extent is noise
+MAX_NOISE_FRACTION = 0.69754  # a body with this fraction of noise frames, or a larger one, is noise
+
+
+@dataclass(frozen=True)
+class Body:
+    """A tracked body.
+
+    Attributes:
+        body_id: the number assigned by the sensor.
+        frames: the frames in which it was tracked, ``(F,)`` increasing integers from 0.
+        joints: ``(F, 25, 3)`` float64, in metres.
+    """
+
+    body_id: int
+    frames: np.ndarray
+    joints: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The bodies of a recording of ``num_frames`` frames, in order of first appearance."""
+
+    num_frames: int
+    bodies: tuple[Body, ...]
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A clip, and what was taken from it.
+    """A cleaned clip.
 
     Attributes:
-        joints: ``(M, T, 25, 3)`` float32, M one or two, the spine of the first person's first frame at the origin. The
-            person who moves most comes first; a frame in which somebody is not seen is zero for them.
-        removed: what was left out, by reason: bodies ("ghost bodies", "noise bodies", "further bodies") and frames
-            ("noise frames" of a body, "empty frames" of the clip), "joined fragments" that continue another body.
+        joints: ``(M, T, 25, 3)`` float32, M one or two, relative to the spine of the first person's first frame. The
+            person with the most motion comes first; a person's untracked frames are zero.
+        removed: counts of what was removed, by reason: bodies ("ghost bodies", "noise bodies", "further bodies") and
+            frames ("noise frames" of a body, "empty frames" of the clip); and "joined fragments", bodies that were
+            appended to another.
     """
 
     joints: np.ndarray
@@ -46,74 +69,77 @@ def clean(recording: Recording) -> Cleaned:
     if not bodies:
         raise ClipError("has no body in any frame")
     if len(bodies) > 1:
-        bodies = _by_length(bodies, removed)
+        bodies = _drop_ghosts(bodies, removed)
     if len(bodies) > 1:
-        bodies = _by_spread(bodies, removed)
+        bodies = _drop_noise(bodies, removed)
     if not bodies:
-        raise ClipError("has no usable body: each is a ghost or noise")
+        raise ClipError("has no usable body: all are ghosts or noise")
     persons = _two_persons(bodies, recording.num_frames, removed)
-    seen = np.stack([person.any(axis=(1, 2)) for person in persons])  # (M, T)
-    kept = seen.any(axis=0)
-    removed["empty frames"] += int((~kept).sum())
-    persons, seen = [person[kept] for person in persons], seen[:, kept]
-    if not kept.any():
+    tracked = np.stack([person.any(axis=(1, 2)) for person in persons])  # (M, T)
+    nonempty = tracked.any(axis=0)
+    removed["empty frames"] += int((~nonempty).sum())
+    persons, tracked = [person[nonempty] for person in persons], tracked[:, nonempty]
+    if not nonempty.any():
         raise ClipError("has no usable body: all coordinates are zero")
-    origin = persons[0][np.argmax(seen[0]), SPINE]
-    joints = np.stack([np.where(there[:, None, None], p - origin, 0) for p, there in zip(persons, seen, strict=True)])
+    origin = persons[0][np.argmax(tracked[0]), NTU_25.centre]
+    joints = np.stack(
+        [np.where(mask[:, None, None], person - origin, 0) for person, mask in zip(persons, tracked, strict=True)]
+    )
     return Cleaned(joints.astype(np.float32), +removed)
 
 
-def _by_length(bodies: list[Body], removed: Counter[str]) -> list[Body]:
-    kept = [body for body in bodies if len(body.frames) >= SHORTEST]
-    removed["ghost bodies"] += len(bodies) - len(kept)
-    return kept
+def _drop_ghosts(bodies: list[Body], removed: Counter[str]) -> list[Body]:
+    """Remove bodies that are tracked in too few frames."""
+    long_enough = [body for body in bodies if len(body.frames) >= MIN_FRAMES]
+    removed["ghost bodies"] += len(bodies) - len(long_enough)
+    return long_enough
 
 
-def _by_spread(bodies: list[Body], removed: Counter[str]) -> list[Body]:
-    """Leave out frames that are wider than people are, and bodies that are mostly such frames; not the last body."""
-    kept = list(bodies)
+def _drop_noise(bodies: list[Body], removed: Counter[str]) -> list[Body]:
+    """Remove frames wider than a person is, and bodies of mostly such frames, but never the last body."""
+    remaining = list(bodies)
     for body in bodies:
-        if len(kept) == 1:
+        if len(remaining) == 1:
             break
         extent = np.ptp(body.joints[..., :2], axis=1)  # (F, 2)
-        fine = extent[:, 0] <= WIDEST * extent[:, 1]
-        place = next(i for i, other in enumerate(kept) if other is body)
-        if (~fine).mean() >= NOISIEST:
+        valid = extent[:, 0] <= MAX_WIDTH_TO_HEIGHT * extent[:, 1]
+        index = next(i for i, other in enumerate(remaining) if other is body)
+        if (~valid).mean() >= MAX_NOISE_FRACTION:
             removed["noise bodies"] += 1
-            del kept[place]
-        elif not fine.all():
-            removed["noise frames"] += int((~fine).sum())
-            kept[place] = Body(body.number, body.frames[fine], body.joints[fine])
-    return kept
+            del remaining[index]
+        elif not valid.all():
+            removed["noise frames"] += int((~valid).sum())
+            remaining[index] = Body(body.body_id, body.frames[valid], body.joints[valid])
+    return remaining
 
 
 def _motion(body: Body) -> float:
-    """Variances of x, y and z over all joints and frames, summed."""
+    """Return the sum of the variances of x, y and z over all joints and frames."""
     return float(np.var(body.joints.reshape(-1, 3), axis=0).sum())
 
 
 def _two_persons(bodies: list[Body], num_frames: int, removed: Counter[str]) -> list[np.ndarray]:
-    """At most two tracks ``(T, 25, 3)``, those with most motion first.
+    """Combine bodies into at most two tracks ``(T, 25, 3)``, in order of decreasing motion.
 
-    Each further body continues the first track that it shares no more than one frame with, at its end; one that
-    overlaps both is left out.
+    A body is appended to the first track that it shares at most one boundary frame with. A body that overlaps both
+    tracks is removed.
     """
-    ranked = sorted(bodies, key=_motion, reverse=True)  # a stable sort: among equals, the one seen first
+    ranked = sorted(bodies, key=_motion, reverse=True)  # a stable sort: ties keep the order of appearance
     tracks: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
     for body in ranked:
         first, last = int(body.frames[0]), int(body.frames[-1])
-        apart = [number for number, (begin, end) in enumerate(spans) if min(end, last) - max(begin, first) <= 0]
-        if apart:
-            number = apart[0]
+        disjoint = [i for i, (begin, end) in enumerate(spans) if min(end, last) - max(begin, first) <= 0]
+        if disjoint:
+            track = disjoint[0]
             removed["joined fragments"] += 1
         elif len(tracks) < 2:
-            number = len(tracks)
-            tracks.append(np.zeros((num_frames, JOINTS, 3)))
+            track = len(tracks)
+            tracks.append(np.zeros((num_frames, NTU_25.num_joints, 3)))
             spans.append((first, last))
         else:
             removed["further bodies"] += 1
             continue
-        tracks[number][body.frames] = body.joints
-        spans[number] = min(first, spans[number][0]), max(last, spans[number][1])
+        tracks[track][body.frames] = body.joints
+        spans[track] = min(first, spans[track][0]), max(last, spans[track][1])
     return tracks

@@ -1,32 +1,55 @@
-"""The four input modalities of the field: joint, bone, joint motion, bone motion."""
+"""The field's four input modalities: joint, bone, joint motion, bone motion."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
 from fgst.config import MODALITIES
 from fgst.data.skeleton import Skeleton
 
-if TYPE_CHECKING:  # fgst.config takes the names from here, and whoever reads a configuration waits for no PyTorch
-    from torch import Tensor
-
 
 def bones(joints: Tensor, skeleton: Skeleton) -> Tensor:
-    """Bone vectors child - parent, stored at the child; the root's bone is zero. ``(…, N, 3)`` → ``(…, N, 3)``."""
+    """Return the bone vectors child - parent, stored at the child; the root's bone is zero.
+
+    Args:
+        joints: ``(…, N, 3)``.
+        skeleton: gives the parent of each joint.
+
+    Returns:
+        ``(…, N, 3)``.
+    """
     return joints - joints[..., list(skeleton.parents), :]
 
 
 def motion(positions: Tensor) -> Tensor:
-    """Differences x[t+1] - x[t] along the frames, the last one zero. ``(…, T, N, 3)`` → ``(…, T, N, 3)``."""
-    import torch
+    """Return the differences x[t+1] - x[t] between frames; the last one is zero.
 
+    Args:
+        positions: ``(…, T, N, 3)``.
+
+    Returns:
+        ``(…, T, N, 3)``.
+    """
     steps = positions[..., 1:, :, :] - positions[..., :-1, :, :]
     return torch.cat([steps, torch.zeros_like(positions[..., :1, :, :])], dim=-3)
 
 
 def to_modality(joints: Tensor, modality: str, skeleton: Skeleton) -> Tensor:
-    """Joint positions ``(…, T, N, 3)`` as one of :data:`MODALITIES`, in the same shape; bone comes before motion."""
+    """Convert joint positions to a modality; bone motion is the motion of the bones.
+
+    Args:
+        joints: ``(…, T, N, 3)``.
+        modality: one of :data:`~fgst.config.MODALITIES`.
+        skeleton: gives the parent of each joint.
+
+    Returns:
+        ``(…, T, N, 3)``.
+
+    Raises:
+        ValueError: if there is no such modality.
+    """
     if modality not in MODALITIES:
-        raise ValueError(f"data.modality is {modality!r}; it is one of {', '.join(MODALITIES)}")
+        raise ValueError(f"data.modality is {modality!r}; choose one of {', '.join(MODALITIES)}")
     result = bones(joints, skeleton) if modality.startswith("bone") else joints
     return motion(result) if modality.endswith("motion") else result

@@ -1,7 +1,7 @@
-"""Skeletons: names of the joints, the bone of each joint, and the partitions into body parts.
+"""Skeletons: joint names, bones, and partitions into body parts.
 
-Indices are 0-based here; the literature counts from 1. ``NTU_25`` and ``NW_UCLA_20`` are the two skeletons of the
-paper; any other is made the same way, and travels inside its data set.
+Indices are 0-based; the literature counts from 1. ``NTU_25`` and ``NW_UCLA_20`` are the two skeletons of the paper. Any
+other skeleton can be defined the same way; each data set contains the description of its skeleton.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ class Skeleton:
     """A skeleton of N joints.
 
     Attributes:
-        name: identifies the skeleton in messages and in run parameters.
+        name: identifies the skeleton in messages.
         joints: the N joint names, in the order of the data.
-        parents: for each joint the joint its bone starts from; the root is its own parent, so its bone is zero.
-        centre: the joint that is moved to the origin (the spine, in the recipes of the field).
-        partitions: the known partitions into body parts, each a tuple of parts, each a tuple of joint indices.
-            The partition into N single joints is always known and need not be listed.
+        parents: for each joint, the joint where its bone starts; the root is its own parent, so its bone is zero.
+        centre: the joint that recipes move to the origin, usually the spine.
+        partitions: partitions into body parts, each a tuple of parts, each a tuple of joint indices. The partition into
+            N single joints is always available and need not be listed.
 
     Raises:
-        ValueError: if names repeat, a parent or a part names no joint, or a partition leaves a joint out or
-            takes one twice.
+        ValueError: if names repeat, an index is out of range, or a partition omits or repeats a joint.
     """
 
     name: str
@@ -40,7 +39,7 @@ class Skeleton:
     def __post_init__(self) -> None:
         N = len(self.joints)
         if N == 0 or len(set(self.joints)) != N:
-            raise ValueError(f"skeleton {self.name}: joints must be one or more different names")
+            raise ValueError(f"skeleton {self.name}: joints must be one or more unique names")
         if len(self.parents) != N or not all(0 <= parent < N for parent in self.parents):
             raise ValueError(f"skeleton {self.name}: parents must be {N} joint indices from 0 to {N - 1}")
         if not 0 <= self.centre < N:
@@ -52,8 +51,8 @@ class Skeleton:
         members = sorted(joint for part in partition for joint in part)
         if members != list(range(len(self.joints))) or not all(partition):
             raise ValueError(
-                f"skeleton {self.name}: a partition into {len(partition)} parts must hold each of the "
-                f"{len(self.joints)} joints once, and no empty part"
+                f"skeleton {self.name}: a partition into {len(partition)} parts must contain each of "
+                f"the {len(self.joints)} joints exactly once, and no empty part"
             )
 
     @property
@@ -62,11 +61,14 @@ class Skeleton:
 
     @property
     def known_parts(self) -> tuple[int, ...]:
-        """The numbers of parts P for which :meth:`partition` has an answer, ascending."""
+        """The numbers of parts P that :meth:`partition` accepts, ascending."""
         return tuple(sorted({len(partition) for partition in self.partitions} | {self.num_joints}))
 
     def partition(self, parts: int | Sequence[Sequence[str]]) -> Partition:
-        """The partition into ``parts`` body parts, or the custom one that is given by joint names.
+        """Return a partition into body parts as joint indices.
+
+        Args:
+            parts: the number of parts P, or a custom partition by joint names.
 
         Raises:
             ValueError: if there is no such partition, or a name is not a joint of this skeleton.
@@ -78,7 +80,7 @@ class Skeleton:
             if parts == self.num_joints:
                 return tuple((joint,) for joint in range(self.num_joints))
             known = ", ".join(map(str, self.known_parts))
-            raise ValueError(f"no partition of skeleton {self.name} into {parts} parts; there are {known}")
+            raise ValueError(f"no partition of skeleton {self.name} into {parts} parts; choose one of {known}")
         index = {joint: i for i, joint in enumerate(self.joints)}
         unknown = [joint for part in parts for joint in part if joint not in index]
         if unknown:
@@ -88,6 +90,7 @@ class Skeleton:
         return partition
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the skeleton as JSON values."""
         return {
             "name": self.name,
             "joints": list(self.joints),
@@ -98,6 +101,7 @@ class Skeleton:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Skeleton:
+        """Create a skeleton from the values of :meth:`to_dict`."""
         return cls(
             name=str(fields["name"]),
             joints=tuple(map(str, fields["joints"])),
@@ -107,10 +111,12 @@ class Skeleton:
         )
 
 
-def _nested(*fine: Sequence[int]) -> tuple[Partition, ...]:
-    """Partitions into 10, 6, 5, 2 and 1 parts, each a union of parts of the one before, from ten 1-based parts.
+def _nested_partitions(*fine: Sequence[int]) -> tuple[Partition, ...]:
+    """Return partitions into 10, 6, 5, 2 and 1 parts, each merging parts of the previous one.
 
-    ``fine`` is head, torso, then upper arm, hand of the left and right arm, thigh, foot of the left and right leg.
+    Args:
+        fine: ten parts of 1-based joints: head; torso; upper arm and hand, left then right; thigh and foot, left then
+            right.
     """
     head, torso, upper_l, hand_l, upper_r, hand_r, thigh_l, foot_l, thigh_r, foot_r = (
         tuple(joint - 1 for joint in part) for part in fine
@@ -130,7 +136,7 @@ def _nested(*fine: Sequence[int]) -> tuple[Partition, ...]:
 
 
 def _parents(*bones: tuple[int, int]) -> tuple[int, ...]:
-    """Parents in joint order from 1-based (child, parent) pairs."""
+    """Return the parents in joint order, given 1-based (child, parent) pairs."""
     return tuple(parent - 1 for _, parent in sorted(bones))
 
 
@@ -152,7 +158,7 @@ NTU_25 = Skeleton(
         (24, 25), (25, 12),
     ),
     centre=1,
-    partitions=_nested(
+    partitions=_nested_partitions(
         (3, 4), (1, 2, 21), (5, 6), (7, 8, 22, 23), (9, 10), (11, 12, 24, 25), (13, 14), (15, 16), (17, 18), (19, 20)
     ),
 )  # fmt: skip
@@ -165,7 +171,7 @@ NW_UCLA_20 = Skeleton(
         (13, 1), (14, 13), (15, 14), (16, 15), (17, 1), (18, 17), (19, 18), (20, 19),
     ),
     centre=1,
-    partitions=_nested(
+    partitions=_nested_partitions(
         (3, 4), (1, 2), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19, 20)
     ),
 )  # fmt: skip

@@ -1,13 +1,15 @@
-"""Writing an Arrow data set: all of it or nothing, in files of bounded size."""
+"""Writer of Arrow data sets: atomic, in files of bounded size."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,14 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from fgst.data.dataset import (
-    DESCRIPTION,
-    FORMAT,
-    INTEGER_COLUMNS,
-    RECIPES,
-    ArrowDataset,
-    Benchmark,
-    Clip,
-    arrow_schema,
-    file_digest,
-)
+from fgst.config import RECIPES
+from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.layout import DESCRIPTION, FORMAT, INTEGER_COLUMNS, FileEntry, arrow_schema
 from fgst.data.skeleton import Skeleton
+from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 
-# What a data set's folder holds.
+# Names of the files in a data set's directory.
 _FILE_NAME = re.compile(r"clips-\d{5,}\.arrow|report\.(json|png)|" + re.escape(DESCRIPTION))
 SHARD_BYTES = 256 * 1024 * 1024
 
@@ -48,34 +43,42 @@ def write_dataset(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> ArrowDataset:
-    """Write a data set, all of it or nothing: into a temporary folder beside ``out``, renamed when complete.
+    """Write a data set atomically: into a temporary folder next to ``out``, which is renamed when complete.
 
     Args:
         out: the new directory.
-        clips: consumed one by one; at most ``shard_bytes`` of joints are held in memory.
-        recipe: how its clips become batches by default, one of :data:`RECIPES`.
-        source: where the clips come from (JSON values), for the record.
-        overwrite: replace a data set that is at ``out`` already; anything else there is never touched.
-        shard_bytes: joints per file, at most, unless one clip alone is larger.
+        clips: consumed one by one; at most ``shard_bytes`` of joints are in memory at a time.
+        name: of the data set.
+        skeleton: of all clips.
+        classes: class names by label.
+        benchmarks: one or more; the first is the default.
+        recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
+        source: JSON values that record where the clips come from.
+        overwrite: replace an existing data set at ``out``; anything else there is never touched.
+        shard_bytes: limit of joints per file; only a single larger clip exceeds it.
+
+    Returns:
+        The new data set, opened.
 
     Raises:
-        InputError: if ``out`` is taken, or a clip does not fit the skeleton, the classes or the ones before it.
+        InputError: if ``out`` exists, or a clip does not fit the skeleton or the classes, or repeats a name.
+        ValueError: if the recipe or a benchmark's column is unknown.
     """
-    check_rules(recipe, benchmarks)
+    _check_metadata(recipe, benchmarks)
     out = Path(out).absolute()
     check_output(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
-        temporary.chmod(0o755)  # mkdtemp's 0700 would lock colleagues out
-        files: list[dict[str, Any]] = []
+        temporary.chmod(0o755)  # mkdtemp's 0700 would hide it from other users
+        files: list[FileEntry] = []
         count = 0
         for shard in _shards(_checked(clips, skeleton, len(classes)), shard_bytes):
             path = temporary / f"clips-{len(files):05d}.arrow"
             _write_file(path, shard, skeleton)
-            files.append(_described(path))
+            files.append(FileEntry.of(path))
             count += len(shard)
-            del shard  # or its clips would stay in memory while the next ones gather
+            del shard  # free its clips before the next shard is collected
         if not files:
             raise InputError(f"{out}: there is no clip to write")
         write_description(
@@ -89,30 +92,29 @@ def write_dataset(
             recipe=recipe,
             source=source,
         )
-        move_into_place(temporary, out)
+        publish(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return ArrowDataset(out, verify=False)
 
 
-def write_shard(path: Path, clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> dict[str, Any]:
-    """Write one file of a data set that is put together from several; returns its entry for the description.
+def write_shard(path: Path, clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> FileEntry:
+    """Write one file of a data set that is assembled from files written separately.
+
+    Returns:
+        Its entry for the description.
 
     Raises:
         InputError: if a clip does not fit the skeleton or the classes.
     """
     _write_file(path, list(_checked(clips, skeleton, num_classes)), skeleton)
-    return _described(path)
-
-
-def _described(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return FileEntry.of(path)
 
 
 def write_description(
     folder: Path,
-    files: Sequence[Mapping[str, Any]],
+    files: Sequence[FileEntry],
     *,
     num_clips: int,
     name: str,
@@ -122,8 +124,8 @@ def write_description(
     recipe: str,
     source: Mapping[str, Any],
 ) -> None:
-    """Make a folder with the files of a data set a data set. The arguments are those of :func:`write_dataset`."""
-    check_rules(recipe, benchmarks)
+    """Write ``dataset.json`` into a folder that has the files of a data set; see :func:`write_dataset`."""
+    _check_metadata(recipe, benchmarks)
     description = {
         "format": FORMAT,
         "name": name,
@@ -131,46 +133,57 @@ def write_description(
         "num_clips": num_clips,
         "classes": list(classes),
         "benchmarks": [asdict(benchmark) for benchmark in benchmarks],
-        "files": [dict(file) for file in files],
+        "files": [asdict(file) for file in files],
         "source": dict(source),
         "skeleton": skeleton.to_dict(),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
 
 
-def check_rules(recipe: str, benchmarks: Sequence[Benchmark]) -> None:
-    """Refuse what no reader would understand.
-
-    Raises:
-        ValueError: if there is no such recipe or column, or no benchmark at all.
-    """
+def _check_metadata(recipe: str, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise ValueError if the reader would reject the recipe or the benchmarks."""
     if recipe not in RECIPES:
-        raise ValueError(f"recipe is {recipe!r}; it is one of {', '.join(RECIPES)}")
+        raise ValueError(f"recipe is {recipe!r}; choose one of {', '.join(RECIPES)}")
     if not benchmarks or any(benchmark.column not in INTEGER_COLUMNS for benchmark in benchmarks):
-        raise ValueError(f"benchmarks are {benchmarks!r}; there is at least one, each by {', '.join(INTEGER_COLUMNS)}")
+        raise ValueError(
+            f"benchmarks are {benchmarks!r}; give at least one, each by one of {', '.join(INTEGER_COLUMNS)}"
+        )
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Refuse a target that cannot be written or must not be replaced, before any work is done.
+    """Check that a data set can be written to ``out``, before any work is done.
 
     Raises:
-        InputError: naming the target and the way out.
+        InputError: if it cannot be written, or exists and must not be replaced.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a directory for the data set")
+        raise InputError(f"{out}: is a file; choose a directory for the data set")
     if out.is_dir() and any(out.iterdir()):
         if not (out / DESCRIPTION).is_file():
-            raise InputError(f"{out}: is not empty and not a data set; name another directory")
+            raise InputError(f"{out}: is not empty and not a data set; choose another directory")
         others = sorted(e.name for e in out.iterdir() if not _FILE_NAME.fullmatch(e.name))
         if others:
-            raise InputError(f"{out}: holds {others[0]} besides a data set; move that away or name another directory")
+            raise InputError(
+                f"{out}: contains {others[0]} in addition to a data set; move it or choose another directory"
+            )
         if not overwrite:
-            raise InputError(f"{out}: holds a data set already; --overwrite replaces it")
+            raise InputError(f"{out}: already contains a data set; pass --overwrite to replace it")
     existing = out
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing if existing != out else out.parent, os.W_OK):
-        raise InputError(f"{out}: cannot be written (see the permissions of {existing})")
+        raise InputError(f"{out}: cannot be written; check the permissions of {existing}")
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Turn an OSError inside the context, such as a full disk, into an :class:`InputError` that names ``out``."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space, or choose another location" if full else "choose another location"
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 def _checked(clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> Iterator[Clip]:
@@ -181,10 +194,10 @@ def _checked(clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> Ite
             raise InputError(
                 f"clip {clip.clip_id}: joints have shape {shape}, not (persons, frames, {skeleton.num_joints}, 3)"
             )
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are caught below
             joints = np.asarray(clip.joints, np.float32)
         if not np.isfinite(joints).all():
-            raise InputError(f"clip {clip.clip_id}: a coordinate is not a finite number of 32 bits")
+            raise InputError(f"clip {clip.clip_id}: a coordinate is not a finite 32-bit number")
         if not 0 <= clip.label < num_classes:
             raise InputError(f"clip {clip.clip_id}: label {clip.label} is outside 0 to {num_classes - 1}")
         if clip.clip_id in seen:
@@ -195,14 +208,14 @@ def _checked(clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> Ite
 
 def _shards(clips: Iterable[Clip], shard_bytes: int) -> Iterator[list[Clip]]:
     shard: list[Clip] = []
-    held = 0
+    total = 0
     for clip in clips:
         size = clip.joints.size * 4
-        if shard and held + size > shard_bytes:
+        if shard and total + size > shard_bytes:
             yield shard
-            shard, held = [], 0
+            shard, total = [], 0
         shard.append(clip)
-        held += size
+        total += size
     if shard:
         yield shard
 
@@ -232,17 +245,17 @@ def _write_file(path: Path, clips: Sequence[Clip], skeleton: Skeleton) -> None:
         writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def move_into_place(temporary: Path, out: Path) -> None:
-    """Rename a complete data set to its place; an old one steps aside first, and comes back if the rename fails."""
+def publish(temporary: Path, out: Path) -> None:
+    """Rename a complete data set to ``out``; an existing one is moved away first and restored if the rename fails."""
     if not out.exists():
         temporary.rename(out)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    out.rename(aside / "dataset")
+    backup = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    out.rename(backup / "dataset")
     try:
         temporary.rename(out)
     except BaseException:
-        (aside / "dataset").rename(out)  # should even that fail, the old data set stays where it is now
-        aside.rmdir()
+        (backup / "dataset").rename(out)  # if this fails too, the old data set stays in the backup folder
+        backup.rmdir()
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)

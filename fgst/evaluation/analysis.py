@@ -1,4 +1,4 @@
-"""What the scores of a split say beyond their accuracy, and how two networks differ on the same clips."""
+"""Statistics of scores beyond accuracy, and paired comparisons of two networks."""
 
 from __future__ import annotations
 
@@ -11,39 +11,60 @@ import numpy as np
 from fgst.evaluation.ensemble import align, softmax
 from fgst.evaluation.metrics import Scores
 
-BINS = 15  # of confidence, equally wide: the field's usual number
+BINS = 15
+"""Number of equally wide confidence bins, as usual in the literature."""
 RESAMPLES = 10_000
 Z95 = 1.959964
 
 
-def calibration_error(scores: Scores, bins: int = BINS) -> float:
-    """Expected calibration error in %: how far confidence and accuracy are apart, on average over the clips.
+def calibration_bins(scores: Scores, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort clips into equally wide bins by confidence, the probability of the predicted class.
 
-    The clips are put into ``bins`` by the probability of their predicted class; 0 is perfect.
+    Returns:
+        For each bin the number of clips, the sum of their confidences, and the number of correct predictions:
+        three arrays ``(bins,)``.
     """
-    sure = softmax(scores.scores).max(axis=1)
-    right = scores.predictions == scores.labels
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    gaps = np.abs(np.bincount(place, sure, bins) - np.bincount(place, right, bins))
+    confidence = softmax(scores.scores).max(axis=1)
+    correct = scores.predictions == scores.labels
+    bin_of_clip = np.minimum((confidence * bins).astype(int), bins - 1)
+    return (
+        np.bincount(bin_of_clip, minlength=bins),
+        np.bincount(bin_of_clip, confidence, bins),
+        np.bincount(bin_of_clip, correct, bins),
+    )
+
+
+def calibration_error(scores: Scores, bins: int = BINS) -> float:
+    """Expected calibration error in %: the mean gap between confidence and accuracy over all clips; 0 is perfect."""
+    counts, confidence, correct = calibration_bins(scores, bins)
+    gaps = np.abs(confidence - correct)
     return 100 * float(gaps[counts > 0].sum()) / scores.num_clips
 
 
 def bootstrap_interval(scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of top-1 in %, from clips drawn again with replacement.
+    """95 % bootstrap interval of top-1 in %, from resampling the clips with replacement.
 
-    The number of right ones among ``n`` clips so drawn is binomial: it is drawn as such, not clip by clip. Clips of
-    one person are alike, so with few subjects the truth is wider.
+    The number of correct predictions among ``n`` resampled clips has a binomial distribution, from which it is sampled
+    directly. Clips of the same person are correlated, so with few subjects the true uncertainty is larger.
     """
     n = scores.num_clips
-    right = int((scores.predictions == scores.labels).sum())
-    drawn = np.random.default_rng(seed).binomial(n, right / n, resamples)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    correct = int((scores.predictions == scores.labels).sum())
+    samples = np.random.default_rng(seed).binomial(n, correct / n, resamples)
+    low, high = np.percentile(samples, [2.5, 97.5])
     return 100 * float(low) / n, 100 * float(high) / n
 
 
 def confused_pairs(scores: Scores, classes: Sequence[str], most: int = 5) -> list[dict[str, Any]]:
-    """The classes taken for another most often: ``true``, ``predicted``, ``count``, ``share`` in %, ``clips`` by id."""
+    """Find the pairs of classes that are confused most often.
+
+    Args:
+        scores: the scores.
+        classes: class names.
+        most: maximum number of pairs.
+
+    Returns:
+        Rows with ``true``, ``predicted``, ``count``, ``share`` (of the true class, in %) and ``clips`` (their ids).
+    """
     matrix = scores.confusion()
     sizes = matrix.sum(axis=1)
     np.fill_diagonal(matrix, 0)
@@ -52,59 +73,67 @@ def confused_pairs(scores: Scores, classes: Sequence[str], most: int = 5) -> lis
     for true, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True):
         count = int(matrix[true, predicted])
         if count:
-            here = (scores.labels == true) & (scores.predictions == predicted)
+            confused = (scores.labels == true) & (scores.predictions == predicted)
             pairs.append(
                 {
                     "true": classes[true],
                     "predicted": classes[predicted],
                     "count": count,
                     "share": 100 * count / int(sizes[true]),
-                    "clips": [str(clip) for clip in scores.clip_ids[here]],
+                    "clips": [str(clip) for clip in scores.clip_ids[confused]],
                 }
             )
     return pairs
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """McNemar's exact test: how likely so uneven a split of the clips that one alone got right is by chance.
+    """p-value of McNemar's exact test that two networks have the same accuracy (two-sided, binomial).
 
-    Two-sided, binomial with one half; 1 if there is no such clip.
+    Args:
+        only_first: number of clips that only the first network classifies correctly.
+        only_second: number of clips that only the second network classifies correctly.
+
+    Returns:
+        The p-value; 1 if there are no such clips.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # lazy: importing scipy.stats takes a second
 
     n = only_first + only_second
     return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def compare(first: Scores, second: Scores, classes: Sequence[str]) -> dict[str, Any]:
-    """How ``first`` differs from ``second`` on the same clips (Figure 6 of the paper, per class).
+    """Compare two networks on the same clips (per class as in Figure 6 of the paper).
 
     Returns:
-        JSON values: ``difference`` of top-1 in % with its 95 % ``interval``, ``only_first`` and ``only_second`` (clips
-        that one alone got right), ``p_value`` of McNemar's exact test, and ``per_class`` rows ``class``, ``num_clips``,
-        ``first``, ``second``, ``difference`` in %, the largest gain first.
+        JSON values: ``num_clips``; ``first_top1`` and ``second_top1`` in %; their ``difference`` with its 95 %
+        ``interval``; ``only_first`` and ``only_second``, the numbers of clips that only one classifies correctly;
+        ``p_value`` of McNemar's exact test; and ``per_class``, rows with ``class``, ``num_clips``, and ``first``,
+        ``second`` and ``difference`` in %, sorted by difference in descending order.
 
     Raises:
-        InputError: if they are not of the same clips.
+        InputError: if the scores are not of the same clips.
     """
-    both = align({"this run": first, "the other": second})
-    first, second = both["this run"], both["the other"]
-    right, theirs = first.predictions == first.labels, second.predictions == second.labels
-    gained, lost, n = int((right & ~theirs).sum()), int((theirs & ~right).sum()), first.num_clips
-    difference = (gained - lost) / n
-    half = Z95 * math.sqrt(max(0.0, (gained + lost) / n - difference**2) / n)
+    aligned = align({"this run": first, "the other": second})
+    first, second = aligned["this run"], aligned["the other"]
+    first_correct, second_correct = first.predictions == first.labels, second.predictions == second.labels
+    only_first, only_second = int((first_correct & ~second_correct).sum()), int((second_correct & ~first_correct).sum())
+    n = first.num_clips
+    difference = (only_first - only_second) / n
+    half_width = Z95 * math.sqrt(max(0.0, (only_first + only_second) / n - difference**2) / n)
     rows: list[dict[str, Any]] = []
     for label, name in enumerate(classes):
-        here = first.labels == label
-        if here.any():
-            mine, other = 100 * float(right[here].mean()), 100 * float(theirs[here].mean())
+        of_class = first.labels == label
+        if of_class.any():
+            first_top1 = 100 * float(first_correct[of_class].mean())
+            second_top1 = 100 * float(second_correct[of_class].mean())
             rows.append(
                 {
                     "class": name,
-                    "num_clips": int(here.sum()),
-                    "first": mine,
-                    "second": other,
-                    "difference": mine - other,
+                    "num_clips": int(of_class.sum()),
+                    "first": first_top1,
+                    "second": second_top1,
+                    "difference": first_top1 - second_top1,
                 }
             )
     rows.sort(key=lambda row: -row["difference"])
@@ -113,9 +142,9 @@ def compare(first: Scores, second: Scores, classes: Sequence[str]) -> dict[str, 
         "first_top1": first.top(1),
         "second_top1": second.top(1),
         "difference": 100 * difference,
-        "interval": [100 * (difference - half), 100 * (difference + half)],
-        "only_first": gained,
-        "only_second": lost,
-        "p_value": mcnemar(gained, lost),
+        "interval": [100 * (difference - half_width), 100 * (difference + half_width)],
+        "only_first": only_first,
+        "only_second": only_second,
+        "p_value": mcnemar(only_first, only_second),
         "per_class": rows,
     }

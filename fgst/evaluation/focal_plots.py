@@ -1,4 +1,4 @@
-"""What the network looks at, as pictures (Figure 5 of the paper): focal joints, and what they take from the parts."""
+"""Figures of focal joints and of their attention to body parts (Figure 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from typing import Any
 import numpy as np
 
 from fgst.data.skeleton import Partition, Skeleton
-from fgst.evaluation.plots import GREY, ORANGE, _new, _save
+from fgst.evaluation.plots import GREY, ORANGE, fix_view, new_figure, save_figure
 
-STILLS = 6  # frames of a clip side by side
-LINES = 3  # attentions drawn in a frame
-_DARK = 0.35, 1.0  # of the colour map, for the lowest and the highest score
+NUM_STILLS = 6
+"""Number of frames of a clip that are drawn side by side."""
+NUM_LINES = 3
+"""Number of attention weights that are drawn in a frame."""
+_SHADES = 0.35, 1.0  # positions in the colour map of the lowest and the highest score
 
 
 @dataclass(frozen=True)
 class FocalClip:
-    """What a network saw in a clip. T frames at the entrance of stage 2, one person a row of M.
+    """A clip with the network's focal joints and attention, for M persons and T frames at the entrance of stage 2.
 
     Attributes:
-        clip_id, title: which clip, and what is said of it.
+        clip_id: the clip.
+        title: title of its figures.
         joints: positions ``(M, T, N, 3)``.
-        present: ``(M,)``.
+        person_mask: which persons are present, ``(M,)``, bool.
         focal: which joints are focal, ``(M, T, N)``, bool.
-        scores: S of Eq. 2, ``(M, T, N)``.
-        attention: what each joint takes from each part (A_jp of Eq. 4), the mean of the heads and of the layers at
-            the entrance's frame rate, ``(M, T, N, P)``; zero for joints that are not focal; ``None`` without JP-CA.
-        parts: the partition; empty without a part branch.
+        scores: joint scores S of Eq. 2, ``(M, T, N)``.
+        attention: attention of each joint to each part (A_jp of Eq. 4), the mean over heads and layers,
+            ``(M, T, N, P)``; zero for joints that are not focal; ``None`` for a network without JP-CA.
+        parts: the partition of the joints; empty for a network without part branch.
     """
 
     clip_id: str
@@ -43,41 +46,55 @@ class FocalClip:
     attention: np.ndarray | None
     parts: Partition
 
-    def strongest(self, person: int, frame: int, count: int = LINES) -> list[tuple[int, int, float]]:
-        """The ``count`` strongest attentions of a frame: joint, part, weight; the strongest first."""
+    def strongest(self, person: int, frame: int, count: int = NUM_LINES) -> list[tuple[int, int, float]]:
+        """Return the strongest attention weights of a person in a frame as (joint, part, weight), strongest first."""
         if self.attention is None:
             return []
         weights = self.attention[person, frame]
-        best = np.argsort(-weights, axis=None, kind="stable")[:count]
-        found = zip(*np.unravel_index(best, weights.shape), strict=True)
-        return [(int(j), int(p), float(weights[j, p])) for j, p in found if weights[j, p] > 0]
+        order = np.argsort(-weights, axis=None, kind="stable")[:count]
+        pairs = zip(*np.unravel_index(order, weights.shape), strict=True)
+        return [(int(j), int(p), float(weights[j, p])) for j, p in pairs if weights[j, p] > 0]
 
     def shade(self) -> np.ndarray:
-        """How dark each score is drawn, 0 to 1: from the lowest to the highest score of the clip's focal joints."""
-        seen = self.scores[self.focal & self.person_mask[:, None, None]]
-        low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
+        """Scale the scores to 0…1, the range of the clip's focal joints: ``(M, T, N)``."""
+        drawn = self.scores[self.focal & self.person_mask[:, None, None]]
+        low, high = (float(drawn.min()), float(drawn.max())) if drawn.size else (0.0, 1.0)
         return np.clip((self.scores - low) / max(high - low, 1e-12), 0, 1)
 
 
 def focal_stills(clip: FocalClip, skeleton: Skeleton, path: str | os.PathLike[str]) -> None:
-    """Some frames of a clip side by side: focal joints, darker for higher scores; lines to the parts they listen to."""
-    frames = np.linspace(0, clip.joints.shape[1] - 1, min(STILLS, clip.joints.shape[1])).round().astype(int)
-    figure, _ = _new(1.9 * len(frames) + 0.8, 3.0)
+    """Draw frames of a clip side by side.
+
+    Focal joints are dots, darker for higher scores; lines connect them to the parts with the highest attention weights.
+
+    Args:
+        clip: the clip.
+        skeleton: the bones to draw.
+        path: the file to write.
+    """
+    frames = np.linspace(0, clip.joints.shape[1] - 1, min(NUM_STILLS, clip.joints.shape[1])).round().astype(int)
+    figure, _ = new_figure(1.9 * len(frames) + 0.8, 3.0)
     figure.clear()
-    axes = figure.subplots(1, len(frames), squeeze=False)[0]
-    for place, frame in zip(axes, frames, strict=True):
-        _draw(place, clip, int(frame), skeleton)
-        place.set_title(f"frame {frame + 1} of {clip.joints.shape[1]}", fontsize=8)
+    for axes, frame in zip(figure.subplots(1, len(frames), squeeze=False)[0], frames, strict=True):
+        _draw(axes, clip, int(frame), skeleton)
+        axes.set_title(f"frame {frame + 1} of {clip.joints.shape[1]}", fontsize=8)
     figure.suptitle(clip.title, fontsize=10)
     _legend(figure, clip)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def focal_animation(clip: FocalClip, skeleton: Skeleton, path: str | os.PathLike[str], *, fps: int = 10) -> None:
-    """The same as a GIF, frame by frame."""
-    from matplotlib.animation import FuncAnimation, PillowWriter
+    """Draw a clip like :func:`focal_stills`, as an animated GIF.
 
-    figure, axes = _new(4.4, 4.8)
+    Args:
+        clip: the clip.
+        skeleton: the bones to draw.
+        path: the file to write.
+        fps: frames per second.
+    """
+    from matplotlib.animation import FuncAnimation, PillowWriter  # lazy: matplotlib takes a second to import
+
+    figure, axes = new_figure(4.4, 4.8)
     _legend(figure, clip)
 
     def draw(frame: int) -> list[Any]:
@@ -93,8 +110,15 @@ def focal_animation(clip: FocalClip, skeleton: Skeleton, path: str | os.PathLike
 def focal_heat_map(
     shares: np.ndarray, classes: Sequence[str], joints: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
-    """How often each joint is focal, by class: ``shares`` ``(classes, joints)`` in %."""
-    figure, axes = _new(max(5.0, 0.36 * len(joints) + 3.2), max(3.2, 0.3 * len(classes) + 1.9))
+    """Draw how often each joint is focal, by class.
+
+    Args:
+        shares: share of frames in %, ``(classes, joints)``.
+        classes: class names.
+        joints: joint names.
+        path: the file to write.
+    """
+    figure, axes = new_figure(max(5.0, 0.36 * len(joints) + 3.2), max(3.2, 0.3 * len(classes) + 1.9))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     if shares.size <= 600:
         for row, column in np.ndindex(*shares.shape):
@@ -108,50 +132,43 @@ def focal_heat_map(
     axes.set_xlabel("joint")
     axes.set_ylabel("class")
     figure.colorbar(image, ax=axes, fraction=0.03, label="frames in which the joint is focal [%]")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw(axes: Any, clip: FocalClip, frame: int, skeleton: Skeleton) -> None:
-    from matplotlib import colormaps
+    """Draw a frame; the axis limits are the same for all frames of the clip."""
+    from matplotlib import colormaps  # lazy: matplotlib takes a second to import
 
-    colours, dark = colormaps["Blues"], clip.shade()
-    points = clip.joints[clip.person_mask][..., :2].reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
-    centre, reach = (low + high) / 2, max(float((high - low).max()) / 2, 1e-6) * 1.12
+    colours, shades = colormaps["Blues"], clip.shade()
     for person in np.flatnonzero(clip.person_mask):
-        place = clip.joints[person, frame][:, :2]
+        positions = clip.joints[person, frame][:, :2]
         for joint, parent in enumerate(skeleton.parents):
-            axes.plot(*place[[joint, parent]].T, color="#b8b8b8", linewidth=1.1, zorder=1)
-        axes.scatter(*place.T, s=5, color="#b8b8b8", zorder=2)
+            axes.plot(*positions[[joint, parent]].T, color="#b8b8b8", linewidth=1.1, zorder=1)
+        axes.scatter(*positions.T, s=5, color="#b8b8b8", zorder=2)
         for joint, part, weight in clip.strongest(int(person), frame):
-            middle = place[list(clip.parts[part])].mean(axis=0)
-            axes.plot(
-                *np.stack([middle, place[joint]]).T, color=ORANGE, linewidth=0.6 + 3 * weight, alpha=0.75, zorder=3
-            )
-            axes.scatter(*middle, marker="s", s=16, color=ORANGE, zorder=6)
-        chosen = np.flatnonzero(clip.focal[person, frame])
-        shades = _DARK[0] + (_DARK[1] - _DARK[0]) * dark[person, frame, chosen]
-        axes.scatter(*place[chosen].T, s=34, color=colours(shades), edgecolors="black", linewidths=0.4, zorder=5)
-    axes.set_xlim(centre[0] - reach, centre[0] + reach)
-    axes.set_ylim(centre[1] - reach, centre[1] + reach)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
+            centre = positions[list(clip.parts[part])].mean(axis=0)
+            line = np.stack([centre, positions[joint]]).T
+            axes.plot(*line, color=ORANGE, linewidth=0.6 + 3 * weight, alpha=0.75, zorder=3)
+            axes.scatter(*centre, marker="s", s=16, color=ORANGE, zorder=6)
+        focal = np.flatnonzero(clip.focal[person, frame])
+        colour = colours(_SHADES[0] + (_SHADES[1] - _SHADES[0]) * shades[person, frame, focal])
+        axes.scatter(*positions[focal].T, s=34, color=colour, edgecolors="black", linewidths=0.4, zorder=5)
+    fix_view(axes, clip.joints[clip.person_mask][..., :2].reshape(-1, 2), margin=1.12)
 
 
 def _legend(figure: Any, clip: FocalClip) -> None:
-    from matplotlib import colormaps
+    from matplotlib import colormaps  # lazy: matplotlib takes a second to import
     from matplotlib.lines import Line2D
 
     colours = colormaps["Blues"]
     dots = [
         Line2D([], [], ls="", marker="o", ms=6, mec="black", mew=0.4, color=colours(shade), label=words)
-        for shade, words in ((_DARK[1], "focal, high score"), (_DARK[0], "focal, low score"))
+        for shade, words in ((_SHADES[1], "focal, high score"), (_SHADES[0], "focal, low score"))
     ]
     others = [Line2D([], [], ls="", marker="o", ms=3, color="#b8b8b8", label="other joint")]
     if clip.attention is not None:
         others.append(
-            Line2D([], [], color=ORANGE, marker="s", ms=4, lw=1.5, label=f"the {LINES} strongest: joint ← part")
+            Line2D([], [], color=ORANGE, marker="s", ms=4, lw=1.5, label=f"{NUM_LINES} highest weights: joint ← part")
         )
     figure.legend(handles=dots + others, loc="outside lower center", ncols=2 if figure.get_figwidth() < 6 else 4,
                   fontsize=8, frameon=False, labelcolor=GREY)  # fmt: skip

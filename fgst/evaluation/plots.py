@@ -1,4 +1,4 @@
-"""Every picture (matplotlib). Colours are told apart by the colour-blind too (Okabe and Ito)."""
+"""Figures of data sets, trainings and evaluations. The palette is safe for colour-blind readers (Okabe and Ito)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from fgst.data.skeleton import Skeleton
+from fgst.evaluation.analysis import BINS, calibration_bins
 from fgst.evaluation.metrics import Scores
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
 
 
 def confusion(scores: Scores, classes: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Confusion matrix: share of each true class (rows) that was taken for each class (columns), in %."""
+    """Draw the confusion matrix of test clips: predicted classes (columns) in % of each true class (rows)."""
     matrix = scores.confusion()
     counts = matrix.sum(axis=1, keepdims=True)
     share = 100 * matrix / np.maximum(counts, 1)
     size = max(4.5, 0.45 * len(classes) + 2.5)
-    figure, axes = _new(size, size)
+    figure, axes = new_figure(size, size)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     if len(classes) <= 20:
         for row, column in np.argwhere(matrix > 0):
@@ -33,14 +34,19 @@ def confusion(scores: Scores, classes: Sequence[str], path: str | os.PathLike[st
     axes.set_ylabel("true class (clips)")
     axes.set_title(f"{scores.num_clips} test clips, top-1 {scores.top(1):.1f} %", fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.045, label="% of the true class")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def learning_curves(curves: Mapping[str, Mapping[int, float]], path: str | os.PathLike[str]) -> None:
-    """Loss and top-1 by epoch; ``curves`` has values by epoch for ``train/loss``, ``val/top1`` …, any may be empty."""
-    from matplotlib.ticker import MaxNLocator
+    """Draw loss and top-1 by epoch.
 
-    figure, (left, right) = _new(9, 3.6, columns=2)
+    Args:
+        curves: values by epoch of ``train/loss``, ``val/top1`` and so on; metrics may be missing or empty.
+        path: the file to write.
+    """
+    from matplotlib.ticker import MaxNLocator  # lazy: matplotlib takes a second to import
+
+    figure, (left, right) = new_figure(9, 3.6, columns=2)
     for axes, quantity, unit in ((left, "loss", "cross-entropy [nats]"), (right, "top1", "top-1 [%]")):
         for split, colour in (("train", BLUE), ("val", ORANGE), ("test", GREEN)):
             points = curves.get(f"{split}/{quantity}", {})
@@ -55,53 +61,23 @@ def learning_curves(curves: Mapping[str, Mapping[int, float]], path: str | os.Pa
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.legend(fontsize=8)
-    _save(figure, path)
-
-
-def sweep_curve(
-    rows: Sequence[Mapping[str, Any]],
-    axis: str,
-    title: str,
-    published: Mapping[str, float],
-    source: str,
-    path: str | os.PathLike[str],
-) -> None:
-    """Accuracy against the swept setting, with the paper's figures beside it.
-
-    Args:
-        rows: in order, each with ``label``, and ``val`` and ``test`` as (mean, std) in % or ``None``.
-        published: the paper's figure of a label, in %, where there is one.
-    """
-    labels = [str(row["label"]) for row in rows]
-    figure, axes = _new(max(6.0, 0.7 * len(labels) + 2), 4)
-    places = np.arange(len(labels))
-    for key, colour, name in (("val", ORANGE, "validation top-1"), ("test", BLUE, "test top-1")):
-        there = [(x, *row[key]) for x, row in zip(places, rows, strict=True) if row[key] is not None]
-        if there:
-            x, mean, std = (np.array(column, dtype=float) for column in zip(*there, strict=True))
-            axes.errorbar(x, mean, yerr=std if std.any() else None, color=colour, marker="o", capsize=3, label=name)
-    known = [(x, published[label]) for x, label in zip(places, labels, strict=True) if label in published]
-    if known:
-        axes.plot(*zip(*known, strict=True), color=GREY, ls="--", marker="s", ms=4, label=f"paper, {source}")
-    axes.set_xticks(places, [label.partition("=")[2] or label for label in labels])
-    axes.set_xlabel(axis)
-    axes.set_ylabel("top-1 [%]")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    if axes.has_data():
-        axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def clip_frames(joints: np.ndarray, skeleton: Skeleton, title: str, path: str | os.PathLike[str]) -> None:
-    """A clip as a row of skeletons over time, from the front above and from the side below; a colour a person.
+    """Draw frames of a clip side by side, seen from the front (upper row) and from the side (lower row).
+
+    Each person has a colour.
 
     Args:
-        joints: ``(M, T, N, 3)``; a person whose frame is all zero is not drawn there.
+        joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
+        skeleton: the bones to draw.
+        title: above the frames.
+        path: the file to write.
     """
     count = min(8, joints.shape[1])
     chosen = np.linspace(0, joints.shape[1] - 1, count).round().astype(int)
-    figure, _ = _new(1.6 * count + 0.6, 4.6)
+    figure, _ = new_figure(1.6 * count + 0.6, 4.6)
     figure.clear()
     axes = figure.subplots(2, count, squeeze=False)
     for row, view in enumerate(("front", "side")):
@@ -110,22 +86,30 @@ def clip_frames(joints: np.ndarray, skeleton: Skeleton, title: str, path: str | 
             axes[0, column].set_title(f"frame {frame + 1}", fontsize=8)
         axes[row, 0].set_ylabel(view, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def clip_animation(
     joints: np.ndarray, skeleton: Skeleton, title: str, path: str | os.PathLike[str], *, frames_per_second: int = 30
 ) -> None:
-    """The same as a GIF, frame by frame, front and side beside each other."""
-    from matplotlib.animation import FuncAnimation, PillowWriter
+    """Draw a clip as an animated GIF, seen from the front (left) and from the side (right).
 
-    figure, axes = _new(6.4, 3.8, columns=2)
+    Args:
+        joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
+        skeleton: the bones to draw.
+        title: above the frames.
+        path: the file to write.
+        frames_per_second: speed of the animation.
+    """
+    from matplotlib.animation import FuncAnimation, PillowWriter  # lazy: matplotlib takes a second to import
+
+    figure, axes = new_figure(6.4, 3.8, columns=2)
 
     def draw(frame: int) -> list[Any]:
-        for side, view in zip(axes, ("front", "side"), strict=True):
-            side.clear()
-            _draw_skeleton(side, joints, frame, skeleton, view)
-            side.set_title(view, fontsize=9)
+        for view_axes, view in zip(axes, ("front", "side"), strict=True):
+            view_axes.clear()
+            _draw_skeleton(view_axes, joints, frame, skeleton, view)
+            view_axes.set_title(view, fontsize=9)
         figure.suptitle(f"{title}, frame {frame + 1} of {joints.shape[1]}", fontsize=10)
         return []
 
@@ -134,87 +118,90 @@ def clip_animation(
 
 
 def _draw_skeleton(axes: Any, joints: np.ndarray, frame: int, skeleton: Skeleton, view: str) -> None:
-    """Bones and joints of every person in a frame; the axes are the same for all frames of the clip."""
-    across = 0 if view == "front" else 2
-    seen = np.asarray(joints.any(axis=(2, 3)))
-    points = joints[seen][..., [across, 1]].reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
-    centre, reach = (low + high) / 2, max(float((high - low).max()) / 2, 1e-6) * 1.1
+    """Draw the bones and joints of all persons in a frame; the axis limits are the same for all frames of the clip."""
+    horizontal = 0 if view == "front" else 2
+    visible = np.asarray(joints.any(axis=(2, 3)))
+    points = joints[visible][..., [horizontal, 1]].reshape(-1, 2)
     for person in range(len(joints)):
-        if not seen[person, frame]:
+        if not visible[person, frame]:
             continue
-        place, colour = joints[person, frame][:, [across, 1]], (BLUE, ORANGE, GREEN, GREY)[person % 4]
+        positions, colour = joints[person, frame][:, [horizontal, 1]], (BLUE, ORANGE, GREEN, GREY)[person % 4]
         for joint, parent in enumerate(skeleton.parents):
-            axes.plot(*place[[joint, parent]].T, color=colour, linewidth=1.2)
-        axes.scatter(*place.T, s=5, color=colour)
-    axes.set_xlim(centre[0] - reach, centre[0] + reach)
-    axes.set_ylim(centre[1] - reach, centre[1] + reach)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
+            axes.plot(*positions[[joint, parent]].T, color=colour, linewidth=1.2)
+        axes.scatter(*positions.T, s=5, color=colour)
+    fix_view(axes, points, margin=1.1)
 
 
 def lengths(frames: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """How long the clips of a data set are: a histogram of their numbers of frames."""
-    figure, axes = _new(6, 3.2)
-    # Bins of whole frames, all equally wide: the last one holds no more lengths than the others.
+    """Draw a histogram of the lengths of a data set's clips.
+
+    Args:
+        frames: number of frames of each clip, ``(n,)``.
+        path: the file to write.
+    """
+    figure, axes = new_figure(6, 3.2)
+    # Bins of whole frames, all equally wide, including the last one.
     width = max(1, -(-(int(np.ptp(frames)) + 1) // 60))
     axes.hist(frames, bins=np.arange(frames.min(), frames.max() + width + 1, width) - 0.5, color=BLUE)
     axes.set_xlabel("frames")
     axes.set_ylabel("clips")
     axes.set_title(f"{len(frames):,} clips, median {np.median(frames):g} frames", fontsize=10)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def reliability(scores: Scores, path: str | os.PathLike[str], bins: int = 15) -> None:
-    """How often the network is right when it is that sure: bars on the diagonal are well calibrated."""
-    values = scores.scores.astype(np.float64)
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    sure = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    right = np.bincount(place, scores.predictions == scores.labels, bins)
-    figure, (upper, lower) = _new(4.6, 4.8, rows=2, heights=(3, 1))
-    edges = (np.arange(bins) + 0.5) / bins * 100
-    some = counts > 0
-    upper.bar(edges[some], 100 * right[some] / counts[some], width=92 / bins, color=BLUE, label="right")
-    upper.plot([0, 100], [0, 100], color=ORANGE, lw=1.2, ls="--", label="as sure as right")
-    upper.set_ylabel("right [%]")
+def reliability(scores: Scores, path: str | os.PathLike[str], bins: int = BINS) -> None:
+    """Draw a reliability diagram: accuracy by confidence, and the distribution of the confidences.
+
+    Args:
+        scores: the scores.
+        path: the file to write.
+        bins: number of confidence bins.
+    """
+    counts, _, correct = calibration_bins(scores, bins)
+    figure, (upper, lower) = new_figure(4.6, 4.8, rows=2, heights=(3, 1))
+    centres = (np.arange(bins) + 0.5) / bins * 100
+    occupied = counts > 0
+    accuracy = 100 * correct[occupied] / counts[occupied]
+    upper.bar(centres[occupied], accuracy, width=92 / bins, color=BLUE, label="accuracy")
+    upper.plot([0, 100], [0, 100], color=ORANGE, lw=1.2, ls="--", label="perfect calibration")
+    upper.set_ylabel("accuracy [%]")
     upper.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    lower.bar(edges, counts, width=92 / bins, color=GREY)
+    lower.bar(centres, counts, width=92 / bins, color=GREY)
     lower.set_ylabel("clips")
-    lower.set_xlabel("probability of the predicted class [%]")
+    lower.set_xlabel("confidence: probability of the predicted class [%]")
     for axes in (upper, lower):
         axes.set_xlim(0, 100)
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def class_changes(rows: Sequence[Mapping[str, Any]], first: str, second: str, path: str | os.PathLike[str]) -> None:
-    """Accuracy of two networks by class, as Figure 6 of the paper: where the first gains and loses.
+    """Draw the per-class accuracies of two networks and their differences (Figure 6 of the paper).
 
     Args:
-        rows: in order from the top, each with ``class``, ``first``, ``second`` and ``difference`` in %.
-        first, second: what the networks are called.
+        rows: from top to bottom, each with ``class``, ``first``, ``second`` and ``difference`` in %.
+        first: name of the first network.
+        second: name of the second network.
+        path: the file to write.
     """
-    figure, (left, right) = _new(9.5, 0.26 * len(rows) + 1.6, columns=2, widths=(3, 2))
-    places = np.arange(len(rows))[::-1]
-    mine, theirs, gains = (np.array([row[key] for row in rows]) for key in ("first", "second", "difference"))
-    left.hlines(places, np.minimum(mine, theirs), np.maximum(mine, theirs), color="#c8c8c8", lw=2, zorder=1)
-    left.scatter(theirs, places, color=ORANGE, marker="s", s=22, label=second, zorder=2)
-    left.scatter(mine, places, color=BLUE, marker="o", s=22, label=first, zorder=3)
-    left.set_yticks(places, [str(row["class"]) for row in rows], fontsize=8)
+    figure, (left, right) = new_figure(9.5, 0.26 * len(rows) + 1.6, columns=2, widths=(3, 2))
+    heights = np.arange(len(rows))[::-1]
+    firsts, seconds, gains = (np.array([row[key] for row in rows]) for key in ("first", "second", "difference"))
+    left.hlines(heights, np.minimum(firsts, seconds), np.maximum(firsts, seconds), color="#c8c8c8", lw=2, zorder=1)
+    left.scatter(seconds, heights, color=ORANGE, marker="s", s=22, label=second, zorder=2)
+    left.scatter(firsts, heights, color=BLUE, marker="o", s=22, label=first, zorder=3)
+    left.set_yticks(heights, [str(row["class"]) for row in rows], fontsize=8)
     left.set_xlabel("top-1 of the class [%]")
     left.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    right.barh(places, gains, color=np.where(gains >= 0, BLUE, ORANGE), height=0.7)
+    right.barh(heights, gains, color=np.where(gains >= 0, BLUE, ORANGE), height=0.7)
     right.axvline(0, color="black", lw=0.8)
-    right.set_yticks(places, [])
+    right.set_yticks(heights, [])
     right.set_xlabel("difference [points]")
     for axes in (left, right):
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.grid(alpha=0.3, axis="x")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def subsets(
@@ -223,26 +210,33 @@ def subsets(
     test: Sequence[tuple[float, float] | None],
     path: str | os.PathLike[str],
 ) -> None:
-    """What ensembles reach, a row each: mean and standard deviation of top-1 in %, on validation and test clips."""
-    figure, axes = _new(8.5, 0.32 * len(labels) + 1.4)
-    places = np.arange(len(labels))[::-1]
-    for figures, colour, marker, name in ((val, ORANGE, "s", "validation"), (test, BLUE, "o", "test")):
-        there = [(place, *pair) for place, pair in zip(places, figures, strict=True) if pair is not None]
-        if there:
-            y, mean, std = np.array(there).T
+    """Draw the accuracies of ensembles of different members.
+
+    Args:
+        labels: name of each ensemble, from top to bottom.
+        val: mean and standard deviation of each ensemble's validation top-1 in %, or ``None``.
+        test: the same of test top-1.
+        path: the file to write.
+    """
+    figure, axes = new_figure(8.5, 0.32 * len(labels) + 1.4)
+    heights = np.arange(len(labels))[::-1]
+    for values, colour, marker, name in ((val, ORANGE, "s", "validation"), (test, BLUE, "o", "test")):
+        points = [(height, *pair) for height, pair in zip(heights, values, strict=True) if pair is not None]
+        if points:
+            y, mean, std = np.array(points).T
             std = np.nan_to_num(std)
             axes.errorbar(
                 mean, y, xerr=std if std.any() else None, fmt=marker, color=colour, ms=5, capsize=3, label=name
             )
-    axes.set_yticks(places, labels, fontsize=8)
+    axes.set_yticks(heights, labels, fontsize=8)
     axes.set_ylim(-0.7, len(labels) - 0.3)
     axes.set_xlabel("top-1 [%]")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _new(
+def new_figure(
     width: float,
     height: float,
     columns: int = 1,
@@ -250,8 +244,20 @@ def _new(
     heights: Sequence[float] | None = None,
     widths: Sequence[float] | None = None,
 ) -> tuple[Any, Any]:
-    # The object interface: it needs no display and touches no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Create a figure without a display or global state.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        columns: number of columns of axes.
+        rows: number of rows of axes.
+        heights: relative heights of the rows.
+        widths: relative widths of the columns.
+
+    Returns:
+        The figure, and its axes as ``Figure.subplots`` returns them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # lazy: matplotlib takes a second to import
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -259,5 +265,23 @@ def _new(
     return figure, figure.subplots(rows, columns, height_ratios=heights, width_ratios=widths)
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure in the format that the file's suffix names."""
     figure.savefig(Path(path))
+
+
+def fix_view(axes: Any, points: np.ndarray, margin: float) -> None:
+    """Set square axis limits around points ``(n, 2)``, and hide the ticks.
+
+    Args:
+        axes: the axes.
+        points: what must be visible.
+        margin: factor by which the limits exceed the points' extent.
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    centre, reach = (low + high) / 2, max(float((high - low).max()) / 2, 1e-6) * margin
+    axes.set_xlim(centre[0] - reach, centre[0] + reach)
+    axes.set_ylim(centre[1] - reach, centre[1] + reach)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fgst.config import TrialConfig
-from fgst.data.dataset import PREPARATIONS
+from fgst.data.formats import FORMATS
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.model.fgstformer import FGSTFormer
@@ -74,7 +74,7 @@ class ModelCard:
                 dataset_digest=str(content["dataset"]["digest"]),
                 preparation=str(content.get("preparation") or _guess_preparation(content)),
             )
-            if card.preparation not in PREPARATIONS:
+            if card.preparation not in FORMATS:
                 raise ValueError(f"unknown preparation {card.preparation!r}")
             card.config.model.check_skeleton(card.skeleton)
             if card.config.data.frames is None or not card.classes:

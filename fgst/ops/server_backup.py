@@ -1,104 +1,109 @@
-"""The tracking server's folder, kept in a bucket while its machine is away.
-
-  python -m fgst.server_backup save ~/server s3://bucket/fgst/server.tar.gz
-  python -m fgst.server_backup restore ~/server s3://bucket/fgst/server.tar.gz
-
-The server must be stopped. What it keeps elsewhere (--artifacts) is left alone. A copy in the bucket is replaced only
-by a whole one. Restoring where nothing was kept does nothing, and says so.
-"""
+"""Backups of the tracking server's folder in an object store, e.g. while no machine runs the server."""
 
 from __future__ import annotations
 
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fgst.cli.command import CommandParser, run_command
 from fgst.errors import InputError
 
-LEFT_OUT = ("lock", "socket", "mlflow.log", "postgres.log")
+EXCLUDED = ("lock", "socket", "mlflow.log", "postgres.log")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = CommandParser("python -m fgst.server_backup", __doc__)
-    parser.add_argument("what", choices=("save", "restore"))
-    parser.add_argument("folder", help="the server's --dir")
-    parser.add_argument("uri", help="of one file, e.g. s3://bucket/fgst/server.tar.gz")
-    args = parser.parse_args(argv)
-    folder = Path(args.folder).absolute()
-    store, path = _store(args.uri)
-    try:
-        (save if args.what == "save" else restore)(folder, store, path)
-    except (OSError, EOFError, tarfile.TarError) as error:  # Arrow's are among them
-        raise InputError(f"{args.uri}: could not be copied ({str(error).splitlines()[0]})") from None
+def save_backup(folder: Path, uri: str) -> int:
+    """Save a stopped server's folder as one archive. Artifacts stored elsewhere are not included.
+
+    Args:
+        folder: the server's folder.
+        uri: of the archive, e.g. s3://bucket/server.tar.gz; an existing one is replaced only by a complete one.
+
+    Returns:
+        The size of the archive in bytes.
+
+    Raises:
+        InputError: if the folder is not a server's, its server is running, or the archive cannot be written.
+    """
+    filesystem, path = _open_uri(uri)
+    if not (folder / "known").exists():
+        raise InputError(f"{folder} is not a tracking server's folder: no server has ever started there")
+    with _copy_errors(uri), tempfile.TemporaryFile() as packed:
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+                    for entry in sorted(folder.iterdir()):
+                        if entry.name not in EXCLUDED:
+                            archive.add(entry, entry.name)
+                size = packed.tell()
+                packed.seek(0)
+                with filesystem.open_output_stream(path) as stream:  # object stores show an object once it is complete
+                    while chunk := packed.read(8 * 1024 * 1024):
+                        stream.write(chunk)
+        except Timeout:
+            raise InputError(
+                f"{folder}: its server is running; stop it first, so that its database is consistent"
+            ) from None
+    return size
 
 
-def _store(uri: str) -> tuple[Any, str]:
-    from pyarrow import fs
+def restore_backup(folder: Path, uri: str) -> bool:
+    """Restore a server's folder from its archive.
+
+    Args:
+        folder: where to restore it; may exist, but must not contain a server's data.
+        uri: of the archive.
+
+    Returns:
+        Whether there was an archive.
+
+    Raises:
+        InputError: if the folder contains a server's data, or the archive is incomplete or something else.
+    """
+    from pyarrow import fs  # lazy: not needed by the server itself
+
+    filesystem, path = _open_uri(uri)
+    if (folder / "known").exists():
+        raise InputError(f"{folder} already contains a tracking server's data, which is not overwritten")
+    with _copy_errors(uri):
+        if filesystem.get_file_info(path).type != fs.FileType.File:
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        complete = False
+        with filesystem.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
+            for member in archive:
+                if member.name == "known":
+                    complete = True  # created last, below: an interrupted restore can be repeated
+                else:
+                    # The filter "tar" preserves modes, and as root owners: PostgreSQL insists on both for its folder.
+                    archive.extract(member, folder, filter="tar")
+        if not complete:
+            raise InputError(f"{path} is not a backup of a tracking server")
+        (folder / "known").touch()
+    return True
+
+
+def _open_uri(uri: str) -> tuple[Any, str]:
+    """Return the ``pyarrow`` file system of a URI, and the path in it."""
+    from pyarrow import fs  # lazy: not needed by the server itself
 
     if "://" not in uri:
-        raise InputError(f"{uri}: name a URI, e.g. s3://bucket/fgst/server.tar.gz")
+        raise InputError(f"{uri}: not a URI, e.g. s3://bucket/fgst/server.tar.gz")
     try:
-        store, path = fs.FileSystem.from_uri(uri)
+        filesystem, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
-        raise InputError(f"{uri}: cannot be reached ({str(error).splitlines()[0]})") from None
-    return store, path
+        raise InputError(f"{uri}: cannot be accessed ({str(error).splitlines()[0]})") from None
+    return filesystem, path
 
 
-def save(folder: Path, store: Any, path: str) -> None:
-    """Copy a stopped server's folder.
-
-    Raises:
-        InputError: if there is none, or its server is at work.
-    """
-    if not (folder / "known").exists():
-        raise InputError(f"{folder}: no tracking server has ever run there")
+@contextmanager
+def _copy_errors(uri: str) -> Iterator[None]:
+    """Turn the errors of copying and unpacking into one-line messages."""
     try:
-        with FileLock(folder / "lock", timeout=0), tempfile.TemporaryFile() as packed:
-            with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-                for entry in sorted(folder.iterdir()):
-                    if entry.name not in LEFT_OUT:
-                        archive.add(entry, entry.name)
-            size = packed.tell()
-            packed.seek(0)
-            with store.open_output_stream(path) as stream:  # an object store shows a file when all of it is there
-                while chunk := packed.read(8 * 1024 * 1024):
-                    stream.write(chunk)
-    except Timeout:
-        raise InputError(f"{folder}: its server is at work; stop it first, and its database is whole") from None
-    print(f"{folder} kept as {path} ({size / 1e6:,.1f} MB)", flush=True)
-
-
-def restore(folder: Path, store: Any, path: str) -> None:
-    """Put a kept folder where there is none.
-
-    Raises:
-        InputError: if there is one.
-    """
-    from pyarrow import fs
-
-    if (folder / "known").exists():
-        raise InputError(f"{folder}: a tracking server has data there; they are not replaced")
-    if store.get_file_info(path).type != fs.FileType.File:
-        print(f"nothing is kept as {path}; the server begins anew", flush=True)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with store.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
-        # With their modes, and as root with their owners: PostgreSQL wants its folder to be its user's alone. The file
-        # "known" says that all is there, and so is made at last: a copy that broke off is made again.
-        whole = False
-        for member in archive:
-            whole = whole or member.name == "known"
-            if member.name != "known":
-                archive.extract(member, folder, filter="tar")
-    if not whole:
-        raise InputError(f"{path}: is not a tracking server's folder")
-    (folder / "known").touch()
-    print(f"{folder} restored from {path}", flush=True)
-
-
-if __name__ == "__main__":
-    run_command(main)
+        yield
+    except (OSError, EOFError, tarfile.TarError) as error:  # includes Arrow's own errors
+        raise InputError(f"{uri}: cannot be copied ({str(error).splitlines()[0]})") from None

@@ -1,4 +1,4 @@
-"""What the driver writes about its trials, beside the loop that starts them."""
+"""A worker thread for what the driver records about its trials."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from fgst.errors import is_disk_full
 
 
 class BackgroundWorker:
-    """Does one thing after another in a thread beside; a context manager that ends when all is done.
+    """Runs callables one after another on a background thread; leaving the context waits for all of them.
 
-    To write down how a trial ended takes half a dozen requests. On a tracking server that 64 trials keep busy they took
-    1.6 s, in which no other trial began.
+    Recording how a trial ended takes half a dozen requests. With 64 trials writing to the same tracking server these
+    took 1.6 s, during which the driver's loop started no other trial.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._doing: deque[Future[None]] = deque()
+        self._executor = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._thread.shutdown()
+        self._executor.shutdown()
 
-    def do(self, call: Callable[[], None]) -> None:
-        """Do this after all else; raises what an earlier call raised."""
-        self._doing.append(self._thread.submit(call))
-        while self._doing and self._doing[0].done():
-            self._doing.popleft().result()
+    def submit(self, call: Callable[[], None]) -> None:
+        """Run ``call`` after all earlier ones; raises the exception of an earlier call."""
+        self._pending.append(self._executor.submit(call))
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
 
-    def disk_full_at_the_end(self) -> bool:
-        """Wait until all is done; whether something found no room. Raises what else went wrong."""
-        full = False
-        while self._doing:
+    def wait(self) -> bool:
+        """Wait for all calls; returns whether one failed because a disk is full. Raises any other exception."""
+        disk_full = False
+        while self._pending:
             try:
-                self._doing.popleft().result()
+                self._pending.popleft().result()
             except Exception as error:
                 if not is_disk_full(error):
                     raise
-                full = True
-        return full
+                disk_full = True
+        return disk_full

@@ -1,30 +1,29 @@
-"""The end of a sweep over modalities: its networks fused, an ensemble with a run of its own, and the champion."""
+"""The ensemble at the end of a sweep over modalities: fused scores in a run of their own, and the champion."""
 
 from __future__ import annotations
 
-import argparse
 import csv
+import logging
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fgst.errors import InputError
 from fgst.evaluation import ensemble
-from fgst.evaluation.ensemble import PEERS, EnsembleCard, Member
+from fgst.evaluation.ensemble import COMMON_WEIGHTS, EnsembleCard, Member
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.definition import TrialFactory, build_spec
-from fgst.sweep.report.tables import format_figure
+from fgst.sweep.report.tables import format_mean_std
 from fgst.sweep.results import MeanStd, TrialResult
+from fgst.sweep.runner import SweepResult, SweepRunner
+from fgst.sweep.status import TrialStatus
 from fgst.tracking import registry
-from fgst.tracking.store import TrackedRun
+from fgst.tracking.run import TrackedRun
+from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
-if TYPE_CHECKING:
-    from fgst.sweep.runner import SweepRunner
+logger = logging.getLogger(__name__)
 
 # Tables 5 and 6 of the paper: four modalities, top-1 in %, by data set and benchmark.
 PAPER = {
@@ -35,12 +34,12 @@ PAPER = {
     "ntu-120 x-set": 90.6,
 }
 SHORT = {"joint": "J", "bone": "B", "joint_motion": "JM", "bone_motion": "BM"}
-Fused = Mapping[str, Scores]  # by modality
+ScoresByModality = Mapping[str, Scores]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the ensemble's table: which modalities, how weighted, and what the fused scores reach, in %."""
+    """A row of the ensemble's table: modalities, their weighting, and top-1 of the fused scores in %."""
 
     modalities: tuple[str, ...]
     weighting: str
@@ -49,34 +48,98 @@ class Line:
 
     @property
     def label(self) -> str:
+        """Label in figures."""
         names = " + ".join(name.replace("_", " ") for name in self.modalities)
         return names if self.weighting in ("alone", "equal") else f"{names}, {self.weighting}"
 
 
-def build_ensemble(session: SweepRunner, results: Sequence[TrialResult]) -> str:
-    """Fuse the networks of a sweep over modalities; returns the run id of the ensemble, "" if none came about.
+@dataclass(frozen=True)
+class EnsembleResult:
+    """An ensemble that was built from a sweep.
 
-    The ensemble is of the sweep's first seed; the others only say how much it varies. Its weights are fitted on the
-    validation clips of all seeds together, or taken from the ensemble that the sweep is to be weighted like.
+    Attributes:
+        run_id: its MLflow run.
+        lines: rows of its table: every subset of the modalities, and the weightings of all of them.
+        is_refit: its networks were trained on all training clips, with the weights of an earlier ensemble.
+        beaten_by_member: validation top-1 in % of a single network that is at least as good as the ensemble, if any.
+        val_top1: validation top-1 in % of the ensemble; ``None`` without validation clips.
     """
-    store, spec = session.store, session.spec
+
+    run_id: str
+    lines: tuple[Line, ...]
+    is_refit: bool
+    beaten_by_member: float | None = None
+    val_top1: float | None = None
+
+
+def build_ensemble(runner: SweepRunner, result: SweepResult) -> EnsembleResult | None:
+    """Fuse the networks of a finished sweep over modalities and log the ensemble.
+
+    The ensemble is made of the networks of the first seed; the other seeds show the spread. Its weights are fitted on the
+    validation clips of all seeds, or taken from the ensemble named by ``Tags.WEIGHTS_FROM``.
+
+    Returns:
+        The ensemble, or ``None`` if fewer than two modalities finished with the same seed.
+    """
+    store, spec = runner.store, result.spec
     names = [str(value) for value in spec.parameters[0].values]
-    seeds = _whole(results, names)
+    seeds = _complete_seeds(result.trials, names)
     if len(names) < 2 or not seeds:
-        print("no ensemble: it takes two modalities or more, each trained to its end", file=sys.stderr)
-        return ""
-    test = [{name: store.scores(o[name].run_id, "test") for name in names} for o in seeds.values()]
-    val: list[Fused] = []
+        return None
+    test = [{name: store.scores(trials[name].run_id, "test") for name in names} for trials in seeds.values()]
+    val: list[ScoresByModality] = []
     if spec.base.data.protocol == "validation":
-        val = [{name: store.scores(o[name].run_id, "val") for name in names} for o in seeds.values()]
-    weights, sharpness, fitted_by = _weights(session, names, val)
-    lines = make_lines(names, val, test, weights, "fitted" if val or fitted_by else "equal")
+        val = [{name: store.scores(trials[name].run_id, "val") for name in names} for trials in seeds.values()]
+    source = runner.tags().get(Tags.WEIGHTS_FROM, "")
+    weights, sharpness = _weights(store, source, names, val)
+    lines = make_lines(names, val, test, weights, "fitted" if val or source else "equal")
 
     seed, members = next(iter(seeds.items()))
-    card = EnsembleCard(
-        tuple(Member(name, members[name].run_id, weights[name]) for name in names), sharpness, fitted_by
-    )
-    data = spec.base.data
+    card = EnsembleCard(tuple(Member(name, members[name].run_id, weights[name]) for name in names), sharpness, source)
+    run = _start_run(runner, card, seed, names)
+    run.log_params({"fusion": ensemble.FUSION, "seeds": len(seeds)})
+    fused_val = ensemble.fuse(val[0], weights, sharpness) if val else None
+    fused = ensemble.fuse(test[0], weights, sharpness)
+    fusion = {f"weight/{name}": weight for name, weight in weights.items()} | {"sharpness": sharpness}
+    run.log_metrics(_metrics(fused, fused_val, lines) | fusion, step=0)
+    _log(run, card, lines, fused, fused_val, store.model_card(members[names[0]].run_id).classes)
+    run.finish()
+    runner.tracked_run.set_tags({Tags.ENSEMBLE: run.run_id})
+
+    best_member = max((line.val[0] for line in lines if len(line.modalities) == 1 and line.val), default=None)
+    val_top1 = fused_val.top(1) if fused_val is not None else None
+    beaten = best_member is not None and val_top1 is not None and len(seeds) == 1 and val_top1 <= best_member
+    return EnsembleResult(run.run_id, tuple(lines), bool(source), best_member if beaten else None, val_top1)
+
+
+def _complete_seeds(trials: Sequence[TrialResult], names: Sequence[str]) -> dict[int, dict[str, TrialResult]]:
+    """By seed, the finished trial of each modality; seeds that lack a modality are left out."""
+    by_seed: dict[int, dict[str, TrialResult]] = {}
+    for trial in trials:
+        if trial.status is TrialStatus.FINISHED:
+            by_seed.setdefault(trial.seed, {})[str(next(iter(trial.params.values())))] = trial
+    return {seed: trials for seed, trials in sorted(by_seed.items()) if set(names) <= set(trials)}
+
+
+def _weights(
+    store: TrackingStore, source: str, names: Sequence[str], val: Sequence[ScoresByModality]
+) -> tuple[dict[str, float], float]:
+    """Fusion weights and sharpness: those of the ensemble ``source`` if given, else fitted, else equal."""
+    if source:
+        with store.artifacts(source, "ensemble.json") as file:
+            card = EnsembleCard.read(file)
+        if set(card.weights) != set(names):
+            raise InputError(f"ensemble {source} fuses {', '.join(card.weights)}, not {', '.join(names)}")
+        return card.weights, card.sharpness
+    if val:
+        return ensemble.fit_weights(val)
+    logger.warning("no validation clips to fit fusion weights on: using equal weights")
+    return ensemble.equal_weights(names), float(len(names))
+
+
+def _start_run(runner: SweepRunner, card: EnsembleCard, seed: int, names: Sequence[str]) -> TrackedRun:
+    spec = runner.spec
+    data, source = spec.base.data, runner.tags().get(Tags.WEIGHTS_FROM, "")
     tags = {
         Tags.KIND: "ensemble",
         "mlflow.source.name": f"sweeps/{spec.name}.py",
@@ -86,74 +149,46 @@ def build_ensemble(session: SweepRunner, results: Sequence[TrialResult]) -> str:
         Tags.PROTOCOL: data.protocol,
         Tags.SEED: str(seed),
         **{Tags.MEMBER + member.modality: member.run_id for member in card.members},
+        **({Tags.WEIGHTS_FROM: source} if source else {}),
     }
-    if fitted_by:
-        tags[Tags.WEIGHTS_FROM] = fitted_by
-    name = f"{' + '.join(names)} s{seed}" + (" refit" if fitted_by else "")
-    run = store.start(session.experiment, f"ensemble-{session.parent.run_id}", name, tags, session.parent.run_id)
-    run.log_params({"fusion": ensemble.FUSION, "seeds": len(seeds)})
-    fused_val = ensemble.fuse(val[0], weights, sharpness) if val else None
-    fused = ensemble.fuse(test[0], weights, sharpness)
-    told = {f"weight/{name}": weight for name, weight in weights.items()} | {"sharpness": sharpness}
-    run.log_metrics(_metrics(fused, fused_val, lines) | told, step=0)
-    classes = store.model_card(members[names[0]].run_id).classes
-    _log(run, card, lines, fused, fused_val, classes)
-    run.finish()
-    session.parent.set_tags({Tags.ENSEMBLE: run.run_id})
-    _print(lines, spec.experiment, refit=bool(fitted_by))
-    if val:
-        best = max(line.val[0] for line in lines if len(line.modalities) == 1 and line.val)
-        own = fused_val.top(1) if fused_val else 0.0
-        if len(seeds) == 1 and own <= best:
-            words = f"the best single modality validates at {best:.1f} %, the ensemble at {own:.1f} %"
-            print(f"note: no better than one of its members: {words}", file=sys.stderr)
-    return run.run_id
-
-
-def _whole(results: Sequence[TrialResult], names: Sequence[str]) -> dict[int, dict[str, TrialResult]]:
-    """By seed, the finished trial of each modality; seeds that lack one are left out."""
-    found: dict[int, dict[str, TrialResult]] = {}
-    for result in results:
-        if result.status == "finished":
-            found.setdefault(result.seed, {})[str(next(iter(result.params.values())))] = result
-    return {seed: trials for seed, trials in sorted(found.items()) if set(names) <= set(trials)}
-
-
-def _weights(session: SweepRunner, names: Sequence[str], val: Sequence[Fused]) -> tuple[dict[str, float], float, str]:
-    """The weights, the sharpness, and the run of the ensemble that they come from, unless it is this one."""
-    source = session.store.run(session.parent.run_id).data.tags.get(Tags.WEIGHTS_FROM, "")
-    if source:
-        with session.store.artifacts(source, "ensemble.json") as file:
-            card = EnsembleCard.read(file)
-        if set(card.weights) != set(names):
-            raise InputError(f"ensemble {source} fuses {', '.join(card.weights)}, not {', '.join(names)}")
-        return card.weights, card.sharpness, source
-    if val:
-        return *ensemble.fit_weights(val), ""
-    print("nothing was held out to fit weights by: each modality counts the same", file=sys.stderr)
-    return ensemble.equal_weights(names), float(len(names)), ""
+    name = f"{' + '.join(names)} s{seed}" + (" refit" if source else "")
+    return runner.store.start(runner.experiment, f"ensemble-{runner.sweep_id}", name, tags, runner.sweep_id)
 
 
 def make_lines(
-    names: Sequence[str], val: Sequence[Fused], test: Sequence[Fused], weights: Mapping[str, float], weighting: str
+    names: Sequence[str],
+    val: Sequence[ScoresByModality],
+    test: Sequence[ScoresByModality],
+    weights: Mapping[str, float],
+    weighting: str,
 ) -> list[Line]:
-    """Every subset under equal weights, then all of them as public code weights them, and as this ensemble does."""
+    """Rows of the table: every subset with equal weights, then all modalities with the fixed weights of public code and with
+    the weights of this ensemble.
+    """
     lines = []
     for chosen in ensemble.subsets(names):
         lines.append(_line(chosen, "equal" if len(chosen) > 1 else "alone", ensemble.equal_weights(chosen), val, test))
     everything = tuple(names)
-    if set(names) <= set(PEERS):
-        lines.append(_line(everything, "fixed " + "/".join(str(PEERS[name]) for name in names), PEERS, val, test))
+    if set(names) <= set(COMMON_WEIGHTS):
+        lines.append(
+            _line(
+                everything, "fixed " + "/".join(str(COMMON_WEIGHTS[name]) for name in names), COMMON_WEIGHTS, val, test
+            )
+        )
     if weighting != "equal":
-        told = "/".join(f"{weights[name]:.2f}" for name in names)
-        lines.append(_line(everything, f"fitted {told}", weights, val, test))
+        formatted = "/".join(f"{weights[name]:.2f}" for name in names)
+        lines.append(_line(everything, f"fitted {formatted}", weights, val, test))
     return lines
 
 
 def _line(
-    chosen: tuple[str, ...], weighting: str, weights: Mapping[str, float], val: Sequence[Fused], test: Sequence[Fused]
+    chosen: tuple[str, ...],
+    weighting: str,
+    weights: Mapping[str, float],
+    val: Sequence[ScoresByModality],
+    test: Sequence[ScoresByModality],
 ) -> Line:
-    def over_seeds(trainings: Sequence[Fused]) -> MeanStd | None:
+    def over_seeds(trainings: Sequence[ScoresByModality]) -> MeanStd | None:
         reached = [ensemble.fuse({name: t[name] for name in chosen}, weights).top(1) for t in trainings]
         if not reached:
             return None
@@ -184,6 +219,7 @@ def _log(
     val: Scores | None,
     classes: Sequence[str],
 ) -> None:
+    # lazy: matplotlib takes a second to import
     from fgst.evaluation import plots
 
     with tempfile.TemporaryDirectory(prefix="fgst-ensemble-") as name:
@@ -206,11 +242,13 @@ def _log(
         run.log_artifacts(folder)
 
 
-def _print(lines: Sequence[Line], experiment: str, *, refit: bool) -> None:
+def print_ensemble(result: EnsembleResult, experiment: str) -> None:
+    """The ensemble's table on stdout."""
     from rich.console import Console
     from rich.table import Table
 
-    title = "The ensemble, trained on all training clips" if refit else "The ensemble"
+    lines = result.lines
+    title = "The ensemble, trained on all training clips" if result.is_refit else "The ensemble"
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("modalities")
     table.add_column("weights")
@@ -219,7 +257,7 @@ def _print(lines: Sequence[Line], experiment: str, *, refit: bool) -> None:
         table.add_column(heading, justify="right")
     for line in lines:
         cells = [" + ".join(SHORT.get(name, name) for name in line.modalities), line.weighting]
-        cells += [format_figure(line.val)] * held_out + [format_figure(line.test)]
+        cells += [format_mean_std(line.val)] * held_out + [format_mean_std(line.test)]
         table.add_row(*cells, style="bold" if line is lines[-1] else None)
     notes = [", ".join(f"{SHORT[name]} {name.replace('_', ' ')}" for name in SHORT)]
     published = PAPER.get(experiment)
@@ -229,32 +267,12 @@ def _print(lines: Sequence[Line], experiment: str, *, refit: bool) -> None:
     Console(highlight=False).print(table)
 
 
-def refit(session: SweepRunner, trials: TrialFactory, ensemble_id: str, args: argparse.Namespace, again: str) -> None:
-    """Train the networks of a fused sweep again on all training clips, as a sweep of its own that it is followed by."""
-    from fgst.sweep.runner import begin, begun
-
-    spec = session.spec
-    base = spec.base.with_values({"data.protocol": "paper"})
-    follower = session.store.run(session.parent.run_id).data.tags.get(Tags.REFIT)
-    if follower:
-        following = begun(trials.question, follower, (), args)
-    else:
-        whole = build_spec(trials.question, base, trials.dataset, values=spec.parameters[0].values, seeds=spec.seeds)
-        following = begin(whole, args, known=True, **{Tags.WEIGHTS_FROM: ensemble_id})
-        session.parent.set_tags({Tags.REFIT: following.parent.run_id})
-    following.run(TrialFactory(trials.question, following.spec.base, trials.dataset), args, again)
-
-
-def promote_ensemble(session: SweepRunner, ensemble_id: str) -> None:
-    """Register an ensemble as the champion if it validates better than the one there is."""
-    tags = session.store.run(session.parent.run_id).data.tags
-    chosen_by = tags.get(Tags.WEIGHTS_FROM, ensemble_id)
-    chosen = session.store.run(chosen_by).data.metrics.get("val/top1")
-    if chosen is None:
-        print("not registered: nothing was held out to compare it with the champion by", file=sys.stderr)
-        return
-    data = session.spec.base.data
-    split = f"{session.spec.dataset_digest} {data.benchmark} {data.validation:g} {data.validation_seed}"
-    print(
-        registry.promote_if_better(session.store, ensemble_id, session.spec.experiment, chosen, split), file=sys.stderr
-    )
+def promote_ensemble(runner: SweepRunner, ensemble_id: str) -> str:
+    """Register an ensemble as champion if it validates better than the current one; returns what was done, in words."""
+    chosen_by = runner.tags().get(Tags.WEIGHTS_FROM, ensemble_id)
+    val_top1 = runner.store.run(chosen_by).data.metrics.get("val/top1")
+    if val_top1 is None:
+        return "not registered: there were no validation clips to compare it with the champion"
+    data = runner.spec.base.data
+    split = f"{runner.spec.dataset_digest} {data.benchmark} {data.validation:g} {data.validation_seed}"
+    return registry.promote_if_better(runner.store, ensemble_id, runner.spec.experiment, val_top1, split)

@@ -1,4 +1,4 @@
-"""What a sweep's figures say, and how sure: means over seeds, paired differences, how well rungs foretold the end."""
+"""Results of a sweep: its trials, means over seeds, paired differences, and how well early epochs predicted the last one."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgst.sweep.definition import SweepSpec, format_params
+from fgst.sweep.definition import format_params
+from fgst.sweep.spec import SweepSpec
+from fgst.sweep.status import TrialStatus
 
 MeanStd = tuple[float, float]
-ENDINGS = ("finished", "pruned", "failed", "interrupted", "running")
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial stands in MLflow.
+    """The state of a trial in MLflow.
 
     Attributes:
-        key, label, seed, point: which trial it is.
-        run_id: of its MLflow run.
-        ending: one of ``ENDINGS``; "pruned" was stopped early, "interrupted" goes on when the sweep is resumed.
-        metrics: its last ones, by MLflow name; accuracies in %.
+        trial_id, label, seed, params: which trial it is.
+        run_id: its MLflow run.
+        status: how it ended, or RUNNING.
+        metrics: its last metrics by MLflow name; accuracies in %.
         reason: of a failure.
-        halved: its batches went through the network in two halves, for want of memory.
+        used_micro_batches: each batch was split into two parts after running out of memory.
     """
 
     trial_id: str
@@ -33,7 +34,7 @@ class TrialResult:
     seed: int
     params: Mapping[str, Any]
     run_id: str
-    status: str
+    status: TrialStatus
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     used_micro_batches: bool = False
@@ -41,7 +42,7 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences in % (same seeds on both sides), and half the width of its 95 % interval."""
+    """Mean of paired differences in % (same seeds on both sides) and half the width of its 95 % interval."""
 
     mean: float
     half_width: float
@@ -49,16 +50,23 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return abs(self.mean) > self.half_width
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: mean and standard deviation over its finished seeds; ``None`` where no trial has the figure.
+    """One configuration: mean and standard deviation over its finished seeds.
 
-    Accuracies in %, ``minutes`` of training per trial. ``val_difference`` and ``test_difference`` are to the baseline's
-    row, ``None`` for itself and under two common seeds. ``pruned`` and ``failed`` count trials.
+    Attributes:
+        label, params: the configuration.
+        finished, trials: number of finished and of all trials.
+        val, test: top-1 in %, ``None`` if no trial has it.
+        minutes: training time per trial.
+        published: the paper's top-1 in %.
+        pruned, failed: numbers of trials.
+        val_difference, test_difference: to the baseline's row; ``None`` for the baseline itself and with fewer than two
+            common seeds.
     """
 
     label: str
@@ -72,41 +80,44 @@ class Row:
     failed: int = 0
     val_difference: Difference | None = None
     test_difference: Difference | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 def labels_of(spec: SweepSpec, results: Sequence[TrialResult]) -> list[str]:
-    """The rows' labels: a grid's in its order, a search's from the best by validation down."""
+    """Labels of the rows: a grid's in its order, a search's by descending mean validation top-1."""
     if spec.search == "grid":
         return list(dict.fromkeys(trial.label for trial in spec.trials))
     labels = dict.fromkeys(result.label for result in results)
-    finished = _by_label(results, "finished")
+    finished = _by_label(results, TrialStatus.FINISHED)
     means = {label: mean_std(finished.get(label, ()), "val/top1") for label in labels}
     return sorted(labels, key=lambda label: -(means[label] or (-math.inf, 0))[0])
 
 
 def build_rows(spec: SweepSpec, results: Sequence[TrialResult]) -> list[Row]:
-    """A row for each configuration that is part of the sweep."""
-    published = dict(spec.published)
-    labels = labels_of(spec, results)
-    planned, begun = Counter(trial.label for trial in spec.trials), Counter(result.label for result in results)
-    ended = {status: _by_label(results, status) for status in ("finished", "pruned", "failed")}
+    """One row per configuration of the sweep."""
+    params = {trial.label: dict(trial.params) for trial in spec.trials} | {r.label: dict(r.params) for r in results}
+    planned, started = Counter(trial.label for trial in spec.trials), Counter(result.label for result in results)
+    ended = {
+        status: _by_label(results, status) for status in (TrialStatus.FINISHED, TrialStatus.PRUNED, TrialStatus.FAILED)
+    }
     baseline = baseline_label(spec, results)
-    base = ended["finished"].get(baseline, []) if baseline else []
+    base = ended[TrialStatus.FINISHED].get(baseline, []) if baseline else []
     rows = []
-    for label in labels:
-        finished = ended["finished"].get(label, [])
+    for label in labels_of(spec, results):
+        finished = ended[TrialStatus.FINISHED].get(label, [])
         differences = [None if label == baseline else paired(finished, base, m) for m in ("val/top1", "test/top1")]
         rows.append(
             Row(
                 label=label,
+                params=params[label],
                 finished=len(finished),
-                trials=planned[label] or begun[label],
+                trials=planned[label] or started[label],
                 val=mean_std(finished, "val/top1"),
                 test=mean_std(finished, "test/top1"),
                 minutes=mean_std(finished, "minutes"),
-                published=published.get(label),
-                pruned=len(ended["pruned"].get(label, ())),
-                failed=len(ended["failed"].get(label, ())),
+                published=spec.published_top1(params[label]),
+                pruned=len(ended[TrialStatus.PRUNED].get(label, ())),
+                failed=len(ended[TrialStatus.FAILED].get(label, ())),
                 val_difference=differences[0],
                 test_difference=differences[1],
             )
@@ -115,39 +126,39 @@ def build_rows(spec: SweepSpec, results: Sequence[TrialResult]) -> list[Row]:
 
 
 def baseline_label(spec: SweepSpec, results: Sequence[TrialResult]) -> str | None:
-    """Label of the row that others are compared with: the question's, else the first."""
+    """Label of the row that others are compared with: the definition's baseline if it is part of the sweep, else the
+    first row.
+    """
     if spec.search == "grid":
         labels = labels_of(spec, results)
-    else:  # as they were begun: the first is what the user enqueued, or the paper's setting
-        labels = list(
-            dict.fromkeys(
-                [*(format_params(dict(params)) for params in spec.initial_points), *(o.label for o in results)]
-            )
-        )
-    return spec.baseline if spec.baseline in labels else next(iter(labels), None)
+    else:  # in the order of their start: the first is what the user enqueued, or the paper's setting
+        initial = [format_params(dict(params)) for params in spec.initial_points]
+        labels = list(dict.fromkeys([*initial, *(result.label for result in results)]))
+    wanted = spec.label_of_value(spec.baseline)
+    return wanted if wanted in labels else next(iter(labels), None)
 
 
 def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult | None:
-    """The trial to go on with: of the configuration with the best mean validation top-1, its best by validation.
+    """The trial to continue with: the best by validation of the configuration with the best mean validation top-1.
 
-    Of equals the first. Where all clips train (protocol paper) there is nothing to choose by, and the test clips are
-    not for choosing: then it is the first trial that finished.
+    Ties go to the first. Without validation clips (protocol paper) it is the first trial that finished: test clips are
+    never used to choose.
     """
-    finished = [result for result in results if result.status == "finished"]
+    finished = [result for result in results if result.status == TrialStatus.FINISHED]
     if spec.search == "grid":
         order = {trial.trial_id: number for number, trial in enumerate(spec.trials)}
         finished.sort(key=lambda result: order.get(result.trial_id, len(order)))
 
-    means = {label: mean_std(some, "val/top1") for label, some in _by_label(finished, "finished").items()}
+    means = {label: mean_std(group, "val/top1") for label, group in _by_label(finished, TrialStatus.FINISHED).items()}
 
-    def worth(result: TrialResult) -> tuple[float, float]:
+    def rank(result: TrialResult) -> tuple[float, float]:
         return (means[result.label] or (0.0, 0.0))[0], result.metrics.get("val/top1", 0.0)
 
-    return max(finished, key=worth, default=None)
+    return max(finished, key=rank, default=None)
 
 
 def mean_std(results: Sequence[TrialResult], metric: str) -> MeanStd | None:
-    """Mean and sample standard deviation (0 of a single one); ``None`` of none."""
+    """Mean and sample standard deviation (0 for a single value); ``None`` without values."""
     values = [result.metrics[metric] for result in results if metric in result.metrics]
     if not values:
         return None
@@ -155,8 +166,8 @@ def mean_std(results: Sequence[TrialResult], metric: str) -> MeanStd | None:
 
 
 def paired(one: Sequence[TrialResult], other: Sequence[TrialResult], metric: str) -> Difference | None:
-    """``one`` minus ``other`` over the seeds that both have, with Student's t; ``None`` under two common seeds."""
-    from scipy.stats import t
+    """``one`` minus ``other`` over their common seeds, with Student's t; ``None`` for fewer than two common seeds."""
+    from scipy.stats import t  # lazy: scipy.stats takes half a second to import
 
     values = [{o.seed: o.metrics[metric] for o in side if metric in o.metrics} for side in (one, other)]
     seeds = sorted(values[0].keys() & values[1].keys())
@@ -169,9 +180,13 @@ def paired(one: Sequence[TrialResult], other: Sequence[TrialResult], metric: str
 
 @dataclass(frozen=True)
 class Rung:
-    """How well an epoch foretold the end: Kendall's tau-b over ``trials`` that ran to the end; ``None`` of constants.
+    """How well an epoch predicted the last one.
 
-    ``kept_best`` says whether the best of these trials was among the share that this rung lets go on.
+    Attributes:
+        epoch: of the rung.
+        tau: Kendall's tau-b between accuracies at this epoch and at the last; ``None`` for constant accuracies.
+        trials: number of trials that ran to the last epoch.
+        kept_best: whether the best of them is among those that this rung lets continue.
     """
 
     epoch: int
@@ -184,32 +199,33 @@ def rank_report(spec: SweepSpec, histories: Sequence[Mapping[int, float]]) -> li
     """Whether early stopping was, or would have been, safe.
 
     Args:
-        histories: validation top-1 by epoch, of trials that ran to the end; under three of them nothing is said.
+        histories: validation top-1 by epoch, of trials that ran to the last epoch. With fewer than three the report is
+            empty.
     """
     from scipy.stats import kendalltau
 
     epochs = spec.base.train.epochs
     stop = spec.early_stop
-    reduction = stop.reduction if stop else 3
-    epoch = stop.grace if stop else max(1, epochs // 9)
+    reduction = stop.reduction_factor if stop else 3
+    epoch = stop.grace_period if stop else max(1, epochs // 9)
     whole = [history for history in histories if epochs in history]
     rungs: list[Rung] = []
     while epoch < epochs and len(whole) >= 3:
         pairs = [(history[epoch], history[epochs]) for history in whole if epoch in history]
         if len(pairs) >= 3:
-            then, finally_ = zip(*pairs, strict=True)
-            tau = float(kendalltau(then, finally_).statistic)
+            early, last = zip(*pairs, strict=True)
+            tau = float(kendalltau(early, last).statistic)
             best = max(pairs, key=lambda pair: pair[1])
-            ahead = sum(value > best[0] for value in then)
+            ahead = sum(value > best[0] for value in early)
             kept = ahead < max(1, len(pairs) // reduction)
             rungs.append(Rung(epoch, None if math.isnan(tau) else tau, len(pairs), kept))
         epoch *= reduction
     return rungs
 
 
-def _by_label(results: Sequence[TrialResult], status: str) -> dict[str, list[TrialResult]]:
-    found: dict[str, list[TrialResult]] = defaultdict(list)
+def _by_label(results: Sequence[TrialResult], status: TrialStatus) -> dict[str, list[TrialResult]]:
+    groups: dict[str, list[TrialResult]] = defaultdict(list)
     for result in results:
         if result.status == status:
-            found[result.label].append(result)
-    return found
+            groups[result.label].append(result)
+    return groups

@@ -1,395 +1,417 @@
-"""A sweep from its beginning, or from where it was, to what it leaves: runs in MLflow, table, page, next command."""
+"""Runs a sweep from its start, or from where it was interrupted, to its results in MLflow.
+
+A sweep ends in one order: results of all trials, statuses and report in MLflow, and only then whatever the caller
+prints (:class:`SweepCallback`). The exit code of the command is made by the command line alone.
+"""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
+import logging
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fgst.data.cache import is_remote
-from fgst.errors import InputError, Interrupted, is_disk_full
+from fgst.data.dataset import ArrowDataset
+from fgst.errors import InputError
 from fgst.sweep import storage
-from fgst.sweep.backends.ray import Progress, Resources, RunTrial, run_local, run_on_ray
+from fgst.sweep.backends.base import Backend
 from fgst.sweep.background import BackgroundWorker
-from fgst.sweep.definition import SweepDefinition, SweepSpec, TrialFactory
-from fgst.sweep.modality_ensemble import build_ensemble, promote_ensemble, refit
-from fgst.sweep.progress import LiveView
-from fgst.sweep.report.tables import print_table, to_csv, to_markdown
-from fgst.sweep.results import TrialResult, baseline_label, best_result, build_rows
+from fgst.sweep.definition import SweepDefinition, TrialFactory
+from fgst.sweep.results import TrialResult, best_result
+from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
+from fgst.sweep.spec import SweepSpec
+from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget
-from fgst.sweep.trial import SPOOLS, TrialContext, run_trial
+from fgst.sweep.trial import SPOOLS, TrialContext
+from fgst.tracking.run import TrackedRun
 from fgst.tracking.spool import TrackingServerUnavailable
-from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
-CURVES = ("val/top1", "train/loss")  # that the report draws
-_ENDED = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
+logger = logging.getLogger(__name__)
+
+_STATUS_OF_MLFLOW = {
+    "FINISHED": TrialStatus.FINISHED,
+    "FAILED": TrialStatus.FAILED,
+    "KILLED": TrialStatus.INTERRUPTED,
+}
 
 
-def begin(spec: SweepSpec, args: argparse.Namespace, *, known: bool = False, **tags: str) -> SweepRunner:
-    """Open the sweep's run, with its specification inside, so that it can be taken up from its id alone.
+@dataclass(frozen=True)
+class SweepResult:
+    """How a call of a sweep ended.
+
+    Attributes:
+        spec: the sweep.
+        sweep_id: id of its MLflow run.
+        status: how the call ended.
+        trials: all trials started so far, those reused from earlier sweeps first.
+        best: the trial to continue with, see :func:`fgst.sweep.results.best_result`.
+        remaining: number of trials left at most, interrupted ones included.
+        stop_reason, details: why no further trial was started, and that in words.
+        were_spooled: some records were buffered while the tracking server was unreachable, and have been uploaded.
+    """
+
+    spec: SweepSpec
+    sweep_id: str
+    status: SweepStatus
+    trials: tuple[TrialResult, ...]
+    best: TrialResult | None
+    remaining: int
+    stop_reason: StopReason | None = None
+    details: str = ""
+    were_spooled: bool = False
+
+    @property
+    def failed(self) -> tuple[TrialResult, ...]:
+        """The trials that failed."""
+        return tuple(trial for trial in self.trials if trial.status is TrialStatus.FAILED)
+
+    @property
+    def interrupted(self) -> tuple[TrialResult, ...]:
+        """The trials that were stopped before their last epoch and can be resumed."""
+        return tuple(trial for trial in self.trials if trial.status is TrialStatus.INTERRUPTED)
+
+    @property
+    def best_label(self) -> str | None:
+        """Label of the best configuration if it was chosen by validation."""
+        return self.best.label if self.best is not None and "val/top1" in self.best.metrics else None
+
+
+class SweepCallback:
+    """Observes a sweep; the methods do nothing by default."""
+
+    def on_start(self, runner: SweepRunner, num_finished: int) -> None:
+        """Before anything is run; ``num_finished`` trials ended in earlier calls."""
+
+    def on_training_start(self, runner: SweepRunner, num_finished: int) -> None:
+        """Before the first trial, if there is one to run."""
+
+    def on_update(self, update: TrialUpdate) -> None:
+        """After every epoch and every end of a trial, in the loop that starts trials: return quickly."""
+
+    def on_training_end(self) -> None:
+        """When no trial runs any more, also after an exception."""
+
+    def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
+        """After the statuses of all runs were set."""
+
+
+class SweepRunner:
+    """A sweep with its MLflow run, its storage for checkpoints, and its Optuna study.
 
     Args:
-        known: trials that an earlier sweep trained to their end are taken from there.
-        tags: more of them for its run.
+        spec: the sweep.
+        factory: creates its trials.
+        store: the tracking store.
+        experiment: id of the experiment.
+        run: the sweep's run.
+        storage_location: folder or URI for the checkpoints of this sweep.
+        study_storage: URL of the Optuna storage.
+        resumed: the sweep was started by an earlier call.
     """
-    store = TrackingStore(args.tracking_uri)
-    root = storage.resolve(args.storage)
-    for_study = Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        factory: TrialFactory,
+        store: TrackingStore,
+        experiment: str,
+        run: TrackedRun,
+        storage_location: str,
+        study_storage: str,
+        *,
+        resumed: bool = False,
+    ) -> None:
+        self.spec, self.factory, self.store, self.experiment = spec, factory, store, experiment
+        self.tracked_run, self.storage_location, self.study_storage = run, storage_location, study_storage
+        self.resumed = resumed
+        self.search: Search | None = None
+
+    @property
+    def sweep_id(self) -> str:
+        """Id of the sweep's run."""
+        return self.tracked_run.run_id
+
+    def tags(self) -> dict[str, str]:
+        """Current tags of the sweep's run."""
+        return dict(self.store.run(self.sweep_id).data.tags)
+
+    def results(self) -> list[TrialResult]:
+        """The state of all trials that were started, in order of their start; reused trials first."""
+        self.store.flush_spools(storage.on_this_node(self.storage_location) / SPOOLS)
+        results = []
+        reusable = {Tags.REUSED_TRIAL + trial.trial_id: trial for trial in self.spec.trials}
+        for tag, run_id in sorted(self.tags().items()):
+            if tag in reusable:
+                trial, run = reusable[tag], self.store.run(run_id)
+                results.append(
+                    TrialResult(
+                        trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), run_id,
+                        TrialStatus.FINISHED, run.data.metrics,
+                        used_micro_batches=Tags.MICRO_BATCHES in run.data.tags,
+                    )
+                )  # fmt: skip
+        for run in self.store.children(self.sweep_id):
+            tags = run.data.tags
+            status = tags.get(Tags.STATUS) or _STATUS_OF_MLFLOW.get(run.info.status, TrialStatus.RUNNING)
+            results.append(
+                TrialResult(
+                    tags.get(Tags.TRIAL_ID, ""), tags.get(Tags.LABEL, ""), int(tags.get(Tags.SEED, "0")),
+                    dict(json.loads(tags.get(Tags.PARAMS, "[]"))), run.info.run_id, TrialStatus(status),
+                    run.data.metrics, tags.get(Tags.REASON, ""), Tags.MICRO_BATCHES in tags,
+                )
+            )  # fmt: skip
+        return results
+
+    def run(
+        self,
+        backend: Backend,
+        budget: Budget | None = None,
+        callbacks: Sequence[SweepCallback] = (),
+        *,
+        price_per_hour: float | None = None,
+        system_metrics: bool = False,
+    ) -> SweepResult:
+        """Run what is left of the sweep.
+
+        Args:
+            backend: where trials run.
+            budget: limits of this call.
+            callbacks: observers, called in this order.
+            price_per_hour: of a GPU (of a core on the CPU), for the trials' accounting.
+            system_metrics: log the load of the machines.
+
+        Raises:
+            TrackingServerUnavailable: if the tracking server was unreachable for too long; the sweep can be resumed.
+        """
+        spec, budget = self.spec, budget or Budget()
+        previous = self.results()
+        num_finished = sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in previous)
+        try:
+            history = (lambda run_id: self.store.metric_history(run_id, "val/top1")) if self.resumed else None
+            search = Search(spec, self.factory, self.study_storage, self.sweep_id, previous, history)
+        except InputError as error:
+            self.tracked_run.finish("FAILED", str(error))
+            raise
+        self.search = search
+        self.store.client.update_run(self.sweep_id, status="RUNNING")
+        context = TrialContext(
+            self.store.uri, self.experiment, self.sweep_id, self.storage_location,
+            price_per_hour=price_per_hour, latency="latency" in spec.objectives, system_metrics=system_metrics,
+            driver=secrets.token_hex(4),
+        )  # fmt: skip
+        for callback in callbacks:
+            callback.on_start(self, num_finished)
+        try:
+            if not search.exhausted:
+                self._train(backend, search, context, budget, callbacks, num_finished)
+        except KeyboardInterrupt:
+            budget.stop(StopReason.INTERRUPTED, "interrupted")
+        except TrackingServerUnavailable:
+            raise  # nothing can be recorded now
+        except Exception as error:
+            self.tracked_run.finish("FAILED", f"{type(error).__name__}: {error}")
+            raise
+        result = self._finalize(search, budget)
+        for callback in callbacks:
+            callback.on_end(self, result)
+        return result
+
+    def _train(
+        self,
+        backend: Backend,
+        search: Search,
+        context: TrialContext,
+        budget: Budget,
+        callbacks: Sequence[SweepCallback],
+        num_finished: int,
+    ) -> None:
+        with ExitStack() as stack:
+            for callback in callbacks:
+                callback.on_training_start(self, num_finished)
+                stack.callback(callback.on_training_end)
+            background = stack.enter_context(BackgroundWorker())
+
+            def on_update(update: TrialUpdate) -> None:
+                if update.status is not TrialStatus.RUNNING:
+                    background.submit(lambda: self._finalize_trial(update))
+                for callback in callbacks:
+                    callback.on_update(update)
+
+            backend.run(search, context, budget, on_update)
+            if background.wait():
+                budget.on_disk_full()
+
+    def _finalize_trial(self, update: TrialUpdate) -> None:
+        """Record the end of a trial where the trial itself could not."""
+        if update.status is TrialStatus.FINISHED or (update.status is TrialStatus.FAILED and not update.reason):
+            return
+        trial = update.trial
+        self.store.flush_spools(storage.on_this_node(self.storage_location) / SPOOLS)
+        run = self.store.start(
+            self.experiment, trial.trial_id, trial.name,
+            {Tags.LABEL: trial.label, Tags.PARAMS: json.dumps(list(trial.params)), Tags.KIND: "trial",
+             Tags.SEED: str(trial.config.train.seed)},
+            self.sweep_id,
+        )  # fmt: skip
+        if update.status is TrialStatus.FAILED:
+            run.finish("FAILED", update.reason)
+        elif update.status is TrialStatus.PRUNED:
+            run.finish("KILLED", f"stopped early after epoch {update.metrics.get('epoch', 0):g}")
+            storage.TrialStorage(self.storage_location, trial.trial_id).remove()
+        else:
+            run.finish("KILLED")
+        run.set_tags({Tags.STATUS: update.status.value})
+
+    def _finalize(self, search: Search, budget: Budget) -> SweepResult:
+        """Set the statuses of the trials that still count as running and of the sweep."""
+        results = []
+        for result in self.results():
+            if result.status is TrialStatus.RUNNING:
+                self.store.client.set_terminated(result.run_id, "KILLED")
+                self.store.client.set_tag(result.run_id, Tags.STATUS, TrialStatus.INTERRUPTED.value)
+                result = dataclasses.replace(result, status=TrialStatus.INTERRUPTED)
+            results.append(result)
+        best = best_result(self.spec, results)
+        interrupted = sum(result.status is TrialStatus.INTERRUPTED for result in results)
+        remaining = interrupted + search.remaining
+        limits = (StopReason.MAX_HOURS, StopReason.MAX_TRIALS, StopReason.UNTIL_TOP1)
+        stopped_by_limit = bool(remaining) and budget.stop_reason in limits
+        if remaining and not stopped_by_limit:
+            status = SweepStatus.INTERRUPTED
+        elif best is None:
+            status = SweepStatus.FAILED
+        else:
+            status = SweepStatus.STOPPED if remaining else SweepStatus.COMPLETED
+        if stopped_by_limit:
+            self.tracked_run.set_tags({Tags.STOP_REASON: budget.details})
+        elif Tags.STOP_REASON in self.tags():  # from an earlier call
+            self.store.client.delete_tag(self.sweep_id, Tags.STOP_REASON)
+        if status is SweepStatus.INTERRUPTED:
+            self.tracked_run.finish("KILLED", budget.details or "interrupted")
+        else:
+            self.tracked_run.finish("FAILED" if status is SweepStatus.FAILED else "FINISHED")
+        if not remaining and all(result.status is not TrialStatus.FAILED for result in results):
+            storage.remove(self.storage_location)  # everything is in MLflow now
+        were_spooled = self.store.remote and any(
+            Tags.SPOOLED in run.data.tags for run in self.store.children(self.sweep_id)
+        )
+        return SweepResult(
+            self.spec, self.sweep_id, status, tuple(results), best, remaining, budget.stop_reason, budget.details,
+            were_spooled,
+        )  # fmt: skip
+
+
+def create_sweep(
+    spec: SweepSpec,
+    factory: TrialFactory,
+    store: TrackingStore,
+    *,
+    storage_location: str,
+    study_storage: str | None = None,
+    reuse_finished_trials: bool = False,
+    tags: dict[str, str] | None = None,
+) -> SweepRunner:
+    """Create the run of a new sweep, with the specification among its artifacts: the run's id is enough to resume it.
+
+    Args:
+        storage_location: folder or URI for checkpoints; the sweep gets a folder of its own inside.
+        study_storage: URL of the Optuna storage; by default a database in that folder, or in the user's data folder if
+            it is a URI.
+        reuse_finished_trials: reuse equal trials that an earlier sweep finished.
+        tags: additional tags of the run.
+
+    Raises:
+        InputError: if nothing can be written to the storage.
+    """
+    root = storage.resolve(storage_location)
+    study_folder = Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)
     experiment = store.experiment(spec.experiment)
     name = f"{spec.name} {spec.base.data.modality}"
-    tags |= {
-        Tags.KIND: "sweep",
-        "mlflow.source.name": f"sweeps/{spec.name}.py",
-        Tags.SWEEP: spec.name,
-        Tags.DATASET_DIGEST: spec.dataset_digest,
-        Tags.PROTOCOL: spec.base.data.protocol,
-    }
-    parent = store.start(experiment, f"{spec.name}-{time.time_ns()}", name, tags)
-    place = f"{root}/{parent.run_id}"
+    run = store.start(
+        experiment,
+        f"{spec.name}-{time.time_ns()}",
+        name,
+        {
+            **(tags or {}),
+            Tags.KIND: "sweep",
+            "mlflow.source.name": f"sweeps/{spec.name}.py",
+            Tags.SWEEP: spec.name,
+            Tags.DATASET_DIGEST: spec.dataset_digest,
+            Tags.PROTOCOL: spec.base.data.protocol,
+        },
+    )
+    location = f"{root}/{run.run_id}"
     try:
-        storage.prepare(place)
-        storage.prepare(str(for_study))
+        storage.prepare(location)
+        storage.prepare(str(study_folder))
     except InputError as error:
-        parent.finish("FAILED", str(error))
+        run.finish("FAILED", str(error))
         raise
-    study = args.study_storage or f"sqlite:///{for_study / 'optuna.db'}"
-    parent.set_tags({Tags.STORAGE: place, Tags.STUDY_STORAGE: study})
-    if known:
-        found = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
-        parent.set_tags(
-            {Tags.REUSED_TRIAL + trial_id: run.info.run_id for trial_id, run in found.items() if run is not None}
-        )
+    study = study_storage or f"sqlite:///{study_folder / 'optuna.db'}"
+    run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study})
+    if reuse_finished_trials:
+        finished = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
+        run.set_tags({Tags.REUSED_TRIAL + t: found.info.run_id for t, found in finished.items() if found is not None})
     varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
-    parent.log_params(
+    run.log_params(
         {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
         | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
     )
     with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
         (Path(folder) / "sweep.json").write_text(spec.to_json())
-        parent.log_artifacts(Path(folder))
-    return SweepRunner(spec, store, experiment, parent, place, study)
+        run.log_artifacts(Path(folder))
+    return SweepRunner(spec, factory, store, experiment, run, location, study)
 
 
-def begun(question: SweepDefinition, sweep_id: str, ignored: Sequence[str], args: argparse.Namespace) -> SweepRunner:
-    """A sweep that was begun, by the id of its run.
+def load_sweep(
+    definition: SweepDefinition,
+    sweep_id: str,
+    store: TrackingStore,
+    *,
+    study_storage: str | None = None,
+    limit: int | None = None,
+) -> SweepRunner:
+    """Load a sweep that was started before, to resume it.
+
+    Args:
+        sweep_id: id of its run.
+        study_storage: URL of the Optuna storage, if it is not the recorded one.
+        limit: new maximum number of trainings of a search.
 
     Raises:
-        InputError: if there is no such sweep, it is another question's, or options were given that it cannot follow.
+        InputError: if there is no such sweep, it is one of another definition, or its data set has changed.
     """
-    store = TrackingStore(args.tracking_uri)
     run = store.run(sweep_id)
-    if run.data.tags.get(Tags.KIND) != "sweep" or Tags.STORAGE not in run.data.tags:
+    tags = run.data.tags
+    if tags.get(Tags.KIND) != "sweep" or Tags.STORAGE not in tags:
         raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
     with store.artifacts(sweep_id, "sweep.json") as file:
         spec = SweepSpec.from_json(file.read_bytes())
-    if spec.name != question.name:
+    if spec.name != definition.name:
         raise InputError(f"run {sweep_id} is a sweep of sweeps/{spec.name}.py; resume it with that script")
-    if ignored:
-        raise InputError(f"--resume goes on with the sweep as it was begun; leave {', '.join(ignored)} out")
-    if args.trials:
+    if limit is not None:
         if spec.search == "grid":
-            raise InputError("--trials is for a search, and this sweep is a grid")
-        spec = dataclasses.replace(spec, limit=args.trials)
-    place = run.data.tags[Tags.STORAGE]
-    storage.prepare(place)
-    study = (
-        args.study_storage or run.data.tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(place).parent / 'optuna.db'}"
-    )
+            raise InputError("--trials applies to searches, and this sweep is a grid")
+        spec = dataclasses.replace(spec, limit=limit)
+    dataset = ArrowDataset(spec.base.data.dataset)
+    if dataset.digest != spec.dataset_digest:
+        raise InputError(f"{dataset.path}: its digest differs from that of the data set that the sweep was started on")
+    location = tags[Tags.STORAGE]
+    storage.prepare(location)
+    study = study_storage or tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(location).parent / 'optuna.db'}"
     if study.startswith("sqlite:///"):
         Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return SweepRunner(spec, store, run.info.experiment_id, store.open_run(sweep_id), place, study, resumed=True)
-
-
-@dataclass
-class SweepRunner:
-    """A sweep, its run in MLflow, its folder or URI for checkpoints, and its study."""
-
-    spec: SweepSpec
-    store: TrackingStore
-    experiment: str
-    parent: TrackedRun
-    storage: str
-    study: str
-    resumed: bool = False
-    heard: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)  # by key, metric and epoch
-
-    def results(self) -> list[TrialResult]:
-        """How all trials stand that were begun, in the order in which they were; first those of earlier sweeps."""
-        self.store.flush_spools(storage.on_this_node(self.storage) / SPOOLS)
-        found = []
-        mine = {Tags.REUSED_TRIAL + trial.trial_id: trial for trial in self.spec.trials}
-        for tag, run_id in sorted(self.store.run(self.parent.run_id).data.tags.items()):
-            if tag in mine:
-                trial, run = mine[tag], self.store.run(run_id)
-                found.append(
-                    TrialResult(
-                        trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), run_id, "finished",
-                        run.data.metrics, used_micro_batches=Tags.MICRO_BATCHES in run.data.tags,
-                    )
-                )  # fmt: skip
-        for run in self.store.children(self.parent.run_id):
-            tags = run.data.tags
-            params = dict(json.loads(tags.get(Tags.PARAMS, "[]")))
-            status = tags.get(Tags.STATUS) or _ENDED.get(run.info.status, "running")
-            found.append(
-                TrialResult(
-                    tags.get(Tags.TRIAL_ID, ""), tags.get(Tags.LABEL, ""), int(tags.get(Tags.SEED, "0")), params,
-                    run.info.run_id, status, run.data.metrics, tags.get(Tags.REASON, ""), Tags.MICRO_BATCHES in tags,
-                )
-            )  # fmt: skip
-        return found
-
-    def run(self, trials: TrialFactory, args: argparse.Namespace, again: str, run: RunTrial = run_trial) -> None:
-        """Run what is not done yet, and tell what came of all.
-
-        Args:
-            run: what a trial on Ray is.
-
-        Raises:
-            Interrupted: if something is left to do that the user has to ask for again.
-        """
-        spec, before = self.spec, self.results()
-        done = sum(result.status in ("finished", "pruned") for result in before)
-        try:
-            history = (lambda run_id: self.store.metric_history(run_id, "val/top1")) if self.resumed else None
-            search = Search(spec, trials, self.study, self.parent.run_id, before, history)
-        except InputError as error:
-            self.parent.finish("FAILED", str(error))
-            raise
-        self.store.client.update_run(self.parent.run_id, status="RUNNING")
-        print(
-            f"{spec.title} {spec.total} trials on {spec.experiment}"
-            + (f", {done} of them finished before" if done else "")
-            + f"\nsweep {self.parent.run_id} in {self.store.uri}\nto look: {self.store.ui_url(self.experiment)}",
-            file=sys.stderr,
-        )
-        budget = Budget(args.max_hours, args.max_trials, args.until_top1)
-        context = TrialContext(
-            self.store.uri, self.experiment, self.parent.run_id, self.storage,
-            price_per_hour=args.price_per_hour, latency="latency" in spec.objectives,
-            system_metrics=args.system_metrics, driver=secrets.token_hex(4),
-        )  # fmt: skip
-        interrupted = False
-        try:
-            if not search.exhausted:
-                with LiveView(spec, done) as view, BackgroundWorker() as aside:
-
-                    def listen(progress: Progress) -> None:
-                        self._hear(progress)
-                        aside.do(lambda: self._settle(progress))
-                        view.listen(progress)
-
-                    self._train(search, context, budget, listen, args, run)
-                    if aside.disk_full_at_the_end():
-                        budget.disk_full()
-        except KeyboardInterrupt:
-            interrupted = True
-        except TrackingServerUnavailable as error:
-            raise Interrupted(f"{error}. Go on with: {again}") from None
-        except Exception as error:
-            self.parent.finish("FAILED", f"{type(error).__name__}: {error}")
-            raise
-        try:
-            self._conclude(search, trials, budget, again, interrupted, args)
-        except TrackingServerUnavailable as error:
-            raise Interrupted(f"{error}. Go on with: {again}") from None
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            raise Interrupted(f"a full disk: make room, then go on with: {again}") from None
-
-    def _train(
-        self,
-        search: Search,
-        context: TrialContext,
-        budget: Budget,
-        listen: Any,
-        args: argparse.Namespace,
-        run: RunTrial,
-    ) -> None:
-        if args.local:
-            cores = len(os.sched_getaffinity(0))
-            threads = int(args.cpus_per_trial or cores)
-            run_local(search, dataclasses.replace(context, threads=threads, devices=threads), budget, listen)
-            return
-        gpus = args.gpus_per_trial
-        if gpus == "auto":
-            gpus = _measured_share(search.spec)
-        resources = Resources(args.address, args.cpus_per_trial, gpus, args.max_concurrent)
-        run_on_ray(search, context, resources, budget, listen, search.spec.total, run)
-
-    def _hear(self, progress: Progress) -> None:
-        """Keep what the report draws."""
-        if progress.state == "running":
-            heard, epoch = self.heard.setdefault(progress.trial.trial_id, {}), int(progress.metrics["epoch"])
-            for metric in CURVES:
-                if metric in progress.metrics:
-                    heard.setdefault(metric, {})[epoch] = progress.metrics[metric]
-
-    def _settle(self, progress: Progress) -> None:
-        """Write down how a trial ended, where the trial itself could not."""
-        if progress.state in ("running", "finished"):
-            return
-        trial = progress.trial
-        if progress.state == "failed" and not progress.reason:
-            return  # it has said so itself
-        self.store.flush_spools(storage.on_this_node(self.storage) / SPOOLS)
-        run = self.store.start(
-            self.experiment, trial.trial_id, trial.name,
-            {Tags.LABEL: trial.label, Tags.PARAMS: json.dumps(list(trial.params)), Tags.KIND: "trial",
-             Tags.SEED: str(trial.config.train.seed)},
-            self.parent.run_id,
-        )  # fmt: skip
-        if progress.state == "failed":
-            run.finish("FAILED", progress.reason)
-        elif progress.state == "pruned":
-            run.finish("KILLED", f"stopped early after epoch {progress.metrics.get('epoch', 0):g}")
-            storage.TrialStorage(self.storage, trial.trial_id).remove()
-        else:
-            run.finish("KILLED")
-        run.set_tags({Tags.STATUS: progress.state})
-
-    def _conclude(
-        self,
-        search: Search,
-        trials: TrialFactory,
-        budget: Budget,
-        again: str,
-        interrupted: bool,
-        args: argparse.Namespace,
-    ) -> None:
-        spec, now = self.spec, self.results()
-        results = [dataclasses.replace(o, status="interrupted") if o.status == "running" else o for o in now]
-        best, baseline = best_result(spec, results), baseline_label(spec, results)
-        marked = best.label if best is not None and "val/top1" in best.metrics else None
-        print_table(spec, build_rows(spec, results), marked, baseline)
-        for result in now:
-            if result.status == "running":
-                self.store.client.set_terminated(result.run_id, "KILLED")
-                self.store.client.set_tag(result.run_id, Tags.STATUS, "interrupted")
-        if self.store.remote and any(Tags.SPOOLED in run.data.tags for run in self.store.children(self.parent.run_id)):
-            told = (
-                f"the tracking server was away meanwhile; nothing is missing (see the trials with tag {Tags.SPOOLED})"
-            )
-            print(told, file=sys.stderr)
-        failed = [result for result in results if result.status == "failed"]
-        begun_again = [result for result in results if result.status == "interrupted"]
-        left = begun_again or not search.exhausted
-        notes = [f"stopped by {budget.stopped}"] if budget.stopped else []
-        self._report(results, search, again, notes)
-        for result in failed:
-            print(f"failed: {result.label} s{result.seed}: {result.reason}", file=sys.stderr)
-        disk_full = "disk" in budget.stopped
-        if left and (interrupted or disk_full or not budget.stopped):
-            self.parent.finish("KILLED", budget.stopped or "interrupted")
-            what = f"{len(begun_again)} trials are in the middle" if begun_again else "not all trials were begun"
-            raise Interrupted(f"{budget.stopped + ': ' if disk_full else ''}{what}. Go on with: {again}")
-        if budget.stopped and left:
-            self.parent.set_tags({Tags.STOP_REASON: budget.stopped})
-        elif Tags.STOP_REASON in self.store.run(self.parent.run_id).data.tags:  # an earlier run of it was
-            self.store.client.delete_tag(self.parent.run_id, Tags.STOP_REASON)
-        self.parent.finish("FINISHED" if best is not None else "FAILED")
-        if not failed and not left:
-            storage.remove(self.storage)  # all of it is in MLflow now
-        if left:
-            print(f"stopped by {budget.stopped}; what is left goes on with: {again}", file=sys.stderr)
-        if best is None:
-            sys.exit(1)
-        if failed:
-            print(f"{len(failed)} of {len(results)} trials failed; try them again with: {again}", file=sys.stderr)
-        fused = build_ensemble(self, results) if spec.builds_ensemble and not left and not failed else ""
-        if fused and spec.refit:
-            refit(self, trials, fused, args, again)  # it has its own last word
-            return
-        if fused:
-            promote_ensemble(self, fused)
-        uri = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
-        if fused:
-            print(f"the ensemble:\npython -m fgst.evaluate --run-id {fused}{uri}", flush=True)
-            return
-        chosen = "val/top1" in best.metrics
-        print("the best trial by validation:" if chosen else "a trial (nothing was held out to choose by):")
-        print(f"python -m fgst.evaluate --run-id {best.run_id}{uri}", flush=True)
-        if failed:
-            sys.exit(1)
-
-    def _curves(self, result: TrialResult) -> dict[str, dict[int, float]]:
-        """A trial's curves, as they were heard; from the store where an earlier run of the sweep heard a part of them.
-
-        Reading all of them takes two requests a trial, minutes for a thousand trials on a server.
-        """
-        heard = self.heard.get(result.trial_id, {})
-        curves = {}
-        for metric in CURVES:
-            values = heard.get(metric, {})
-            last = max(values, default=0)
-            whole = len(values) == last and values.get(last) == result.metrics.get(metric)
-            curves[metric] = values if whole else self.store.metric_history(result.run_id, metric)
-        return curves
-
-    def _report(self, results: list[TrialResult], search: Search, again: str, notes: list[str]) -> None:
-        """Table, page and pictures into the sweep's run; the best's figures as its own."""
-        from fgst.sweep.report.html import ReportData, write_page
-
-        spec = self.spec
-        rows = build_rows(spec, results)
-        best = best_result(spec, results)
-        used_micro_batches = [o.label for o in results if o.used_micro_batches]
-        notes = notes + [f"out of memory, so half the batch at a time: {', '.join(used_micro_batches)}"] * bool(
-            used_micro_batches
-        )
-        histories = {result.run_id: self._curves(result) for result in results}
-        told = ReportData(spec, results, histories, search.study, self.parent.run_id, again, notes)
-        with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
-            folder = Path(name)
-            (folder / "table.csv").write_text(to_csv(spec, rows))
-            write_page(told, folder)
-            self.parent.log_artifacts(folder)
-        marked = best.label if best is not None and "val/top1" in best.metrics else None
-        self.parent.set_tags({"mlflow.note.content": to_markdown(spec, rows, marked)})
-        if best is not None:
-            # Under the trials' own names: MLflow's list shows sweeps folded, and sorts them by the same columns.
-            summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
-            for name in ("device_seconds", "cost"):
-                if any(name in o.metrics for o in results):
-                    summary[name] = sum(o.metrics.get(name, 0.0) for o in results)
-            for status in ("finished", "pruned", "failed"):
-                summary[f"trials_{status}"] = sum(o.status == status for o in results)
-            self.parent.log_metrics(summary, step=0)
-            self.parent.set_tags({Tags.BEST_RUN: best.run_id, Tags.BEST_LABEL: best.label})
-
-
-def _measured_share(spec: SweepSpec) -> float:
-    """The share of this machine's GPU that a trial gets, by measurement."""
-    import torch
-
-    from fgst.sweep.planning.gpu_sharing import choose_share, probe
-
-    if not torch.cuda.is_available():
-        raise InputError("--gpus-per-trial auto measures on this machine, and PyTorch sees no GPU here; give a number")
-    print("measuring how many trials share the GPU best", file=sys.stderr)
-    config = spec.trials[0].config if spec.trials else spec.base
-    measured: dict[int, tuple[float, float]] = {}
-
-    def throughput(count: int) -> float:
-        if count not in measured:
-            measured[count] = probe(config, config.data.dataset, "cuda", count)
-        return measured[count][0]
-
-    throughput(1)
-    memory = measured[1][1]
-    share = choose_share(memory, torch.cuda.get_device_properties(0).total_memory / 2**30, throughput)
-    told = ", ".join(f"{count}: {rate:,.0f} clips/s" for count, (rate, _) in measured.items())
-    print(f"--gpus-per-trial {share:g} ({told}; {memory:.1f} GiB a trial)", file=sys.stderr)
-    return share
+    return SweepRunner(
+        spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
+        location, study, resumed=True,
+    )  # fmt: skip

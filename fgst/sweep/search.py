@@ -1,9 +1,9 @@
-"""Which trial is next: a grid in its order, or Optuna's choice; which one may stop early; what is known of all.
+"""Which trial runs next and which one stops early, kept in an Optuna study.
 
-A sweep is an Optuna study of the sweep's name, whatever chooses its points, so ``optuna-dashboard`` opens every one
-of them. Each training is one Optuna trial, with its key and seed in its attributes. The study is kept by the driver
-alone, and holds all that a resumed sweep needs: the points that are under way and the rungs of early stopping. Where
-a random draw is made, its seed is the sweep's and the number of trials so far: nothing else has to survive a kill.
+Every sweep is an Optuna study named after the sweep's run, including grids, so ``optuna-dashboard`` opens all of them.
+Each training is one Optuna trial with its trial id and seed as user attributes. Only the driver writes to the study,
+and the study holds everything that a resumed sweep needs: running parameters and the decisions of early stopping. A
+random draw is seeded by the sweep's seed and the number of trials so far, so no sampler state has to survive a kill.
 """
 
 from __future__ import annotations
@@ -20,27 +20,31 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fgst.errors import InputError
-from fgst.sweep.definition import OBJECTIVES, Parameter, Params, SweepSpec, Trial, TrialFactory
+from fgst.sweep.definition import OBJECTIVES, Parameter, Params, Trial, TrialFactory
 from fgst.sweep.results import TrialResult
+from fgst.sweep.spec import SweepSpec
+from fgst.sweep.status import TrialStatus
 
-METRIC = "val/top1"  # what early stopping compares
-_KEY, _SEED, _LABEL, _OF, _STOPPED = "key", "seed", "label", "same as", "stopped after epoch"
-# Points that are known or cannot be, one after another, before a search ends: its space is used up.
-_FRUITLESS = 200
+METRIC = "val/top1"  # the metric that early stopping compares
+# User attributes of Optuna trials; part of the storage format.
+_TRIAL_ID, _SEED, _LABEL, _SAME_AS, _STOPPED_AT = "key", "seed", "label", "same as", "stopped after epoch"
+# Consecutive suggestions that are known already or impossible before a search ends: its space is exhausted.
+MAX_DUPLICATE_SUGGESTIONS = 200
+_ENDED = (TrialStatus.FINISHED, TrialStatus.PRUNED)
 
 
 class Search:
-    """The trials of a sweep, one after another; not safe for threads.
+    """Hands out the trials of a sweep one by one; not thread-safe.
 
     Args:
         spec: the sweep.
-        trials: makes its trials.
-        storage: Optuna's, e.g. ``sqlite:///…``; ``None`` keeps the study in memory.
-        name: of the study: the sweep's run id.
-        draws: seed of the random draws; ``None`` is the trials' own.
-        before: trials of the sweep as an earlier run left them; those that did not end are asked for first.
-        history: of a run of a sweep that is resumed, val/top1 by epoch. If the study is gone with the machine that kept
-            it, it is made again from the runs.
+        factory: creates its trials.
+        storage: URL of the Optuna storage, e.g. ``sqlite:///…``; ``None`` keeps the study in memory.
+        name: name of the study: the sweep's run id.
+        previous_results: trials from earlier runs of the sweep; those that did not end are handed out first.
+        history: run id → val/top1 by epoch, for a resumed sweep. If its study was lost together with the machine that
+            stored it, the study is rebuilt from the runs.
+        sampler_seed: seed of the random draws; ``None`` uses the seed of the trials.
 
     Raises:
         InputError: if the storage cannot be opened.
@@ -49,45 +53,45 @@ class Search:
     def __init__(
         self,
         spec: SweepSpec,
-        trials: TrialFactory,
+        factory: TrialFactory,
         storage: str | None,
         name: str,
-        before: Sequence[TrialResult] = (),
+        previous_results: Sequence[TrialResult] = (),
         history: Callable[[str], Mapping[int, float]] | None = None,
-        draws: int | None = None,
+        sampler_seed: int | None = None,
     ) -> None:
-        self._draws = spec.base.train.seed if draws is None else draws
-        self.spec, self._trials = spec, trials
+        self.spec, self._factory = spec, factory
+        self._sampler_seed = spec.base.train.seed if sampler_seed is None else sampler_seed
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # Names of objectives, and conditional spaces in groups: called experimental for years.
+        # Objective names and grouped conditional spaces have been marked experimental for years.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         self.study = self._open(storage, name)
         self._running: dict[str, optuna.Trial] = {}
-        self._reported: dict[str, set[int]] = {}  # epochs
-        self._waiting: deque[tuple[Params, int]] = deque()  # to be trained as they are, before anything is suggested
-        self._owed: set[str] = set()  # keys of further seeds that were queued
-        self._again: deque[Trial] = deque()  # begun before, and not ended
-        self._ended = {result.trial_id: result for result in before if result.status in ("finished", "pruned")}
+        self._reported: dict[str, set[int]] = {}  # epochs by trial id
+        self._queued: deque[tuple[Params, int]] = deque()  # (params, seed) to train before anything is suggested
+        self._queued_seeds: set[str] = set()  # trial ids of further seeds that were queued
+        self._unfinished: deque[Trial] = deque()  # started by an earlier run
+        self._ended = {result.trial_id: result for result in previous_results if result.status in _ENDED}
         if history is not None and not self.study.get_trials(deepcopy=False):
-            self._recover(before, history)
-        known = self._take_up()
-        self._begun = len(known)
+            self._rebuild(previous_results, history)
+        started = self._restore()
+        self._num_started = len(started)
+        self._grid: deque[Trial] = deque()
         if spec.search == "grid":
-            known |= self._ended.keys()  # a sweep that takes up others' trainings has those that are not its study's
-            self._grid = deque(trial for trial in spec.trials if trial.trial_id not in known)
+            started |= self._ended.keys()  # trials reused from other sweeps are not part of this study
+            self._grid.extend(trial for trial in spec.trials if trial.trial_id not in started)
         else:
-            self._grid = deque()
-            if not known:
-                self._waiting.extend((dict(params), spec.base.train.seed) for params in spec.initial_points)
+            if not started:
+                self._queued.extend((dict(params), spec.base.train.seed) for params in spec.initial_points)
             for result in list(self._ended.values()):
-                self._owe_seeds(result)
-        self.used_up = False  # nothing new is suggested any more
+                self._queue_seeds(result)
+        self.space_exhausted = False
 
     def _open(self, storage: str | None, name: str) -> optuna.Study:
         stop = self.spec.early_stop
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if stop is not None:
-            pruner = optuna.pruners.SuccessiveHalvingPruner(stop.grace, stop.reduction)
+            pruner = optuna.pruners.SuccessiveHalvingPruner(stop.grace_period, stop.reduction_factor)
         try:
             study = optuna.create_study(
                 study_name=name, storage=storage, load_if_exists=True, pruner=pruner, sampler=self._sampler(0),
@@ -95,7 +99,7 @@ class Search:
                     optuna.study.StudyDirection[OBJECTIVES[name][0].upper()] for name in self.spec.objectives
                 ],
             )  # fmt: skip
-        except Exception as error:  # whatever its database driver raises
+        except Exception as error:  # depends on the database driver
             raise InputError(
                 f"--study-storage {storage}: cannot be opened ({str(error).splitlines()[0] or type(error).__name__})"
             ) from None
@@ -104,204 +108,219 @@ class Search:
         return study
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """For the draw after ``number`` trials."""
-        seed = int(np.random.SeedSequence([self._draws, number]).generate_state(1)[0])
+        """The sampler for the draw after ``number`` trials."""
+        seed = int(np.random.SeedSequence([self._sampler_seed, number]).generate_state(1)[0])
         if self.spec.search == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=min(20, max(4, self.spec.total // 4)), seed=seed)
         if self.spec.search == "optuna":
-            # Running trials count as bad ones (the "constant liar"), so that two at a time do not try the same.
+            # "Constant liar": running trials count as bad ones, so that concurrent trials differ.
             return optuna.samplers.TPESampler(
                 multivariate=True, group=True, constant_liar=len(self.spec.objectives) == 1, seed=seed,
                 n_startup_trials=min(10, max(3, self.spec.total // 4)),
             )  # fmt: skip
         return optuna.samplers.RandomSampler(seed=seed)
 
-    def _recover(self, before: Sequence[TrialResult], history: Callable[[str], Mapping[int, float]]) -> None:
-        """Make a study again from what the runs of its trainings say."""
-        for result in before:
-            trial = self._trials.make(result.params, result.seed)
-            if trial.trial_id != result.trial_id:  # taken over from another sweep
+    def _rebuild(self, previous_results: Sequence[TrialResult], history: Callable[[str], Mapping[int, float]]) -> None:
+        """Recreate a lost study from the runs of its trials."""
+        for result in previous_results:
+            trial = self._factory.make(result.params, result.seed)
+            if trial.trial_id != result.trial_id:  # reused from another sweep
                 continue
-            self._begin(trial)
+            self._start(trial)
             for epoch, value in sorted(history(result.run_id).items()):
-                self.result(trial.trial_id, epoch, {METRIC: value})
+                self.on_result(trial.trial_id, epoch, {METRIC: value})
             self.tell(trial.trial_id, result.status, result.metrics)
 
-    def _take_up(self) -> set[str]:
-        """Settle what an earlier run left under way; returns the keys of all trainings that were begun."""
-        known = set()
+    def _restore(self) -> set[str]:
+        """Settle what an earlier run left running; returns the ids of all trials that were started."""
+        started = set()
         for frozen in self.study.get_trials(deepcopy=False):
-            trial_id = frozen.user_attrs.get(_KEY)
-            if trial_id is None:  # killed between asking and writing the key down: it never began
+            trial_id = frozen.user_attrs.get(_TRIAL_ID)
+            if trial_id is None:  # killed between asking and recording the id: the trial never started
                 if frozen.state == TrialState.RUNNING:
                     self.study.tell(frozen.number, state=TrialState.FAIL)
                 continue
-            if _OF in frozen.user_attrs:
+            if _SAME_AS in frozen.user_attrs:
                 continue
-            known.add(trial_id)
+            started.add(trial_id)
             if frozen.state != TrialState.RUNNING:
                 if frozen.state == TrialState.FAIL and trial_id not in self._ended:
                     self._retry(frozen)
                 continue
             self._running[trial_id] = optuna.Trial(self.study, frozen._trial_id)
             self._reported[trial_id] = set(frozen.intermediate_values)
-            if trial_id in self._ended:  # it ended, and the driver died before it could write that down
+            if trial_id in self._ended:  # it ended, and the driver died before recording that
                 result = self._ended[trial_id]
                 self.tell(trial_id, result.status, result.metrics)
             else:
-                self._again.append(self._made(frozen))
-        return known
+                self._unfinished.append(self._trial_of(frozen))
+        return started
 
     def _retry(self, frozen: FrozenTrial) -> None:
-        """A training that failed is tried again by whoever resumes: as a new Optuna trial, with the key that it had."""
-        latest = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get(_KEY) == frozen.user_attrs[_KEY]]
-        if latest[-1].number == frozen.number:
-            self._again.append(self._made(frozen))
+        """Queue a failed training again: as a new Optuna trial with the same trial id."""
+        attempts = [
+            t for t in self.study.get_trials(deepcopy=False)
+            if t.user_attrs.get(_TRIAL_ID) == frozen.user_attrs[_TRIAL_ID]
+        ]  # fmt: skip
+        if attempts[-1].number == frozen.number:
+            self._unfinished.append(self._trial_of(frozen))
 
     def ask(self) -> Trial | None:
-        """The next trial to run; ``None`` if there is none now (see :meth:`exhausted`)."""
-        if self._again:
-            trial = self._again.popleft()
+        """The next trial to run, or ``None`` if there is none now (see :attr:`exhausted`)."""
+        if self._unfinished:
+            trial = self._unfinished.popleft()
             if trial.trial_id not in self._running:
-                self._begin(trial)
+                self._start(trial)
             return trial
         if self._grid:
             trial = self._grid.popleft()
-            self._begin(trial)
-            self._begun += 1
+            self._start(trial)
+            self._num_started += 1
             return trial
-        if self.spec.search == "grid" or self._begun >= self.spec.total:
+        if self.spec.search == "grid" or self._num_started >= self.spec.total:
             return None
-        while self._waiting:
-            params, seed = self._waiting.popleft()
-            trial = self._trials.make(params, seed)
+        while self._queued:
+            params, seed = self._queued.popleft()
+            trial = self._factory.make(params, seed)
             if trial.trial_id not in self._ended and trial.trial_id not in self._running:
-                self._begin(trial)
-                self._begun += 1
+                self._start(trial)
+                self._num_started += 1
                 return trial
-        return None if self.used_up else self._suggested()
+        return None if self.space_exhausted else self._suggest_trial()
 
     @property
     def exhausted(self) -> bool:
-        """Whether :meth:`ask` will never give another trial."""
-        if self._again or self._grid:
+        """Whether :meth:`ask` will never return another trial."""
+        if self._unfinished or self._grid:
             return False
-        if self.spec.search == "grid" or self._begun >= self.spec.total:
+        if self.spec.search == "grid" or self._num_started >= self.spec.total:
             return True
-        # What is running may still earn itself further seeds.
-        return self.used_up and not self._waiting and not (self.spec.seeds > 1 and self._running)
+        # Running trials may still add further seeds.
+        return self.space_exhausted and not self._queued and not (self.spec.seeds > 1 and self._running)
 
-    def _suggested(self) -> Trial | None:
-        for _ in range(_FRUITLESS):
+    @property
+    def remaining(self) -> int:
+        """How many trials are left at most, running ones excluded."""
+        if self.exhausted:
+            return 0
+        if self.spec.search == "grid":
+            return len(self._unfinished) + len(self._grid)
+        return len(self._unfinished) + max(0, self.spec.total - self._num_started)
+
+    def _suggest_trial(self) -> Trial | None:
+        for _ in range(MAX_DUPLICATE_SUGGESTIONS):
             number = len(self.study.get_trials(deepcopy=False))
             self.study.sampler = self._sampler(number)
             asked = self.study.ask()
-            params = self._suggest(asked)
+            params = self._suggest_params(asked)
             seed = self.spec.base.train.seed
             try:
-                trial = self._trials.make(params, seed)
-            except InputError as error:  # a combination that cannot be costs no training
+                trial = self._factory.make(params, seed)
+            except InputError as error:  # an impossible combination costs no training
                 asked.set_user_attr("impossible", str(error))
                 self.study.tell(asked, state=TrialState.FAIL)
                 continue
-            while trial.trial_id in self._running:  # under way: what it gives is not known yet, and a further seed is
+            while trial.trial_id in self._running:  # its result is unknown so far: train the next seed
                 seed += 1
-                trial = self._trials.make(params, seed)
+                trial = self._factory.make(params, seed)
             known = self._ended.get(trial.trial_id)
             if known is not None:
-                # Trained before: what it gave is told, not trained again.
-                for name, value in ((_KEY, trial.trial_id), (_SEED, seed), (_OF, known.label)):
+                # Reuse the result instead of training again.
+                for name, value in ((_TRIAL_ID, trial.trial_id), (_SEED, seed), (_SAME_AS, known.label)):
                     asked.set_user_attr(name, value)
                 self._running[trial.trial_id] = asked
                 self.tell(trial.trial_id, known.status, known.metrics)
                 continue
-            self._note(asked, trial)
-            self._begun += 1
+            self._record_start(asked, trial)
+            self._num_started += 1
             return trial
-        self.used_up = True
+        self.space_exhausted = True
         return None
 
-    def _suggest(self, asked: optuna.Trial) -> Params:
-        """A value for each parameter that exists beside the others."""
+    def _suggest_params(self, asked: optuna.Trial) -> Params:
         params: Params = {}
         for parameter in self.spec.parameters:
-            if parameter.exists(params):
-                params[parameter.name] = _suggest_one(asked, parameter)
+            if parameter.applies(params):
+                params[parameter.name] = _suggest_value(asked, parameter)
         return params
 
-    def _begin(self, trial: Trial) -> None:
-        """A trial whose point is given."""
+    def _start(self, trial: Trial) -> None:
+        """Record the start of a trial whose parameters are given."""
         self.study.enqueue_trial(dict(trial.params))
         asked = self.study.ask()
         for name, _ in trial.params:
-            _suggest_one(asked, next(parameter for parameter in self.spec.parameters if parameter.name == name))
-        self._note(asked, trial)
+            _suggest_value(asked, next(parameter for parameter in self.spec.parameters if parameter.name == name))
+        self._record_start(asked, trial)
 
-    def _note(self, asked: optuna.Trial, trial: Trial) -> None:
+    def _record_start(self, asked: optuna.Trial, trial: Trial) -> None:
         asked.set_user_attr(_SEED, trial.config.train.seed)
         asked.set_user_attr(_LABEL, trial.label)
-        asked.set_user_attr(_KEY, trial.trial_id)  # last: with it, the training counts as begun
+        asked.set_user_attr(_TRIAL_ID, trial.trial_id)  # last: with it, the trial counts as started
         self._running[trial.trial_id] = asked
 
-    def _made(self, frozen: FrozenTrial) -> Trial:
-        """The training that an Optuna trial stands for."""
+    def _trial_of(self, frozen: FrozenTrial) -> Trial:
         params = {p.name: frozen.params[p.name] for p in self.spec.parameters if p.name in frozen.params}
-        return self._trials.make(params, frozen.user_attrs[_SEED])
+        return self._factory.make(params, frozen.user_attrs[_SEED])
 
-    def result(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Note what an epoch gave; returns whether the trial is to stop early."""
+    def on_result(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Record the result of an epoch; returns whether the trial should stop early."""
         trial = self._running.get(trial_id)
         if trial is None or len(self.spec.objectives) > 1 or METRIC not in metrics:
             return False
         reported = self._reported.setdefault(trial_id, set())
-        if epoch not in reported:  # a training that goes on tells its last epoch again
+        if epoch not in reported:  # a resumed training reports its last epoch again
             reported.add(epoch)
             trial.report(metrics[METRIC], epoch)
         if self.spec.early_stop is None or epoch >= self.spec.base.train.epochs:
             return False
-        # Optuna decides once at a rung: a decision that a kill overtook must be found again.
-        if _STOPPED not in trial.user_attrs and trial.should_prune():
-            trial.set_user_attr(_STOPPED, epoch)
-        return _STOPPED in trial.user_attrs
+        # Optuna decides once per rung; the decision is recorded so that it survives a kill.
+        if _STOPPED_AT not in trial.user_attrs and trial.should_prune():
+            trial.set_user_attr(_STOPPED_AT, epoch)
+        return _STOPPED_AT in trial.user_attrs
 
     def tell(self, trial_id: str, status: str, metrics: Mapping[str, float], trial: Trial | None = None) -> None:
-        """Note how a trial ended: finished, pruned or failed. One that was interrupted is left as it is."""
+        """Record how a trial ended. An interrupted trial stays running in the study."""
         asked = self._running.get(trial_id)
-        if asked is None or status not in ("finished", "pruned", "failed"):
+        if asked is None or status not in (*_ENDED, TrialStatus.FAILED):
             return
         del self._running[trial_id]
         values = [float(metrics.get(OBJECTIVES[name][1], math.nan)) for name in self.spec.objectives]
-        if status == "pruned":
+        if status == TrialStatus.PRUNED:
             self.study.tell(asked, state=TrialState.PRUNED)
-        elif status == "failed" or not all(map(math.isfinite, values)):
+        elif status == TrialStatus.FAILED or not all(map(math.isfinite, values)):
             self.study.tell(asked, state=TrialState.FAIL)
         else:
             self.study.tell(asked, values)
-        if trial is not None and status != "failed":
-            seed = trial.config.train.seed
+        if trial is not None and status != TrialStatus.FAILED:
             self._ended[trial_id] = TrialResult(
-                trial_id, trial.label, seed, dict(trial.params), "", status, dict(metrics)
+                trial_id,
+                trial.label,
+                trial.config.train.seed,
+                dict(trial.params),
+                "",
+                TrialStatus(status),
+                dict(metrics),
             )
-            self._owe_seeds(self._ended[trial_id])
+            self._queue_seeds(self._ended[trial_id])
 
-    def _owe_seeds(self, result: TrialResult) -> None:
-        """Queue the further seeds of a trial that finished; what was stopped early gets none."""
+    def _queue_seeds(self, result: TrialResult) -> None:
+        """Queue the further seeds of a finished trial; a pruned trial gets none."""
         first = self.spec.base.train.seed
-        if self.spec.search == "grid" or result.seed != first or result.status != "finished":
+        if self.spec.search == "grid" or result.seed != first or result.status != TrialStatus.FINISHED:
             return
         for seed in range(first + 1, first + self.spec.seeds):
-            trial_id = self._trials.make(result.params, seed).trial_id
-            if trial_id not in self._owed and trial_id not in self._ended and trial_id not in self._running:
-                self._waiting.append((dict(result.params), seed))
-                self._owed.add(trial_id)
+            trial_id = self._factory.make(result.params, seed).trial_id
+            if trial_id not in self._queued_seeds and trial_id not in self._ended and trial_id not in self._running:
+                self._queued.append((dict(result.params), seed))
+                self._queued_seeds.add(trial_id)
 
 
-def _suggest_one(asked: optuna.Trial, parameter: Parameter) -> Any:
-    """A value of one parameter: the given one of an enqueued trial, else one that the sampler draws."""
+def _suggest_value(asked: optuna.Trial, parameter: Parameter) -> Any:
+    """A value of one parameter: the given one of an enqueued trial, else the sampler's."""
     name, values = parameter.name, parameter.values
     if values:
-        # Evenly spaced whole numbers have an order that the sampler can use.
-        steps = {b - a for a, b in itertools.pairwise(values)} if _whole(values) else set()
+        # Evenly spaced integers have an order that the sampler can use.
+        steps = {b - a for a, b in itertools.pairwise(values)} if _are_integers(values) else set()
         if len(steps) == 1 and min(steps) > 0:
             return asked.suggest_int(name, values[0], values[-1], step=steps.pop())
         return asked.suggest_categorical(name, values)
@@ -313,5 +332,5 @@ def _suggest_one(asked: optuna.Trial, parameter: Parameter) -> Any:
     return asked.suggest_float(name, low, high, log=parameter.log)
 
 
-def _whole(values: Sequence[Any]) -> bool:
+def _are_integers(values: Sequence[Any]) -> bool:
     return len(values) > 1 and all(isinstance(value, int) and not isinstance(value, bool) for value in values)

@@ -29,3 +29,29 @@ class StopReason(StrEnum):
     """Ctrl-C, SIGTERM or a closed terminal."""
     SERVER_UNAVAILABLE = "server_unavailable"
     """The tracking server did not answer for longer than the patience of the driver."""
+
+
+class TrialExit(StrEnum):
+    """How the process of a trial ended, as reported to the scheduler."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    PRUNED = "pruned"
+    INTERRUPTED = "interrupted"
+    DISK_FULL = "disk_full"
+    """No space left on the node; the trial can continue on another node or when there is space."""
+    PREEMPTED = "preempted"
+    """The process received SIGTERM and saved a checkpoint; the trial continues elsewhere."""
+
+
+class SweepStatus(StrEnum):
+    """How a call of a sweep ended."""
+
+    COMPLETED = "completed"
+    """No trials are left."""
+    STOPPED = "stopped"
+    """A limit was reached while trials were left."""
+    INTERRUPTED = "interrupted"
+    """Trials are left, and the sweep is expected to be resumed."""
+    FAILED = "failed"
+    """No trial finished."""

@@ -1,4 +1,4 @@
-"""When a sweep stops although there is more to train: time, number, an accuracy that is enough, a full disk."""
+"""Limits on a sweep: time, number of trials, a sufficient accuracy, a full disk."""
 
 from __future__ import annotations
 
@@ -6,57 +6,67 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fgst.sweep.status import StopReason
+
 
 @dataclass
 class Budget:
-    """What a sweep may use up; ``None`` is no limit.
+    """What a sweep may use; ``None`` means no limit.
 
     Attributes:
-        max_hours: wall time from now; trials that run then are stopped after their epoch.
-        max_trials: trainings to begin from now on; those that run are trained to their end.
-        until_top1: validation top-1 in % of a finished trial that is enough; what runs then is stopped.
+        max_hours: wall time from now on; running trials are stopped after their current epoch.
+        max_trials: trials to start from now on; running trials are trained to their last epoch.
+        until_top1: validation top-1 in % of a finished trial that is sufficient; running trials are stopped.
+        stop_reason: why no further trial is started; ``None`` while the sweep continues.
+        details: the reason in words, e.g. ``--max-hours 2``.
+        stop_running: running trials are to stop too.
     """
 
     max_hours: float | None = None
     max_trials: int | None = None
     until_top1: float | None = None
     clock: Callable[[], float] = time.monotonic
-    stopped: str = ""  # why nothing is begun any more, in words; "" while there is something left
-    at_once: bool = False  # what runs is to be stopped too
-    _begun: int = 0
-    _since: float = field(default=0.0)
+    stop_reason: StopReason | None = None
+    details: str = ""
+    stop_running: bool = False
+    _num_started: int = 0
+    _started_at: float = field(default=0.0)
 
     def __post_init__(self) -> None:
-        self._since = self.clock()
+        self._started_at = self.clock()
 
-    def may_begin(self) -> bool:
-        """Whether another trial may begin."""
-        self._look()
-        if not self.stopped and self.max_trials is not None and self._begun >= self.max_trials:
-            self._stop(f"--max-trials {self.max_trials}", at_once=False)
-        return not self.stopped
+    def allows_start(self) -> bool:
+        """Whether another trial may start."""
+        self._check_time()
+        if self.stop_reason is None and self.max_trials is not None and self._num_started >= self.max_trials:
+            self.stop(StopReason.MAX_TRIALS, f"--max-trials {self.max_trials}", stop_running=False)
+        return self.stop_reason is None
 
-    def began(self) -> None:
-        self._begun += 1
+    def on_start(self) -> None:
+        """Count a trial that was started."""
+        self._num_started += 1
 
-    def must_stop(self) -> bool:
-        """Whether a trial that runs is to stop."""
-        self._look()
-        return self.at_once
+    def should_stop_running(self) -> bool:
+        """Whether running trials are to stop."""
+        self._check_time()
+        return self.stop_running
 
-    def finished(self, metrics: Mapping[str, float]) -> None:
-        """A trial has ended well, with these metrics."""
+    def on_finish(self, metrics: Mapping[str, float]) -> None:
+        """Note the metrics of a trial that finished."""
         reached = metrics.get("val/top1", 0.0)
         if self.until_top1 is not None and reached >= self.until_top1:
-            self._stop(f"--until-top1 {self.until_top1:g} (a trial reached {reached:.1f} %)")
+            self.stop(StopReason.UNTIL_TOP1, f"--until-top1 {self.until_top1:g} (a trial reached {reached:.1f} %)")
 
-    def disk_full(self, where: str = "") -> None:
-        self._stop(f"a full disk{where}: make room")
+    def on_disk_full(self, host: str = "") -> None:
+        """Stop because a disk is full, on the named host or that of the driver."""
+        self.stop(StopReason.DISK_FULL, f"disk full{f' on {host}' if host else ''}: free some space")
 
-    def _look(self) -> None:
-        if self.max_hours is not None and self.clock() - self._since >= 3600 * self.max_hours:
-            self._stop(f"--max-hours {self.max_hours:g}")
+    def stop(self, reason: StopReason, details: str, *, stop_running: bool = True) -> None:
+        """Stop the sweep; the first reason is kept."""
+        if self.stop_reason is None:
+            self.stop_reason, self.details = reason, details
+        self.stop_running = self.stop_running or stop_running
 
-    def _stop(self, reason: str, *, at_once: bool = True) -> None:
-        self.stopped = self.stopped or reason
-        self.at_once = self.at_once or at_once
+    def _check_time(self) -> None:
+        if self.max_hours is not None and self.clock() - self._started_at >= 3600 * self.max_hours:
+            self.stop(StopReason.MAX_HOURS, f"--max-hours {self.max_hours:g}")

@@ -1,9 +1,9 @@
-"""Where a trial's checkpoint survives its node: a folder that all nodes share, or an object store.
+"""Storage in which a trial's checkpoint survives its node: a folder shared by all nodes, or an object store.
 
-In a shared folder the training keeps its checkpoint itself. With a URI (``s3://bucket/sweeps``, ``gs://…``; whatever
-``pyarrow.fs`` knows) it keeps it on the node, and a copy goes to the store after an epoch: as often as a twentieth of
-the time allows, and at once where the node is about to go. A copy counts once its list of files is there, which is
-written last; whoever goes on with the trial takes the newest that is whole, and checks it.
+With a shared folder the training writes its checkpoint there itself. With a URI (``s3://bucket/sweeps``, ``gs://…``;
+anything that ``pyarrow.fs`` supports) the checkpoint is written on the node and copied to the object store after an
+epoch, as often as 5 % of the time allows, and immediately if the node is about to be preempted. A copy is complete once
+its manifest, which is written last, exists. A resumed trial takes the newest complete copy and verifies it.
 """
 
 from __future__ import annotations
@@ -30,59 +30,59 @@ from fgst.errors import InputError
 from fgst.tracking.spool import TrackingServerUnavailable, retry_while_unavailable
 from fgst.training.checkpoint import latest_checkpoint, progress
 
-SHARE = 0.05  # of the time that copying may take
+COPY_TIME_SHARE = 0.05  # fraction of the time that copying may take
 _CHUNK = 8 * 1024 * 1024
-_LARGEST_LIST = 1024 * 1024
+_MAX_MANIFEST_BYTES = 1024 * 1024
 _FAILURES = (OSError, pa.ArrowException)
 
 
 def resolve(location: str) -> str:
-    """``--storage`` as it is written down: a URI as it is, a folder with its whole path.
+    """``--storage`` as it is recorded: a URI unchanged, a folder as an absolute path.
 
     Raises:
-        InputError: if it is a URI that nothing can be kept at, or holds a secret.
+        InputError: if the URI is not writable storage, or contains a password.
     """
     if not is_remote(location):
         return str(Path(location).absolute())
     if urlsplit(location).password:
-        raise InputError("--storage holds a secret; give it in the environment instead: URIs are recorded")
+        raise InputError("--storage contains a password; set credentials in the environment instead, because URIs are recorded")
     _open(location)
     return location.rstrip("/")
 
 
 def prepare(location: str) -> None:
-    """Make sure that a sweep can keep something there.
+    """Make sure that the location is writable.
 
     Raises:
-        InputError: if not.
+        InputError: if it is not.
     """
     try:
         if not is_remote(location):
             Path(location).mkdir(parents=True, exist_ok=True)
             return
         store, base = _open(location)
-        _write(store, f"{base}/sweep", b"")  # that it can be written is known now, not after the first epoch
+        _write(store, f"{base}/sweep", b"")  # fail now instead of after the first epoch
     except _FAILURES as error:
         reason = getattr(error, "strerror", None) or _first_line(error)
         raise InputError(f"--storage {location}: cannot be written ({reason})") from None
 
 
 def has_room(location: str) -> bool:
-    """Whether a folder takes a mebibyte more; a URI's store always does."""
+    """Whether a mebibyte can be written to a folder; always true for a URI."""
     if is_remote(location):
         return True
     try:
         with tempfile.TemporaryFile(dir=location) as file:
             file.write(bytes(1024 * 1024))
             file.flush()
-            os.fsync(file.fileno())  # a network folder may say only now that it is full
+            os.fsync(file.fileno())  # a network folder may report only now that it is full
     except OSError:
         return False
     return True
 
 
 def remove(location: str) -> None:
-    """Remove everything of a sweep; what cannot be removed stays."""
+    """Remove all files of a sweep; errors are ignored."""
     shutil.rmtree(on_this_node(location), ignore_errors=True)
     if is_remote(location):
         try:
@@ -93,7 +93,7 @@ def remove(location: str) -> None:
 
 
 def on_this_node(location: str) -> Path:
-    """The folder of this node that belongs to a sweep: the shared one itself, or one beside the cached data sets."""
+    """The sweep's folder on this node: the shared folder itself, or for a URI a folder in the cache."""
     if not is_remote(location):
         return Path(location)
     return cache_folder() / "trials" / hashlib.sha256(location.encode()).hexdigest()[:32]
@@ -101,12 +101,12 @@ def on_this_node(location: str) -> Path:
 
 @dataclass
 class TrialStorage:
-    """A trial's checkpoint.
+    """Storage of one trial's checkpoint.
 
     Attributes:
-        location: of the sweep: a folder or a URI.
-        key: of the trial.
-        folder: where the training keeps its checkpoint, on this node.
+        location: the sweep's folder or URI.
+        trial_id: the trial.
+        clock: seconds, monotonic.
     """
 
     location: str
@@ -125,17 +125,17 @@ class TrialStorage:
         return is_remote(self.location)
 
     def fetch(self) -> None:
-        """Bring the newest checkpoint to this node, if it is not here.
+        """Copy the newest checkpoint to this node if it is newer than the local one.
 
         Raises:
-            InputError: if a shared folder is not shared with this node.
-            ServerAway: if the store did not answer for minutes.
+            InputError: if the shared folder does not exist on this node.
+            TrackingServerUnavailable: if the object store did not answer for minutes.
         """
         if not self._remote:
             if not Path(self.location).is_dir():
                 raise InputError(
-                    f"--storage {self.location}: is not there on node {os.uname().nodename}; "
-                    "name a folder that all nodes share, or a URI such as s3://bucket/sweeps"
+                    f"--storage {self.location}: does not exist on node {os.uname().nodename}; "
+                    "use a folder that all nodes share, or a URI such as s3://bucket/sweeps"
                 )
             return
         try:
@@ -158,22 +158,22 @@ class TrialStorage:
                 if here is not None:
                     shutil.rmtree(here, ignore_errors=True)
                 return
-            print(f"{self.location}/{self.trial_id}/{name}: is damaged; taking an older one", file=sys.stderr)
+            print(f"{self.location}/{self.trial_id}/{name} is damaged; using an older checkpoint", file=sys.stderr)
 
     def _copies(self, store: Any, base: str) -> list[str]:
-        """Names of the checkpoints that have a list of files, the newest last."""
+        """Names of the complete copies, the newest last."""
         found = store.get_file_info(fs.FileSelector(base, allow_not_found=True))
         names = [info.base_name.removesuffix(".json") for info in found if info.base_name.endswith(".json")]
         return sorted((name for name in names if progress(name) is not None), key=lambda name: progress(name) or (0, 0))
 
     def _bring(self, store: Any, base: str, name: str) -> bool:
-        """Copy a checkpoint here; whether it is what its list says."""
+        """Copy a checkpoint to this node; returns whether it matches its manifest."""
         temporary = self.folder / f".{name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             with store.open_input_stream(f"{base}/{name}.json") as stream:
-                files = {str(file): str(sha) for file, sha in json.loads(stream.read(_LARGEST_LIST)).items()}
+                files = {str(file): str(sha) for file, sha in json.loads(stream.read(_MAX_MANIFEST_BYTES)).items()}
             for file, expected in files.items():
                 if Path(file).name != file or file.startswith("."):
                     return False
@@ -186,18 +186,18 @@ class TrialStorage:
                     return False
             temporary.rename(self.folder / name)
             return True
-        except (FileNotFoundError, AttributeError, ValueError):  # removed by a newer one meanwhile, or no list
+        except (FileNotFoundError, AttributeError, ValueError):  # replaced by a newer copy during the transfer, or an invalid manifest
             return False
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def keep(self, *, at_once: bool = False) -> str:
-        """Copy the newest checkpoint to the store, if it is time for it.
+        """Copy the newest checkpoint to the object store if it is time for it.
 
-        A store that does not take it costs nothing but the copy: the next epoch tries again.
+        A failed copy is retried after the next epoch.
 
         Returns:
-            why it could not be copied; "" if all is well.
+            The reason why it could not be copied; "" on success.
         """
         checkpoint = latest_checkpoint(self.folder) if self._remote else None
         if checkpoint is None:
@@ -213,7 +213,7 @@ class TrialStorage:
                 digests[file.name] = _send(store, f"{base}/{checkpoint.name}/{file.name}", file)
             _write(store, f"{base}/{checkpoint.name}.json", json.dumps(digests).encode())
             self._sent = at
-            # The list first: half a copy must not look whole. What an earlier attempt has removed is gone already.
+            # The manifest first: a partial copy must not look complete. An earlier attempt may have removed the files already.
             for name in self._previous:
                 for delete, path in ((store.delete_file, f"{base}/{name}.json"), (store.delete_dir, f"{base}/{name}")):
                     with suppress(FileNotFoundError):
@@ -223,11 +223,11 @@ class TrialStorage:
             return _first_line(error)
         finally:
             now = self.clock()
-            self._not_before = now + (now - began) * (1 / SHARE - 1)
+            self._not_before = now + (now - began) * (1 / COPY_TIME_SHARE - 1)
         return ""
 
     def remove(self) -> None:
-        """The trial is over: its model is among its run's artifacts."""
+        """Remove the checkpoint of a finished trial; its model is among the artifacts of its run."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._remote:
             try:
@@ -241,7 +241,7 @@ def _open(location: str) -> tuple[Any, str]:
     try:
         store, base = fs.FileSystem.from_uri(location)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"--storage {location}: is no place that can be written ({_first_line(error)})") from None
+        raise InputError(f"--storage {location}: is not a writable location ({_first_line(error)})") from None
     return store, base.rstrip("/")
 
 
@@ -252,7 +252,7 @@ def _write(store: Any, path: str, content: bytes) -> None:
 
 
 def _send(store: Any, path: str, file: Path) -> str:
-    """Copy a file; returns its SHA-256."""
+    """Upload a file; returns its SHA-256 digest."""
     _make_folder(store, path)
     digest = hashlib.sha256()
     with file.open("rb") as content, store.open_output_stream(path) as stream:
@@ -263,7 +263,7 @@ def _send(store: Any, path: str, file: Path) -> str:
 
 
 def _make_folder(store: Any, path: str) -> None:
-    if store.type_name == "local":  # object stores have none
+    if store.type_name == "local":  # object stores have no folders
         store.create_dir(path.rpartition("/")[0], recursive=True)
 
 

@@ -1,7 +1,7 @@
-"""One trial of a sweep, in a process of its own: begin it, or go on with it.
+"""One trial of a sweep, run in a process of its own: started, or resumed from its checkpoint.
 
-A trial keeps its checkpoint in the sweep's storage and writes into the MLflow run that carries its key, and both are
-found again by that key. So it may be killed and started again at any moment, by anybody: it goes on where it was.
+A trial stores its checkpoint in the sweep's storage and logs to the MLflow run that carries its trial id; both are found
+by that id. It may therefore be killed at any moment and restarted anywhere, and it resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ctypes
 import dataclasses
 import gc
 import json
-import os
 import resource
 from collections.abc import Callable
 from contextlib import closing, nullcontext, suppress
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgst.errors import Preempted, is_disk_full
 from fgst.sweep.definition import Trial
+from fgst.sweep.status import TrialExit, TrialStatus
 from fgst.tracking.spool import TrackingServerUnavailable
 from fgst.tracking.tags import Tags
 from fgst.training import preemption
@@ -28,30 +28,35 @@ if TYPE_CHECKING:
 
     from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage
-    from fgst.tracking.store import TrackedRun
+    from fgst.tracking.run import TrackedRun
     from fgst.training.trainer import EpochResult
 
-SPOOLS = "spool"  # in a sweep's storage: what its trials write while the tracking server is away
-MOST_STARTS = 4
+SPOOLS = "spool"  # folder in a sweep's storage for records buffered while the tracking server is unreachable
+MAX_STARTS_WITHOUT_PROGRESS = 4
+MAX_TAG_LENGTH = 5000
 
 
 class StopTrial(Exception):
-    """Raised by whoever listens to a trial that is not to go on; its argument is how it ends: pruned, interrupted."""
+    """Raised by the ``report`` callable to stop a trial; the argument is the status that it ends with."""
+
+    def __init__(self, status: TrialStatus) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """Where a trial belongs.
+    """What a trial needs to know of its sweep.
 
     Attributes:
-        tracking_uri, experiment, parent: its store, experiment and sweep's run.
-        storage: the folder for its checkpoint, shared by all nodes, or a URI.
-        threads: CPU threads; ``None`` leaves them as they are.
-        devices: GPUs, or cores on the CPU, that it has; for its account.
+        tracking_uri, experiment, parent: tracking store, experiment id, and run id of the sweep.
+        storage: folder (shared by all nodes) or URI for checkpoints.
+        threads: CPU threads; ``None`` keeps PyTorch's setting.
+        devices: GPUs, or cores on the CPU, that the trial occupies, for its accounting.
         price_per_hour: of a GPU, or of a core on the CPU.
-        latency: measure how long the network takes for one clip.
-        system_metrics: log the machine's load.
-        driver: an id of the process that drives the sweep.
+        latency: measure the time the network takes for one clip.
+        system_metrics: log the load of the machine.
+        driver: id of the process that drives the sweep.
     """
 
     tracking_uri: str
@@ -68,30 +73,32 @@ class TrialContext:
 
 def run_trial(
     trial: Trial, context: TrialContext, report: Callable[[dict[str, float]], None] = lambda metrics: None
-) -> str:
-    """Train ``trial`` to its end, telling ``report`` the metrics of each epoch.
+) -> TrialExit:
+    """Train a trial to its last epoch and pass the metrics of each epoch to ``report``.
 
-    A training that fails by itself (bad data, a loss that is no number, memory) is FAILED in MLflow with its reason,
-    and the sweep goes on: to start it again would only fail again. Out of memory is tried once more with half the
-    clips at a time. What kills the process is another matter: whoever started it starts it again, and only a trial that
-    comes no further for several starts in a row has failed.
+    A training that fails by itself (bad data, a loss that is not finite, memory) is marked FAILED in MLflow with its
+    reason, and the sweep continues: a restart would fail in the same way. Out of memory is retried once with each batch
+    in two parts. A killed process is restarted by the backend; a trial that makes no progress in
+    ``MAX_STARTS_WITHOUT_PROGRESS`` starts is marked FAILED.
 
     Returns:
-        "finished"; "failed"; what ``report`` stopped it as; "interrupted", where the tracking server was waited for in
-        vain; "disk full on NODE", where it may go on when there is room; "left", where this process was told to end.
+        How the trial ended: ``INTERRUPTED`` also if the tracking server was unreachable for too long, ``DISK_FULL`` if it
+        can continue elsewhere or when there is space, ``PREEMPTED`` if this process received SIGTERM.
     """
+    # lazy: torch and mlflow take seconds to import, and a driver that simulates trials needs neither
     import torch
 
     from fgst.data.dataset import ArrowDataset
     from fgst.sweep.storage import TrialStorage, on_this_node
-    from fgst.tracking.store import TrackingStore, trial_tags
+    from fgst.tracking.store import TrackingStore
+    from fgst.tracking.training import trial_tags
 
     if context.threads:
         torch.set_num_threads(context.threads)
     store = TrackingStore(context.tracking_uri, wait=True)
-    before = store.find(context.experiment, trial.trial_id, context.parent)
-    if before is not None and before.info.status == "FINISHED":
-        return "finished"  # the process died between its last word and its end
+    previous = store.find(context.experiment, trial.trial_id, context.parent)
+    if previous is not None and previous.info.status == "FINISHED":
+        return TrialExit.FINISHED  # the process died after finishing the run and before returning
     config = trial.config
     tags = {
         Tags.KIND: "trial",
@@ -99,65 +106,67 @@ def run_trial(
         Tags.PARAMS: json.dumps(list(trial.params)),
         "mlflow.source.name": f"sweep {context.parent[:8]}",
     }
-    micro_batches = int(before.data.tags.get(Tags.MICRO_BATCHES, "1")) if before is not None else 1
+    micro_batches = int(previous.data.tags.get(Tags.MICRO_BATCHES, "1")) if previous is not None else 1
     run = None
-    kept = TrialStorage(context.storage, trial.trial_id)
+    storage = TrialStorage(context.storage, trial.trial_id)
     try:
-        kept.fetch()
+        storage.fetch()
         dataset = ArrowDataset(config.data.dataset)
         tags |= trial_tags(config, dataset.name, dataset.digest)
         run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
-        run.spool_in(on_this_node(context.storage) / SPOOLS)
-        run.set_tags({Tags.STARTS: _count_start(before, kept, context)})
+        run.enable_spool(on_this_node(context.storage) / SPOOLS)
+        run.set_tags({Tags.STARTS: _count_start(previous, storage, context)})
         run.log_params(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         with run.system_metrics() if context.system_metrics else nullcontext():
-            _train(trial, context, run, dataset, report, micro_batches, kept)
+            _train(trial, context, run, dataset, report, micro_batches, storage)
     except StopTrial as stop:
-        return str(stop)
+        return TrialExit(stop.status.value)
     except Preempted:
-        return "left"
+        return TrialExit.PREEMPTED
     except TrackingServerUnavailable:
-        return "interrupted"
+        return TrialExit.INTERRUPTED
     except Exception as error:
         if is_disk_full(error):
-            return f"disk full on {os.uname().nodename}"
-        if run is None:  # it did not come as far as opening its run
+            return TrialExit.DISK_FULL
+        if run is None:  # it failed before its run was opened
             run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
         run.finish("FAILED", f"{type(error).__name__}: {error}")
-        run.set_tags({Tags.STATUS: "failed"})
-        return "failed"
-    run.set_tags({Tags.STATUS: "finished"})
-    kept.remove()
-    return "finished"
+        run.set_tags({Tags.STATUS: TrialStatus.FAILED.value})
+        return TrialExit.FAILED
+    run.set_tags({Tags.STATUS: TrialStatus.FINISHED.value})
+    storage.remove()
+    return TrialExit.FINISHED
 
 
-def _count_start(before: Any, kept: TrialStorage, context: TrialContext) -> str:
-    """What to write down of this start; a process that dies whenever it is started must not be started for ever.
+def _count_start(previous: Any, storage: TrialStorage, context: TrialContext) -> str:
+    """The value of ``Tags.STARTS`` for this start: the checkpoint it starts from and how often that happened in a row.
+
+    A process that dies after every start must not be restarted for ever.
 
     Args:
-        before: the trial's run, if it was begun.
+        previous: the trial's run if it was started before.
 
     Raises:
-        RuntimeError: if the trial came no further in the last starts.
+        RuntimeError: if the last starts made no progress.
     """
     from fgst.training.checkpoint import latest_checkpoint
 
-    found = latest_checkpoint(kept.folder)
-    at = f"{context.driver} {found.name if found is not None else 'the beginning'}"
-    last, _, count = (before.data.tags.get(Tags.STARTS, "") if before is not None else "").rpartition(" x")
+    checkpoint = latest_checkpoint(storage.folder)
+    at = f"{context.driver} {checkpoint.name if checkpoint is not None else 'the beginning'}"
+    last, _, count = (previous.data.tags.get(Tags.STARTS, "") if previous is not None else "").rpartition(" x")
     starts = int(count) + 1 if last == at else 1
-    if starts > MOST_STARTS:
-        where = found.name if found is not None else "its first epoch"
-        raise RuntimeError(f"its process died {MOST_STARTS} times at {where}")
+    if starts > MAX_STARTS_WITHOUT_PROGRESS:
+        where = checkpoint.name if checkpoint is not None else "its first epoch"
+        raise RuntimeError(f"worker died {MAX_STARTS_WITHOUT_PROGRESS} times at {where}")
     return f"{at} x{starts}"
 
 
 def give_back_memory() -> None:
-    """Hand what a trial has freed back to the system, before the next one in the same process.
+    """Return memory freed by a trial to the system before the next trial in the same process.
 
-    Trials run in threads of their own, and glibc keeps an arena per thread: without this a process that trains one
-    trial after another grows by 0.1 to 0.2 GiB with each.
+    Each trial runs in a new thread, and glibc keeps an arena per thread: without this a process that trains one trial
+    after another grows by 0.1 to 0.2 GiB with each.
     """
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
@@ -171,19 +180,19 @@ def _train(
     dataset: ArrowDataset,
     report: Callable[[dict[str, float]], None],
     micro_batches: int,
-    kept: TrialStorage,
+    storage: TrialStorage,
 ) -> None:
-    """Train and write it all down; out of memory, once more with half the clips at a time."""
+    """Train and log everything; after running out of memory, once more with each batch in two parts."""
     import torch
 
     from fgst.sweep.planning.cost import model_cost
-    from fgst.tracking.store import track
+    from fgst.tracking.training import track
     from fgst.training.trainer import fit
 
     shape: dict[str, float] = {}
 
     def account(result: EpochResult) -> EpochResult:
-        if not shape:  # after the first epoch: counting imports half of PyTorch's compiler
+        if not shape:  # after the first epoch: counting FLOPs imports much of PyTorch's compiler
             cost = model_cost(trial.config, dataset)
             shape.update({"model/parameters": cost.parameters, "model/gflops": cost.gflops})
             if context.latency:
@@ -191,21 +200,21 @@ def _train(
         return _accounted(result, context, shape)
 
     def copied(training: Iterator[EpochResult]) -> Iterator[EpochResult]:
-        """Each epoch's checkpoint goes to the storage before anybody hears of the epoch."""
+        """Copy each epoch's checkpoint to the storage before the epoch is reported."""
         try:
             for result in training:
-                if not result.is_replay and (problem := kept.keep()):
-                    run.set_tags({Tags.CHECKPOINT_NOT_COPIED: problem[:5000]})
+                if not result.is_replay and (problem := storage.keep()):
+                    run.set_tags({Tags.CHECKPOINT_NOT_COPIED: problem[:MAX_TAG_LENGTH]})
                 yield result
         except Preempted:
-            kept.keep(at_once=True)
+            storage.keep(at_once=True)
             raise
 
     while True:
         training = fit(
             trial.config,
             dataset=dataset,
-            checkpoints=kept.folder,
+            checkpoints=storage.folder,
             micro_batches=micro_batches,
             should_stop=preemption.should_stop,
         )
@@ -222,13 +231,13 @@ def _train(
                 raise
         micro_batches = 2
         run.set_tags({Tags.MICRO_BATCHES: "2"})
-        run.go_on()
+        run.reopen()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def _accounted(result: EpochResult, context: TrialContext, shape: dict[str, float]) -> EpochResult:
-    """An epoch's result with what it cost so far."""
+    """An epoch's result with its cost so far."""
     import torch
 
     seconds = 60 * result.metrics["minutes"] * context.devices
@@ -236,14 +245,14 @@ def _accounted(result: EpochResult, context: TrialContext, shape: dict[str, floa
         peak = torch.cuda.max_memory_reserved() / 2**30
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    extra = {"device_seconds": seconds, "peak_memory_gib": peak, **shape}
+    metrics = {"device_seconds": seconds, "peak_memory_gib": peak, **shape}
     if context.price_per_hour is not None:
-        extra["cost"] = seconds / 3600 * context.price_per_hour
-    return dataclasses.replace(result, metrics={**result.metrics, **extra})
+        metrics["cost"] = seconds / 3600 * context.price_per_hour
+    return dataclasses.replace(result, metrics={**result.metrics, **metrics})
 
 
 def _latency(trial: Trial, dataset: ArrowDataset) -> float:
-    """Milliseconds that the trial's network takes for one clip here."""
+    """Milliseconds that the trial's network takes for one clip on this machine."""
     import numpy as np
 
     from fgst.data.loader import ClipLoader, choose_device
@@ -261,5 +270,5 @@ def _out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    words = str(error)
-    return "not enough memory" in words or "can't allocate memory" in words or "out of memory" in words
+    message = str(error)
+    return any(text in message for text in ("not enough memory", "can't allocate memory", "out of memory"))

@@ -1,9 +1,10 @@
-"""Disk that nobody needs any more: weights of trials that were beaten, folders that finished sweeps left behind.
+"""Garbage collection: weights of trials that were not the best, and checkpoint folders of finished sweeps.
 
-What may go is decided by what is known, and whatever is not known stays. A trial keeps its weights if it is the best
-of its sweep, if any other run names it (an ensemble its members, a sweep its best or what it took over), if a version
-of a registered model needs it, or if its sweep may still go on. Of the others the scores, figures, metrics and
-``checkpoint/config.json`` stay, so that a table can be made again and ``--from-run`` still finds the settings.
+Only data that is known to be unnecessary is deleted. A trial keeps its weights if it is the best of its sweep, if
+another run refers to it (an ensemble to its members, a sweep to its best trial or to trials that it reuses), if a
+version of a registered model needs it, or if its sweep can still be resumed. Trials that lose their weights keep their
+scores, figures, metrics and ``checkpoint/config.json``, so tables can still be made and ``--from-run`` can read their
+settings.
 """
 
 from __future__ import annotations
@@ -13,140 +14,153 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from fgst.errors import InputError
-from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 CHECKPOINT, CARD = "checkpoint", "config.json"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """Something that may go.
+class Garbage:
+    """Data that can be deleted.
 
     Attributes:
-        what: "weights" of a trial, or "folder" of a sweep.
-        run_id: of that trial or sweep; ``sweep`` is the sweep's.
-        place: the folder on this machine; ``None`` where it lies elsewhere, and cannot be deleted from here.
-        store: what kind of place that is: "file", "mlflow-artifacts", "s3" …
+        kind: the weights of a trial, or the checkpoint folder of a sweep.
+        run_id: run id of that trial or sweep.
+        sweep: run id of the sweep.
+        name: the run's name.
+        bytes: size on disk.
+        path: the folder on this machine; ``None`` if it is elsewhere and cannot be deleted from here.
+        storage: kind of storage: "file", "mlflow-artifacts", "s3" …
     """
 
-    what: str
+    kind: Literal["weights", "folder"]
     run_id: str
     sweep: str
     name: str
     bytes: int
-    place: Path | None
-    store: str = "file"
+    path: Path | None
+    storage: str = "file"
 
 
 @dataclass
-class Found:
-    """What may go, and how many trials keep their weights for which reason."""
+class GarbageReport:
+    """What can be deleted, and how many trials keep their weights for which reason."""
 
-    leftovers: list[Leftover] = field(default_factory=list)
-    kept: Counter[str] = field(default_factory=Counter)
+    garbage: list[Garbage] = field(default_factory=list)
+    retained: Counter[str] = field(default_factory=Counter)
 
 
-def find(store: TrackingStore, experiments: Iterable[str] | None = None) -> Found:
-    """Look through a tracking store; changes nothing.
+def find_garbage(store: TrackingStore, experiments: Iterable[str] | None = None) -> GarbageReport:
+    """Search a tracking store for garbage; nothing is changed.
 
     Args:
-        experiments: ids of those to look into; runs of all others still count as naming what they name.
+        store: the tracking store.
+        experiments: ids of the experiments to search; by default all. References from runs of other experiments are
+            taken into account in either case.
     """
-    known = list(store.experiments())
-    wanted = set(known if experiments is None else experiments)
-    runs = store.runs(known)
-    needed = _needed(store, runs)
-    trials: dict[str, list[Any]] = {}
+    all_experiments = list(store.experiments())
+    selected = set(all_experiments if experiments is None else experiments)
+    runs = store.runs(all_experiments)
+    referenced = _referenced_runs(store, runs)
+    trials: dict[str, list[Run]] = {}
     for run in runs:
         if run.data.tags.get(Tags.KIND) == "trial" and Tags.PARENT in run.data.tags:
             trials.setdefault(run.data.tags[Tags.PARENT], []).append(run)
-    found = Found()
-    for sweep in runs:
-        if sweep.data.tags.get(Tags.KIND) != "sweep" or sweep.info.experiment_id not in wanted:
-            continue
-        mine = trials.get(sweep.info.run_id, [])
-        reason = _open(sweep, mine)
-        if reason:
-            found.kept[reason] += len(mine)
-            continue
-        found.leftovers += _folder(sweep)
-        reason = _undecided(store, sweep)
-        if reason:
-            found.kept[reason] += len(mine)
-            continue
-        best = {sweep.data.tags[Tags.BEST_RUN], *_best_by_validation(mine)}
-        for trial in mine:
-            if trial.info.run_id in best:
-                found.kept["best of its sweep"] += 1
-            elif trial.info.run_id in needed:
-                found.kept[needed[trial.info.run_id]] += 1
-            elif Tags.WEIGHTS_REMOVED not in trial.data.tags:
-                found.leftovers += _weights(store, trial, sweep.info.run_id)
-    return found
+    report = GarbageReport()
+    for run in runs:
+        if run.data.tags.get(Tags.KIND) == "sweep" and run.info.experiment_id in selected:
+            _examine_sweep(store, run, trials.get(run.info.run_id, []), referenced, report)
+    return report
 
 
-def remove(store: TrackingStore, leftover: Leftover) -> None:
-    """Delete one, if nothing has changed since it was found.
+def delete_garbage(store: TrackingStore, garbage: Garbage) -> None:
+    """Delete garbage, unless its sweep was resumed or a reference to it appeared since it was found.
 
     Raises:
-        InputError: saying why it stays.
+        InputError: if it was not deleted, with the reason.
     """
-    if leftover.place is None:
-        raise InputError(f"lies in a store of kind {leftover.store}, which this command cannot delete from")
-    sweep = store.run(leftover.sweep)
-    # Somebody may have resumed the sweep, or made this trial its best, or a model of it, while the list was read.
-    if sweep.info.status != "FINISHED" or sweep.data.tags.get(Tags.BEST_RUN) == leftover.run_id:
-        raise InputError("its sweep has gone on since")
-    if leftover.run_id in store.registered_runs():
+    if garbage.path is None:
+        raise InputError(f"cannot be deleted with this command: its storage is {garbage.storage}")
+    sweep = store.run(garbage.sweep)
+    # The state may have changed since find_garbage().
+    if sweep.info.status != "FINISHED" or sweep.data.tags.get(Tags.BEST_RUN) == garbage.run_id:
+        raise InputError("its sweep has been resumed since")
+    if garbage.run_id in store.registered_runs():
         raise InputError("it has been registered since")
     try:
-        if leftover.what == "folder":
-            shutil.rmtree(leftover.place)
+        if garbage.kind == "folder":
+            shutil.rmtree(garbage.path)
             return
-        # First the mark: a trial that is marked and has its weights costs disk, the other way round it misleads.
-        TrackedRun(store, leftover.run_id).set_tags({Tags.WEIGHTS_REMOVED: "true"})
-        for entry in leftover.place.iterdir():
+        # Tag first: a tagged trial that still has its weights wastes disk space; an untagged one without is an error.
+        store.open_run(garbage.run_id).set_tags({Tags.WEIGHTS_REMOVED: "true"})
+        for entry in garbage.path.iterdir():
             if entry.name != CARD and entry.is_file() and not entry.is_symlink():
                 entry.unlink()
     except OSError as error:
         raise InputError(f"cannot be deleted ({error.strerror})") from None
 
 
-def _needed(store: TrackingStore, runs: Iterable[Any]) -> dict[str, str]:
-    """Runs that something else needs, and what: ids among the tags of any other run, and behind registered models."""
-    needed: dict[str, str] = {}
+def _examine_sweep(
+    store: TrackingStore, sweep: Run, trials: Sequence[Run], referenced: dict[str, str], report: GarbageReport
+) -> None:
+    """Add a sweep's garbage and the reasons for retained weights to the report."""
+    reason = _why_resumable(sweep, trials)
+    if reason:
+        report.retained[reason] += len(trials)
+        return
+    report.garbage += _sweep_folder(sweep)
+    reason = _why_undecided(store, sweep)
+    if reason:
+        report.retained[reason] += len(trials)
+        return
+    best = {sweep.data.tags[Tags.BEST_RUN], *_best_by_validation(trials)}
+    for trial in trials:
+        if trial.info.run_id in best:
+            report.retained["best of its sweep"] += 1
+        elif trial.info.run_id in referenced:
+            report.retained[referenced[trial.info.run_id]] += 1
+        elif Tags.WEIGHTS_REMOVED not in trial.data.tags:
+            report.garbage += _weights(store, trial, sweep.info.run_id)
+
+
+def _referenced_runs(store: TrackingStore, runs: Iterable[Run]) -> dict[str, str]:
+    """Run ids among the tags of other runs and behind registered models, with the kind of reference in words."""
+    referenced: dict[str, str] = {}
     for run in runs:
         kind = run.data.tags.get(Tags.KIND, "run")
-        what = "member of an ensemble" if kind == "ensemble" else f"named by another {kind}"
-        for run_id in _names(run):
+        reason = "member of an ensemble" if kind == "ensemble" else f"referenced by another {kind}"
+        for run_id in _referenced_by(run):
             if run_id != run.info.run_id:
-                needed.setdefault(run_id, what)
+                referenced.setdefault(run_id, reason)
     for run_id in store.registered_runs():
-        needed[run_id] = "of a registered model"
+        referenced[run_id] = "used by a registered model"
         try:
             registered = store.run(run_id)
         except InputError:
-            continue  # removed for good: it names nobody any more
-        needed |= dict.fromkeys(_names(registered), "of a registered model")
-    return needed
+            continue  # permanently deleted
+        referenced |= dict.fromkeys(_referenced_by(registered), "used by a registered model")
+    return referenced
 
 
-def _names(run: Any) -> list[str]:
-    # A trial names its sweep, and that is no need of the sweep's for anything.
+def _referenced_by(run: Run) -> list[str]:
+    """Run ids among a run's own tags; the parent is not one of them, since trials do not need their sweep's data."""
     tags = run.data.tags.items()
     return [value for tag, value in tags if tag.startswith("fgst.") and _RUN_ID.fullmatch(value)]
 
 
-def _open(sweep: Any, trials: Iterable[Any]) -> str:
-    """Why nothing of a sweep may go, folder or weights; "" if it is over."""
+def _why_resumable(sweep: Run, trials: Iterable[Run]) -> str:
+    """Why a sweep must keep its folder and all weights; empty if it has ended."""
     if sweep.info.status == "RUNNING":
         return "sweep is running"
     if sweep.info.status != "FINISHED" or Tags.STOP_REASON in sweep.data.tags:
@@ -156,27 +170,30 @@ def _open(sweep: Any, trials: Iterable[Any]) -> str:
     return ""
 
 
-def _undecided(store: TrackingStore, sweep: Any) -> str:
-    """Why no trial of a sweep counts as beaten; "" if the best was chosen, by one figure, on validation clips."""
+def _why_undecided(store: TrackingStore, sweep: Run) -> str:
+    """Why a sweep has no single best trial; empty if it was chosen by one objective on validation clips."""
     if not _RUN_ID.fullmatch(sweep.data.tags.get(Tags.BEST_RUN, "")) or "val/top1" not in sweep.data.metrics:
-        return "nothing was held out to choose by"
+        return "sweep without validation"
     try:
         with store.artifacts(sweep.info.run_id, "sweep.json") as file:
             objectives = json.loads(file.read_bytes())["objectives"]
     except (InputError, OSError, KeyError, TypeError, ValueError, RecursionError):
-        return "sweep does not say what it looked for"
-    return "" if len(objectives) == 1 else "of a trade-off between two objectives"
+        return "sweep with unknown objectives"
+    return "" if len(objectives) == 1 else "sweep with several objectives"
 
 
-def _best_by_validation(trials: Iterable[Any]) -> list[str]:
-    """With several seeds the best trial is of the configuration with the best mean; the best single one stays, too."""
+def _best_by_validation(trials: Iterable[Run]) -> list[str]:
+    """Ids of the single best trials.
+
+    With several seeds, a sweep's best trial has the configuration with the best mean, and may not be among these.
+    """
     scored = [(t.data.metrics.get("val/top1", math.nan), t.info.run_id) for t in trials]
     scored = [(top1, run_id) for top1, run_id in scored if math.isfinite(top1)]
     best = max((top1 for top1, _ in scored), default=0.0)
     return [run_id for top1, run_id in scored if top1 == best]
 
 
-def _weights(store: TrackingStore, trial: Any, sweep: str) -> list[Leftover]:
+def _weights(store: TrackingStore, trial: Run, sweep: str) -> list[Garbage]:
     if trial.info.status == "RUNNING":
         return []
     run_id, name = trial.info.run_id, str(trial.info.run_name)
@@ -184,32 +201,32 @@ def _weights(store: TrackingStore, trial: Any, sweep: str) -> list[Leftover]:
     if artifacts is None:
         sizes = store.artifact_sizes(run_id, CHECKPOINT)
         size = sum(count for file, count in sizes.items() if file != CARD)
-        kind = str(trial.info.artifact_uri).partition(":")[0]
-        return [Leftover("weights", run_id, sweep, name, size, None, kind)] if size else []
+        storage = str(trial.info.artifact_uri).partition(":")[0]
+        return [Garbage("weights", run_id, sweep, name, size, None, storage)] if size else []
     folder = artifacts / CHECKPOINT
-    # Whatever a store says of where a run lies: its own folder, by its id, and no link to somebody else's.
-    if run_id not in artifacts.parts or ".." in artifacts.parts or not _is_folder(folder):
+    # The artifact URI is not trusted: the folder must contain the run's id in its path, and must not be a link.
+    if run_id not in artifacts.parts or ".." in artifacts.parts or not _is_real_folder(folder):
         return []
-    size = sum(_sizes(entry for entry in folder.iterdir() if entry.name != CARD))
-    return [Leftover("weights", run_id, sweep, name, size, folder)] if size else []
+    size = sum(_file_sizes(entry for entry in folder.iterdir() if entry.name != CARD))
+    return [Garbage("weights", run_id, sweep, name, size, folder)] if size else []
 
 
-def _folder(sweep: Any) -> list[Leftover]:
+def _sweep_folder(sweep: Run) -> list[Garbage]:
     run_id = sweep.info.run_id
     folder = Path(sweep.data.tags.get(Tags.STORAGE, ""))
-    # A tag is text that anyone can write: only a folder that bears the sweep's own id is the sweep's.
-    if not folder.is_absolute() or folder.name != run_id or ".." in folder.parts or not _is_folder(folder):
+    # The tag is not trusted, since anyone can edit it: only a folder named after the sweep's id belongs to the sweep.
+    if not folder.is_absolute() or folder.name != run_id or ".." in folder.parts or not _is_real_folder(folder):
         return []
-    size = sum(_sizes(folder.rglob("*")))
-    return [Leftover("folder", run_id, run_id, str(sweep.info.run_name), size, folder)]
+    size = sum(_file_sizes(folder.rglob("*")))
+    return [Garbage("folder", run_id, run_id, str(sweep.info.run_name), size, folder)]
 
 
-def _is_folder(path: Path) -> bool:
+def _is_real_folder(path: Path) -> bool:
     try:
         return path.is_dir() and not path.is_symlink()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
-def _sizes(entries: Iterable[Path]) -> Iterable[int]:
+def _file_sizes(entries: Iterable[Path]) -> Iterable[int]:
     return (entry.stat().st_size for entry in entries if entry.is_file() and not entry.is_symlink())

@@ -1,6 +1,6 @@
-"""The model registry: the best ensemble of a data set as a model that anyone can load, serve and trust.
+"""The model registry: the best ensemble for a data set, as a model that can be loaded and served without this project.
 
-A registered model is code and safetensors: no pickle is written, and none is read when it is loaded.
+A registered model consists of code and safetensors files. No pickle is written, and none is read when it is loaded.
 """
 
 from __future__ import annotations
@@ -16,116 +16,129 @@ from typing import Any
 
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard
-from fgst.tracking.store import TrackedRun, TrackingStore
+from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
 CHAMPION = "champion"
-MODEL = "model"  # the folder among a run's artifacts
-_PACKAGES = Path(__file__).parents[2]
-_REQUIRED = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch")
+"""Alias of the best version of a registered model."""
+MODEL = "model"
+"""Folder of the packaged model among a run's artifacts."""
+_PACKAGE = Path(__file__).parents[1]
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch")
 
 
 def model_name(experiment: str) -> str:
-    """``fgst-nw-ucla-x-view`` for experiment ``nw-ucla x-view``."""
+    """Name of the registered model for an experiment, e.g. ``fgst-nw-ucla-x-view`` for ``nw-ucla x-view``."""
     return "fgst-" + re.sub(r"[^A-Za-z0-9]+", "-", experiment).strip("-").lower()
 
 
 def promote_if_better(store: TrackingStore, run_id: str, experiment: str, val_top1: float, split: str) -> str:
-    """Make an ensemble the champion of its data set, if it beats the one there is; says what came of it.
+    """Register an ensemble as its data set's champion if it validates better than the current champion.
 
     Args:
-        run_id: of the ensemble.
-        val_top1: what it, or the one that it is trained again after, reached on the validation clips, in %.
-        split: which clips these are; figures of different ones are not compared.
+        store: the tracking store.
+        run_id: the ensemble's run.
+        experiment: the experiment's name.
+        val_top1: validation top-1 in %; for a refit ensemble, that of the ensemble whose weights it uses.
+        split: identifies the validation clips. Ensembles that were validated on different clips are not compared.
+
+    Returns:
+        A message that says what was done and why.
     """
     name = model_name(experiment)
     current = champion(store, name)
     if current is not None:
-        theirs = float(current.tags.get(Tags.VAL_TOP1, "-inf"))
-        which = f"champion of {name} (version {current.version})"
+        current_top1 = float(current.tags.get(Tags.VAL_TOP1, "-inf"))
+        title = f"champion of {name} (version {current.version})"
         if current.run_id == run_id:
-            return f"it is the {which} already"
+            return f"not registered: this ensemble is already the {title}"
         if current.tags.get(Tags.VALIDATION_SPLIT) != split:
-            return f"not registered: the {which} was chosen on other validation clips, so the two cannot be compared"
-        if val_top1 <= theirs:
-            return f"not registered: the {which} validates at {theirs:.2f} %, this at {val_top1:.2f} %"
-    package(store, run_id)
+            return f"not registered: the {title} was chosen on other validation clips, so the two cannot be compared"
+        if val_top1 <= current_top1:
+            return f"not registered: the {title} validates at {current_top1:.2f} %, this one at {val_top1:.2f} %"
+    log_model(store, run_id)
     number = store.register(name, run_id, MODEL, {Tags.VAL_TOP1: repr(val_top1), Tags.VALIDATION_SPLIT: split})
     store.client.set_registered_model_alias(name, CHAMPION, number)
     return f"registered: {name} version {number}, alias {CHAMPION} (validation {val_top1:.2f} %)"
 
 
 def champion(store: TrackingStore, name: str) -> Any:
-    """The champion's model version, or ``None``."""
+    """Return the model version with the alias "champion", or ``None``."""
     return store.model_version(name, CHAMPION)
 
 
-def run_of(store: TrackingStore, model: str) -> str:
-    """The run behind a registered model.
+def resolve_model(store: TrackingStore, model: str) -> str:
+    """Return the run id behind a registered model.
 
     Args:
-        model: ``champion`` where there is one registered model; else ``NAME@champion``, ``NAME@ALIAS`` or ``NAME/3``.
+        store: the tracking store.
+        model: ``NAME@ALIAS``, ``NAME/VERSION``, or ``NAME`` for its champion; or ``champion`` if only one model is
+            registered.
 
     Raises:
-        InputError: if there is none, or it is not clear which is meant.
+        InputError: if there is no such model or version, or if ``champion`` is ambiguous.
     """
-    name, at, which = model.partition("@")
-    if not at:
-        name, slash, which = model.partition("/")
-        if not slash:
-            names = [found.name for found in store.client.search_registered_models()]
-            if model != CHAMPION and model not in names:
-                raise InputError(f"--model {model}: there is none; registered are {', '.join(names) or 'none'}")
-            if model == CHAMPION and len(names) != 1:
-                raise InputError(f"--model champion: of which? registered are {', '.join(names) or 'none'}")
-            name, which = (names[0] if model == CHAMPION else model), CHAMPION
-    found = store.model_version(name, which)
-    if found is None:
-        raise InputError(f"--model {model}: no version {which} of {name} is registered in {store.uri}")
-    return str(found.run_id)
+    name, separator, which = model.partition("@")
+    if not separator:
+        name, separator, which = model.partition("/")
+    if not separator:
+        names = [registered.name for registered in store.client.search_registered_models()]
+        if model != CHAMPION and model not in names:
+            raise InputError(f"--model {model}: there is no such model; registered: {', '.join(names) or 'none'}")
+        if model == CHAMPION and len(names) != 1:
+            raise InputError(
+                f"--model {CHAMPION}: name the model as NAME@{CHAMPION}; registered: {', '.join(names) or 'none'}"
+            )
+        name, which = (names[0] if model == CHAMPION else model), CHAMPION
+    registered = store.model_version(name, which)
+    if registered is None:
+        raise InputError(f"--model {model}: {name} has no version {which} in {store.uri}")
+    return str(registered.run_id)
 
 
-def package(store: TrackingStore, run_id: str) -> None:
-    """Put the ensemble of a run into its artifacts as a model of MLflow's that needs nothing else."""
+def log_model(store: TrackingStore, run_id: str) -> None:
+    """Package the networks of a run as a self-contained MLflow model, and upload it to the run's artifacts."""
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model
 
-    from fgst.tracking import serving
+    from fgst.tracking import serving  # lazy: it defines the served model, and imports torch
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
 
     with tempfile.TemporaryDirectory(prefix="fgst-model-") as name:
-        networks, model = Path(name) / "networks", Path(name) / MODEL
+        networks, upload, code = (Path(name) / folder for folder in ("networks", "upload", "fgst"))
         networks.mkdir()
-        collect(store, run_id, networks)
-        code = []
-        for package_name in ("fgst", "data_prep"):
-            code.append(str(Path(name) / package_name))
-            shutil.copytree(_PACKAGES / package_name, code[-1], ignore=shutil.ignore_patterns("__pycache__"))
+        download_networks(store, run_id, networks)
+        shutil.copytree(_PACKAGE, code, ignore=shutil.ignore_patterns("__pycache__"))
+        upload.mkdir()
         save_model(
-            str(model),
-            python_model=os.fspath(serving.__file__),  # code, not an object: nothing is pickled
+            str(upload / MODEL),
+            python_model=os.fspath(serving.__file__),  # models from code: no object is pickled
             artifacts={"networks": str(networks)},
-            code_paths=code,
+            code_paths=[str(code)],
             signature=ModelSignature(inputs=serving.INPUTS, outputs=serving.OUTPUTS),
-            input_example=serving.example(networks),
-            pip_requirements=[f"{required}=={version(required)}" for required in _REQUIRED],
+            input_example=serving.input_example(networks),
+            pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
         )
-        (Path(name) / "logged").mkdir()
-        model.rename(Path(name) / "logged" / MODEL)
-        TrackedRun(store, run_id).log_artifacts(Path(name) / "logged")
+        store.open_run(run_id).log_artifacts(upload)
 
 
-def collect(store: TrackingStore, run_id: str, folder: Path) -> None:
-    """The networks of an ensemble in one folder: ``ensemble.json``, and a checkpoint by modality; or of one training.
+def download_networks(store: TrackingStore, run_id: str, folder: Path) -> None:
+    """Download the networks of a run, in the layout that :meth:`fgst.evaluation.inference.Predictor.load` reads.
+
+    Args:
+        store: the tracking store.
+        run_id: a training or an ensemble.
+        folder: an existing, empty folder. It receives a training's checkpoint, or an ensemble's ``ensemble.json`` and a
+            checkpoint per modality.
 
     Raises:
-        InputError: if the run is none, or a member or its weights are not there any more.
+        InputError: if the run is a sweep, or if a network or its weights are missing.
     """
-    run = store.run(run_id)
-    if run.data.tags.get(Tags.KIND) == "sweep":
-        raise InputError(f"run {run_id} is a sweep; name one of its trials, or its ensemble")
-    if run.data.tags.get(Tags.KIND) != "ensemble":
+    kind = store.run(run_id).data.tags.get(Tags.KIND)
+    if kind == "sweep":
+        raise InputError(f"run {run_id} is a sweep; name one of its trials or its ensemble")
+    if kind != "ensemble":
         with store.artifacts(run_id, "checkpoint") as checkpoint:
             shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
         return

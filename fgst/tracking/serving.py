@@ -1,7 +1,7 @@
-"""The registered model, as MLflow loads and serves it: raw clips in, classes with probabilities out.
+"""The registered model as MLflow loads and serves it: raw clips in, classes with probabilities out.
 
-MLflow runs this file to make the model, beside a copy of the project's code and the networks' weights as safetensors.
-Nothing is unpickled. A request, after ``mlflow models serve -m models:/NAME@champion``:
+MLflow executes this file to create the model, together with a copy of the ``fgst`` package and the networks' weights as
+safetensors; nothing is unpickled. A request to ``mlflow models serve -m models:/NAME@champion``:
 
   curl http://127.0.0.1:5000/invocations -H 'Content-Type: application/json' \\
     -d '{"dataframe_records": [{"name": "clip.json", "content": "… the whole file …"}]}'
@@ -10,8 +10,6 @@ Nothing is unpickled. A request, after ``mlflow models serve -m models:/NAME@cha
 from __future__ import annotations
 
 import base64
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,12 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
-TOP = 5
-# The whole raw file as text; of an .npy file, in base64.
+from fgst.data.formats import FORMATS
+from fgst.errors import InputError
+from fgst.evaluation.inference import Predictor
+
+TOP_K = 5
+# ``content`` is the raw file's text, or the base64 encoding of an .npy file.
 INPUTS = Schema([ColSpec(DataType.string, "name"), ColSpec(DataType.string, "content")])
 OUTPUTS = Schema(
     [
@@ -35,53 +37,55 @@ OUTPUTS = Schema(
 )
 
 
-class Served(mlflow.pyfunc.PythonModel):
-    """An ensemble, or a single network, behind MLflow's interface."""
+class ServedModel(mlflow.pyfunc.PythonModel):
+    """A single network or an ensemble behind MLflow's model interface."""
 
     def load_context(self, context: Any) -> None:
-        from fgst.evaluation.inference import Predictor
-
-        self.networks = Predictor.load(Path(context.artifacts["networks"]))
+        """Load the networks; MLflow calls this once, before the first request."""
+        self.predictor = Predictor.load(Path(context.artifacts["networks"]))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """Of each clip ``name``, ``class``, ``probability`` and ``top``, the five best; or ``fault``, if it is none."""
-        from fgst.errors import InputError
+        """Classify raw clips.
 
+        Args:
+            context: unused.
+            model_input: a row per clip with ``name`` and ``content``.
+            params: unused.
+
+        Returns:
+            A row per clip with ``name``, ``class``, ``probability`` and ``top``, the five most likely classes; for an
+            invalid clip, ``fault`` with the reason, and an empty ``top``.
+        """
         rows = []
         for name, content in zip(model_input["name"], model_input["content"], strict=True):
             row: dict[str, Any] = {"name": name, "top": []}
             try:
-                binary = self.networks.card.preparation == "array"
+                binary = FORMATS[self.predictor.card.preparation].is_binary
                 raw = base64.b64decode(content, validate=True) if binary else content.encode()
-                [best] = self.networks.top([self.networks.read(raw)], TOP)
-                row["top"] = [{"class": b["class"], "probability": b["probability"]} for b in best]
+                [ranking] = self.predictor.top([self.predictor.read(raw)], TOP_K)
+                row["top"] = [{"class": entry["class"], "probability": entry["probability"]} for entry in ranking]
                 row |= row["top"][0]
-            except (InputError, ValueError) as fault:
-                row["fault"] = str(fault)
+            except (InputError, ValueError) as error:
+                row["fault"] = str(error)
             rows.append(row)
         return rows
 
 
-def example(networks: Path) -> pd.DataFrame:
-    """A request of one clip, somebody who stands still, in the form that these networks read."""
-    from fgst.evaluation.inference import Predictor
+def input_example(networks: Path) -> pd.DataFrame:
+    """Return an example request: one clip of a person standing still, in the raw format that the networks read.
 
+    Args:
+        networks: folder that :meth:`fgst.evaluation.inference.Predictor.load` reads.
+    """
     card = Predictor.load(networks).card
     pose = np.zeros((4, card.skeleton.num_joints, 3), np.float32)
     pose[:, :, 1] = np.linspace(-0.8, 0.8, card.skeleton.num_joints)
-    if card.preparation == "nw-ucla":
-        return pd.DataFrame([{"name": "still.json", "content": json.dumps({"skeletons": pose.tolist()})}])
-    if card.preparation == "ntu":
-        lines = [str(len(pose))]
-        for frame in pose:  # one body: its id and nine numbers about it; twelve of each joint
-            lines += ["1", "72057594037927936" + " 0" * 9, str(len(frame))]
-            lines += [" ".join(f"{value:.4f}" for value in joint) + " 0" * 8 + " 2" for joint in frame]
-        return pd.DataFrame([{"name": "still.skeleton", "content": "\n".join(lines) + "\n"}])
-    file = io.BytesIO()
-    np.save(file, pose)
-    return pd.DataFrame([{"name": "still.npy", "content": base64.b64encode(file.getvalue()).decode()}])
+    raw_format = FORMATS[card.preparation]
+    raw = raw_format.encode(pose)
+    content = base64.b64encode(raw).decode() if raw_format.is_binary else raw.decode()
+    return pd.DataFrame([{"name": f"still{raw_format.suffix}", "content": content}])
 
 
-set_model(Served())
+set_model(ServedModel())

@@ -1,13 +1,13 @@
-"""What a run would write while its tracking server is away: kept on disk, in order, until the server answers.
+"""Durable write-ahead buffer for tracking records, and retries while a tracking server is unavailable.
 
-A record is a dictionary that JSON can hold; what it means is the affair of whoever sends it. Records are sent at once
-as long as the server answers, so that without an outage nothing is written here. From the first one that fails, all go
-to ``records.jsonl`` and files to ``files/``, and are sent from there in the same order. Sending a record twice must do
-no harm: a request that timed out may have arrived.
+A record is a JSON-serializable dictionary whose meaning is up to the sender. As long as the server responds, records
+are sent at once and nothing is written to disk. After the first failure, all records are appended to ``records.jsonl``
+and their files copied to ``files/``; they are sent in the same order once the server responds. Sending must be
+idempotent, because a request that timed out may have been processed.
 
-Nothing is thinned out or dropped. Whoever would write more than ``limit`` waits for the server, as at the end of a
-training; a server that stays away longer than ``patience`` is reported as :class:`ServerAway`, and the folder stays for
-the next one who opens it.
+No record is ever dropped. A writer that exceeds the size limit blocks until the server responds. If the server stays
+unavailable for longer than ``patience``, :class:`TrackingServerUnavailable` is raised, and the folder remains for the
+next process that opens it.
 """
 
 from __future__ import annotations
@@ -19,183 +19,211 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Record = dict[str, Any]
 
-LIMIT = 64 * 2**20  # bytes of records: tens of thousands of epochs
-PATIENCE = 600.0  # seconds that a server may be away while somebody waits for it
-_PAUSES = (0.5, 15.0)  # seconds between two attempts: the first, and the longest
+SIZE_LIMIT = 64 * 2**20
+"""Size in bytes at which writers start to block: tens of thousands of epochs."""
+PATIENCE = 600.0
+"""Seconds to wait for an unavailable server before giving up."""
+RETRY_PAUSES = (0.5, 15.0)
+"""Shortest and longest pause between two attempts, in seconds."""
 
 
 class TrackingServerUnavailable(Exception):
-    """The tracking server was away for longer than anybody waits; its message says since when and why."""
+    """The tracking server did not respond within the time limit; the message says for how long and why."""
 
 
 def retry_while_unavailable(
-    call: Callable[[], Answer], away: Callable[[BaseException], bool], patience: float = PATIENCE, since: float = 0.0
-) -> Answer:
-    """The answer of ``call``, repeated with growing pauses while the server is away.
+    call: Callable[[], Result],
+    is_unavailable: Callable[[BaseException], bool],
+    patience: float = PATIENCE,
+    since: float = 0.0,
+) -> Result:
+    """Call a function, and retry it with growing pauses while the server is unavailable.
+
+    The first failure is reported on stderr.
 
     Args:
-        away: whether an error means that; any other is raised.
-        patience: seconds.
-        since: when it went away (``time.monotonic``), if that is known.
+        call: the function.
+        is_unavailable: whether an error means that the server is unavailable. All other errors are raised.
+        patience: how long to retry, in seconds.
+        since: time (:func:`time.monotonic`) at which the server became unavailable, if known.
+
+    Returns:
+        The function's result.
 
     Raises:
-        ServerAway: if it stays away for longer.
+        TrackingServerUnavailable: if the server stays unavailable for longer than ``patience``.
     """
-    pause, told = _PAUSES[0], False
+    pause, reported = RETRY_PAUSES[0], False
     while True:
         try:
             return call()
         except Exception as error:
-            if not away(error):
+            if not is_unavailable(error):
                 raise
             now = time.monotonic()
             since = since or now
             if now - since >= patience:
                 raise TrackingServerUnavailable(
-                    f"the tracking server has not answered for {patience / 60:.0f} minutes ({_first_line(error)})"
+                    f"the tracking server has not responded for {patience / 60:.0f} minutes ({_first_line(error)})"
                 ) from error
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 print(
-                    f"the tracking server does not answer ({_first_line(error)[:160]}); "
-                    f"waiting for up to {patience / 60:.0f} minutes",
+                    f"the tracking server does not respond ({_first_line(error)[:160]}); "
+                    f"retrying for up to {patience / 60:.0f} minutes",
                     file=sys.stderr,
                     flush=True,
                 )
             time.sleep(min(pause, max(0.0, since + patience - now)))
-            pause = min(2 * pause, _PAUSES[1])
+            pause = min(2 * pause, RETRY_PAUSES[1])
 
 
 class RetryingClient:
-    """A client whose calls wait for a server that is away."""
+    """Wrap a client so that each method call is retried while the server is unavailable.
 
-    def __init__(self, client: Any, away: Callable[[BaseException], bool]) -> None:
-        self._client, self._away = client, away
+    Args:
+        client: the client to wrap.
+        is_unavailable: whether an error means that the server is unavailable.
+    """
+
+    def __init__(self, client: Any, is_unavailable: Callable[[BaseException], bool]) -> None:
+        self._client, self._is_unavailable = client, is_unavailable
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        if not callable(method):
-            return method
-        return lambda *args, **kwargs: retry_while_unavailable(lambda: method(*args, **kwargs), self._away)
+        attribute = getattr(self._client, name)
+        if not callable(attribute):
+            return attribute
+        return lambda *args, **kwargs: retry_while_unavailable(lambda: attribute(*args, **kwargs), self._is_unavailable)
 
 
 class Spool:
-    """Sends records, and keeps those that cannot be sent now.
+    """Send records, and buffer on disk those that cannot be sent.
 
     Args:
-        folder: for the spool alone; made when it is needed. One that a killed process left is taken up.
-        send: sends a record, with the folder of its files if it has some.
-        away: whether an error of ``send`` means that the server is away; any other is raised.
+        folder: the buffer's own folder, created when it is needed. Records left there by an earlier process are sent
+            first.
+        send: sends a record and, if given, the folder with its files.
+        is_unavailable: whether an error of ``send`` means that the server is unavailable. All other errors are raised.
+        size_limit: size of the buffered records, in bytes, at which writers start to block.
+        patience: how long a blocked writer waits for the server, in seconds.
     """
 
     def __init__(
         self,
         folder: Path,
         send: Callable[[Record, Path | None], None],
-        away: Callable[[BaseException], bool],
-        limit: int = LIMIT,
+        is_unavailable: Callable[[BaseException], bool],
+        size_limit: int = SIZE_LIMIT,
         patience: float = PATIENCE,
     ) -> None:
-        self.folder, self._send, self._away = folder, send, away
-        self._limit, self._patience = limit, patience
-        self._records, self._sent, self._total = folder / "records.jsonl", folder / "sent", folder / "total"
-        self._since = 0.0  # when the server went away
-        self._not_before = 0.0  # when it is asked again
+        self.folder, self._send, self._is_unavailable = folder, send, is_unavailable
+        self._size_limit, self._patience = size_limit, patience
+        self._records, self._offset, self._total = folder / "records.jsonl", folder / "sent", folder / "total"
+        self._unavailable_since = 0.0
+        self._next_attempt = 0.0
 
     @property
     def pending(self) -> bool:
-        """Whether there is something that was not sent."""
+        """Whether any record is still to be sent."""
         return self._records.exists()
 
     @property
     def total(self) -> int:
-        """How many records ever lay here."""
+        """The number of records that were ever buffered here."""
         return int(self._total.read_text()) if self._total.exists() else 0
 
     def write(self, record: Record, files: Path | None = None) -> None:
-        """Send a record and everything in the folder ``files``, or keep both.
+        """Send a record and the contents of the folder ``files``, or buffer both.
 
         Raises:
-            ServerAway: if the spool is full and the server stays away.
+            TrackingServerUnavailable: if the buffer is full and the server stays unavailable.
         """
-        if self.pending and time.monotonic() >= self._not_before:
+        if self.pending and time.monotonic() >= self._next_attempt:
             self._try(self.replay)
         if not self.pending and self._try(lambda: self._send(record, files)):
             return
-        if self.pending and self._records.stat().st_size > self._limit:
+        if self.pending and self._records.stat().st_size > self._size_limit:
             self.drain()
-        self._keep(record, files)
+        self._append(record, files)
 
     def replay(self) -> None:
-        """Send what lies here, in order. What ``send`` raises comes through; what was sent is not sent again."""
-        with self._locked():
+        """Send the buffered records in order.
+
+        Errors of ``send`` are raised; the next call continues after the last record that was sent.
+        """
+        with self._lock():
             if not self.pending:
                 return
             with self._records.open("rb") as file:
-                file.seek(int(self._sent.read_text()) if self._sent.exists() else 0)
+                file.seek(int(self._offset.read_text()) if self._offset.exists() else 0)
                 for line in file:
                     if not line.endswith(b"\n"):
-                        break  # its writer was killed in the middle, and never took it for written
+                        break  # the writing process was killed before its write() returned
                     record, name = json.loads(line)
                     self._send(record, self.folder / "files" / name if name else None)
-                    _write_whole(self._sent, str(file.tell()))
-            # Known to be sent from here on: the files first, or a kill in between would leave records without theirs.
+                    _write_atomically(self._offset, str(file.tell()))
+            # All records are sent. Files are removed last: a kill in between must not leave records without files.
             self._records.unlink()
-            self._sent.unlink(missing_ok=True)
+            self._offset.unlink(missing_ok=True)
             shutil.rmtree(self.folder / "files", ignore_errors=True)
-        self._since = 0.0
+        self._unavailable_since = 0.0
 
     def drain(self) -> None:
-        """Wait until everything is sent.
+        """Block until all records are sent.
 
         Raises:
-            ServerAway: if the server stays away.
+            TrackingServerUnavailable: if the server stays unavailable.
         """
         if self.pending:
-            retry_while_unavailable(self.replay, self._away, self._patience, self._since)
+            retry_while_unavailable(self.replay, self._is_unavailable, self._patience, self._unavailable_since)
 
     def _try(self, call: Callable[[], None]) -> bool:
-        """Whether the server took it. One that lets us wait is asked rarely, so that the training does not."""
-        began = time.monotonic()
+        """Attempt to send; return whether the server was available.
+
+        After an attempt that was slow to fail, the next one is delayed tenfold, so that timeouts do not slow training.
+        """
+        start = time.monotonic()
         try:
             call()
         except Exception as error:
-            if not self._away(error):
+            if not self._is_unavailable(error):
                 raise
             now = time.monotonic()
-            self._since = self._since or now
-            self._not_before = now + 10 * (now - began) if now - began > 0.5 else 0.0
+            self._unavailable_since = self._unavailable_since or now
+            self._next_attempt = now + 10 * (now - start) if now - start > 0.5 else 0.0
             return False
-        self._since = 0.0
+        self._unavailable_since = 0.0
         return True
 
-    def _keep(self, record: Record, files: Path | None) -> None:
-        with self._locked():
+    def _append(self, record: Record, files: Path | None) -> None:
+        with self._lock():
+            if not self.pending:  # replay() may have been killed after it removed the records, but not the offset
+                self._offset.unlink(missing_ok=True)
             name = ""
             if files is not None:
                 name = str(time.time_ns())
                 shutil.copytree(files, self.folder / "files" / name)
             with self._records.open("a+b") as file:
-                _cut_half_a_line(file)
+                _truncate_partial_line(file)
                 file.write(json.dumps([record, name]).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            _write_whole(self._total, str(self.total + 1))
+            _write_atomically(self._total, str(self.total + 1))
 
-    def _locked(self) -> FileLock:
+    def _lock(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / "lock")
 
 
-def _cut_half_a_line(file: Any) -> None:
-    """Leave out what a killed process wrote of its last line."""
+def _truncate_partial_line(file: BinaryIO) -> None:
+    """Remove an incomplete last line, left by a process that was killed while writing."""
     end = file.seek(0, os.SEEK_END)
     if not end:
         return
@@ -206,11 +234,10 @@ def _cut_half_a_line(file: Any) -> None:
     file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a small file; at no moment is there half of it."""
-    beside = path.with_suffix(".new")
-    beside.write_text(text)
-    beside.replace(path)
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _first_line(error: BaseException) -> str:

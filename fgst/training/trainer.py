@@ -299,7 +299,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        for part in batch.parts(self.micro_batches):
+        for part in batch.micro_batches(self.micro_batches):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 logits = self.model(part.clips, part.person_mask).float()
             loss = F.cross_entropy(logits, part.labels, label_smoothing=self.config.label_smoothing)

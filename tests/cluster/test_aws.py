@@ -1,7 +1,7 @@
-"""`ray up cluster.yaml` against moto's AWS on loopback: what is started, and what runs on the machines then.
+"""`ray up cluster.yaml` against AWS simulated by moto: what is started, with which permissions, and what runs there.
 
-Ray's own AWS provider, its installer of nodes and its command line are real, and so are the wire to "AWS" and each
-shell command on each node; the machines are folders (nodes.py).
+Ray's AWS provider, its node installer and its command line are real, and so are the requests to "AWS" and all shell
+commands on the nodes; the nodes are folders (folder_nodes.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ import boto3
 import pytest
 import yaml
 
-from tests.support.cloud import BUCKET, MINE, PASSWORD, REGION, TOKEN, Account, an_account, credentials
-from tests.support.cloud_nodes import Nodes
-from tests.support.cluster_files import ROOT, WORLD
+from tests.support.cluster.aws_account import (
+    BUCKET,
+    PASSWORD,
+    REGION,
+    TOKEN,
+    USER_CIDR,
+    Account,
+    aws_account,
+    credentials,
+)
+from tests.support.cluster.config_checks import ANYWHERE, ROOT
+from tests.support.cluster.folder_nodes import Nodes, boot
 
 pytest.importorskip("jsonschema")
 
@@ -30,12 +39,12 @@ pytest.importorskip("jsonschema")
 @pytest.fixture
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     monkeypatch.chdir(ROOT)
-    with an_account(tmp_path, monkeypatch.setenv) as account:
+    with aws_account(tmp_path, monkeypatch.setenv) as account:
         yield account
 
 
-def open_to(groups: list[dict[str, Any]]) -> list[tuple[Any, str]]:
-    """Port and range of all that groups let in from anywhere else."""
+def allowed_sources(groups: list[dict[str, Any]]) -> list[tuple[Any, str]]:
+    """Return the port and address range of each rule that admits traffic from outside the security groups."""
     return [
         (rule.get("FromPort"), span.get("CidrIp") or span.get("CidrIpv6"))
         for group in groups
@@ -44,26 +53,32 @@ def open_to(groups: list[dict[str, Any]]) -> list[tuple[Any, str]]:
     ]
 
 
-def launch(account: Account, kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Start one node of a kind, as the autoscaler does."""
+def launch(account: Account, node_type: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Start one node of a type as the autoscaler does, and return its instance."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     tags = {
-        "ray-node-type": "head" if kind == config["head_node_type"] else "worker",
-        "ray-user-node-type": kind,
+        "ray-node-type": "head" if node_type == config["head_node_type"] else "worker",
+        "ray-user-node-type": node_type,
         "ray-launch-config": "0",
-        "ray-node-name": f"ray-{config['cluster_name']}-{kind}",
+        "ray-node-name": f"ray-{config['cluster_name']}-{node_type}",
         "ray-node-status": "uninitialized",
     }
-    node_config = copy.deepcopy(config["available_node_types"][kind]["node_config"])
-    ((found, _),) = provider.create_node(node_config, tags, 1).items()
-    ((instance,),) = [r["Instances"] for r in account.ec2().describe_instances(InstanceIds=[found])["Reservations"]]
+    node_config = copy.deepcopy(config["available_node_types"][node_type]["node_config"])
+    ((instance_id, _),) = provider.create_node(node_config, tags, 1).items()
+    ((instance,),) = [
+        r["Instances"] for r in account.ec2().describe_instances(InstanceIds=[instance_id])["Reservations"]
+    ]
     return dict(instance)
 
 
 def bootstrapped(account: Account, fill: bool = False) -> dict[str, Any]:
-    """The file as `ray up` completes it; ``fill``: with what each type of machine has, which takes seconds."""
+    """Return the configuration as `ray up` completes it.
+
+    Args:
+        fill: whether to look up the resources of each instance type, which takes seconds.
+    """
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -74,7 +89,7 @@ def bootstrapped(account: Account, fill: bool = False) -> dict[str, Any]:
     return dict(AWSNodeProvider.bootstrap_config(config))
 
 
-def test_what_is_started(account: Account) -> None:
+def test_instances_of_head_and_workers(account: Account) -> None:
     config = bootstrapped(account, fill=True)
     kinds = config["available_node_types"]
     assert kinds["head"]["resources"]["CPU"] == kinds["head"]["resources"]["GPU"] == 0
@@ -94,35 +109,37 @@ def test_what_is_started(account: Account) -> None:
     assert key.stat().st_mode & 0o077 == 0
 
 
-def test_nothing_is_open_but_ssh_to_its_user(account: Account) -> None:
+def test_only_ssh_from_user_is_allowed(account: Account) -> None:
     config = bootstrapped(account)
     used = {
         group for kind in config["available_node_types"].values() for group in kind["node_config"]["SecurityGroupIds"]
     }
     groups = account.ec2().describe_security_groups(GroupIds=sorted(used))["SecurityGroups"]
-    assert open_to(groups) == [(22, MINE)]
-    among = [rule for rule in groups[0]["IpPermissions"] if rule["UserIdGroupPairs"]]
-    assert [[pair["GroupId"] for pair in rule["UserIdGroupPairs"]] for rule in among] == [[account.security_group]]
-    assert [rule["IpProtocol"] for rule in among] == ["-1"]
-    # Without the group in the file Ray makes one, and that one is what the file's comment says.
+    assert allowed_sources(groups) == [(22, USER_CIDR)]
+    internal = [rule for rule in groups[0]["IpPermissions"] if rule["UserIdGroupPairs"]]
+    assert [[pair["GroupId"] for pair in rule["UserIdGroupPairs"]] for rule in internal] == [[account.security_group]]
+    assert [rule["IpProtocol"] for rule in internal] == ["-1"]
+    # Without a group in the file, Ray creates one that admits ssh from anywhere, as the file's comment says.
     for kind in account.config["available_node_types"].values():
         del kind["node_config"]["SecurityGroupIds"]
-    made = bootstrapped(account)["available_node_types"]["head"]["node_config"]["SecurityGroupIds"]
-    assert (22, WORLD[0]) in open_to(account.ec2().describe_security_groups(GroupIds=made)["SecurityGroups"])
+    created = bootstrapped(account)["available_node_types"]["head"]["node_config"]["SecurityGroupIds"]
+    assert (22, ANYWHERE[0]) in allowed_sources(
+        account.ec2().describe_security_groups(GroupIds=created)["SecurityGroups"]
+    )
 
 
-def test_what_was_not_changed_is_found_before_anything_costs(
+def test_missing_user_settings_fail_before_instances_start(
     account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kind in account.config["available_node_types"].values():
         kind["node_config"]["SecurityGroupIds"] = ["sg-CHANGE-ME"]
-    with pytest.raises(Exception):  # noqa: B017, PT011 (an abort of Ray's, without words; it prints them)
+    with pytest.raises(Exception):  # noqa: B017, PT011 (Ray prints the reason and raises a bare exception)
         bootstrapped(account)
     assert "Failed to detect a security group" in capsys.readouterr().err
     assert account.instances() == []
 
 
-def test_roles_may_do_no_more_than_they_need(account: Account) -> None:
+def test_roles_have_minimal_permissions(account: Account) -> None:
     iam = boto3.client("iam", REGION)
     allowed: dict[str, set[str]] = {}
     for profile in ("fgst-head", "fgst-worker"):
@@ -132,14 +149,14 @@ def test_roles_may_do_no_more_than_they_need(account: Account) -> None:
             for name in iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
         ]
         for attached in iam.list_attached_role_policies(RoleName=role["RoleName"])["AttachedPolicies"]:
-            assert not attached["PolicyArn"].startswith("arn:aws:iam::aws:"), "one of AWS's own, far too wide"
+            assert not attached["PolicyArn"].startswith("arn:aws:iam::aws:"), "a policy managed by AWS is far too broad"
             version = iam.get_policy(PolicyArn=attached["PolicyArn"])["Policy"]["DefaultVersionId"]
             document = iam.get_policy_version(PolicyArn=attached["PolicyArn"], VersionId=version)["PolicyVersion"][
                 "Document"
             ]
             documents.append(document)
-        maps = [ast.literal_eval(text) if isinstance(text, str) else text for text in documents]  # moto gives a text
-        statements = [statement for document in maps for statement in document["Statement"]]
+        parsed = [ast.literal_eval(text) if isinstance(text, str) else text for text in documents]  # moto returns text
+        statements = [statement for document in parsed for statement in document["Statement"]]
         actions = [s["Action"] if isinstance(s["Action"], list) else [s["Action"]] for s in statements]
         allowed[profile] = {action for listed in actions for action in listed}
         for statement, listed in zip(statements, actions, strict=True):
@@ -153,53 +170,55 @@ def test_roles_may_do_no_more_than_they_need(account: Account) -> None:
 
 
 @pytest.mark.parametrize("ssh_from", ["0.0.0.0/0", "0.0.0.0/1", "anywhere"])
-def test_the_world_is_no_place_to_ssh_from(ssh_from: str) -> None:
-    """CloudFormation itself compares a parameter with its pattern; moto does not."""
+def test_wide_ssh_ranges_are_rejected(ssh_from: str) -> None:
+    """By the parameter's pattern, which CloudFormation enforces and moto does not."""
     text = (ROOT / "cluster" / "aws-account.yaml").read_text()
     (pattern,) = re.findall(r"AllowedPattern: '(.*)'", text)
-    assert re.fullmatch(pattern, MINE)
+    assert re.fullmatch(pattern, USER_CIDR)
     assert re.fullmatch(pattern, "10.0.0.0/8")
     assert not re.fullmatch(pattern, ssh_from)
 
 
 @pytest.mark.slow
-def test_the_template_is_what_cloudformation_reads() -> None:
-    """By AWS's own descriptions of its resources; and without YAML anchors, which CloudFormation does not take."""
+def test_cloudformation_template_is_valid() -> None:
+    """By AWS's resource descriptions, and without YAML anchors, which CloudFormation does not support."""
     lint = pytest.importorskip("cfnlint.api", reason="install the extra: pip install -e '.[test]'")
     text = (ROOT / "cluster" / "aws-account.yaml").read_text()
 
     def complaints(template: str) -> list[str]:
-        return [str(match) for match in lint.lint_all(template) if not match.rule.id.startswith("I")]  # I: advice
+        return [str(match) for match in lint.lint_all(template) if not match.rule.id.startswith("I")]  # I: info
 
     assert complaints(text) == []
-    assert any("IpProtokol" in said for said in complaints(text.replace("IpProtocol: tcp", "IpProtokol: tcp")))
+    assert any(
+        "IpProtokol" in complaint for complaint in complaints(text.replace("IpProtocol: tcp", "IpProtokol: tcp"))
+    )
     assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
 
 
 @pytest.mark.slow
-def test_up_a_worker_and_down(account: Account, tmp_path: Path) -> None:
+def test_cluster_lifecycle(account: Account, tmp_path: Path) -> None:
     nodes = Nodes(tmp_path / "nodes")
     done = account.ray("up", "-y", "--no-config-cache", str(account.file))
     assert done.returncode == 0, done.stdout + done.stderr
     (head,) = account.instances(**{"ray-node-type": "head", "ray-node-status": "up-to-date"})
     address = head["PublicIpAddress"]
     home = nodes.home(address)
-    # What lies there
-    assert (home / "fgst" / "fgst" / "sweep" / "engine.py").is_file()
+    # Copied files
+    assert (home / "fgst" / "fgst" / "sweep" / "backends" / "ray.py").is_file()
     assert (home / ".ray" / "auth_token").read_text() == TOKEN
     assert (home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
     assert not (home / ".aws").exists()
-    # What was done there
+    # Commands on the head
     check_head(nodes, address)
-    # A worker, as the head's autoscaler starts it with the configuration that it was given
+    # A worker, started as the head's autoscaler does
     worker = install_worker(home, head["PrivateIpAddress"], account)
     check_worker(nodes, worker["PrivateIpAddress"], head["PrivateIpAddress"])
-    # Up once more: nothing is installed again
+    # A second `ray up` installs nothing
     (home / ".calls").unlink()
-    again = account.ray("up", "-y", "--no-config-cache", "--restart-only", str(account.file))
-    assert again.returncode == 0, again.stdout + again.stderr
+    second = account.ray("up", "-y", "--no-config-cache", "--restart-only", str(account.file))
+    assert second.returncode == 0, second.stdout + second.stderr
     assert [call.program for call in nodes.calls(address) if call.program in ("curl", "uv", "sudo")] == []
-    # Commands for the cluster find its settings
+    # Commands on the cluster see its settings
     done = account.ray("exec", str(account.file), "python sweeps/focal_k.py --address auto")
     assert done.returncode == 0, done.stdout + done.stderr
     last = nodes.calls(address)[-1]
@@ -222,16 +241,20 @@ def check_head(nodes: Nodes, address: str) -> None:
     assert "--torch-backend=cpu" in install.arguments
     assert install.arguments[-1].endswith("/fgst[cluster,server]")
     assert str(nodes.home(address) / "fgst" / "constraints.txt") in install.arguments
-    (kept,) = [call for call in calls if "fgst.server_backup" in call.arguments]
-    assert kept.arguments[-3:] == ("restore", str(nodes.home(address) / "server"), f"s3://{BUCKET}/fgst/server.tar.gz")
+    (restore,) = [call for call in calls if "fgst.server_backup" in call.arguments]
+    assert restore.arguments[-3:] == (
+        "restore",
+        str(nodes.home(address) / "server"),
+        f"s3://{BUCKET}/fgst/server.tar.gz",
+    )
     (server,) = [call for call in calls if "fgst.server" in call.arguments]
-    assert calls.index(kept) < calls.index(server)
+    assert calls.index(restore) < calls.index(server)
     assert server.arguments[-2:] == ("--artifacts", f"s3://{BUCKET}/fgst/mlflow")
     assert server.environment["FGST_SERVER_PASSWORD"] == PASSWORD
     starts = [call for call in calls if call.program == "ray"]
     assert [call.arguments[0] for call in starts] == ["stop", "start"]
     start = starts[1]
-    assert calls.index(start) < [call.arguments[:2] for call in calls].index(("-m", "fgst.ops.autoscaling"))
+    assert calls.index(start) < [call.arguments[:2] for call in calls].index(("-m", "fgst.cli.autoscaling"))
     assert {"--head", "--dashboard-host=127.0.0.1"} < set(start.arguments)
     assert start.environment["RAY_AUTH_MODE"] == "token"
     assert int(start.environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
@@ -239,61 +262,57 @@ def check_head(nodes: Nodes, address: str) -> None:
 
 
 def install_worker(home: Path, head_ip: str, account: Account) -> dict[str, Any]:
-    """Start and set up a worker with what `ray up` has left on the head."""
+    """Start and set up a worker, with the configuration that `ray up` has copied to the head."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
     from ray.core.generated.instance_manager_pb2 import Instance
 
-    given = json.loads((home / "ray_bootstrap_config.yaml").read_text())
-    os.environ["HOME"] = str(home)  # put back by the fixture
-    config = AutoscalingConfig(given)
-    worker = launch(account, "gpu", given)
-    provider = AWSNodeProvider(given["provider"], given["cluster_name"])
+    config = json.loads((home / "ray_bootstrap_config.yaml").read_text())
+    os.environ["HOME"] = str(home)  # restored by the fixture
+    autoscaling = AutoscalingConfig(config)
+    worker = launch(account, "gpu", config)
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     provider.non_terminated_nodes({})
     instance = Instance(instance_id="1", instance_type="gpu", cloud_instance_id=worker["InstanceId"])
-    RayInstaller(provider, config).install_ray(instance, head_ip)
+    RayInstaller(provider, autoscaling).install_ray(instance, head_ip)
     return worker
 
 
 def check_worker(nodes: Nodes, address: str, head_ip: str) -> None:
     calls = nodes.calls(address)
-    (install,) = [
-        call for call in calls if call.line.startswith("uv pip install")
-    ]  # once, although Ray calls setup twice
+    # Once, although Ray runs the setup commands twice
+    (install,) = [call for call in calls if call.line.startswith("uv pip install")]
     assert install.arguments[-1].endswith("/fgst[cluster]")
     assert not any("torch-backend" in argument for argument in install.arguments)
     (start,) = [call for call in calls if call.program == "ray" and call.arguments[0] == "start"]
     assert f"--address={head_ip}:6379" in start.arguments
     assert start.environment["RAY_AUTH_MODE"] == "token"
     assert json.loads(start.environment["RAY_OVERRIDE_RESOURCES"])["GPU"] == 1
-    assert [call for call in calls if "fgst.ops.spot_watcher" in call.arguments]
+    assert [call for call in calls if "fgst.cli.spot_watcher" in call.arguments]
     assert [call for call in calls if call.program == "python" and "cuda.is_available" in call.line]
     assert (nodes.home(address) / ".ray" / "auth_token").read_text() == TOKEN
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "word"),
+    ("file", "text", "message"),
     [
         (".fgst_storage", "s3://CHANGE-ME/fgst\n", "set storage"),
         (".mlflow/credentials", credentials("ada"), "must name the user admin"),
     ],
 )
-def test_a_node_says_what_is_wrong(file: str, text: str, word: str, tmp_path: Path) -> None:
-    from tests.support.cloud_nodes import _boot
-
+def test_setup_reports_invalid_settings(file: str, text: str, message: str, tmp_path: Path) -> None:
     home = tmp_path / "node"
-    _boot(home)
-    for folder in ("cluster",):
-        (home / "fgst" / folder).mkdir(parents=True)
+    boot(home)
+    (home / "fgst" / "cluster").mkdir(parents=True)
     for name in ("cluster/setup.sh", "pyproject.toml", "constraints.txt"):
         (home / "fgst" / name).write_bytes((ROOT / name).read_bytes())
-    given = {
+    files = {
         ".fgst_storage": "s3://motion/fgst\n",
         ".ray/auth_token": TOKEN,
         ".mlflow/credentials": credentials("admin"),
     }
-    for name, content in {**given, file: text}.items():
+    for name, content in {**files, file: text}.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(content)
     done = subprocess.run(
@@ -304,4 +323,4 @@ def test_a_node_says_what_is_wrong(file: str, text: str, word: str, tmp_path: Pa
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert word in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The clusters' files: Ray takes them, refuses what is wrong with them, and what Ray would let pass is found here."""
+"""The cluster files: Ray accepts them, and our own checks find errors that Ray's validation does not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster_files import FILES, ROOT, all_problems, read
+from tests.support.cluster.config_checks import CLUSTER_FILES, ROOT, all_problems, read
 
 pytest.importorskip("jsonschema")
 AWS = ROOT / "cluster.yaml"
@@ -17,7 +17,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 def validate(config: dict[str, Any]) -> dict[str, Any]:
-    """As `ray up` does, before it asks anybody anything."""
+    """Validate as `ray up` does before it contacts anything."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(copy.deepcopy(config))
@@ -26,32 +26,32 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def gpu(config: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = config["available_node_types"]["gpu"]
-    return found
+    node_type: dict[str, Any] = config["available_node_types"]["gpu"]
+    return node_type
 
 
 def head(config: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = config["available_node_types"]["head"]
-    return found
+    node_type: dict[str, Any] = config["available_node_types"]["head"]
+    return node_type
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_ray_takes_the_file(path: Path) -> None:
+@pytest.mark.parametrize("path", CLUSTER_FILES, ids=lambda path: path.name)
+def test_file_is_valid(path: Path) -> None:
     prepared = validate(read(path))
     assert prepared["cluster_name"]
     assert all_problems(read(path)) == []
 
 
-def test_the_files_were_found() -> None:
-    assert AWS in FILES
+def test_aws_file_is_checked() -> None:
+    assert AWS in CLUSTER_FILES
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
         (lambda c: c["provider"].pop("type"), "type"),
         (lambda c: c.pop("head_node_type"), "must be one of"),
-        (lambda c: c.update(head_node_type="nobody"), "must be one of"),
+        (lambda c: c.update(head_node_type="unknown"), "must be one of"),
         (lambda c: gpu(c).pop("node_config"), "node_config"),
         (lambda c: gpu(c).pop("resources"), "resources"),
         (lambda c: gpu(c).update(max_worker=3), "max_worker"),
@@ -64,30 +64,36 @@ def test_the_files_were_found() -> None:
         (lambda c: c["auth"].update(user="x"), "user"),
     ],
 )
-def test_what_ray_refuses(change: Change, word: str) -> None:
+def test_ray_rejects_invalid_files(change: Change, message: str) -> None:
     config = read(AWS)
     change(config)
-    with pytest.raises(Exception, match=word):
+    with pytest.raises(Exception, match=message):
         validate(config)
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
         (lambda c: c.pop("cluster_name"), "no cluster_name"),
         (lambda c: c["provider"].pop("region"), "no region"),
         (lambda c: gpu(c)["node_config"].update(InstanceTyp="g6.xlarge"), "unknown field InstanceTyp"),
-        (lambda c: gpu(c)["node_config"].update(InstanceType="g6.tiny"), "no instance type g6.tiny"),
+        (lambda c: gpu(c)["node_config"].update(InstanceType="g6.tiny"), "unknown instance type g6.tiny"),
         (lambda c: gpu(c)["node_config"].pop("ImageId"), "gpu: no ImageId"),
         (lambda c: head(c)["node_config"].pop("SecurityGroupIds"), "ssh open to the world"),
         (lambda c: gpu(c)["node_config"].pop("IamInstanceProfile"), "gpu: no IamInstanceProfile"),
         (lambda c: gpu(c)["node_config"].update(IamInstanceProfile="fgst-worker"), "IamInstanceProfile"),
-        (lambda c: gpu(c)["node_config"]["MetadataOptions"].update(HttpTokens="optional"), "metadata"),
+        (
+            lambda c: gpu(c)["node_config"]["MetadataOptions"].update(HttpTokens="optional"),
+            "does not require a session token",
+        ),
         (lambda c: gpu(c)["node_config"]["BlockDeviceMappings"][0]["Ebs"].update(Size=100), "Size"),
-        (lambda c: gpu(c)["node_config"].pop("InstanceMarketOptions"), "gpu: costs on"),
-        (lambda c: gpu(c).update(min_workers=1), "gpu: costs on"),
-        (lambda c: head(c).update(resources={"CPU": 4, "GPU": 0}), "the head takes trials"),
-        (lambda c: head(c)["node_config"].update(InstanceMarketOptions={"MarketType": "spot"}), "spot market"),
+        (lambda c: gpu(c)["node_config"].pop("InstanceMarketOptions"), "gpu: costs money while idle"),
+        (lambda c: gpu(c).update(min_workers=1), "gpu: costs money while idle"),
+        (lambda c: head(c).update(resources={"CPU": 4, "GPU": 0}), "the head accepts trials"),
+        (
+            lambda c: head(c)["node_config"].update(InstanceMarketOptions={"MarketType": "spot"}),
+            "the head is a spot instance",
+        ),
         (
             lambda c: c["provider"].update(
                 security_group={"IpPermissions": [{"IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]}
@@ -112,19 +118,19 @@ def test_what_ray_refuses(change: Change, word: str) -> None:
             lambda c: c.update(
                 head_start_ray_commands=[s.replace("--autoscaling-config", "--x") for s in c["head_start_ray_commands"]]
             ),
-            "no worker will ever",
+            "no worker would ever start",
         ),
         (lambda c: c["file_mounts"].pop("~/.ray/auth_token"), "no token"),
-        (lambda c: c["file_mounts"].update({"~/.aws/credentials": "~/.aws/credentials"}), "secrets of yours"),
+        (lambda c: c["file_mounts"].update({"~/.aws/credentials": "~/.aws/credentials"}), "contains personal secrets"),
     ],
 )
-def test_what_ray_would_let_pass(change: Change, word: str) -> None:
+def test_own_checks_find_problem(change: Change, message: str) -> None:
     config = read(AWS)
     change(config)
-    assert any(word in problem for problem in all_problems(config)), all_problems(config)
+    assert any(message in problem for problem in all_problems(config)), all_problems(config)
 
 
-def test_what_is_yours_to_change_stands_at_the_top_and_reaches_its_places(tmp_path: Path) -> None:
+def test_user_settings_at_top_of_file_take_effect(tmp_path: Path) -> None:
     text = AWS.read_text()
     top, below = text.split("cluster_name:")
     assert "CHANGE-ME" in top
@@ -149,8 +155,8 @@ def test_what_is_yours_to_change_stands_at_the_top_and_reaches_its_places(tmp_pa
         assert kind["node_config"]["SecurityGroupIds"] == ["sg-1"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_what_is_mounted_is_there(path: Path) -> None:
+@pytest.mark.parametrize("path", CLUSTER_FILES, ids=lambda path: path.name)
+def test_mounted_files_exist(path: Path) -> None:
     for local in read(path).get("file_mounts", {}).values():
         if not local.startswith(("~", "/")):
             assert (ROOT / local).exists(), local

@@ -1,4 +1,4 @@
-"""docs/kuberay.yaml: its pods are what Kubernetes' own client knows, the rest what KubeRay's API reference lists."""
+"""docs/kuberay.yaml: pods are checked by the Kubernetes client's models, other fields by KubeRay's API reference."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pydantic
 import pytest
 import yaml
 
-from tests.support.cluster_files import ROOT
+from tests.support.cluster.config_checks import ROOT
 
 client = pytest.importorskip("kubernetes.client", reason="install the extra: pip install -e '.[test]'")
 FILE = ROOT / "docs" / "kuberay.yaml"
 Change = Callable[[dict[str, Any]], Any]
-# The fields of RayCluster in KubeRay 1.6 and 1.7, and their types; `dict` is a map of strings.
+# The fields of a RayCluster in KubeRay 1.6 and 1.7, with their types; `dict` is a map of strings to strings.
 FIELDS: dict[str, dict[str, Any]] = {
     "RayClusterSpec": {
         "rayVersion": str, "enableInTreeAutoscaling": bool, "suspend": bool, "managedBy": str,
@@ -45,48 +45,52 @@ REQUIRED = {
 }
 
 
-def problems(document: dict[str, Any]) -> list[str]:
-    found = [f"{key} is not {value}" for key, value in {"apiVersion": "ray.io/v1", "kind": "RayCluster"}.items()
+def all_problems(document: dict[str, Any]) -> list[str]:
+    """Return everything that is wrong with a RayCluster, one line each."""
+    problems = [f"{key} is not {value}" for key, value in {"apiVersion": "ray.io/v1", "kind": "RayCluster"}.items()
              if document.get(key) != value]  # fmt: skip
-    found += [f"unknown field {key}" for key in document if key not in ("apiVersion", "kind", "metadata", "spec")]
+    problems += [f"unknown field {key}" for key in document if key not in ("apiVersion", "kind", "metadata", "spec")]
     return (
-        found
+        problems
         + _kubernetes("V1ObjectMeta", document["metadata"], "metadata")
         + _ray("RayClusterSpec", document["spec"], "spec")
     )
 
 
-def _ray(kind: str, value: Any, where: str) -> list[str]:
+def _ray(kind: str, value: Any, path: str) -> list[str]:
+    """Check a value of one of KubeRay's own types."""
     if not isinstance(value, dict):
-        return [f"{where} is no map"]
-    found = [f"{where} has no {name}" for name in REQUIRED.get(kind, ()) if name not in value]
+        return [f"{path} is not a map"]
+    problems = [f"{path} has no {name}" for name in REQUIRED.get(kind, ()) if name not in value]
     for name, given in value.items():
-        at, expected = f"{where}.{name}", FIELDS[kind].get(name)
+        at, expected = f"{path}.{name}", FIELDS[kind].get(name)
         if expected is None:
-            found.append(f"{at}: unknown field")
+            problems.append(f"{at}: unknown field")
         elif isinstance(expected, tuple):
-            found += [] if given in expected else [f"{at}: {given!r} is none of {expected}"]
+            problems += [] if given in expected else [f"{at}: {given!r} is none of {expected}"]
         elif expected is dict:
-            found += [f"{at}.{key}: {text!r} is no string" for key, text in given.items() if not isinstance(text, str)]
+            problems += [
+                f"{at}.{key}: {text!r} is not a string" for key, text in given.items() if not isinstance(text, str)
+            ]
         elif isinstance(expected, list):
-            found += [p for i, item in enumerate(given) for p in _named(expected[0], item, f"{at}[{i}]")]
+            problems += [p for i, item in enumerate(given) for p in _named(expected[0], item, f"{at}[{i}]")]
         elif isinstance(expected, str):
-            found += _named(expected, given, at)
+            problems += _named(expected, given, at)
         elif type(given) is not expected:
-            found.append(f"{at}: {given!r} is no {expected.__name__}")
-    return found
+            problems.append(f"{at}: {given!r} is not {expected.__name__}")
+    return problems
 
 
-def _named(kind: str, value: Any, where: str) -> list[str]:
-    return _ray(kind, value, where) if kind in FIELDS else _kubernetes(kind, value, where)
+def _named(kind: str, value: Any, path: str) -> list[str]:
+    return _ray(kind, value, path) if kind in FIELDS else _kubernetes(kind, value, path)
 
 
-def _kubernetes(kind: str, value: Any, where: str) -> list[str]:
-    """By the client's models, which are made of Kubernetes' OpenAPI description and forbid what is not in it."""
+def _kubernetes(kind: str, value: Any, path: str) -> list[str]:
+    """Check a value by the client's model, which comes from Kubernetes' OpenAPI and forbids unknown fields."""
     try:
         getattr(client, kind).model_validate(value, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
-        return [f"{'.'.join(map(str, (where, *e['loc'])))}: {e['msg']}" for e in error.errors()]
+        return [f"{'.'.join(map(str, (path, *e['loc'])))}: {e['msg']}" for e in error.errors()]
     return []
 
 
@@ -97,30 +101,30 @@ def document() -> dict[str, Any]:
     return loaded
 
 
-def test_all_fields_are_known_and_of_their_types(document: dict[str, Any]) -> None:
-    assert problems(document) == []
+def test_file_is_valid(document: dict[str, Any]) -> None:
+    assert all_problems(document) == []
 
 
 def worker(document: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = document["spec"]["workerGroupSpecs"][0]
-    return found
+    group: dict[str, Any] = document["spec"]["workerGroupSpecs"][0]
+    return group
 
 
 def pod(document: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = worker(document)["template"]["spec"]
-    return found
+    spec: dict[str, Any] = worker(document)["template"]["spec"]
+    return spec
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
         (lambda d: d.update(apiVersion="ray.io/v1alpha1"), "apiVersion"),
         (lambda d: d["spec"].update(rayversion="2"), "rayversion: unknown"),
         (lambda d: d["spec"].pop("headGroupSpec"), "no headGroupSpec"),
         (lambda d: d["spec"]["authOptions"].update(mode="none"), "none of"),
         (lambda d: worker(d).pop("maxReplicas"), "no maxReplicas"),
-        (lambda d: worker(d).update(replicas="0"), "is no int"),
-        (lambda d: worker(d)["rayStartParams"].update({"num-gpus": 1}), "is no string"),
+        (lambda d: worker(d).update(replicas="0"), "is not int"),
+        (lambda d: worker(d)["rayStartParams"].update({"num-gpus": 1}), "is not a string"),
         (lambda d: pod(d).update(container=[]), "container: Extra inputs"),
         (lambda d: pod(d).pop("containers"), "containers"),
         (lambda d: pod(d)["containers"][0].pop("name"), "name"),
@@ -136,13 +140,13 @@ def pod(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: pod(d).update(service_account_name="x"), "service_account_name: Extra inputs"),
     ],
 )
-def test_what_is_wrong_is_found(change: Change, word: str, document: dict[str, Any]) -> None:
+def test_invalid_files_are_detected(change: Change, message: str, document: dict[str, Any]) -> None:
     changed = copy.deepcopy(document)
     change(changed)
-    assert any(word in problem for problem in problems(changed)), problems(changed)
+    assert any(message in problem for problem in all_problems(changed)), all_problems(changed)
 
 
-def test_it_is_the_cluster_of_cluster_yaml(document: dict[str, Any]) -> None:
+def test_cluster_is_equivalent_to_cluster_yaml(document: dict[str, Any]) -> None:
     import ray
 
     spec = document["spec"]
@@ -152,12 +156,10 @@ def test_it_is_the_cluster_of_cluster_yaml(document: dict[str, Any]) -> None:
     assert (worker(document)["minReplicas"], worker(document)["replicas"]) == (0, 0)
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
-    (told,) = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]["postStart"]["exec"]["command"][
-        2:
-    ]
+    hook = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]["postStart"]["exec"]["command"]
     limits = pod(document)["containers"][0]["resources"]["limits"]
-    said = f"growth {worker(document)['maxReplicas']} CPU={limits['cpu']} GPU={limits['nvidia.com/gpu']};"
-    assert said in told
+    maximum = f"{worker(document)['maxReplicas']} CPU={limits['cpu']} GPU={limits['nvidia.com/gpu']}"
+    assert f"python -m fgst.cli.autoscaling {maximum};" in hook[-1]
     containers = [spec["headGroupSpec"]["template"]["spec"]["containers"][0], pod(document)["containers"][0]]
     assert containers[0]["image"] == containers[1]["image"]
     for container in containers:

@@ -1,4 +1,4 @@
-"""cluster.local.yaml as Ray reads it, and what its script does on a machine, without any machine."""
+"""cluster.local.yaml as Ray reads it, and the effects of its setup script, without any remote machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import hosts
+from tests.support.cluster import hosts
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def config() -> dict[str, Any]:
     return loaded
 
 
-def test_ray_takes_the_file(config: dict[str, Any]) -> None:
+def test_file_is_valid(config: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(config)
@@ -33,7 +33,7 @@ def test_ray_takes_the_file(config: dict[str, Any]) -> None:
     assert prepared["head_setup_commands"][-1] == prepared["worker_setup_commands"][-1]
 
 
-def test_all_code_is_copied_and_nothing_else(config: dict[str, Any]) -> None:
+def test_only_code_is_copied(config: dict[str, Any]) -> None:
     mounts = config["file_mounts"]
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     copied = {local for local in mounts.values() if not local.startswith("~")}
@@ -43,7 +43,7 @@ def test_all_code_is_copied_and_nothing_else(config: dict[str, Any]) -> None:
     assert not copied & {".", ".git", ".venv", "datasets", "ray_results", "mlruns", "server"}
 
 
-def test_nothing_of_ray_s_is_open_to_whom_has_no_token(config: dict[str, Any]) -> None:
+def test_ray_requires_token(config: dict[str, Any]) -> None:
     head = config["head_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in head
     assert head.startswith("RAY_enable_autoscaler_v2=0 ray start")  # v2 never starts workers of provider local
@@ -52,7 +52,7 @@ def test_nothing_of_ray_s_is_open_to_whom_has_no_token(config: dict[str, Any]) -
 
 
 class Machine:
-    """A home folder to which Ray has copied what it copies."""
+    """A home folder with the files that Ray copies there."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.shared = folder / "home", folder / "shared"
@@ -65,7 +65,7 @@ class Machine:
         self.settings = {"SHARED": self.shared, "HEAD_CORES": "all", "WORKER_CORES": "all", "VENV": sys.prefix}
 
     def install(self, head: str | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
-        """As on the head, or on a worker of the head at that address."""
+        """Run the setup script as on the head, or as on a worker of the head at that address."""
         lines = [f"FGST_{name}={value}\n" for name, value in (self.settings | settings).items()]
         (self.home / ".fgst_settings").write_text("".join(lines))
         environment = {"HOME": str(self.home), "PATH": os.environ["PATH"], "SSH_CONNECTION": "10.0.0.1 999 10.0.0.2 22"}
@@ -76,7 +76,7 @@ class Machine:
         )  # fmt: skip
 
     def environment(self, shell: str) -> dict[str, str]:
-        """What a command sees that comes as the shell says."""
+        """Return the environment of a command that runs in such a shell."""
         done = subprocess.run(
             [*shell.split(), 'source ~/.bashrc; env'], env={"HOME": str(self.home), "PATH": "/usr/bin:/bin"},
             capture_output=True, text=True, check=True,
@@ -89,7 +89,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_a_machine_that_has_all_is_ready_without_a_network(machine: Machine) -> None:
+def test_installed_machine_is_set_up_offline(machine: Machine) -> None:
     pytest.importorskip("aiohttp_cors", reason="install the extra: pip install -e '.[cluster]'")
     for _ in range(2):
         done = machine.install(HEAD_CORES=3)
@@ -97,37 +97,37 @@ def test_a_machine_that_has_all_is_ready_without_a_network(machine: Machine) -> 
     assert (machine.home / ".bashrc").read_text().count("fgst_env") == 1
     assert (machine.home / ".ray/auth_token").stat().st_mode & 0o077 == 0
     assert (machine.home / ".mlflow/credentials").stat().st_mode & 0o077 == 0
-    seen = machine.environment("bash --login -c -i")  # as Ray calls it
-    assert seen["RAY_AUTH_MODE"] == "token"
-    assert seen["PATH"].startswith(f"{sys.prefix}/bin:")
-    assert seen["MLFLOW_TRACKING_URI"] == "http://10.0.0.2:5000"
-    assert "--num-cpus=3" in seen["FGST_RAY"]
-    assert "--node-ip-address=10.0.0.2" in seen["FGST_RAY"]
+    variables = machine.environment("bash --login -c -i")  # as Ray runs commands
+    assert variables["RAY_AUTH_MODE"] == "token"
+    assert variables["PATH"].startswith(f"{sys.prefix}/bin:")
+    assert variables["MLFLOW_TRACKING_URI"] == "http://10.0.0.2:5000"
+    assert "--num-cpus=3" in variables["FGST_RAY"]
+    assert "--node-ip-address=10.0.0.2" in variables["FGST_RAY"]
     done = machine.install(head="10.0.0.7")
     assert done.returncode == 2
     (machine.shared / ".fgst-head").write_text("10.0.0.7\n")
     assert machine.install(head="10.0.0.7").returncode == 0
-    seen = machine.environment("bash --login -c -i")
-    assert seen["MLFLOW_TRACKING_URI"] == "http://10.0.0.7:5000"
-    assert "--num-cpus" not in seen["FGST_RAY"]
+    variables = machine.environment("bash --login -c -i")
+    assert variables["MLFLOW_TRACKING_URI"] == "http://10.0.0.7:5000"
+    assert "--num-cpus" not in variables["FGST_RAY"]
 
 
-def test_a_folder_that_is_not_shared_is_found_out_at_once(machine: Machine) -> None:
+def test_invalid_settings_are_reported_in_one_line(machine: Machine) -> None:
     done = machine.install(SHARED="/CHANGE/ME")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "set shared, at its top" in done.stderr
     done = machine.install(SHARED=machine.shared / "none")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert f"{machine.shared}/none: is not there" in done.stderr
-    done = machine.install(head="10.0.0.7")  # where the head has left its mark, a worker would see it
+    assert f"{machine.shared}/none: does not exist" in done.stderr
+    done = machine.install(head="10.0.0.7")  # a worker looks for the marker file that the head writes
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "is not the folder that the head sees there" in done.stderr
+    assert "is not the folder that the head shares" in done.stderr
     done = machine.install(HEAD_CORES="many")
     assert done.returncode == 2
-    assert "cores are all, none or a number, not 'many'" in done.stderr
+    assert "cores must be all, none or a number, not 'many'" in done.stderr
 
 
-def test_a_machine_without_the_programs_says_which_packages_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_reported_with_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(hosts.shutil, "which", lambda name, path: None if name in ("sshd", "rsync") else f"/bin/{name}")
     assert hosts.missing() == "hosts in namespaces need: apt-get install openssh-server rsync"

@@ -1,4 +1,4 @@
-"""What leaves a checkout for a cluster: neither data, nor results, nor what each machine makes for itself."""
+"""What is copied from a checkout to a cluster: code only, without data, results and machine-specific files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster_files import FILES, ROOT, read
+from tests.support.cluster.config_checks import CLUSTER_FILES, ROOT, read
 
-MOST = 5 * 1000 * 1000
+MAX_BYTES = 5 * 1000 * 1000
 FOLDERS = ("fgst", "data_prep", "sweeps", "cluster", "mlflow", "docs", "tests", "benchmarks")
-# What lies in a checkout after some work in it; each may be gigabytes.
-PLANTED = (
+# Files in a checkout after some work in it; each may have gigabytes.
+UNWANTED = (
     "datasets/ntu-60/clips-00000.arrow", "ray_results/01/focal/model.safetensors",
     "mlruns/1/artifacts/model.safetensors", "mlflow.db", "mlflow.db-wal", "checkpoints/0/state.pt",
     ".venv/lib/python3.11/site-packages/torch/libtorch.so", ".git/objects/pack/pack-1.pack", "server/postgres/base/1",
@@ -23,7 +23,7 @@ PLANTED = (
     "sweeps/__pycache__/focal_k.cpython-311.pyc", ".mypy_cache/3.11/c.db", ".pytest_cache/v/cache",
     "fgst.egg-info/SOURCES.txt", ".hypothesis/examples/1",
 )  # fmt: skip
-NEEDED = ("fgst/sweep/engine.py", "sweeps/focal_k.py", "data_prep/demo.py", "pyproject.toml", "constraints.txt")
+NEEDED = ("fgst/sweep/backends/ray.py", "sweeps/focal_k.py", "data_prep/demo.py", "pyproject.toml", "constraints.txt")
 
 
 @pytest.fixture(scope="module")
@@ -33,28 +33,28 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in ROOT.iterdir():
         if entry.name in FOLDERS:
             shutil.copytree(entry, folder / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif entry.is_file() and entry.name not in PLANTED:
+        elif entry.is_file() and entry.name not in (".git", *UNWANTED):  # .git is a file in a git worktree
             shutil.copy(entry, folder)
-    for name in PLANTED:
+    for name in UNWANTED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(os.urandom(MOST // len(PLANTED) + 1))  # all of them: more than may be
+        (folder / name).write_bytes(os.urandom(MAX_BYTES // len(UNWANTED) + 1))  # together more than the limit
     return folder
 
 
-def test_a_jobs_package_is_small(checkout: Path, tmp_path: Path) -> None:
-    """The package as `ray job submit --working-dir .` makes it."""
+def test_job_package_contains_only_code(checkout: Path, tmp_path: Path) -> None:
+    """The package that `ray job submit --working-dir .` uploads."""
     from ray._private.runtime_env.packaging import create_package
 
     package = tmp_path / "package.zip"
     create_package(str(checkout), package, include_gitignore=True)
     with zipfile.ZipFile(package) as archive:
         names = set(archive.namelist())
-    assert not names & set(PLANTED)
+    assert not names & set(UNWANTED)
     assert set(NEEDED) <= names
-    assert package.stat().st_size < MOST
+    assert package.stat().st_size < MAX_BYTES
 
 
-def test_a_package_without_the_lists_would_not_be(checkout: Path, tmp_path: Path) -> None:
+def test_job_package_without_ignore_files_is_too_large(checkout: Path, tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     bare = tmp_path / "bare"
@@ -62,31 +62,31 @@ def test_a_package_without_the_lists_would_not_be(checkout: Path, tmp_path: Path
     for name in (".rayignore", ".gitignore"):
         (bare / name).unlink()
     create_package(str(bare), tmp_path / "package.zip", include_gitignore=True)
-    assert (tmp_path / "package.zip").stat().st_size > MOST
+    assert (tmp_path / "package.zip").stat().st_size > MAX_BYTES
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-@pytest.mark.parametrize("whole", [False, True], ids=["as mounted", "whole checkout"])
-def test_what_rsync_takes_to_a_node(path: Path, whole: bool, checkout: Path, tmp_path: Path) -> None:
-    """The file's mounts with its lists; and the lists alone, should somebody mount the whole checkout."""
+@pytest.mark.parametrize("path", CLUSTER_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("whole", [False, True], ids=["file mounts", "whole checkout"])
+def test_rsync_copies_only_code(path: Path, whole: bool, checkout: Path, tmp_path: Path) -> None:
+    """With the file's mounts and exclusions; and with the exclusions alone, for a mount of the whole checkout."""
     from ray.autoscaler._private.command_runner import SSHCommandRunner
 
     if shutil.which("rsync") is None:
         pytest.skip("install rsync: apt-get install rsync")
     config = read(path)
     options = {name: config.get(name) for name in ("rsync_exclude", "rsync_filter")}
-    lists = SSHCommandRunner._create_rsync_filter_args(None, options)
+    exclusions = SSHCommandRunner._create_rsync_filter_args(None, options)
     node = tmp_path / "node"
     mounts = {"~/fgst": "."} if whole else config.get("file_mounts", {})
     for remote, local in mounts.items():
         source = checkout / local
         if local.startswith(("~", "/")) or not source.exists():
-            continue  # the user's own: a token, credentials
+            continue  # the user's token and credentials
         target = node / remote.replace("~/fgst", "").strip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        ends = ("/", "/") if source.is_dir() else ("", "")  # as Ray writes them
-        subprocess.run(["rsync", "-az", *lists, f"{source}{ends[0]}", f"{target}{ends[1]}"], check=True)
-    there = [file.relative_to(node).as_posix() for file in node.rglob("*") if file.is_file()]
-    assert not [name for name in there if name.endswith(PLANTED)]
-    assert {Path(name).name for name in NEEDED} <= {Path(name).name for name in there}
-    assert sum((node / name).stat().st_size for name in there) < MOST
+        slash = "/" if source.is_dir() else ""  # as Ray does
+        subprocess.run(["rsync", "-az", *exclusions, f"{source}{slash}", f"{target}{slash}"], check=True)
+    copied = [file.relative_to(node).as_posix() for file in node.rglob("*") if file.is_file()]
+    assert not [name for name in copied if name.endswith(UNWANTED)]
+    assert {Path(name).name for name in NEEDED} <= {Path(name).name for name in copied}
+    assert sum((node / name).stat().st_size for name in copied) < MAX_BYTES

@@ -1,6 +1,6 @@
-"""Whole clusters of a real Ray, each in a namespace of its own, where it is alone on its machine.
+"""Whole clusters of a real Ray, each isolated in its own namespaces.
 
-Ray ends and finds its processes by name: it would be everybody's Ray otherwise, and ours everybody else's.
+Ray finds and ends processes by name, so that it would interfere with other instances on this machine.
 """
 
 from __future__ import annotations
@@ -15,39 +15,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster_files import ROOT
+from tests.support.cluster.config_checks import ROOT
 
 pytestmark = pytest.mark.slow
-TEMPORARY = Path("/tmp/ray")  # where Ray keeps a session; the namespace has an empty one in its place
+TEMPORARY = Path("/tmp/ray")  # Ray's session folder; in the namespaces, an empty file system is mounted over it
 
 
 @pytest.fixture(autouse=True)
 def namespaces() -> Iterator[None]:
     pytest.importorskip("opencensus", reason="install the extra: pip install -e '.[cluster]'")
     if os.geteuid() or not all(map(shutil.which, ("unshare", "ip", "mount"))):
-        pytest.skip("needs root, unshare, mount and ip: a cluster gets namespaces of its own")
+        pytest.skip("needs root, unshare, mount and ip to run a cluster in its own namespaces")
     if subprocess.run(
         ["unshare", "--mount", "--pid", "--net", "--fork", "true"], check=False, capture_output=True
     ).returncode:
-        pytest.skip("namespaces cannot be made here")
-    there = TEMPORARY.exists()
+        pytest.skip("this machine does not allow namespaces")
+    existed = TEMPORARY.exists()
     TEMPORARY.mkdir(exist_ok=True)
     yield
-    if not there:
+    if not existed:
         with suppress(OSError):
             TEMPORARY.rmdir()
 
 
-def alone(script: str, folder: Path) -> str:
-    """The last line of a script that has a namespace to itself; everything in it ends with it."""
-    # What is killed with the namespace leaves its temporary files, which must not be everybody's; Ray's sockets need
-    # a short path.
+def run_isolated(script: str, folder: Path) -> str:
+    """Run a script of tests/support/cluster in its own namespaces, and return its last line of output."""
+    # Processes that are killed with the namespaces leave temporary files; Ray's sockets need a short path.
     (folder / "tmp").mkdir()
     temporary = {"TMPDIR": str(folder / "tmp"), "RAY_TMPDIR": str(TEMPORARY.parent)}
     done = subprocess.run(
         [
             *("unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "--kill-child"),
-            *(sys.executable, str(Path(__file__).with_name(script)), str(folder)),
+            *(sys.executable, str(ROOT / "tests" / "support" / "cluster" / script), str(folder)),
         ],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | temporary,
@@ -60,14 +59,14 @@ def alone(script: str, folder: Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_a_sweep_as_a_job(tmp_path: Path) -> None:
+def test_sweep_as_job(tmp_path: Path) -> None:
     (tmp_path / "checkout").mkdir()
     for name in ("fgst", "data_prep", "sweeps", "pyproject.toml", ".rayignore"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / "checkout" / name)
-    assert alone("job.py", tmp_path) == "the job is done"
+    assert run_isolated("job_script.py", tmp_path) == "the job is done"
 
 
-def test_spot_machines_come_for_a_sweep_and_go(tmp_path: Path) -> None:
+def test_autoscaler_starts_and_terminates_spot_workers(tmp_path: Path) -> None:
     pytest.importorskip("flask_wtf", reason="install the extra: pip install -e '.[server]'")
-    assert alone("autoscale.py", tmp_path) == "up for a sweep, and down again"
+    assert run_isolated("autoscale_script.py", tmp_path) == "the cluster scaled up for the sweep and down again"

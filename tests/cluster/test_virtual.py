@@ -1,6 +1,6 @@
-"""Where trials run on a cluster: virtual nodes on this machine, with cores and GPUs that they only claim to have.
+"""Placement of trials on a cluster of virtual nodes, which advertise more cores and GPUs than this machine has.
 
-The engine, Ray and the search are real; trials sleep instead of training, since no GPU is there to train on.
+The backend, Ray and the search are real; trials sleep instead of training.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import pytest
 from benchmarks.simulated import SimulatedTrial
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
-from fgst.sweep.backends.ray import Progress, Resources, run_on_ray
-from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory, build_spec
+from fgst.sweep.backends.ray import RayBackend
+from fgst.sweep.backends.resources import Resources
+from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory
+from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
+from fgst.sweep.spec import build_spec
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext
 from tests.support import small
 
-QUESTION = SweepDefinition(
+DEFINITION = SweepDefinition(
     name="rate",
     title="How fast?",
     parameters=lambda skeleton, base: [Parameter("lr", tuple(0.01 * n for n in range(1, 7)))],
@@ -40,13 +43,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that runs nothing, and a node that claims two cores and a GPU."""
+    """A head that runs no trials, and a node that advertises two cores and a GPU."""
     from ray.cluster_utils import Cluster
 
     from fgst.sweep.backends.ray_session import quieten
 
     quieten()
-    monkeypatch.chdir(Path(__file__).parents[2])  # where the workers look for modules
+    monkeypatch.chdir(Path(__file__).parents[2])  # the workers import modules from here
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     before = set(psutil.Process().children(recursive=True))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -55,154 +58,158 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
-        left = set(psutil.Process().children(recursive=True)) - before
-        _, alive = psutil.wait_procs(left, timeout=20)
+        remaining = set(psutil.Process().children(recursive=True)) - before
+        _, alive = psutil.wait_procs(remaining, timeout=20)
         assert not alive
 
 
 class Sweep:
-    """A grid of six trials that sleep, in a thread of its own or in this one."""
+    """A grid of six trials that sleep."""
 
     def __init__(self, dataset: ArrowDataset, folder: Path, seconds: float, epochs: int = 3) -> None:
         config = small.small_config(dataset, train__epochs=epochs)
-        self.spec = build_spec(QUESTION, config, dataset)
-        self.search = Search(self.spec, TrialFactory(QUESTION, self.spec.base, dataset), None, "virtual")
+        self.spec = build_spec(DEFINITION, config, dataset)
+        self.search = Search(self.spec, TrialFactory(DEFINITION, self.spec.base, dataset), None, "virtual")
         self.log = folder / "log.jsonl"
         self.context = TrialContext("nowhere", "0", "0" * 32, str(folder / "storage"))
-        self.trial = SimulatedTrial(seconds, writes=False, log=str(self.log))
-        self.told: list[Progress] = []
+        self.trial = SimulatedTrial(seconds, log_to_mlflow=False, log_file=str(self.log))
+        self.progress: list[TrialUpdate] = []
 
-    def run(self, resources: Resources, then: Any = None, budget: Budget | None = None) -> list[dict[str, Any]]:
-        """What the trials wrote down; ``then`` hears of each epoch and each end, in this thread."""
+    def run(self, resources: Resources, on_progress: Any = None, budget: Budget | None = None) -> list[dict[str, Any]]:
+        """Run the sweep and return what the trials logged.
 
-        def listen(progress: Progress) -> None:
-            self.told.append(progress)
-            if then is not None:
-                then(progress)
+        Args:
+            on_progress: called in this thread after each epoch and at the end of each trial.
+        """
 
-        run_on_ray(self.search, self.context, resources, budget or Budget(), listen, self.spec.total, self.trial)
+        def listen(progress: TrialUpdate) -> None:
+            self.progress.append(progress)
+            if on_progress is not None:
+                on_progress(progress)
+
+        RayBackend(resources, self.trial).run(self.search, self.context, budget or Budget(), listen)
         return self.lines()
 
     def lines(self) -> list[dict[str, Any]]:
+        """Return what the trials have logged so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
     @property
-    def endings(self) -> Counter[str]:
-        return Counter(progress.state for progress in self.told if progress.state != "running")
+    def final_states(self) -> Counter[str]:
+        """How many trials ended in which state."""
+        return Counter(progress.status for progress in self.progress if progress.status != "running")
 
 
-def most_at_once(lines: list[dict[str, Any]], where: str) -> dict[str, int]:
-    """The most trials that ran at the same time, by node or by device."""
+def max_concurrency(lines: list[dict[str, Any]], key: str) -> dict[str, int]:
+    """Return the largest number of trials that ran at the same time, by the value of ``key``, e.g. for each node."""
     running: Counter[str] = Counter()
     most: Counter[str] = Counter()
     for line in sorted(lines, key=lambda line: line["at"]):
         if line["what"] != "epoch":
-            running[line[where]] += 1 if line["what"] == "begin" else -1
-            most[line[where]] = max(most[line[where]], running[line[where]])
+            running[line[key]] += 1 if line["what"] == "begin" else -1
+            most[line[key]] = max(most[line[key]], running[line[key]])
     return dict(most)
 
 
-def test_half_a_gpu_each_is_two_trials_a_node(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
+def test_fractional_gpus_share_each_node(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=2, num_gpus=1)
     sweep = Sweep(dataset, tmp_path, seconds=1.0)
     lines = sweep.run(Resources(cluster.address, gpus_per_trial=0.5, max_concurrent=6))
-    assert sweep.endings == {"finished": 6}
-    assert sorted(most_at_once(lines, "node").values()) == [2, 2]
-    begun = [line["at"] for line in lines if line["what"] == "begin"]
-    ended = [line["at"] for line in lines if line["what"] == "end"]
-    assert sum(begin < min(ended) for begin in begun) == 4  # and only then the fifth
-    assert {line["gpus"] for line in lines} == {"0"}  # each node's own first
+    assert sweep.final_states == {"finished": 6}
+    assert sorted(max_concurrency(lines, "node").values()) == [2, 2]
+    starts = [line["at"] for line in lines if line["what"] == "begin"]
+    ends = [line["at"] for line in lines if line["what"] == "end"]
+    assert sum(start < min(ends) for start in starts) == 4  # the fifth waits for a free GPU
+    assert {line["gpus"] for line in lines} == {"0"}  # each node's first GPU
     assert {line["openmp"] for line in lines} == {"passive"}
-    assert not any(line["torch"] for line in lines)  # what a simulated trial says of itself
-    # What cannot be, on the same cluster: a line, and no waiting for ever.
-    again = Sweep(dataset, tmp_path / "again", seconds=0.1)
-    for resources, words in (
+    assert not any(line["torch"] for line in lines)  # simulated trials do not import it
+    # Requests that the cluster can never satisfy are rejected instead of waiting forever.
+    invalid = Sweep(dataset, tmp_path / "invalid", seconds=0.1)
+    for resources, message in (
         (Resources(cluster.address, gpus_per_trial=3.0), "--gpus-per-trial is 3, but there are 2 GPUs"),
         (Resources(cluster.address, cpus_per_trial=5.0), "--cpus-per-trial is 5, but there are 4 cores"),
         (Resources(cluster.address, gpus_per_trial=2.0), "--gpus-per-trial is 2, but no node has more than 1"),
         (Resources(cluster.address, cpus_per_trial=3.0), "--cpus-per-trial is 3, but no node has more than 2"),
     ):
-        with pytest.raises(InputError, match=words):
-            again.run(resources)
-    assert again.told == []
+        with pytest.raises(InputError, match=message):
+            invalid.run(resources)
+    assert invalid.progress == []
 
 
 @pytest.mark.slow
-def test_a_node_that_joins_gets_trials(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
+def test_new_node_gets_trials(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
     sweep = Sweep(dataset, tmp_path, seconds=2.0)
     joined: list[Any] = []
 
-    def join(progress: Progress) -> None:
+    def join(progress: TrialUpdate) -> None:
         if not joined:
             joined.append(cluster.add_node(num_cpus=2, num_gpus=1))
 
     lines = sweep.run(Resources(cluster.address, gpus_per_trial=1.0), join)
-    assert sweep.endings == {"finished": 6}
+    assert sweep.final_states == {"finished": 6}
     assert len({line["node"] for line in lines}) == 2
     first = min(lines, key=lambda line: line["at"])["node"]
     assert sum(line["what"] == "begin" and line["node"] != first for line in lines) >= 2
-    assert set(most_at_once(lines, "node").values()) == {1}
+    assert set(max_concurrency(lines, "node").values()) == {1}
 
 
-def test_a_node_that_is_lost_gives_its_trials_to_the_others(
-    cluster: Any, dataset: ArrowDataset, tmp_path: Path
-) -> None:
+def test_trials_of_lost_node_restart_elsewhere(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
     doomed = cluster.add_node(num_cpus=2, num_gpus=1)
     sweep = Sweep(dataset, tmp_path, seconds=2.0)
     lost: list[str] = []
 
-    def lose(progress: Progress) -> None:
-        """The second node, as soon as a trial of it has told an epoch."""
-        on_it = {line["key"] for line in sweep.lines() if line["node"] == doomed.node_id and line["what"] == "epoch"}
-        if not lost and progress.trial.trial_id in on_it and progress.state == "running":
+    def lose(progress: TrialUpdate) -> None:
+        """Remove the second node as soon as one of its trials has reported an epoch."""
+        reported = {line["key"] for line in sweep.lines() if line["node"] == doomed.node_id and line["what"] == "epoch"}
+        if not lost and progress.trial.trial_id in reported and progress.status == "running":
             lost.append(progress.trial.trial_id)
             cluster.remove_node(doomed, allow_graceful=False)
 
     lines = sweep.run(Resources(cluster.address, gpus_per_trial=1.0), lose)
     assert lost
-    assert sweep.endings == {"finished": 6}
-    begun = Counter(line["key"] for line in lines if line["what"] == "begin")
-    assert begun[lost[0]] == 2  # and no other was disturbed
-    assert sum(begun.values()) == 7
-    where = [line["node"] for line in lines if line["key"] == lost[0] and line["what"] == "end"]
-    assert where == [next(line["node"] for line in lines if line["node"] != doomed.node_id)]
+    assert sweep.final_states == {"finished": 6}
+    starts = Counter(line["key"] for line in lines if line["what"] == "begin")
+    assert starts[lost[0]] == 2  # other trials are not affected
+    assert sum(starts.values()) == 7
+    final_nodes = [line["node"] for line in lines if line["key"] == lost[0] and line["what"] == "end"]
+    assert final_nodes == [next(line["node"] for line in lines if line["node"] != doomed.node_id)]
 
 
-def test_a_node_whose_disk_is_full_gives_its_trials_to_the_others(
+def test_trials_of_node_with_full_disk_move(
     cluster: Any, dataset: ArrowDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (full,) = cluster.worker_nodes
     sweep = Sweep(dataset, tmp_path, seconds=0.3)
-    sweep.trial = replace(sweep.trial, full=full.node_id)
+    sweep.trial = replace(sweep.trial, full_nodes=full.node_id)
     joined: list[Any] = []
 
-    def join(progress: Progress) -> None:
+    def join(progress: TrialUpdate) -> None:
         if not joined:
             joined.append(cluster.add_node(num_cpus=2, num_gpus=1))
 
     lines = sweep.run(Resources(cluster.address, gpus_per_trial=0.5), join)
-    assert sweep.endings == {"finished": 6}
-    begun = Counter(line["key"] for line in lines if line["what"] == "begin")
+    assert sweep.final_states == {"finished": 6}
+    starts = Counter(line["key"] for line in lines if line["what"] == "begin")
     moved = {line["key"] for line in lines if line["what"] == "begin" and line["node"] == full.node_id}
     assert moved
-    assert {trial_id: begun[trial_id] for trial_id in moved} == dict.fromkeys(moved, 2)  # it is tried there once
+    assert {trial_id: starts[trial_id] for trial_id in moved} == dict.fromkeys(moved, 2)  # once on the full node
     assert {line["node"] for line in lines if line["what"] == "end"} == {joined[0].node_id}
     assert capfd.readouterr().err.count("what ran there goes on elsewhere") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage_too", [False, True])
-def test_a_full_disk_that_leaves_no_other_place_ends_the_sweep(
-    cluster: Any, dataset: ArrowDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_too: bool
+@pytest.mark.parametrize("storage_full", [False, True])
+def test_sweep_stops_if_all_disks_are_full(
+    cluster: Any, dataset: ArrowDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_full: bool
 ) -> None:
     nodes = list(cluster.worker_nodes)
-    if storage_too:
+    if storage_full:
         nodes.append(cluster.add_node(num_cpus=2, num_gpus=1))
         monkeypatch.setattr("fgst.sweep.storage.has_room", lambda location: False)
     sweep = Sweep(dataset, tmp_path, seconds=0.3)
-    sweep.trial = replace(sweep.trial, full=" ".join(node.node_id for node in nodes))
+    sweep.trial = replace(sweep.trial, full_nodes=" ".join(node.node_id for node in nodes))
     budget = Budget()
     sweep.run(Resources(cluster.address, gpus_per_trial=1.0), budget=budget)
-    assert budget.stopped.startswith("a full disk on ")
-    assert sweep.endings["interrupted"] >= 1
-    assert set(sweep.endings) <= {"interrupted", "finished"}
+    assert budget.details.startswith("disk full on ")
+    assert sweep.final_states["interrupted"] >= 1
+    assert set(sweep.final_states) <= {"interrupted", "finished"}

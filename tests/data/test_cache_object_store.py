@@ -1,4 +1,4 @@
-"""A data set on S3, as moto's server speaks it on loopback: the client, the wire and the copies are real."""
+"""Data sets on S3, emulated by moto's server on loopback: client, network and copies are real."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from fgst.training.trainer import fit
 from tests.support.small import small_config, write_small
 
 
-def upload(store: object, dataset: ArrowDataset, prefix: str) -> str:
+def upload(bucket: object, dataset: ArrowDataset, prefix: str) -> str:
+    """Upload a data set and return its URI."""
     for file in dataset.path.iterdir():
-        store.upload_file(str(file), "motion", f"{prefix}/{file.name}")  # type: ignore[attr-defined]
+        bucket.upload_file(str(file), "motion", f"{prefix}/{file.name}")  # type: ignore[attr-defined]
     return f"s3://motion/{prefix}"
 
 
-def test_a_trial_on_a_data_set_in_a_bucket(bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here = write_small(tmp_path / "here", shard_bytes=6000)
-    uri = upload(bucket, here, "sets/small")
-    there = ArrowDataset(uri)
-    assert there.digest == here.digest
-    for row in range(len(here)):
-        np.testing.assert_array_equal(there.clip(row), here.clip(row))
+def test_training_on_a_data_set_in_a_bucket(bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = write_small(tmp_path / "original", shard_bytes=6000)
+    uri = upload(bucket, original, "sets/small")
+    copy = ArrowDataset(uri)
+    assert copy.digest == original.digest
+    for row in range(len(original)):
+        np.testing.assert_array_equal(copy.clip(row), original.clip(row))
     assert "copying s3://motion/sets/small" in capsys.readouterr().err
-    (result,) = fit(small_config(here, train__epochs=1).with_values({"data.dataset": uri}), device="cpu")
-    (same,) = fit(small_config(here, train__epochs=1), device="cpu")
-    assert result.metrics["train/loss"] == same.metrics["train/loss"]
+    (remote,) = fit(small_config(original, train__epochs=1).with_values({"data.dataset": uri}), device="cpu")
+    (local,) = fit(small_config(original, train__epochs=1), device="cpu")
+    assert remote.metrics["train/loss"] == local.metrics["train/loss"]
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_wrong_in_a_bucket_is_one_message(bucket, tmp_path: Path) -> None:
-    for uri in ("s3://motion/nothing", "s3://nobody-has-this/x"):
+def test_missing_and_damaged_objects_are_reported(bucket, tmp_path: Path) -> None:
+    for uri in ("s3://motion/nothing", "s3://no-such-bucket/x"):
         with pytest.raises(InputError, match=r"is not a data set|cannot be read"):
             ArrowDataset(uri)
-    here = write_small(tmp_path / "here", shard_bytes=6000)
-    uri = upload(bucket, here, "half")
-    files = [file["name"] for file in json.loads((here.path / "dataset.json").read_text())["files"]]
+    dataset = write_small(tmp_path / "dataset", shard_bytes=6000)
+    uri = upload(bucket, dataset, "half")
+    files = [file["name"] for file in json.loads((dataset.path / "dataset.json").read_text())["files"]]
     bucket.delete_object(Bucket="motion", Key=f"half/{files[1]}")
     with pytest.raises(InputError, match=f"{files[1]}: is missing"):
         ArrowDataset(uri)
     bucket.put_object(Bucket="motion", Key=f"half/{files[1]}", Body=b"something else")
-    with pytest.raises(InputError, match=f"{files[1]}: is not the file"):
+    with pytest.raises(InputError, match=f"{files[1]}: does not match its entry"):
         ArrowDataset(uri)
-    bucket.upload_file(str(here.path / files[1]), "motion", f"half/{files[1]}")
-    assert len(ArrowDataset(uri)) == len(here)
+    bucket.upload_file(str(dataset.path / files[1]), "motion", f"half/{files[1]}")
+    assert len(ArrowDataset(uri)) == len(dataset)
 
 
-def test_a_store_that_does_not_answer_is_one_message(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_object_store_is_reported(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(InputError, match=r"s3://motion/x: cannot be read") as error:

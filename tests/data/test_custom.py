@@ -1,4 +1,4 @@
-"""One's own skeletons: the example of the help works, and what is wrong is named."""
+"""Data sets with custom skeletons: the example of the help text works, and invalid input is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fgst.cli.data_custom import main
+from fgst.cli import data_custom
+from fgst.cli.command import run_command
 from fgst.data.dataset import ArrowDataset
 
 SKELETON: dict[str, Any] = {
@@ -33,15 +34,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def main(argv: list[str]) -> None:
+    """Run the command as its entry point does."""
+    run_command(lambda: data_custom.main(argv))
+
+
 def arguments(folder: Path, **changes: Any) -> list[str]:
-    given = {"clips": folder / "clips", "labels": folder / "labels.csv", "skeleton": folder / "skeleton.json"} | changes
+    """The command line for the files in ``folder``, with some files or options replaced."""
+    files = {"clips": folder / "clips", "labels": folder / "labels.csv", "skeleton": folder / "skeleton.json"} | changes
     return [
-        str(given["clips"]), str(folder / "out"), "--labels", str(given["labels"]),
-        "--skeleton", str(given["skeleton"]), "--benchmark", str(changes.get("benchmark", "x-sub:subject=1")),
+        str(files["clips"]), str(folder / "out"), "--labels", str(files["labels"]),
+        "--skeleton", str(files["skeleton"]), "--benchmark", str(changes.get("benchmark", "x-sub:subject=1")),
     ]  # fmt: skip
 
 
-def test_arrays_become_a_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_arrays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(arguments(folder))
     assert "x-sub     1 train, 2 test (by subject)" in capsys.readouterr().out
     dataset = ArrowDataset(folder / "out")
@@ -55,16 +62,18 @@ def test_arrays_become_a_data_set(folder: Path, capsys: pytest.CaptureFixture[st
     np.testing.assert_array_equal(dataset.clip(1), np.load(folder / "clips" / "b.npy").astype(np.float32))
 
 
-def test_an_npz_is_the_same(folder: Path) -> None:
+def test_npz_gives_the_same_clips_as_a_folder(folder: Path) -> None:
     main(arguments(folder))
     np.savez(folder / "clips.npz", **{path.stem: np.load(path) for path in (folder / "clips").iterdir()})
     main([*arguments(folder, clips=folder / "clips.npz"), "--overwrite"])
-    again = ArrowDataset(folder / "out")
-    assert again.clip_ids.tolist() == ["a", "b", "c"]
-    np.testing.assert_array_equal(again.clip(0)[0], np.load(folder / "clips" / "a.npy").astype(np.float32))
+    dataset = ArrowDataset(folder / "out")
+    assert dataset.clip_ids.tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(dataset.clip(0)[0], np.load(folder / "clips" / "a.npy").astype(np.float32))
 
 
-class Evil:
+class Exploit:
+    """An object that runs code when it is unpickled."""
+
     def __reduce__(self) -> Any:
         return (pytest.fail, ("a pickle was loaded",))
 
@@ -73,27 +82,27 @@ class Evil:
     ("file", "content", "word"),
     [
         ("labels.csv", "clip_id,class\na,b\n", "has no column label"),
-        ("labels.csv", "clip_id,label\n", "names no clip"),
-        ("labels.csv", "clip_id,label,subject\na,x,1\na,y,1\n", "line 3: a is there twice"),
+        ("labels.csv", "clip_id,label\n", "lists no clip"),
+        ("labels.csv", "clip_id,label,subject\na,x,1\na,y,1\n", "line 3: clip a occurs twice"),
         ("labels.csv", "clip_id,label,subject\na,x,one\n", "line 2: subject is 'one'"),
-        ("labels.csv", "clip_id,label,subject\na,,1\n", "line 2: lacks"),
-        ("labels.csv", "clip_id,label,subject\nz,x,1\nb,y,2\n", "there is no z.npy"),
-        ("labels.csv", "clip_id,label,subject\n../skeleton,x,1\nb,y,2\n", "leaves the folder"),
-        ("labels.csv", "clip_id,label,subject\na,x,1\nb,y,1\n", "leaves no clip to test; subject is one of 1"),
-        ("labels.csv", "clip_id,label\na,x\n", "has no subject, by which benchmark x-sub splits"),
-        ("skeleton.json", "{", "is not a skeleton"),
+        ("labels.csv", "clip_id,label,subject\na,,1\n", "line 2: has no clip_id or no label"),
+        ("labels.csv", "clip_id,label,subject\nz,x,1\nb,y,2\n", "there is no file z.npy"),
+        ("labels.csv", "clip_id,label,subject\n../skeleton,x,1\nb,y,2\n", "is outside the folder"),
+        ("labels.csv", "clip_id,label,subject\na,x,1\nb,y,1\n", "its test split is empty; subject is one of 1"),
+        ("labels.csv", "clip_id,label\na,x\n", "has no subject, which benchmark x-sub splits by"),
+        ("skeleton.json", "{", "is not a skeleton description"),
         ("skeleton.json", json.dumps(SKELETON | {"centre": "elbow"}), "name 'elbow'"),
         ("skeleton.json", json.dumps({k: v for k, v in SKELETON.items() if k != "bones"}), "has no 'bones'"),
         ("skeleton.json", json.dumps(SKELETON | {"partitions": [[["wrist"]]]}), "a partition into 1 parts"),
         ("clips/a.npy", "text", "is not an array of numbers"),
-        ("clips/a.npy", np.array([Evil()], dtype=object), "is not an array of numbers"),
+        ("clips/a.npy", np.array([Exploit()], dtype=object), "is not an array of numbers"),
         ("clips/a.npy", np.zeros((3, 4, 3)), "has shape (3, 4, 3), not (T, 5, 3)"),
-        ("clips/a.npy", np.full((3, 5, 3), np.nan), "not a finite number"),
+        ("clips/a.npy", np.full((3, 5, 3), np.nan), "not a finite 32-bit number"),
         ("clips/a.npy", np.zeros((0, 5, 3)), "has shape"),
         ("clips/a.npy", np.full((3, 5, 3), "x"), "not numbers"),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_invalid_files_are_reported(
     file: str, content: Any, word: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if isinstance(content, str):
@@ -110,7 +119,7 @@ def test_what_is_wrong_is_named(
 
 
 @pytest.mark.parametrize("text", ["x-sub", "x-sub:person=1", "x-sub:subject=", "x-sub:subject=one"])
-def test_a_benchmark_is_written_so(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_benchmarks_are_rejected(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(arguments(folder, benchmark=text))
     assert "NAME:COLUMN=VALUES" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+"""The demo data set: deterministic, plausible as motion, learnable but not trivial."""
+
 from __future__ import annotations
 
 import subprocess
@@ -7,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgst.cli import data_demo as module
-from fgst.cli.data_demo import ACTIONS, JOINT, main, make_demo
+from fgst.cli import data_demo
+from fgst.cli.command import run_command
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import NTU_25
+from fgst.data.synthetic import ACTIONS, JOINT, OFFSETS, TREE, forward_kinematics, make_demo, rotation_matrices
 
-# One joint that each class moves, one that it leaves alone, and the joint that both are seen from.
+# For each class, a joint that it moves, one that it does not move, and the reference joint for both.
 MOVED = {
     "raise the left hand": ("left_wrist", "right_wrist", "spine_at_shoulders"),
     "push the other person": ("left_wrist", "left_ankle", "base_of_spine"),
@@ -30,16 +33,23 @@ MOVED = {
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    """All twelve classes, each once by each subject before both cameras."""
-    return make_demo(tmp_path_factory.mktemp("everything") / "demo", clips=240, classes=12)
+def all_classes(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
+    """All twelve classes, performed once by each subject in front of both cameras."""
+    return make_demo(tmp_path_factory.mktemp("all_classes") / "demo", clips=240, classes=12)
 
 
 def content(dataset: ArrowDataset) -> dict[str, bytes]:
+    """The content of all files, by name."""
     return {file.name: file.read_bytes() for file in dataset.path.iterdir()}
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+def main(argv: list[str]) -> None:
+    """Run the command as its entry point does."""
+    run_command(lambda: data_demo.main(argv))
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """Run the command, which must fail with a single line on stderr, and return the line."""
     with pytest.raises(SystemExit) as exit_:
         main([str(word) for word in argv])
     assert exit_.value.code == 2
@@ -50,16 +60,16 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return stderr
 
 
-def test_same_arguments_give_the_same_bytes(demo: ArrowDataset, tmp_path: Path) -> None:
-    again = make_demo(tmp_path / "again", clips=48, classes=4)
-    assert content(again) == content(demo)
+def test_equal_arguments_give_equal_files(demo: ArrowDataset, tmp_path: Path) -> None:
+    copy = make_demo(tmp_path / "copy", clips=48, classes=4)
+    assert content(copy) == content(demo)
     other = make_demo(tmp_path / "other", clips=48, classes=4, seed=1)
     assert other.digest != demo.digest
     assert not np.array_equal(other.clip(0), demo.clip(0))
 
 
-def test_more_clips_begin_with_the_same_clips(demo: ArrowDataset, tmp_path: Path) -> None:
-    fewer = make_demo(tmp_path / "fewer", clips=25, classes=4)  # the last performance is seen by one camera only
+def test_smaller_data_set_is_a_prefix_of_a_larger_one(demo: ArrowDataset, tmp_path: Path) -> None:
+    fewer = make_demo(tmp_path / "fewer", clips=25, classes=4)  # the last performance has one camera only
     assert len(fewer) == 25
     for row in range(25):
         assert fewer.clip_ids[row] == demo.clip_ids[row]
@@ -67,7 +77,7 @@ def test_more_clips_begin_with_the_same_clips(demo: ArrowDataset, tmp_path: Path
 
 
 @pytest.mark.parametrize("classes", [2, 3, 8, 12])
-def test_every_split_holds_every_class_at_the_fewest_clips(classes: int, tmp_path: Path) -> None:
+def test_every_split_has_every_class_at_the_minimum_of_clips(classes: int, tmp_path: Path) -> None:
     dataset = make_demo(tmp_path / "demo", clips=6 * classes, classes=classes)
     assert [benchmark.name for benchmark in dataset.benchmarks] == ["x-sub", "x-view"]
     for benchmark in dataset.benchmarks:
@@ -77,18 +87,18 @@ def test_every_split_holds_every_class_at_the_fewest_clips(classes: int, tmp_pat
         assert sorted(np.concatenate([splits.train, splits.val, splits.test]).tolist()) == list(range(len(dataset)))
 
 
-def test_clips(everything: ArrowDataset) -> None:
-    assert everything.skeleton == NTU_25
-    assert everything.recipe == "ntu"
-    assert len(set(everything.clip_ids)) == 240
-    assert set(everything.columns["subject"].tolist()) == set(range(1, 11))
-    assert np.bincount(everything.columns["label"]).tolist() == [20] * 12
-    frames = everything.columns["num_frames"]
+def test_properties_of_clips(all_classes: ArrowDataset) -> None:
+    assert all_classes.skeleton == NTU_25
+    assert all_classes.recipe == "ntu"
+    assert len(set(all_classes.clip_ids)) == 240
+    assert set(all_classes.columns["subject"].tolist()) == set(range(1, 11))
+    assert np.bincount(all_classes.columns["label"]).tolist() == [20] * 12
+    frames = all_classes.columns["num_frames"]
     assert frames.min() >= 40
     assert frames.max() <= 110
     assert len(np.unique(frames)) > 40
-    for row in range(len(everything)):
-        joints = everything.clip(row)
+    for row in range(len(all_classes)):
+        joints = all_classes.clip(row)
         assert np.isfinite(joints).all()
         assert np.abs(joints).max() < 3.0  # metres
         assert not joints[0, 0, NTU_25.centre].any()
@@ -96,52 +106,52 @@ def test_clips(everything: ArrowDataset) -> None:
         assert upright.max() > 0.8
 
 
-def test_two_persons_where_the_class_has_two_and_only_there(everything: ArrowDataset) -> None:
-    for row in range(len(everything)):
-        action = everything.classes[everything.columns["label"][row]]
-        joints = everything.clip(row)
+def test_only_classes_with_two_persons_have_two_persons(all_classes: ArrowDataset) -> None:
+    for row in range(len(all_classes)):
+        action = all_classes.classes[all_classes.columns["label"][row]]
+        joints = all_classes.clip(row)
         assert len(joints) == (2 if action in ("push the other person", "shake hands") else 1)
         if len(joints) == 2:
             spines = joints[:, :, NTU_25.centre]
             apart = np.linalg.norm((spines[0] - spines[1])[:, [0, 2]], axis=-1)
             assert 0.3 < apart.min() <= apart.max() < 1.6
-            assert joints[1].std(axis=0).min() > 0  # the second one lives
+            assert joints[1].std(axis=0).min() > 0  # the second person moves
 
 
-def test_the_second_class_has_two_persons_however_few_the_classes(demo: ArrowDataset, tmp_path: Path) -> None:
+def test_two_persons_even_with_few_classes(demo: ArrowDataset, tmp_path: Path) -> None:
     assert demo.max_persons == 2
     assert make_demo(tmp_path / "two", clips=12, classes=2).max_persons == 2
 
 
-def test_both_cameras_see_each_performance(everything: ArrowDataset) -> None:
-    """Undo the best rotation between two views: what remains is the noise of the sensor."""
-    rows = {name: row for row, name in enumerate(everything.clip_ids)}
+def test_both_cameras_see_each_performance(all_classes: ArrowDataset) -> None:
+    """After the best rotation between two views, only the sensor noise remains."""
+    rows = {name: row for row, name in enumerate(all_classes.clip_ids)}
     pairs = [(row, rows[name[:-1] + "2"]) for name, row in rows.items() if name.endswith("v1")]
     assert len(pairs) == 120
     for one, two in pairs[::7]:
-        a, b = (everything.clip(row).reshape(-1, 3).astype(float) for row in (one, two))
+        a, b = (all_classes.clip(row).reshape(-1, 3).astype(float) for row in (one, two))
         a, b = a - a.mean(0), b - b.mean(0)
         u, _, v = np.linalg.svd(a.T @ b)
-        turned = np.abs(a @ (u @ v) - b).mean()
-        assert turned < 0.03
-        assert np.abs(a - b).mean() > 2 * turned
-        assert [everything.columns["camera"][row] for row in (one, two)] == [1, 2]
+        residual = np.abs(a @ (u @ v) - b).mean()
+        assert residual < 0.03
+        assert np.abs(a - b).mean() > 2 * residual
+        assert [all_classes.columns["camera"][row] for row in (one, two)] == [1, 2]
         for column in ("label", "subject", "replication", "num_frames"):
-            assert everything.columns[column][one] == everything.columns[column][two]
+            assert all_classes.columns[column][one] == all_classes.columns[column][two]
 
 
-def test_table_of_moved_joints_covers_all_classes() -> None:
+def test_table_of_moved_joints_has_all_classes() -> None:
     assert list(MOVED) == [action.name for action in ACTIONS]
 
 
 @pytest.mark.parametrize("action", MOVED)
-def test_a_class_moves_its_own_joints(everything: ArrowDataset, action: str) -> None:
-    moved, still, seen_from = (JOINT[joint] for joint in MOVED[action])
+def test_classes_move_their_characteristic_joints(all_classes: ArrowDataset, action: str) -> None:
+    moved, still, reference = (JOINT[joint] for joint in MOVED[action])
     wins, motions = 0, []
-    rows = np.flatnonzero(everything.columns["label"] == everything.classes.index(action))
+    rows = np.flatnonzero(all_classes.columns["label"] == all_classes.classes.index(action))
     for row in rows:
-        person = everything.clip(row)[0].astype(float)
-        relative = person - person[:, [seen_from]]
+        person = all_classes.clip(row)[0].astype(float)
+        relative = person - person[:, [reference]]
         motion = np.sqrt(relative.var(axis=0).sum(axis=-1))  # (N,), metres
         motions.append(motion[moved])
         wins += motion[moved] > motion[still]
@@ -149,8 +159,8 @@ def test_a_class_moves_its_own_joints(everything: ArrowDataset, action: str) -> 
     assert wins >= 0.8 * len(rows)
 
 
-def test_poses_make_sense() -> None:
-    """The signs of the axes: a raised hand is above the head, a kick goes forward, knees bend backward."""
+def test_poses_are_plausible() -> None:
+    """Checks the signs of the axes: a raised hand is above the head, a kick points forward, knees bend backward."""
 
     def pose(name: str) -> np.ndarray:
         (action,) = (action for action in ACTIONS if action.name == name)
@@ -158,7 +168,7 @@ def test_poses_make_sense() -> None:
         phase = np.linspace(0, 2 * np.pi, 64)
         for move in action.moves:
             turns[:, JOINT[move.joint], "xyz".index(move.axis)] += move.rest + move.swing * np.sin(phase + move.lag)
-        return module._pose(module._rotation(turns), module.OFFSETS)
+        return forward_kinematics(rotation_matrices(turns), OFFSETS)
 
     def of(positions: np.ndarray, joint: str) -> np.ndarray:
         return positions[:, JOINT[joint]]
@@ -171,7 +181,7 @@ def test_poses_make_sense() -> None:
     bow = pose("bow")
     assert of(bow, "head")[:, 2].max() > 0.25
     squat = pose("squat")
-    assert of(squat, "left_ankle")[:, 1].max() > -0.7  # nearer to the hips than a stretched leg, 0.83
+    assert of(squat, "left_ankle")[:, 1].max() > -0.7  # closer to the hips than with a straight leg, 0.83
     assert (of(squat, "left_knee") - of(squat, "left_ankle"))[:, 2].max() > 0.1
     clap = np.linalg.norm(of(pose("clap"), "left_hand") - of(pose("clap"), "right_hand"), axis=-1)
     assert clap.min() < 0.2 < 0.3 < clap.max()
@@ -182,44 +192,44 @@ def test_poses_make_sense() -> None:
     assert np.allclose(of(both, "left_hand") * (-1, 1, 1), of(both, "right_hand"))
 
 
-def test_rotation_is_a_rotation_by_the_vector() -> None:
+def test_rotation_matrices_rotate_by_the_vector() -> None:
     vectors = np.random.default_rng(0).normal(size=(50, 3)) * np.logspace(-9, 0.3, 50)[:, None]
-    matrices = module._rotation(vectors)
+    matrices = rotation_matrices(vectors)
     assert np.allclose(matrices @ matrices.swapaxes(-1, -2), np.eye(3))
     assert np.allclose(np.linalg.det(matrices), 1)
-    assert np.allclose(np.einsum("bij,bj->bi", matrices, vectors), vectors)  # the axis stays
+    assert np.allclose(np.einsum("bij,bj->bi", matrices, vectors), vectors)  # the axis is invariant
     angles = np.linalg.norm(vectors, axis=-1)
     assert np.allclose(np.trace(matrices, axis1=-2, axis2=-1), 1 + 2 * np.cos(angles))
-    assert np.allclose(module._rotation(np.array([0, 0, np.pi / 2])) @ (1, 0, 0), (0, 1, 0))
+    assert np.allclose(rotation_matrices(np.array([0, 0, np.pi / 2])) @ (1, 0, 0), (0, 1, 0))
 
 
-def test_bones_keep_their_length_while_they_move() -> None:
+def test_bone_lengths_are_constant() -> None:
     turns = np.random.default_rng(0).normal(size=(7, NTU_25.num_joints, 3))
-    positions = module._pose(module._rotation(turns), module.OFFSETS)
-    for joint, parent in module.TREE:
+    positions = forward_kinematics(rotation_matrices(turns), OFFSETS)
+    for joint, parent in TREE:
         length = np.linalg.norm(positions[:, joint] - positions[:, parent], axis=-1)
-        assert np.allclose(length, np.linalg.norm(module.OFFSETS[joint]))
-    assert sorted(joint for joint, _ in module.TREE) == list(range(1, NTU_25.num_joints))
+        assert np.allclose(length, np.linalg.norm(OFFSETS[joint]))
+    assert sorted(joint for joint, _ in TREE) == list(range(1, NTU_25.num_joints))
 
 
-def test_it_is_learnable_across_subjects_but_not_trivial(everything: ArrowDataset) -> None:
-    """The nearest training class by where joints are and how much they move: far above chance, far from perfect."""
-    splits = everything.splits("x-sub", validation=0)
+def test_learnable_across_subjects_but_not_trivial(all_classes: ArrowDataset) -> None:
+    """A nearest-centroid classifier on mean positions and motion is far above chance and far from perfect."""
+    splits = all_classes.splits("x-sub", validation=0)
 
     def features(row: int) -> np.ndarray:
-        person = everything.clip(row)[0].astype(float)
+        person = all_classes.clip(row)[0].astype(float)
         person = person - person[:, [NTU_25.centre]]
         return np.concatenate([person.mean(0).ravel(), 3 * person.std(0).ravel()])
 
-    values = np.stack([features(row) for row in range(len(everything))])
-    labels = everything.columns["label"]
+    values = np.stack([features(row) for row in range(len(all_classes))])
+    labels = all_classes.columns["label"]
     centres = np.stack([values[splits.train][labels[splits.train] == label].mean(0) for label in range(12)])
     guesses = np.linalg.norm(values[splits.test][:, None] - centres, axis=-1).argmin(1)
     accuracy = (guesses == labels[splits.test]).mean()
     assert 0.3 < accuracy < 0.95
 
 
-def test_it_calls_itself_generated(demo: ArrowDataset) -> None:
+def test_description_says_that_it_is_generated(demo: ArrowDataset) -> None:
     assert demo.name == "demo"
     assert demo.source == {"generated": True, "seed": 0}
 
@@ -227,36 +237,36 @@ def test_it_calls_itself_generated(demo: ArrowDataset) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--classes", 13), "--classes is 13; there are 2 to 12"),
-        (("--classes", 1), "--classes is 1; there are 2 to 12"),
-        (("--clips", 47), "--clips is 47; 8 classes need 48 or more"),
+        (("--classes", 13), "--classes is 13; it must be from 2 to 12"),
+        (("--classes", 1), "--classes is 1; it must be from 2 to 12"),
+        (("--clips", 47), "--clips is 47; 8 classes need at least 48"),
         (("--clips", -1), "--clips is -1"),
         (("--seed", -1), "--seed is -1"),
         (("--clips", "many"), "argument --clips: invalid int value: 'many'"),
     ],
 )
-def test_arguments_out_of_range(
+def test_arguments_out_of_range_are_rejected(
     options: tuple[object, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in refusal(capsys, tmp_path / "demo", *options)
+    assert message in error_line(capsys, tmp_path / "demo", *options)
     assert not list(tmp_path.iterdir())
 
 
-def test_second_run_needs_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_data_set_requires_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--clips", "12", "--classes", "2")
     main([str(tmp_path / "demo"), *small])
     assert capsys.readouterr().out.startswith("generated motion, not recordings\n")
     before = content(ArrowDataset(tmp_path / "demo"))
-    assert "--overwrite replaces it" in refusal(capsys, tmp_path / "demo", *small, "--seed", 1)
+    assert "--overwrite to replace it" in error_line(capsys, tmp_path / "demo", *small, "--seed", 1)
     assert content(ArrowDataset(tmp_path / "demo")) == before
     main([str(tmp_path / "demo"), *small, "--seed", "1", "--overwrite"])
     assert ArrowDataset(tmp_path / "demo").source["seed"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_command_through_the_shell(tmp_path: Path) -> None:
+def test_command_in_a_shell(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_prep.demo", str(tmp_path / "demo"), "--clips", "12", "--classes", "2"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "generated motion, not recordings" in done.stdout
-    assert done.stdout.endswith(f"  python sweeps/focal_k.py --dataset {tmp_path / 'demo'}\n")
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "generated motion, not recordings" in result.stdout
+    assert result.stdout.endswith(f"  python sweeps/focal_k.py --dataset {tmp_path / 'demo'}\n")

@@ -1,4 +1,4 @@
-"""``python -m data_prep.inspect``: what it says is so, and damage is named."""
+"""``python -m data_prep.inspect``: its summary and pictures are correct, and damage is reported."""
 
 from __future__ import annotations
 
@@ -7,32 +7,38 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fgst.cli.data_inspect import main
+from fgst.cli import data_inspect
+from fgst.cli.command import run_command
 from tests.support.small import write_small
 
 
+def main(argv: list[str]) -> None:
+    """Run the command as its entry point does."""
+    run_command(lambda: data_inspect.main(argv))
+
+
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return Path(write_small(tmp_path / "small").path)
 
 
-def test_the_summary(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(made)])
+def test_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(folder)])
     out = capsys.readouterr().out
-    for word in ("every byte is as it was written", "clips     36", "stick-6, 6 joints", "x-sub     24 train, 12 test"):
+    for word in ("all files are intact", "clips     36", "stick-6, 6 joints", "x-sub     24 train, 12 test"):
         assert word in out
 
 
 @pytest.mark.parametrize("arguments", [["--out", "clip.png"], ["--animate", "--out", "clip.gif"]])
-def test_a_clip_is_drawn(
+def test_clip_is_drawn(
     arguments: list[str],
-    made: Path,
+    folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([str(made), "--clip", "clip-004", *arguments])
+    main([str(folder), "--clip", "clip-004", *arguments])
     out = capsys.readouterr().out
     assert "num_persons 2" in out
     with Image.open(tmp_path / arguments[-1]) as picture:
@@ -44,18 +50,18 @@ def test_a_clip_is_drawn(
         assert any(max(abs(a - b) for a, b in zip(wanted, colour, strict=True)) < 12 for colour in colours)
 
 
-def test_damage_and_bad_input_are_named(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_and_invalid_options_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(*arguments: str) -> str:
         with pytest.raises(SystemExit) as exit_:
-            main([str(made), *arguments])
+            main([str(folder), *arguments])
         assert exit_.value.code == 2
         return capsys.readouterr().err
 
-    assert "near it are clip-0" in error("--clip", "clip-4")
+    assert "similar names are clip-0" in error("--clip", "clip-4")
     assert "--clip" in error("--animate")
     assert "ends in .png" in error("--clip", "clip-004", "--out", "clip.xyz")
-    (file,) = made.glob("*.arrow")
+    (file,) = folder.glob("*.arrow")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert "was altered" in error()
+    assert "was modified" in error()

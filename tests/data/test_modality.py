@@ -1,4 +1,4 @@
-"""Bones and motion against loops over frames and over the bones of the literature, counted from 1."""
+"""Bones and motion compared with loops over frames and over the literature's bones, counted from 1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fgst.data.modality import MODALITIES, bones, motion, to_modality
+from fgst.config import MODALITIES
+from fgst.data.modality import bones, motion, to_modality
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 
 BONES = {
@@ -24,7 +25,7 @@ BONES = {
 both = pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
 
 
-def some_clips(skeleton: Skeleton) -> np.ndarray:
+def random_clips(skeleton: Skeleton) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 2, 5, skeleton.num_joints, 3))
 
 
@@ -44,7 +45,7 @@ def slow_motion(positions: np.ndarray) -> np.ndarray:
 
 @both
 def test_modalities(skeleton: Skeleton) -> None:
-    joints = some_clips(skeleton)
+    joints = random_clips(skeleton)
     expected = {
         "joint": joints,
         "bone": slow_bones(joints, skeleton),
@@ -58,27 +59,27 @@ def test_modalities(skeleton: Skeleton) -> None:
 
 
 @both
-def test_the_roots_bone_is_zero_and_no_other(skeleton: Skeleton) -> None:
-    result = bones(torch.from_numpy(some_clips(skeleton)), skeleton).numpy()
+def test_only_the_bone_of_the_root_is_zero(skeleton: Skeleton) -> None:
+    result = bones(torch.from_numpy(random_clips(skeleton)), skeleton).numpy()
     root = {"nw-ucla-20": 3, "ntu-25": 21}[skeleton.name]
     zero = [joint for joint in range(1, skeleton.num_joints + 1) if not result[..., joint - 1, :].any()]
     assert zero == [root]
 
 
-def test_the_last_frame_does_not_move() -> None:
-    result = motion(torch.from_numpy(some_clips(NTU_25)))
+def test_motion_of_the_last_frame_is_zero() -> None:
+    result = motion(torch.from_numpy(random_clips(NTU_25)))
     assert not result[:, :, -1].any()
     assert result[:, :, :-1].abs().amin((2, 3, 4)).max() > 0
 
 
-def test_a_single_frame_does_not_move() -> None:
-    frame = torch.from_numpy(some_clips(NTU_25))[:, :, :1]
+def test_motion_of_a_single_frame_is_zero() -> None:
+    frame = torch.from_numpy(random_clips(NTU_25))[:, :, :1]
     assert motion(frame).shape == frame.shape
     assert not motion(frame).any()
 
 
-def test_the_joints_given_are_left_as_they_were() -> None:
-    joints = torch.from_numpy(some_clips(NW_UCLA_20))
+def test_input_is_not_modified() -> None:
+    joints = torch.from_numpy(random_clips(NW_UCLA_20))
     before = joints.clone()
     for modality in MODALITIES:
         to_modality(joints, modality, NW_UCLA_20)
@@ -86,6 +87,6 @@ def test_the_joints_given_are_left_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("modality", ["", "bones", "motion", "Joint"])
-def test_an_unknown_modality_is_refused(modality: str) -> None:
+def test_unknown_modality_is_rejected(modality: str) -> None:
     with pytest.raises(ValueError, match=r"data\.modality .*joint, bone, joint_motion, bone_motion"):
         to_modality(torch.zeros(1, 1, 2, 20, 3), modality, NW_UCLA_20)

@@ -1,4 +1,4 @@
-"""The parser of .skeleton files: whatever the bytes, a recording that is right or a fault that is named."""
+"""The parsers of .skeleton files: any input gives a correct recording or a precise error."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgst.data.formats import ntu_skeleton
-from fgst.data.formats.ntu_skeleton import Recording, read_skeleton
+from fgst.data.cleaning import Recording
+from fgst.data.formats.ntu_skeleton import parse_fast, parse_strict, read_skeleton
 from fgst.data.sources import ClipError
 from tests.support.ntu_corpus import FIRST_ID, Track, one, person, text
 
@@ -20,17 +20,17 @@ PAIR = text(4, [Track(FIRST_ID, [0, 1, 3], person(RNG, 3)), Track(FIRST_ID + 1, 
 steady = settings(derandomize=True, deadline=None, max_examples=400)
 
 
-def same(one: Recording, other: Recording) -> None:
+def assert_equal(one: Recording, other: Recording) -> None:
     assert one.num_frames == other.num_frames
-    assert [body.number for body in one.bodies] == [body.number for body in other.bodies]
+    assert [body.body_id for body in one.bodies] == [body.body_id for body in other.bodies]
     for a, b in zip(one.bodies, other.bodies, strict=True):
         np.testing.assert_array_equal(a.frames, b.frames)
         np.testing.assert_array_equal(a.joints, b.joints)
 
 
-def test_bodies_are_told_apart_by_ids_that_no_float_holds() -> None:
+def test_bodies_are_distinguished_by_ids_beyond_float_precision() -> None:
     recording = read_skeleton(PAIR)
-    assert [body.number for body in recording.bodies] == [FIRST_ID, FIRST_ID + 1]
+    assert [body.body_id for body in recording.bodies] == [FIRST_ID, FIRST_ID + 1]
     assert float(FIRST_ID) == float(FIRST_ID + 1)
     assert [body.frames.tolist() for body in recording.bodies] == [[0, 1, 3], [1, 2]]
 
@@ -40,7 +40,7 @@ def test_bodies_are_told_apart_by_ids_that_no_float_holds() -> None:
     st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=75, max_size=75),
     st.sampled_from(["{!r}", "{:.7g}", "{:.3e}", "{:.9f}"]),
 )
-def test_numbers_are_read_as_python_reads_them(values: list[float], form: str) -> None:
+def test_numbers_are_parsed_as_python_parses_them(values: list[float], form: str) -> None:
     joints = np.array(values).reshape(1, 25, 3)
     written = text(1, [Track(7, [0], joints)], number=lambda value: form.format(float(value)))
     tokens = [line.split()[:3] for line in written.splitlines() if len(line.split()) == 12]
@@ -50,7 +50,7 @@ def test_numbers_are_read_as_python_reads_them(values: list[float], form: str) -
 
 
 def mutations(content: bytes) -> st.SearchStrategy[bytes]:
-    """The content with a few pieces cut, doubled, replaced, or lines taken away or put elsewhere."""
+    """The content with a piece cut or replaced, with lines removed, repeated or moved, or random bytes."""
     lines = content.splitlines(keepends=True)
     place, length = st.integers(0, len(content)), st.integers(0, 60)
     token = st.sampled_from(
@@ -64,36 +64,36 @@ def mutations(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("content", [PLAIN, PAIR], ids=["one body", "two bodies"])
-def test_any_bytes_give_a_recording_or_a_named_fault(content: bytes) -> None:
-    """And wherever the fast reader gives an answer, the slow one gives the same."""
+def test_any_input_gives_a_recording_or_a_printable_error(content: bytes) -> None:
+    """If the fast parser returns a recording, the strict one returns the same."""
     outcomes = set()
 
     @steady
     @given(mutations(content))
     def check(mutated: bytes) -> None:
-        fast = ntu_skeleton._read_fast(mutated)
+        fast = parse_fast(mutated)
         try:
-            slow = ntu_skeleton._read_slow(mutated)
+            strict = parse_strict(mutated)
         except ClipError as error:
-            slow, fault = None, str(error)
-        outcomes.add("fault" if slow is None else "recording")
-        if slow is None:
+            strict, fault = None, str(error)
+        outcomes.add("fault" if strict is None else "recording")
+        if strict is None:
             assert fast is None
             assert fault
             assert fault.isprintable()
             return
-        same(read_skeleton(mutated), slow)
-        for body in slow.bodies:
+        assert_equal(read_skeleton(mutated), strict)
+        for body in strict.bodies:
             assert body.joints.shape == (len(body.frames), 25, 3)
             assert np.isfinite(body.joints).all()
-            assert 0 <= body.frames.min() <= body.frames.max() < slow.num_frames
+            assert 0 <= body.frames.min() <= body.frames.max() < strict.num_frames
 
     check()
     assert outcomes == {"fault", "recording"}
 
 
 @pytest.mark.parametrize("end", range(0, len(PLAIN) - 1, 97))
-def test_a_file_that_ends_too_early_is_no_clip(end: int) -> None:
+def test_truncated_file_is_rejected(end: int) -> None:
     with pytest.raises(ClipError):
         read_skeleton(PLAIN[:end])
 
@@ -103,28 +103,28 @@ def test_a_file_that_ends_too_early_is_no_clip(end: int) -> None:
     [
         (b"", "is empty"),
         (b" \r\n\n", "is empty"),
-        (PLAIN + PLAIN, "goes on after its 3 frames"),
+        (PLAIN + PLAIN, "has more lines after its 3 frames"),
         (PLAIN.replace(b"\n25\n", b"\n26\n", 1), "has 26 joints instead of 25 for body 1 in frame 1 of 3 (line 4)"),
         (PLAIN.replace(b"\n1\n", b"\n2\n", 1), "fields"),
         (PAIR.replace(str(FIRST_ID + 1).encode(), str(FIRST_ID).encode()), f"body {FIRST_ID} twice in frame 2 of 4"),
         (b"\x1f\x8b\x08" + PLAIN, "gzip"),
         (b"PK\x03\x04" + PLAIN, "is a zip"),
         (PLAIN.decode().encode("utf-16"), "has"),
-        (b"\xef\xbb\xbf" + PLAIN, "on line 1, where the number of frames must be"),
+        (b"\xef\xbb\xbf" + PLAIN, "on line 1 instead of the number of frames"),
         (b"3.0\n", "'3.0' on line 1"),
     ],
 )  # fmt: skip
-def test_a_fault_is_named_with_its_line(content: bytes, word: str) -> None:
+def test_errors_name_the_line(content: bytes, word: str) -> None:
     with pytest.raises(ClipError) as error:
         read_skeleton(content)
     assert word in str(error.value)
 
 
 @pytest.mark.parametrize("number", [b"4000000000", b"99999999999999999999"])
-@pytest.mark.parametrize("where", ["frames", "bodies", "joints"])
-def test_memory_does_not_grow_with_a_number_in_the_file(where: str, number: bytes) -> None:
+@pytest.mark.parametrize("field", ["frames", "bodies", "joints"])
+def test_memory_does_not_depend_on_counts_in_the_file(field: str, number: bytes) -> None:
     lines = PLAIN.split(b"\n")
-    lines[{"frames": 0, "bodies": 1, "joints": 3}[where]] = number
+    lines[{"frames": 0, "bodies": 1, "joints": 3}[field]] = number
     tracemalloc.start()
     try:
         with pytest.raises(ClipError):

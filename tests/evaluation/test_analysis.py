@@ -1,4 +1,4 @@
-"""What is said about scores, against slow readings of the definitions."""
+"""Statistics of scores, compared with direct implementations of their definitions."""
 
 from __future__ import annotations
 
@@ -11,83 +11,84 @@ from hypothesis import strategies as st
 
 from fgst.errors import InputError
 from fgst.evaluation.analysis import bootstrap_interval, calibration_error, compare, confused_pairs, mcnemar
-from tests.evaluation.test_ensemble import scores, shuffled
+from tests.evaluation.helpers import make_scores, shuffled
 
 CLASSES = ("wave", "sit", "stand", "throw")
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 8))
-def test_calibration_error_is_the_mean_gap(seed: int, scale: float) -> None:
-    found = scores(seed, 60, right=scale)
+def test_calibration_error_is_mean_gap_between_confidence_and_accuracy(seed: int, scale: float) -> None:
+    scores = make_scores(seed, 60, margin=scale)
     bins: dict[int, list[tuple[float, bool]]] = {}
-    for row, label in zip(found.scores.astype(np.float64).tolist(), found.labels.tolist(), strict=True):
+    for row, label in zip(scores.scores.astype(np.float64).tolist(), scores.labels.tolist(), strict=True):
         powers = [math.exp(value) for value in row]
-        sure = max(powers) / sum(powers)
-        bins.setdefault(min(int(sure * 15), 14), []).append((sure, row.index(max(row)) == label))
-    gap = 0.0
+        confidence = max(powers) / sum(powers)
+        bins.setdefault(min(int(confidence * 15), 14), []).append((confidence, row.index(max(row)) == label))
+    error = 0.0
     for clips in bins.values():
-        confidence = sum(sure for sure, _ in clips) / len(clips)
-        accuracy = sum(right for _, right in clips) / len(clips)
-        gap += len(clips) / 60 * abs(confidence - accuracy)
-    assert calibration_error(found) == pytest.approx(100 * gap, abs=1e-6)
+        mean_confidence = sum(confidence for confidence, _ in clips) / len(clips)
+        accuracy = sum(correct for _, correct in clips) / len(clips)
+        error += len(clips) / 60 * abs(mean_confidence - accuracy)
+    # The gaps are differences of sums of up to 60 values of at most 1, in %.
+    assert calibration_error(scores) == pytest.approx(100 * error, rel=1e-12, abs=100 * 60 * 1e-15)
 
 
-def test_bootstrap_interval_holds_the_accuracy_and_is_as_wide_as_drawing_clips() -> None:
-    found = scores(3, 200, right=1.5)
-    low, high = bootstrap_interval(found)
-    assert low < found.top(1) < high
-    right = found.predictions == found.labels
+def test_bootstrap_interval_matches_resampled_clips() -> None:
+    scores = make_scores(3, 200, margin=1.5)
+    low, high = bootstrap_interval(scores)
+    assert low < scores.top(1) < high
+    correct = scores.predictions == scores.labels
     rng = np.random.default_rng(7)
-    drawn = [100 * right[rng.integers(0, 200, 200)].mean() for _ in range(4000)]
-    assert (low, high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=1.0)
-    assert bootstrap_interval(found) == (low, high)
-    assert bootstrap_interval(scores(3, 20, right=100.0)) == (100.0, 100.0)
+    resampled = [100 * correct[rng.integers(0, 200, 200)].mean() for _ in range(4000)]
+    assert (low, high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])), abs=1.0)  # two of 200 clips
+    assert bootstrap_interval(scores) == (low, high)
+    assert bootstrap_interval(make_scores(3, 20, margin=100.0)) == (100.0, 100.0)
 
 
-def test_confused_pairs_name_their_clips() -> None:
-    found = scores(5, 80, right=0.5)
-    pairs = confused_pairs(found, CLASSES)
-    counted: dict[tuple[int, int], list[str]] = {}
-    for clip, label, predicted in zip(found.clip_ids, found.labels, found.predictions, strict=True):
+def test_confused_pairs_list_their_clips() -> None:
+    scores = make_scores(5, 80, margin=0.5)
+    pairs = confused_pairs(scores, CLASSES)
+    expected: dict[tuple[int, int], list[str]] = {}
+    for clip, label, predicted in zip(scores.clip_ids, scores.labels, scores.predictions, strict=True):
         if label != predicted:
-            counted.setdefault((int(label), int(predicted)), []).append(clip)
-    assert [pair["count"] for pair in pairs] == sorted((len(clips) for clips in counted.values()), reverse=True)[:5]
+            expected.setdefault((int(label), int(predicted)), []).append(clip)
+    assert [pair["count"] for pair in pairs] == sorted((len(clips) for clips in expected.values()), reverse=True)[:5]
     for pair in pairs:
-        clips = counted[CLASSES.index(pair["true"]), CLASSES.index(pair["predicted"])]
+        clips = expected[CLASSES.index(pair["true"]), CLASSES.index(pair["predicted"])]
         assert pair["clips"] == clips
-        assert pair["share"] == pytest.approx(100 * len(clips) / 20)
-    assert confused_pairs(scores(5, 20, right=100.0), CLASSES) == []
+        assert pair["share"] == pytest.approx(100 * len(clips) / 20, rel=1e-12)
+    assert confused_pairs(make_scores(5, 20, margin=100.0), CLASSES) == []
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 5), (12, 3), (3, 12), (40, 22)])
-def test_mcnemar_is_the_two_sided_binomial(b: int, c: int) -> None:
+def test_mcnemar_is_the_two_sided_binomial_test(b: int, c: int) -> None:
     n = b + c
-    chances = [math.comb(n, k) / 2**n for k in range(n + 1)]
-    expected = sum(chance for chance in chances if chance <= chances[b] * (1 + 1e-9)) if n else 1.0
-    assert mcnemar(b, c) == pytest.approx(expected)
+    probabilities = [math.comb(n, k) / 2**n for k in range(n + 1)]
+    expected = sum(p for p in probabilities if p <= probabilities[b] * (1 + 1e-9)) if n else 1.0
+    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
 
 
-def test_comparison_pairs_clips_whatever_their_order() -> None:
-    first, second = scores(1, 80, right=1.6), scores(2, 80, right=0.8)
-    found = compare(first, shuffled(second), CLASSES)
-    mine, theirs = first.predictions == first.labels, second.predictions == second.labels
-    assert (found["only_first"], found["only_second"]) == ((mine & ~theirs).sum(), (theirs & ~mine).sum())
-    assert found["difference"] == pytest.approx(first.top(1) - second.top(1))
-    low, high = found["interval"]
-    assert low < found["difference"] < high
-    paired = (mine.astype(float) - theirs) * 100
-    assert (high - low) / 2 == pytest.approx(1.96 * paired.std() / math.sqrt(80), rel=1e-3)
-    assert [row["difference"] for row in found["per_class"]] == sorted(
-        (row["difference"] for row in found["per_class"]), reverse=True
-    )
-    for row in found["per_class"]:
-        here = first.labels == CLASSES.index(row["class"])
-        assert row["first"] == pytest.approx(100 * mine[here].mean())
-        assert row["second"] == pytest.approx(100 * theirs[here].mean())
+def test_compare_pairs_clips_in_any_order() -> None:
+    first, second = make_scores(1, 80, margin=1.6), make_scores(2, 80, margin=0.8)
+    comparison = compare(first, shuffled(second), CLASSES)
+    first_correct, second_correct = first.predictions == first.labels, second.predictions == second.labels
+    assert comparison["only_first"] == (first_correct & ~second_correct).sum()
+    assert comparison["only_second"] == (second_correct & ~first_correct).sum()
+    assert comparison["difference"] == pytest.approx(first.top(1) - second.top(1), rel=1e-12)
+    low, high = comparison["interval"]
+    assert low < comparison["difference"] < high
+    differences = (first_correct.astype(float) - second_correct) * 100
+    assert (high - low) / 2 == pytest.approx(1.959964 * differences.std() / math.sqrt(80), rel=1e-9)
+    rows = comparison["per_class"]
+    assert [row["difference"] for row in rows] == sorted((row["difference"] for row in rows), reverse=True)
+    for row in rows:
+        of_class = first.labels == CLASSES.index(row["class"])
+        assert row["first"] == pytest.approx(100 * first_correct[of_class].mean(), rel=1e-12)
+        assert row["second"] == pytest.approx(100 * second_correct[of_class].mean(), rel=1e-12)
         assert row["num_clips"] == 20
 
 
-def test_comparison_of_other_clips_is_refused() -> None:
+def test_compare_rejects_different_clips() -> None:
     with pytest.raises(InputError, match="the scores of this run and the other are not of the same clips"):
-        compare(scores(1, 80), scores(2, 76), CLASSES)
+        compare(make_scores(1, 80), make_scores(2, 76), CLASSES)

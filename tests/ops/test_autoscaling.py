@@ -1,43 +1,55 @@
-"""How far a cluster may grow, as its configuration says."""
+"""Reading a cluster's maximum size from its configuration, and publishing it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from fgst.cli import autoscaling
 from fgst.errors import InputError
-from fgst.ops import autoscaling
-from fgst.ops.autoscaling import main, node_groups
-from tests.support.cluster_files import ROOT, read
+from fgst.ops.autoscaling import read_node_groups
+from fgst.sweep.backends._ray_private import NodeGroup
+from tests.support.cluster.config_checks import ROOT, read
 
 
 @pytest.fixture
-def reported(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    told: list[object] = []
-    monkeypatch.setattr(autoscaling, "report", lambda groups, address: told.append(groups))
-    return told
+def published(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[NodeGroup]]:
+    """The groups that the command publishes; tests/sweep/backends/test_preflight.py does so in a real cluster."""
+    calls: list[Sequence[NodeGroup]] = []
+    monkeypatch.setattr(autoscaling, "publish_node_groups", lambda groups, address: calls.append(groups))
+    return calls
 
 
-def test_workers_count_and_the_head_does_not(tmp_path: Path, reported: list[object]) -> None:
+def test_publishes_worker_groups_without_head(
+    tmp_path: Path, published: list[Sequence[NodeGroup]], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = read(ROOT / "cluster.yaml")
     config["available_node_types"]["gpu"]["resources"] = {"CPU": 4, "GPU": 1}  # as Ray fills them in
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(config))
-    assert node_groups(file) == [(4, {"CPU": 4, "GPU": 1})]
+    assert read_node_groups(file) == [NodeGroup(4, {"CPU": 4, "GPU": 1})]
     config["max_workers"] = 3  # of all types together
     file.write_text(json.dumps(config))
-    main([str(file)])
-    main(["8", "CPU=16", "GPU=2"])
-    assert reported == [[(3, {"CPU": 4, "GPU": 1})], [(8, {"CPU": 16, "GPU": 2})]]
+    autoscaling.main([str(file)])
+    autoscaling.main(["8", "CPU=16", "GPU=2"])
+    assert published == [[NodeGroup(3, {"CPU": 4, "GPU": 1})], [NodeGroup(8, {"CPU": 16, "GPU": 2})]]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == [{"nodes": 8, "CPU": 16, "GPU": 2}]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
-    [(["nothing.yaml"], "no configuration"), (["4"], "say what a node has"), (["4", "GPU"], "write KIND=N")],
+    ("arguments", "message"),
+    [
+        (["nothing.yaml"], "not an autoscaler configuration"),
+        (["4"], "give the resources of a node"),
+        (["4", "GPU"], "expected KIND=N"),
+    ],
 )
-def test_what_cannot_be_is_one_message(arguments: list[str], word: str, reported: list[object]) -> None:
-    with pytest.raises(InputError, match=word):
-        main(arguments)
-    assert reported == []
+def test_invalid_arguments_are_rejected(
+    arguments: list[str], message: str, published: list[Sequence[NodeGroup]]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        autoscaling.main(arguments)
+    assert published == []

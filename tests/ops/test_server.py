@@ -1,4 +1,4 @@
-"""The team's server: a password, many writers, a second start, and what is said where something is missing."""
+"""The team's tracking server: authentication, concurrent writers, restarts, artifact locations and error messages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from fgst.cli.server import main
 from fgst.errors import InputError
-from fgst.ops.server import _artifacts, main
+from fgst.ops.server import artifact_root
 from fgst.tracking.store import TrackingStore
 from tests.support.small import start_python
-from tests.support.team import Team
+from tests.support.team_server import TeamServer
 
 WRITERS, STEPS = 16, 10
 WRITE = """
@@ -32,27 +33,33 @@ run.log_artifacts(folder)
 run.finish()
 print(run.run_id)
 """
+CREATE_EXPERIMENT = """
+import sys
+from fgst.tracking.store import TrackingStore
+print(TrackingStore(sys.argv[1]).experiment("one"))
+"""
 
 
 @pytest.fixture(scope="module")
-def team() -> Iterator[Team]:
-    team = Team()
+def server() -> Iterator[TeamServer]:
+    server = TeamServer()
     try:
-        team.start()
-        yield team
+        server.start()
+        yield server
     finally:
-        team.end()
+        server.end()
 
 
 @pytest.fixture
-def store(team: Team, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
-    for name, value in team.environment.items():
+def store(server: TeamServer, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
+    """A client of the server, with the admin's credentials in the environment."""
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return TrackingStore()
 
 
 @pytest.mark.slow
-def test_many_writers_at_once_lose_nothing(store: TrackingStore, tmp_path: Path) -> None:
+def test_concurrent_writers_lose_nothing(store: TrackingStore, tmp_path: Path) -> None:
     experiment = store.experiment("writers")
     processes = []
     for number in range(WRITERS):
@@ -71,41 +78,42 @@ def test_many_writers_at_once_lose_nothing(store: TrackingStore, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_wrong_password_is_refused_before_anything_starts(team: Team, store: TrackingStore, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_wrong_password_ends_sweep_before_it_starts(server: TeamServer, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "sweeps" / "focal_k.py"
-    wrong = {**os.environ, "MLFLOW_TRACKING_PASSWORD": "wrong"}
+    environment = {**os.environ, "MLFLOW_TRACKING_PASSWORD": "wrong"}
     command = [sys.executable, str(script), "--preset", "tiny", "--epochs", "1", "--values", "3"]
-    done = subprocess.run(command, cwd=tmp_path, env=wrong, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"error: the tracking server {team.uri} refuses these credentials")
+    assert done.stderr.splitlines()[-1].startswith(f"error: the tracking server {server.uri} refuses these credentials")
     assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
     assert not (tmp_path / "ray_results").exists()
-    del store
 
 
 @pytest.mark.slow
-def test_a_second_start_takes_up_the_same_data(team: Team, store: TrackingStore) -> None:
-    run = store.start(store.experiment("kept"), "kept", "kept", {"note": "here"})
-    assert "the data stay in" in team.stop()
-    assert not (team.folder / "data" / "postgres" / "postmaster.pid").exists()
-    team.start()
+def test_restart_reuses_data(server: TeamServer, store: TrackingStore) -> None:
+    run = store.start(store.experiment("restart"), "restart", "restart", {"note": "here"})
+    assert "all data remains in" in server.stop()
+    assert not (server.folder / "data" / "postgres" / "postmaster.pid").exists()
+    server.start()
     assert TrackingStore().run(run.run_id).data.tags["note"] == "here"
-    secrets = ["secret", "password"]
-    for name in secrets:
-        file = team.folder / "data" / name
+    for name in ("secret", "password"):
+        file = server.folder / "data" / name
         assert not file.exists() or file.stat().st_mode & 0o077 == 0
 
 
-def test_missing_postgres_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_postgres_is_reported_with_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flask_wtf")
-    monkeypatch.setattr("fgst.ops.server.shutil.which", lambda name: None)
-    monkeypatch.setattr("fgst.ops.server.Path.glob", lambda path, pattern: iter(()))
+    monkeypatch.setattr("fgst.ops.postgres.shutil.which", lambda name: None)
+    monkeypatch.setattr("fgst.ops.postgres.Path.glob", lambda path, pattern: iter(()))
     with pytest.raises(InputError, match="apt-get install postgresql, or start with --sqlite"):
         main(["--dir", str(tmp_path / "data")])
     assert not (tmp_path / "data").exists()
 
 
-def test_a_short_password_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_password_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flask_wtf")
     monkeypatch.setenv("FGST_SERVER_PASSWORD", "short")
     with pytest.raises(InputError, match="12 characters"):
@@ -114,54 +122,54 @@ def test_a_short_password_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("uri", "word"),
+    ("uri", "message"),
     [
-        ("artifacts", "name a URI"),
-        ("s3://key:secret@bucket/x", "holds a secret"),
+        ("artifacts", "not a URI"),
+        ("s3://key:secret@bucket/x", "contains a secret"),
         ("nonsense://x/y", "cannot be written"),
         ("file:///proc/nothing", "cannot be written"),
     ],
 )
-def test_a_place_for_artifacts_that_cannot_be_is_one_message(uri: str, word: str, tmp_path: Path) -> None:
+def test_unusable_artifact_location_is_rejected(uri: str, message: str, tmp_path: Path) -> None:
     pytest.importorskip("flask_wtf")
-    with pytest.raises(InputError, match=word) as error:
+    with pytest.raises(InputError, match=message) as error:
         main(["--sqlite", "--port", "0", "--dir", str(tmp_path / "data"), "--artifacts", uri])
     assert "secret@" not in str(error.value)
     assert not (tmp_path / "data").exists()
 
 
-def test_artifacts_stay_where_they_were_begun(tmp_path: Path) -> None:
+def test_artifact_location_is_fixed_after_first_start(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    assert _artifacts(folder, "s3://wrong/x") == "s3://wrong/x"  # a start that came to nothing may be made good
-    assert _artifacts(folder, "s3://bucket/x/") == "s3://bucket/x"
+    assert artifact_root(folder, "s3://wrong/x") == "s3://wrong/x"  # can be changed until the server has started once
+    assert artifact_root(folder, "s3://bucket/x/") == "s3://bucket/x"
     (folder / "known").touch()
-    assert _artifacts(folder, "s3://bucket/x") == "s3://bucket/x"
+    assert artifact_root(folder, "s3://bucket/x") == "s3://bucket/x"
     for other in (None, "s3://bucket/y"):
-        with pytest.raises(InputError, match="begun with --artifacts s3://bucket/x; start it as before"):
-            _artifacts(folder, other)
+        with pytest.raises(InputError, match="created with --artifacts s3://bucket/x; start the server as before"):
+            artifact_root(folder, other)
     (folder / "artifacts.uri").unlink()
-    assert _artifacts(folder, None) == str(folder / "artifacts")
-    with pytest.raises(InputError, match="begun without --artifacts"):
-        _artifacts(folder, "s3://bucket/x")
+    assert artifact_root(folder, None) == str(folder / "artifacts")
+    with pytest.raises(InputError, match="created without --artifacts"):
+        artifact_root(folder, "s3://bucket/x")
 
 
 @pytest.mark.slow
-def test_artifacts_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_are_stored_in_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flask_wtf")
     s3 = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     s3.start()
     host, port = s3.get_host_and_port()
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "user", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     bucket = boto3.resource("s3").create_bucket(Bucket="weights")
-    team = Team()
+    server = TeamServer()
     try:
-        team.start("--artifacts", "s3://weights/mlflow")
-        for name, value in team.environment.items():
+        server.start("--artifacts", "s3://weights/mlflow")
+        for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         store = TrackingStore()
         run = store.start(store.experiment("bucket"), "bucket", "bucket", {})
@@ -173,18 +181,15 @@ def test_artifacts_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert key.endswith(f"{run.run_id}/artifacts/note.txt")
         with store.artifacts(run.run_id, "note.txt") as note:
             assert note.read_text() == "here"
-        assert not (team.folder / "data" / "artifacts").exists()
+        assert not (server.folder / "data" / "artifacts").exists()
     finally:
-        team.end()
+        server.end()
         s3.stop()
 
 
 @pytest.mark.slow
-def test_a_fresh_sqlite_store_with_four_processes_at_once(tmp_path: Path) -> None:
-    script = (
-        "import sys; from fgst.tracking.store import TrackingStore; print(TrackingStore(sys.argv[1]).experiment('one'))"
-    )
-    processes = [start_python(script, f"sqlite:///{tmp_path}/mlflow.db") for _ in range(4)]
-    answers = {process.communicate()[0].splitlines()[-1] for process in processes}
-    assert len(answers) == 1
+def test_four_processes_create_sqlite_store_concurrently(tmp_path: Path) -> None:
+    processes = [start_python(CREATE_EXPERIMENT, f"sqlite:///{tmp_path}/mlflow.db") for _ in range(4)]
+    experiments = {process.communicate()[0].splitlines()[-1] for process in processes}
+    assert len(experiments) == 1
     assert [process.returncode for process in processes] == [0] * 4

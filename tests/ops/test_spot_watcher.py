@@ -1,4 +1,4 @@
-"""The watch on a spot node, against a metadata service on loopback that speaks as AWS documents it."""
+"""The spot watcher, against a local metadata service that follows AWS's documentation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
 
+from fgst.cli import spot_watcher as command
 from fgst.errors import InputError
 from fgst.ops import spot_watcher
-from fgst.ops.spot_watcher import Metadata, Warned, drain, leave, main, trial_processes, watch
-from tests.support.imds import Service
+from fgst.ops.spot_watcher import (
+    InstanceMetadata,
+    InterruptionNotice,
+    evacuate,
+    request_drain,
+    trial_processes,
+    wait_for_notice,
+    watcher_lock,
+)
+from tests.support.cluster.metadata_service import MetadataService
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    service = Service()
+def service() -> Iterator[MetadataService]:
+    service = MetadataService()
     thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield service
@@ -30,52 +41,53 @@ def service() -> Iterator[Service]:
     service.server_close()
 
 
-def test_a_warning_is_read(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # the service is behind none
-    metadata = Metadata(service.url)
-    assert metadata.warning() is None
-    service.warn(120)
-    warned = metadata.warning()
-    assert warned is not None
-    assert warned.action == "terminate"
-    assert 100 < warned.seconds <= 120
-    assert len(service.tokens) == 1  # one for all
-    service.warn(-5, "stop")
-    assert metadata.warning() == Warned("stop", 0.0)
+def test_interruption_notice_is_read(service: MetadataService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be used for a link-local service
+    metadata = InstanceMetadata(service.url)
+    assert metadata.interruption_notice() is None
+    service.announce(120)
+    notice = metadata.interruption_notice()
+    assert notice is not None
+    assert notice.action == "terminate"
+    assert 100 < notice.seconds <= 120
+    assert len(service.tokens) == 1  # requests share a token
+    service.announce(-5, "stop")
+    assert metadata.interruption_notice() == InterruptionNotice("stop", 0.0)
     service.notice = "something new"
-    assert metadata.warning() == Warned("terminate", spot_watcher.GONE)
+    assert metadata.interruption_notice() == InterruptionNotice("terminate", spot_watcher.DEFAULT_NOTICE)
 
 
-def test_the_watch_outlives_an_old_token_and_a_service_that_is_down(service: Service) -> None:
-    naps = []
+def test_watcher_survives_expired_token_and_outage(service: MetadataService) -> None:
+    outage_end = 4 + 2 * spot_watcher.MAX_CONNECTION_ATTEMPTS
+    sleeps = []
 
     def sleep(seconds: float) -> None:
-        naps.append(seconds)
-        if len(naps) == 2:
-            service.tokens.append("another")  # the old one has ended
-        if 4 <= len(naps) < 4 + 2 * spot_watcher.FIRST_CONTACT:
+        sleeps.append(seconds)
+        if len(sleeps) == 2:
+            service.tokens.append("another")  # the previous token has expired
+        if 4 <= len(sleeps) < outage_end:
             service.down = True
-        if len(naps) == 4 + 2 * spot_watcher.FIRST_CONTACT:
+        if len(sleeps) == outage_end:
             service.down = False
-            service.warn(60)
-        assert len(naps) < 100
+            service.announce(60)
+        assert len(sleeps) < 100
 
-    warned = watch(Metadata(service.url), 5.0, sleep)
-    assert warned.action == "terminate"
-    assert set(naps) == {5.0}
-    assert len(naps) >= 4 + 2 * spot_watcher.FIRST_CONTACT
+    notice = wait_for_notice(InstanceMetadata(service.url), 5.0, sleep)
+    assert notice.action == "terminate"
+    assert set(sleeps) == {5.0}
+    assert len(sleeps) >= outage_end
 
 
-def test_a_machine_without_metadata_is_one_message(service: Service) -> None:
+def test_machine_without_metadata_service_is_rejected(service: MetadataService) -> None:
     service.down = True
-    naps: list[float] = []
+    sleeps: list[float] = []
     with pytest.raises(InputError, match="EC2 instances only"):
-        watch(Metadata(service.url), 5.0, naps.append)
-    assert len(naps) == spot_watcher.FIRST_CONTACT - 1
+        wait_for_notice(InstanceMetadata(service.url), 5.0, sleeps.append)
+    assert len(sleeps) == spot_watcher.MAX_CONNECTION_ATTEMPTS - 1
 
 
-def stand_in(folder: Path, title: str) -> subprocess.Popen[bytes]:
-    """A process that Ray has given a title to, and that ends when it is told to, with 7."""
+def start_titled(folder: Path, title: str) -> subprocess.Popen[bytes]:
+    """Start a process with a title as Ray sets it, which exits with code 7 on SIGTERM."""
     script = "import os, signal, sys; signal.signal(15, lambda *a: os._exit(7)); print(1, flush=True); signal.pause()"
     process = subprocess.Popen([title, "-c", script], executable=sys.executable, stdout=subprocess.PIPE, cwd=folder)
     assert process.stdout is not None
@@ -83,18 +95,18 @@ def stand_in(folder: Path, title: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_trials_are_told_to_end_after_ray_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    processes = {title: stand_in(tmp_path, title) for title in ("ray::Trainable.train", "ray::IDLE", "python")}
-    mine = {process.pid for process in processes.values()}
-    told = []
-    found = spot_watcher.trial_processes  # of the whole machine, which others may be using
-    monkeypatch.setattr(spot_watcher, "trial_processes", lambda: [p for p in found() if p.pid in mine])
+def test_trials_receive_sigterm_after_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = {title: start_titled(tmp_path, title) for title in ("ray::Trainable.train", "ray::IDLE", "python")}
+    own_pids = {process.pid for process in processes.values()}
+    drains = []
+    all_trials = spot_watcher.trial_processes  # of the whole machine, which may run other tests
+    monkeypatch.setattr(spot_watcher, "trial_processes", lambda: [p for p in all_trials() if p.pid in own_pids])
     trial = processes["ray::Trainable.train"]
-    monkeypatch.setattr(spot_watcher, "drain", lambda *arguments: told.append((*arguments, trial.poll())))
+    monkeypatch.setattr(spot_watcher, "request_drain", lambda *arguments: drains.append((*arguments, trial.poll())))
     try:
-        assert leave(Warned("terminate", 90.0), "i-1") == 1
+        assert evacuate(InterruptionNotice("terminate", 90.0), "i-1") == 1
         assert trial.wait(20) == 7
-        assert told == [(90.0, "i-1", None)]  # when the trial still ran
+        assert drains == [(90.0, "i-1", None)]  # None: the trial was still running
         assert [processes[title].poll() for title in ("ray::IDLE", "python")] == [None, None]
     finally:
         for process in processes.values():
@@ -102,47 +114,52 @@ def test_trials_are_told_to_end_after_ray_was_told(tmp_path: Path, monkeypatch: 
             process.communicate()
 
 
-def test_the_command_from_the_warning_to_the_end(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_command_evacuates_node_on_notice(
+    service: MetadataService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left = []
-    monkeypatch.setattr(spot_watcher, "leave", lambda warned, instance: left.append((warned.action, instance)) or 3)
-    service.warn(120)
-    main(["--metadata", service.url, "--every", "0.01"])
-    assert left == [("terminate", "i-1")]
-    assert "3 processes were told to end" in capsys.readouterr().out
-    with spot_watcher.FileLock(tmp_path / f"fgst-spot-{os.getuid()}.lock"):
-        main(["--metadata", service.url])
-    assert "another one watches here already" in capsys.readouterr().out
-    assert len(left) == 1
+    evacuated = []
+
+    def record(notice: InterruptionNotice, instance_id: str) -> int:
+        evacuated.append((notice.action, instance_id))
+        return 3
+
+    monkeypatch.setattr(command, "evacuate", record)
+    service.announce(120)
+    command.main(["--metadata", service.url, "--every", "0.01"])
+    assert evacuated == [("terminate", "i-1")]
+    assert "sent SIGTERM to 3 trial processes" in capsys.readouterr().out
+    assert watcher_lock().parent == tmp_path
+    with FileLock(watcher_lock()):
+        command.main(["--metadata", service.url])
+    assert "another watcher is already running on this machine" in capsys.readouterr().out
+    assert len(evacuated) == 1
     with pytest.raises(InputError, match="--every"):
-        main(["--every", "0"])
+        command.main(["--every", "0"])
 
 
-def test_a_ray_that_cannot_be_told_is_no_reason_to_keep_trials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_failed_drain_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "python").write_text("#!/bin/sh\necho no, because of $4 >&2\nexit 2\n")
-    for path, said in (
-        (tmp_path / "none", "could not be told"),
-        (tmp_path / "python", "would not drain the node: no, bec"),
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho rejected: $3 in $4 s >&2\nexit 1\n")
+    python.chmod(0o755)
+    for executable, message in (
+        (tmp_path / "none", "cannot ask Ray to drain the node"),
+        (python, "Ray did not drain the node: rejected: i-1 in 10 s"),
     ):
-        monkeypatch.setattr(spot_watcher.sys, "executable", str(path))
-        assert drain(10, "i-1") is False
-        assert said in capsys.readouterr().err
-        (tmp_path / "python").chmod(0o755)
-    (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(spot_watcher, "PATIENCE", 0.2)
-    assert drain(10, "i-1") is False
-    assert "timed out" in capsys.readouterr().err
+        monkeypatch.setattr(spot_watcher.sys, "executable", str(executable))
+        assert request_drain(10, "i-1") is False
+        assert message in caplog.messages[-1]
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(spot_watcher, "DRAIN_TIMEOUT", 0.2)
+    assert request_drain(10, "i-1") is False
+    assert "timed out" in caplog.messages[-1]
 
 
 @pytest.mark.slow
-def test_ray_drains_and_the_trials_process_is_found(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two nodes of a real Ray: on the drained one nothing begins any more, and what ran there hears SIGTERM."""
+def test_drained_node_gets_no_new_work(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """On a real two-node cluster, draining keeps running trials, which then exit on SIGTERM."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -152,7 +169,6 @@ def test_ray_drains_and_the_trials_process_is_found(
         cluster.add_node(num_cpus=2, env_vars={"RAY_CLOUD_INSTANCE_ID": "i-1"})
         ray.init(address=cluster.address, logging_level="ERROR")
 
-        @ray.remote(num_cpus=1, max_restarts=0)
         class Trainable:  # as Tune names it
             def run(self) -> None:
                 time.sleep(600)
@@ -163,21 +179,22 @@ def test_ray_drains_and_the_trials_process_is_found(
             def node(self) -> str:
                 return str(ray.get_runtime_context().get_node_id())
 
-        trial = Trainable.remote()
+        actor: Any = ray.remote(num_cpus=1, max_restarts=0)(Trainable)
+        trial = actor.remote()
         pid = ray.get(trial.pid.remote())
         running = trial.run.remote()
         deadline = time.monotonic() + 60
         while pid not in {process.pid for process in trial_processes()}:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert not drain(100, "i-2", cluster.address)
-        assert "no node on instance i-2" in capsys.readouterr().err
-        assert drain(100, "i-1", cluster.address)
-        # It has a core left, and yet the next one waits for a node that is still to come.
-        where = Trainable.remote().node.remote()
-        later = cluster.add_node(num_cpus=2)
-        assert ray.get(where, timeout=120) == later.node_id
-        assert psutil.pid_exists(pid)  # a drain alone ends nobody
+        assert not request_drain(100, "i-2", cluster.address)
+        assert "no node on instance i-2" in caplog.messages[-1]
+        assert request_drain(100, "i-1", cluster.address)
+        # A core of the node is free, but the next actor waits for another node.
+        node_id = actor.remote().node.remote()
+        new_node = cluster.add_node(num_cpus=2)
+        assert ray.get(node_id, timeout=120) == new_node.node_id
+        assert psutil.pid_exists(pid)  # draining alone ends no process
         psutil.Process(pid).terminate()
         with pytest.raises(ray.exceptions.RayError):
             ray.get(running, timeout=60)

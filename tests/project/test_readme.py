@@ -42,8 +42,8 @@ def test_a_sweep_of_one_s_own() -> None:
     names: dict[str, Any] = {"__name__": "kernel"}
     exec(block, names)
     base = PRESETS["paper"]
-    points = list(grid_points(names["question"].parameters(NTU_25, base)))
-    configs = [base.with_values(names["question"].settings(point, base)) for point in points]
+    points = list(grid_points(names["definition"].parameters(NTU_25, base)))
+    configs = [base.with_values(names["definition"].settings(point, base)) for point in points]
     assert [config.model.kernel_size for config in configs] == [3, 5, 7, 9]
 
 

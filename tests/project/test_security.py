@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 import torch
 
-from fgst.cli.evaluate import evaluate
 from fgst.cli.sweep import sweep
 from fgst.data.dataset import ArrowDataset, file_digest
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member
+from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.training.checkpoint import latest_checkpoint
 from fgst.training.trainer import fit
 from tests.support import small
 
 ROOT = Path(__file__).parents[2]
-FOCAL_K = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
+FOCAL_K = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
 SETTINGS = [
     *("--set", "model.channels=8,8,16,16", "--set", "model.stage1_layers=2", "--set", "model.stage2_layers=2"),
     *("--set", "model.parts=3", "--set", "data.frames=8", "--set", "train.batch_size=8", "--set", "train.repeat=1"),

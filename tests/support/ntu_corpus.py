@@ -1,6 +1,6 @@
-"""Files in the format of NTU RGB+D, with the oddities that real ones have, and what must become of each.
+"""Generated files in the format of NTU RGB+D with the irregularities of real ones, and the expected result of each.
 
-The clips are generated: people of 25 joints who sway. Nothing here comes from the data set.
+The clips are random bodies of 25 joints that sway; nothing is taken from the data set.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-FIRST_ID = 72057594037931101  # as the sensor numbers bodies: too large for a float to hold exactly
+FIRST_ID = 72057594037931101  # in the range of the sensor's ids, which a float cannot represent exactly
 
 
 @dataclass
 class Track:
-    """A body: its id, the frames that it is seen in, and its joints there, ``(F, 25, 3)``."""
+    """A body: its id, the frames in which it is tracked, and its joints in them, ``(F, 25, 3)``."""
 
     number: int
     frames: list[int]
@@ -27,7 +27,7 @@ class Track:
 
 @dataclass
 class Case:
-    """A file, and what must become of it: ``(M, T)``, or the kind of fault; and what cleaning takes away."""
+    """A file and the expected result: M and T, or the reason for rejection; and what cleaning removes."""
 
     name: str
     content: bytes
@@ -38,20 +38,20 @@ class Case:
 
 
 def person(rng: np.random.Generator, frames: int, *, motion: float = 0.1, wide: bool = False) -> np.ndarray:
-    """``(frames, 25, 3)``: taller than wide, unless asked, and swaying."""
+    """The joints of a swaying body, ``(frames, 25, 3)``, taller than wide unless ``wide``."""
     pose = rng.uniform(-1, 1, (25, 3)) * ((0.9, 0.2, 0.2) if wide else (0.2, 0.8, 0.2))
-    pose[:2] = ((-0.9, -0.2, 0), (0.9, 0.2, 0)) if wide else ((0, -0.8, 0), (0, 0.8, 0))  # so that the extent is sure
+    pose[:2] = ((-0.9, -0.2, 0), (0.9, 0.2, 0)) if wide else ((0, -0.8, 0), (0, 0.8, 0))  # fixes the extent
     sway = motion * np.sin(np.arange(frames) / 5 + rng.uniform(0, 6))
     return pose + np.stack([sway, 0.2 * sway, sway], axis=-1)[:, None] + (0.3, 0.1, 3.0)
 
 
 def text(num_frames: int, tracks: list[Track], *, number: Callable[[float], str] = "{:.7g}".format) -> bytes:
-    """The tracks as a ``.skeleton`` file."""
+    """Write tracks as a ``.skeleton`` file."""
     lines = [str(num_frames)]
     for frame in range(num_frames):
-        here = [(t, t.frames.index(frame)) for t in tracks if frame in t.frames]
-        lines.append(str(len(here)))
-        for track, row in here:
+        present = [(t, t.frames.index(frame)) for t in tracks if frame in t.frames]
+        lines.append(str(len(present)))
+        for track, row in present:
             lines += [f"{track.number} 0 1 1 1 1 0 0.02764709 0.05745083 2", "25"]
             lines += [
                 " ".join(map(number, xyz)) + " 280.4124 197.7124 1036.218 515.6946 0.2265282 -0.02 0.97 -0.04 2"
@@ -61,29 +61,30 @@ def text(num_frames: int, tracks: list[Track], *, number: Callable[[float], str]
 
 
 def one(rng: np.random.Generator, frames: int) -> list[Track]:
+    """One body, tracked in every frame."""
     return [Track(FIRST_ID, list(range(frames)), person(rng, frames))]
 
 
 def _cases(rng: np.random.Generator, frames: int) -> list[tuple[bytes, int, int, str, dict[str, int]]]:
-    """Content, persons, frames, fault, removed: one of each oddity."""
-    whole = list(range(frames))
+    """One file of each kind: content, persons, frames, fault, removed."""
+    every = list(range(frames))
     half = frames // 2
     plain = text(frames, one(rng, frames))
     lines = plain.split(b"\n")
-    pair = [*one(rng, frames), Track(FIRST_ID + 1, whole, person(rng, frames, motion=0.05))]
-    ghost = Track(FIRST_ID + 2, whole[3:9], person(rng, 6))
-    noise = Track(FIRST_ID + 3, whole, person(rng, frames, motion=2.0, wide=True))
+    pair = [*one(rng, frames), Track(FIRST_ID + 1, every, person(rng, frames, motion=0.05))]
+    ghost = Track(FIRST_ID + 2, every[3:9], person(rng, 6))
+    noise = Track(FIRST_ID + 3, every, person(rng, frames, motion=2.0, wide=True))
     single = Track(FIRST_ID + 4, [frames - 1], person(rng, 1))
     broken = [
-        Track(FIRST_ID, whole[:half], person(rng, half)),
-        Track(FIRST_ID + 1, whole[half:], person(rng, frames - half)),
+        Track(FIRST_ID, every[:half], person(rng, half)),
+        Track(FIRST_ID + 1, every[half:], person(rng, frames - half)),
     ]
-    crowd = [Track(FIRST_ID + i, whole, person(rng, frames, motion=0.1 * (4 - i))) for i in range(3)]
-    gap = [Track(FIRST_ID, whole[:5] + whole[9:], person(rng, frames - 4))]
+    crowd = [Track(FIRST_ID + i, every, person(rng, frames, motion=0.1 * (4 - i))) for i in range(3)]
+    gap = [Track(FIRST_ID, every[:5] + every[9:], person(rng, frames - 4))]
     partly = person(rng, frames, motion=0.3)
     partly[:4] = person(rng, 4, wide=True)
-    mixed = [Track(FIRST_ID, whole, partly), Track(FIRST_ID + 1, whole, person(rng, frames, motion=0.01))]
-    ghosts = [Track(FIRST_ID + i, whole[2 * i : 2 * i + 2], person(rng, 2)) for i in range(3)]
+    mixed = [Track(FIRST_ID, every, partly), Track(FIRST_ID + 1, every, person(rng, frames, motion=0.01))]
+    ghosts = [Track(FIRST_ID + i, every[2 * i : 2 * i + 2], person(rng, 2)) for i in range(3)]
     return [
         (plain, 1, frames, "", {}),
         (plain.replace(b"\n", b"\r\n"), 1, frames, "", {}),
@@ -118,7 +119,7 @@ def _cases(rng: np.random.Generator, frames: int) -> list[tuple[bytes, int, int,
 
 
 def corpus(count: int, *, seed: int = 0, actions: int = 60, setups: int = 17) -> list[Case]:
-    """``count`` files, the oddities in turn; names go through setups, cameras, subjects and actions."""
+    """Generate ``count`` files that cycle through all kinds; names vary in setup, camera, subject and action."""
     rng = np.random.default_rng(seed)
     cases: list[Case] = []
     kinds: list[tuple[bytes, int, int, str, dict[str, int]]] = []
@@ -126,7 +127,7 @@ def corpus(count: int, *, seed: int = 0, actions: int = 60, setups: int = 17) ->
         if not kinds:
             kinds = _cases(rng, frames=int(rng.integers(24, 48)))
         content, persons, frames, fault, removed = kinds.pop(0)
-        # Skewed, so that even a small corpus has several of each; still every name once.
+        # Skewed, so that even a small corpus has several of each; names stay unique.
         turn, action = divmod(number, actions)
         camera, subject = turn + number, turn // 3 + number
         setup = turn // 120 + turn + number
@@ -137,6 +138,7 @@ def corpus(count: int, *, seed: int = 0, actions: int = 60, setups: int = 17) ->
 
 
 def write_folder(folder: Path, cases: list[Case]) -> Path:
+    """Write the files to a folder and return it."""
     folder.mkdir(parents=True)
     for case in cases:
         (folder / f"{case.name}.skeleton").write_bytes(case.content)
@@ -144,14 +146,14 @@ def write_folder(folder: Path, cases: list[Case]) -> Path:
 
 
 def write_zip(path: Path, cases: list[Case]) -> Path:
-    """As the official ones: the files lie in one folder of the zip."""
+    """Write the files to a zip like the official ones, in a single folder, and return its path."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for case in cases:
             archive.writestr(f"nturgb+d_skeletons/{case.name}.skeleton", case.content)
     return path
 
 
-if __name__ == "__main__":  # python tests/data_prep/ntu_corpus.py corpus.zip 5000
+if __name__ == "__main__":  # python -m tests.support.ntu_corpus corpus.zip 5000
     import sys
 
     write_zip(Path(sys.argv[1]), corpus(int(sys.argv[2])))

@@ -14,7 +14,7 @@ import psutil
 import torch
 from mlflow.entities import Run
 
-from fgst.sweep.definition import SweepSpec
+from fgst.sweep.spec import SweepSpec
 from fgst.sweep.trial import TrialContext, run_trial
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags

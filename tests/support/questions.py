@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from fgst.data.dataset import ArrowDataset
-from fgst.sweep.definition import Parameter, SweepDefinition, SweepSpec, TrialFactory, build_spec
+from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory
+from fgst.sweep.spec import SweepSpec, build_spec
 
 FOCAL_K = SweepDefinition(
     name="focal_k",
     title="How many?",
     parameters=lambda skeleton, base: [Parameter("K", (2, skeleton.num_joints))],
     settings=lambda params, base: {"model.focal_joints": params["K"]},
-    published={"K=2": 88.0, "K=4": 89.0},
+    published={2: 88.0, 4: 89.0},
     source="Table 2",
 )
 
@@ -35,7 +36,7 @@ JOINT = SweepDefinition(
         **({"train.lr": params["lr"]} if "lr" in params else {}),
     },
     search="optuna",
-    initial_points=lambda skeleton, base: {"K": 4, "L1": 2, "heads": 2, "d2": 2},
+    initial_params=lambda skeleton, base: {"K": 4, "L1": 2, "heads": 2, "d2": 2},
 )
 
 Answer = Callable[[dict[str, Any], int], float]

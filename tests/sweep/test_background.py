@@ -1,60 +1,78 @@
-"""Work beside: in order, not waited for, and what goes wrong in it is heard."""
+"""The background thread on which the driver records how trials ended."""
 
 from __future__ import annotations
 
 import errno
 import threading
+import time
 
 import pytest
 
 from fgst.sweep.background import BackgroundWorker
 
 
-def test_nobody_waits_and_the_order_stays() -> None:
-    done: list[int] = []
-    gate = threading.Event()
-    with BackgroundWorker() as aside:
-        aside.do(lambda: done.append(int(gate.wait(30))))
-        for number in (2, 3, 4):
-            aside.do(lambda number=number: done.append(number))  # type: ignore[misc]
-        assert done == []  # the first of them waits still
-        gate.set()
-        assert not aside.disk_full_at_the_end()
-        assert done == [1, 2, 3, 4]
+def full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("error", [ValueError("what it was"), OSError(errno.ENOSPC, "No space left on device")])
-def test_what_goes_wrong_is_heard_at_the_end(error: Exception) -> None:
-    gate = threading.Event()
-
-    def fails() -> None:
-        gate.wait(30)
-        raise error
-
-    with BackgroundWorker() as aside:
-        aside.do(fails)
-        gate.set()
-        if isinstance(error, OSError):
-            assert aside.disk_full_at_the_end()
-        else:
-            with pytest.raises(ValueError, match="what it was"):
-                aside.disk_full_at_the_end()
+def broken() -> None:
+    raise RuntimeError("broken")
 
 
-def test_what_went_wrong_is_heard_by_the_next() -> None:
-    def fails() -> None:
-        raise ValueError("what it was")
+def test_calls_run_in_order_on_another_thread() -> None:
+    numbers: list[int] = []
+    threads: set[int] = set()
 
-    with BackgroundWorker() as aside:
-        aside._doing.append(aside._thread.submit(fails))
-        aside._thread.submit(lambda: None).result()  # by now it has failed
-        with pytest.raises(ValueError, match="what it was"):
-            aside.do(lambda: None)
-        assert not aside.disk_full_at_the_end()
+    def call(number: int) -> None:
+        numbers.append(number)
+        threads.add(threading.get_ident())
+
+    with BackgroundWorker() as worker:
+        for number in range(20):
+            worker.submit(lambda number=number: call(number))  # type: ignore[misc]
+        assert worker.wait() is False
+    assert numbers == list(range(20))
+    assert threads.isdisjoint({threading.get_ident()})
+    assert len(threads) == 1
 
 
-def test_leaving_waits_for_what_is_under_way() -> None:
-    done: list[int] = []
-    with BackgroundWorker() as aside:
-        aside.do(lambda: done.append(1))
-    assert done == [1]
+def test_submit_does_not_wait() -> None:
+    release = threading.Event()
+    with BackgroundWorker() as worker:
+        worker.submit(lambda: release.wait(30) and None)  # type: ignore[arg-type, return-value]
+        worker.submit(lambda: None)
+        assert not release.is_set()
+        release.set()
+        assert worker.wait() is False
+
+
+def test_a_full_disk_is_reported_by_wait_and_later_calls_still_run() -> None:
+    numbers: list[int] = []
+    with BackgroundWorker() as worker:
+        # Both are queued behind a call that is still running: submit raises what an earlier, finished call raised.
+        worker.submit(lambda: time.sleep(0.2))
+        worker.submit(full)
+        worker.submit(lambda: numbers.append(1))
+        assert worker.wait() is True
+    assert numbers == [1]
+
+
+def test_an_exception_is_raised_by_a_later_submit() -> None:
+    with BackgroundWorker() as worker, pytest.raises(RuntimeError, match="broken"):
+        for _ in range(1000):
+            worker.submit(broken)
+            time.sleep(0.01)
+
+
+def test_an_exception_is_raised_by_wait() -> None:
+    with BackgroundWorker() as worker, pytest.raises(RuntimeError, match="broken"):
+        worker.submit(broken)
+        worker.wait()
+
+
+def test_leaving_the_context_waits_for_all_calls() -> None:
+    numbers: list[int] = []
+    with BackgroundWorker() as worker:
+        worker.submit(lambda: time.sleep(0.2))
+        worker.submit(lambda: numbers.append(1))
+    assert numbers == [1]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +13,10 @@ from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, SweepDefinition, SweepSpec, build_spec, grid_points
+from fgst.sweep.definition import SweepDefinition, TrialFactory, grid_points
 from fgst.sweep.report.tables import to_csv
 from fgst.sweep.results import TrialResult, best_result, build_rows
+from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT
 
@@ -51,7 +54,7 @@ def test_default_values_are_asked_of_the_skeleton(dataset: ArrowDataset) -> None
 
 def test_specification_survives_json_and_is_hashable(dataset: ArrowDataset) -> None:
     grid = spec_of(dataset, [2, 4], seeds=2)
-    stop = EarlyStop(1, 3)
+    stop = EarlyStopping(1, 3)
     search = build_spec(
         JOINT, small.small_config(dataset), dataset, also=["lr"], early_stop=stop, initial_points=[{"lr": 0.1}]
     )
@@ -85,14 +88,14 @@ def test_impossible_values_are_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"values": [1]}, "--values is for one parameter"),
+        ({"values": [1]}, "--values needs a sweep with a single parameter"),
         ({"search": "grid"}, "K is a range"),
         ({"initial_points": [{"Q": 1}]}, "--enqueue names Q"),
         ({"initial_points": [{"K": 99}]}, "K=99; it takes 1 to 6"),
         ({"initial_points": [{"K": 2.5}]}, "K=2.5; it takes 1 to 6"),
         ({"initial_points": [{"heads": 3}]}, "heads=3; it takes 1, 2"),
-        ({"also": ["depth"]}, "--also names depth; joint has lr"),
-        ({"early_stop": EarlyStop(1, 3), "objectives": ("val_top1", "flops")}, "one objective"),
+        ({"also": ["depth"]}, "--also names depth; optional parameters here: lr"),
+        ({"early_stop": EarlyStopping(1, 3), "objectives": ("val_top1", "flops")}, "single objective"),
     ],
 )
 def test_impossible_searches_are_refused(dataset: ArrowDataset, changes: dict, names: str) -> None:
@@ -104,8 +107,8 @@ def test_nothing_is_searched_or_stopped_by_the_test_clips(dataset: ArrowDataset)
     paper = small.small_config(dataset, data__protocol="paper")
     with pytest.raises(InputError, match="a search chooses by validation"):
         build_spec(JOINT, paper, dataset)
-    with pytest.raises(InputError, match="--early-stop compares by validation"):
-        build_spec(FOCAL_K, paper, dataset, early_stop=EarlyStop(1, 3))
+    with pytest.raises(InputError, match="--early-stop compares trials by validation"):
+        build_spec(FOCAL_K, paper, dataset, early_stop=EarlyStopping(1, 3))
 
 
 def test_first_points_are_filled_in_and_named_by_field_too(dataset: ArrowDataset) -> None:
@@ -161,7 +164,7 @@ def test_without_validation_the_test_figures_still_do_not_choose(dataset: ArrowD
 
 
 def question_of(path: Path) -> SweepDefinition:
-    return runpy.run_path(str(path))["question"]
+    return runpy.run_path(str(path))["definition"]
 
 
 def test_every_question_of_the_paper_has_a_script() -> None:
@@ -179,8 +182,8 @@ def test_every_point_of_every_script_is_a_network(path: Path, skeleton: Skeleton
     parameters = [p for p in question.parameters(skeleton, base) if not p.optional]
     assert question.name == path.stem
     if question.search != "grid":
-        own = question.initial_points(skeleton, base)
-        assert all(p.holds(own[p.name]) for p in parameters if p.name in own)
+        own = question.initial_params(skeleton, base)
+        assert all(p.allows(own[p.name]) for p in parameters if p.name in own)
         points = [own]
     else:
         points = list(grid_points(parameters))
@@ -195,9 +198,33 @@ def test_the_papers_rows_are_found_by_their_labels() -> None:
         question = question_of(path)
         if question.search == "grid":
             (parameter,) = question.parameters(NTU_25, base)
-            labels = {f"{parameter.name}={value}" for value in parameter.values}
-            assert set(question.published) <= labels
-            assert question.baseline in labels
+            assert set(question.published) <= set(parameter.values)
+            assert question.baseline in parameter.values
     focal_k = question_of(SWEEPS[0].with_name("focal_k.py"))
     assert focal_k.parameters(NW_UCLA_20, base)[0].values == (3, 6, 9, 12, 15, 18, 20)
-    assert focal_k.published["K=15"] == 89.5
+    assert focal_k.published[15] == 89.5
+
+
+def broken_settings(params: Any, base: Any) -> Any:
+    return {"model.focal_joints": {2: 2}[params["K"]]}  # a table that lacks a value which the definition offers
+
+
+def test_an_exception_for_an_offered_value_is_raised_unchanged(dataset: ArrowDataset) -> None:
+    definition = dataclasses.replace(FOCAL_K, settings=broken_settings)
+    with pytest.raises(KeyError, match="6"):
+        build_spec(definition, small.small_config(dataset), dataset)
+
+
+def test_a_value_that_is_not_offered_and_not_understood_is_bad_input(dataset: ArrowDataset) -> None:
+    definition = dataclasses.replace(FOCAL_K, settings=broken_settings)
+    with pytest.raises(InputError, match="--values: there is no K=3; K: 2, 6"):
+        build_spec(definition, small.small_config(dataset), dataset, values=[3])
+
+
+def test_overrides_of_varied_fields_are_found(dataset: ArrowDataset) -> None:
+    fields = ["model.focal_joints", "train.lr"]
+    for definition, parameter in ((FOCAL_K, "K"), (JOINT, "K")):
+        spec = build_spec(definition, small.small_config(dataset), dataset)
+        factory = TrialFactory(definition, spec.base, dataset)
+        assert ineffective_overrides(spec, factory, fields) == {"model.focal_joints": parameter}
+        assert ineffective_overrides(spec, factory, []) == {}

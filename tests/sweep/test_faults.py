@@ -14,7 +14,7 @@ import optuna
 import psutil
 import pytest
 
-from fgst.sweep.trial import MOST_STARTS
+from fgst.sweep.trial import MAX_STARTS_WITHOUT_PROGRESS
 from fgst.tracking.tags import Tags
 from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures, undisturbed
 
@@ -95,8 +95,8 @@ def test_a_process_that_dies_at_every_start_has_failed(place: Place) -> None:
             killed += 1
         time.sleep(0.1)
     _, err = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, killed) == (1, MOST_STARTS), err
-    assert f"its process died {MOST_STARTS} times at its first epoch" in err
+    assert (process.returncode, killed) == (1, MAX_STARTS_WITHOUT_PROGRESS), err
+    assert f"its process died {MAX_STARTS_WITHOUT_PROGRESS} times at its first epoch" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

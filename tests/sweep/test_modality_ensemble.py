@@ -15,7 +15,6 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from fgst.cli.evaluate import evaluate
 from fgst.cli.sweep import sweep
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, fit_weights, fuse
@@ -23,13 +22,14 @@ from fgst.evaluation.metrics import Scores
 from fgst.model.card import ModelCard
 from fgst.sweep.definition import SweepDefinition
 from fgst.tracking import registry
+from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from tests.support import small
 from tests.support.place import ROOT, TINY
 
 FOCAL_K, MODALITIES = (
-    runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["question"] for name in ("focal_k", "modalities")
+    runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["definition"] for name in ("focal_k", "modalities")
 )
 NAMES = ["joint", "bone", "joint_motion", "bone_motion"]
 
@@ -175,11 +175,11 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     champion = registry.champion(store, name)
     assert champion.run_id == story.ensemble(story.third).info.run_id
     reached = story.ensemble(story.second).data.metrics["val/top1"]
-    assert float(champion.tags[registry.VAL]) == reached
+    assert float(champion.tags[Tags.VAL_TOP1]) == reached
     assert f"registered: {name} version 1, alias champion" in story.err
-    assert registry.run_of(store, "champion") == registry.run_of(store, f"{name}/1") == champion.run_id
+    assert registry.resolve_model(store, "champion") == registry.resolve_model(store, f"{name}/1") == champion.run_id
 
-    other, split = story.ensemble(story.second).info.run_id, champion.tags[registry.SPLIT]
+    other, split = story.ensemble(story.second).info.run_id, champion.tags[Tags.VALIDATION_SPLIT]
     assert "validates at" in registry.promote_if_better(
         store, other, "small x-sub", reached, split
     )  # as good is not better
@@ -187,11 +187,11 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     assert registry.champion(store, name).version == champion.version
     assert "already" in registry.promote_if_better(store, champion.run_id, "small x-sub", 100.0, split)
     assert "version 2" in registry.promote_if_better(store, other, "small x-sub", reached + 0.1, split)
-    assert registry.run_of(store, f"{name}@champion") == other
-    assert registry.run_of(store, f"{name}/1") == champion.run_id
+    assert registry.resolve_model(store, f"{name}@champion") == other
+    assert registry.resolve_model(store, f"{name}/1") == champion.run_id
     for wrong in ("nothing", f"{name}/7", f"{name}@king", "../etc@champion", "a/b/c"):
         with pytest.raises(InputError, match="--model"):
-            registry.run_of(store, wrong)
+            registry.resolve_model(store, wrong)
 
 
 def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
@@ -214,7 +214,7 @@ def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
     ],
 )
 def test_bad_input_is_refused(story: Story, arguments: list[str], words: str) -> None:
-    names = {"SWEEP": story.first.info.run_id, "TRIAL": story.initial_points.data.tags["fgst.best_run"]}
+    names = {"SWEEP": story.first.info.run_id, "TRIAL": story.first.data.tags["fgst.best_run"]}
     with pytest.raises(InputError, match=words):
         ask(MODALITIES, *(names.get(a, a) for a in arguments), "--tracking-uri", story.store.uri)
 

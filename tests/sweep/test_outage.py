@@ -10,14 +10,14 @@ from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from tests.support.place import TIMEOUT, TINY, Place, undisturbed
 from tests.support.place import figures as figures_of
-from tests.support.team import Team
+from tests.support.team_server import TeamServer
 
 EPOCHS = 30
 
 
 @pytest.fixture
-def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    team = Team()
+def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[TeamServer]:
+    team = TeamServer()
     for name, value in team.environment.items():
         monkeypatch.setenv(name, value)
     try:
@@ -28,7 +28,7 @@ def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
 
 
 @pytest.mark.slow
-def test_a_killed_server_costs_neither_a_trial_nor_a_metric(place: Place, team: Team) -> None:
+def test_a_killed_server_costs_neither_a_trial_nor_a_metric(place: Place, team: TeamServer) -> None:
     store = place.__dict__["store"] = TrackingStore(team.uri)
     process = place.start(
         *("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", str(EPOCHS)), *TINY

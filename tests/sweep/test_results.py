@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from fgst.data.dataset import ArrowDataset
-from fgst.sweep.definition import EarlyStop, SweepSpec, build_spec
 from fgst.sweep.results import TrialResult, baseline_label, build_rows, paired, rank_report
+from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec
+from fgst.sweep.status import TrialStatus
 from tests.support import small
 from tests.support.questions import FOCAL_K
 
@@ -26,7 +27,9 @@ def made(dataset: ArrowDataset, **changes: object) -> SweepSpec:
 
 
 def finished(label: str, seed: int, val: float, test: float = 0.0) -> TrialResult:
-    return TrialResult(f"{label}{seed}", label, seed, {}, "", "finished", {"val/top1": val, "test/top1": test})
+    return TrialResult(
+        f"{label}{seed}", label, seed, {}, "", TrialStatus.FINISHED, {"val/top1": val, "test/top1": test}
+    )
 
 
 def test_paired_difference_is_scipys_paired_t_interval() -> None:
@@ -62,7 +65,7 @@ def test_rows_are_compared_with_the_baseline(dataset: ArrowDataset) -> None:
 
 
 def test_rank_report_is_scipys_tau_at_each_rung(dataset: ArrowDataset) -> None:
-    spec = made(dataset, early_stop=EarlyStop(1, 3))
+    spec = made(dataset, early_stop=EarlyStopping(1, 3))
     rng = np.random.default_rng(1)
     end = rng.permutation(20) * 1.0
     histories = [{1: rng.normal(), 3: value + rng.normal(0, 4), 9: value} for value in end]
@@ -85,7 +88,7 @@ def test_a_searchs_rows_go_from_the_best_down(dataset: ArrowDataset, tmp_path: P
 
     spec = build_spec(JOINT, small.small_config(dataset), dataset)
     results = [finished("x", 0, 10), finished("y", 0, 30), finished("z", 0, 20)]
-    results.append(TrialResult("p", "pruned one", 0, {}, "", "pruned", {"val/top1": 99}))
+    results.append(TrialResult("p", "pruned one", 0, {}, "", TrialStatus.PRUNED, {"val/top1": 99}))
     rows = build_rows(spec, results)
     assert [row.label for row in rows] == ["y", "z", "x", "pruned one"]
     assert rows[-1].val is None

@@ -1,4 +1,4 @@
-"""What the driver remembers of a sweep while it runs, so that its report need not be asked of the store."""
+"""The runner: what the driver remembers of a sweep, and in which order a sweep ends."""
 
 from __future__ import annotations
 
@@ -6,46 +6,79 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fgst.sweep.backends.ray import Progress
+from fgst.sweep.backends.local import LocalBackend
+from fgst.sweep.callbacks import MlflowReport
 from fgst.sweep.results import TrialResult
-from fgst.sweep.runner import SweepRunner
+from fgst.sweep.runner import SweepCallback, SweepResult, SweepRunner, create_sweep, load_sweep
+from fgst.sweep.scheduler import TrialUpdate
+from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
+from fgst.sweep.stopping import Budget
 from fgst.tracking.store import TrackingStore
 from tests.support import small
 from tests.support.questions import FOCAL_K, ask_for
 
 
 @pytest.fixture
-def session(tmp_path: Path, tracking_uri: str) -> SweepRunner:
+def runner(tmp_path: Path, tracking_uri: str) -> SweepRunner:
+    torch.set_num_threads(1)
     dataset = small.write_small(tmp_path / "data")
-    spec, _ = ask_for(FOCAL_K, dataset, small.small_config(dataset), values=[2])
-    store = TrackingStore(tracking_uri)
-    experiment = store.experiment("small x-sub")
-    parent = store.start(experiment, "sweep", "a sweep", {"fgst.kind": "sweep"})
-    return SweepRunner(spec, store, experiment, parent, tmp_path, "")
+    spec, factory = ask_for(FOCAL_K, dataset, small.small_config(dataset, train__epochs=2), values=[2, 4])
+    return create_sweep(spec, factory, TrackingStore(tracking_uri), storage_location=str(tmp_path / "storage"))
 
 
-@pytest.mark.parametrize("heard_from", [1, 2, 4])
-def test_curves_that_were_heard_whole_are_not_read_again(
-    session: SweepRunner, heard_from: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first_epoch", [1, 2, 4])
+def test_complete_curves_are_not_read_from_the_store(
+    runner: SweepRunner, first_epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = session.spec.trials[0]
-    run = session.store.start(session.experiment, trial.trial_id, trial.name, {}, session.parent.run_id)
+    trial = runner.spec.trials[0]
+    run = runner.store.start(runner.experiment, trial.trial_id, trial.name, {}, runner.sweep_id)
+    report = MlflowReport(["python", "sweeps/focal_k.py", "--resume", runner.sweep_id])
     for epoch in (1, 2, 3):
         metrics = {"val/top1": 10.0 * epoch, "train/loss": 3.0 - epoch}
         run.log_metrics(metrics, epoch)
-        if epoch >= heard_from:  # an earlier run of the sweep heard the others
-            session._hear(Progress(trial, "running", {"epoch": float(epoch), **metrics}))
-    asked: list[str] = []
-    read = session.store.client.get_metric_history
+        if epoch >= first_epoch:  # an earlier call of the sweep received the others
+            report.on_update(TrialUpdate(trial, TrialStatus.RUNNING, {"epoch": float(epoch), **metrics}))
+    requested: list[str] = []
+    read = runner.store.client.get_metric_history
 
-    def asking(run_id: str, metric: str) -> Any:
-        asked.append(metric)
+    def record(run_id: str, metric: str) -> Any:
+        requested.append(metric)
         return read(run_id, metric)
 
-    monkeypatch.setattr(session.store.client, "get_metric_history", asking)
-    figures = session.store.run(run.run_id).data.metrics
-    result = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), run.run_id, "finished", figures)
-    curves = session._curves(result)
+    monkeypatch.setattr(runner.store.client, "get_metric_history", record)
+    last = runner.store.run(run.run_id).data.metrics
+    result = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), run.run_id, TrialStatus.FINISHED, last)
+    curves = report.curves_of(result, runner.store)
     assert curves == {"val/top1": {1: 10.0, 2: 20.0, 3: 30.0}, "train/loss": {1: 2.0, 2: 1.0, 3: 0.0}}
-    assert asked == ([] if heard_from == 1 else ["val/top1", "train/loss"])
+    assert requested == ([] if first_epoch == 1 else ["val/top1", "train/loss"])
+
+
+class Unprintable(SweepCallback):
+    """A callback that fails, as printing to a closed terminal does."""
+
+    def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
+        raise BrokenPipeError
+
+
+def test_statuses_and_report_are_recorded_before_anything_is_printed(runner: SweepRunner) -> None:
+    report = MlflowReport(["python", "sweeps/focal_k.py", "--resume", runner.sweep_id])
+    with pytest.raises(BrokenPipeError):
+        runner.run(LocalBackend(1), callbacks=[report, Unprintable()])
+    assert runner.store.run(runner.sweep_id).info.status == "FINISHED"
+    with runner.store.artifacts(runner.sweep_id, "report.html") as file:
+        assert FOCAL_K.title in file.read_text()
+
+
+def test_a_limit_ends_a_sweep_as_stopped_and_resuming_completes_it(runner: SweepRunner) -> None:
+    result = runner.run(LocalBackend(1), Budget(max_trials=1))
+    assert (result.status, result.stop_reason, result.remaining) == (SweepStatus.STOPPED, StopReason.MAX_TRIALS, 1)
+    assert [trial.status for trial in result.trials] == [TrialStatus.FINISHED]
+    assert runner.tags()["fgst.stopped"] == "--max-trials 1"
+    resumed = load_sweep(FOCAL_K, runner.sweep_id, runner.store)
+    result = resumed.run(LocalBackend(1))
+    assert (result.status, result.stop_reason, result.remaining) == (SweepStatus.COMPLETED, None, 0)
+    assert [trial.label for trial in result.trials] == ["K=2", "K=4"]
+    assert "fgst.stopped" not in resumed.tags()
+    assert not Path(runner.storage_location).exists()

@@ -12,9 +12,11 @@ from optuna.trial import TrialState
 
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
-from fgst.sweep.definition import EarlyStop, Parameter, SweepDefinition, Trial
+from fgst.sweep.definition import Parameter, SweepDefinition, Trial
 from fgst.sweep.results import TrialResult
 from fgst.sweep.search import Search
+from fgst.sweep.spec import EarlyStopping
+from fgst.sweep.status import TrialStatus
 from tests.support import small
 from tests.support.questions import FOCAL_K, JOINT, ask_for
 
@@ -38,7 +40,7 @@ def drive(search: Search, *, stop_after: int | None = None) -> list[Trial]:
         status, metrics = "finished", {"val/top1": worth(trial)}
         for epoch in range(1, trial.config.train.epochs + 1):
             metrics = {"val/top1": worth(trial) * epoch / trial.config.train.epochs}
-            if search.result(trial.trial_id, epoch, metrics):
+            if search.on_result(trial.trial_id, epoch, metrics):
                 status = "pruned"
                 break
         search.tell(trial.trial_id, status, metrics, trial)
@@ -135,7 +137,7 @@ def test_further_seeds_follow_what_finished(dataset: ArrowDataset) -> None:
 
 
 def test_early_stopping_is_told_as_pruned_and_the_good_go_on(dataset: ArrowDataset) -> None:
-    search = searching(dataset, limit=20, early_stop=EarlyStop(1, 2), seeds=1)
+    search = searching(dataset, limit=20, early_stop=EarlyStopping(1, 2), seeds=1)
     drive(search)
     states = [t.state for t in search.study.trials if "same as" not in t.user_attrs]
     assert states.count(TrialState.PRUNED) > 3
@@ -161,7 +163,7 @@ def test_two_objectives_are_both_told(dataset: ArrowDataset) -> None:
 def test_a_search_that_was_killed_goes_on_as_if_it_had_not(
     dataset: ArrowDataset, tmp_path: Path, killed_after: int
 ) -> None:
-    changes: dict[str, Any] = {"limit": 16, "early_stop": EarlyStop(1, 3)}
+    changes: dict[str, Any] = {"limit": 16, "early_stop": EarlyStopping(1, 3)}
     whole = searching(dataset, **changes)
     expected = [trial.trial_id for trial in drive(whole)]
 
@@ -170,7 +172,7 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not(
     done = drive(first, stop_after=killed_after)
     under_way = first.ask()  # and then it is killed
     assert under_way is not None
-    first.result(under_way.trial_id, 1, {"val/top1": worth(under_way) / 4})
+    first.on_result(under_way.trial_id, 1, {"val/top1": worth(under_way) / 4})
     second = searching(dataset, storage, before=results(first), **changes)
     rest = drive(second)
     assert rest[0].trial_id == under_way.trial_id
@@ -182,17 +184,17 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not(
 @pytest.mark.parametrize("killed_after", [1, 5, 11])
 def test_a_study_that_is_lost_is_made_again_from_the_runs(dataset: ArrowDataset, killed_after: int) -> None:
     """The machine that kept it is gone; what the trials wrote into their runs is not."""
-    changes: dict[str, Any] = {"limit": 16, "early_stop": EarlyStop(1, 3)}
+    changes: dict[str, Any] = {"limit": 16, "early_stop": EarlyStopping(1, 3)}
     first = searching(dataset, **changes)
     done = drive(first, stop_after=killed_after)
     under_way = first.ask()
     assert under_way is not None
-    first.result(under_way.trial_id, 1, {"val/top1": worth(under_way) / 4})
+    first.on_result(under_way.trial_id, 1, {"val/top1": worth(under_way) / 4})
     kept = [t for t in first.study.trials if "same as" not in t.user_attrs]  # what was told twice taught nothing
     histories = {t.user_attrs["key"]: t.intermediate_values for t in kept}
     before = [dataclasses.replace(result, run_id=result.trial_id) for result in results(first)]
     label, params = under_way.label, dict(under_way.params)
-    before.append(TrialResult(under_way.trial_id, label, 0, params, under_way.trial_id, "interrupted"))
+    before.append(TrialResult(under_way.trial_id, label, 0, params, under_way.trial_id, TrialStatus.INTERRUPTED))
 
     spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), **changes)
     second = Search(spec, trials, None, "study", before, histories.__getitem__)
@@ -214,7 +216,9 @@ def test_a_trial_that_ended_before_the_driver_wrote_it_down(dataset: ArrowDatase
     first = searching(dataset, storage, limit=3)
     trial = first.ask()
     assert trial is not None
-    known = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), "", "finished", {"val/top1": 77.0})
+    known = TrialResult(
+        trial.trial_id, trial.label, 0, dict(trial.params), "", TrialStatus.FINISHED, {"val/top1": 77.0}
+    )
     second = searching(dataset, storage, before=[known], limit=3)
     assert second.study.trials[0].value == 77.0
     assert trial.trial_id not in {t.trial_id for t in drive(second)}
@@ -228,7 +232,7 @@ def test_what_failed_is_tried_again_by_a_resume(dataset: ArrowDataset, tmp_path:
     first.tell(trial.trial_id, "failed", {}, trial)
     drive(first)
     assert first.exhausted
-    failed = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), "", "failed")
+    failed = TrialResult(trial.trial_id, trial.label, 0, dict(trial.params), "", TrialStatus.FAILED)
     second = searching(dataset, storage, before=[*results(first), failed], question=FOCAL_K)
     assert [t.trial_id for t in drive(second)] == [trial.trial_id]
     third = searching(dataset, storage, before=results(second) + results(first), question=FOCAL_K)

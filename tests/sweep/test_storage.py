@@ -12,7 +12,9 @@ import torch
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.sweep import storage
-from fgst.sweep.definition import Trial, build_spec
+from fgst.sweep.definition import Trial
+from fgst.sweep.spec import build_spec
+from fgst.sweep.status import TrialStatus
 from fgst.sweep.storage import TrialStorage
 from fgst.sweep.trial import StopTrial, TrialContext, run_trial
 from fgst.tracking.store import TrackingStore
@@ -90,7 +92,7 @@ def test_a_trial_goes_on_where_another_node_left_it(
     def stop(metrics: dict[str, float]) -> None:
         told.append(metrics["epoch"])
         if metrics["epoch"] == 2:
-            raise StopTrial("interrupted")
+            raise StopTrial(TrialStatus.INTERRUPTED)
 
     monkeypatch.setattr(storage, "SHARE", 1.0)  # a copy after each epoch
     monkeypatch.setenv("FGST_CACHE", str(tmp_path / "node 1"))
@@ -224,4 +226,4 @@ def test_a_folder_that_this_node_does_not_see_is_refused(
     elsewhere = dataclasses.replace(context, storage=str(tmp_path / "on another machine"))
     assert run_trial(make_trial(dataset), elsewhere) == "failed"
     (run,) = TrackingStore(tracking_uri).children(context.parent)
-    assert "is not there on node" in run.data.tags["fgst.reason"]
+    assert "does not exist on node" in run.data.tags["fgst.reason"]

@@ -12,12 +12,13 @@ import pytest
 
 from fgst.cli.sweep import sweep as run_sweep
 from fgst.errors import InputError
-from fgst.sweep.backends.ray import Resources, max_concurrent_trials, shares
-from fgst.sweep.definition import SweepDefinition, SweepSpec
+from fgst.sweep.backends.resources import Resources, max_concurrent_trials, resources_per_trial
+from fgst.sweep.definition import SweepDefinition
+from fgst.sweep.spec import SweepSpec
 from fgst.tracking.tags import Tags
 from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures
 
-FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["question"]
+FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
 
 
 def test_sweep_of_two_trials(place: Place) -> None:
@@ -158,13 +159,21 @@ def test_bad_input_is_one_line_and_exit_code_2(place: Place) -> None:
     ],
 )
 def test_shares_of_a_trial(cluster: dict[str, float], asked: Resources, given: dict[str, float], trials: int) -> None:
-    assert shares([cluster], asked, trials) == given
+    assert resources_per_trial([cluster], asked, trials) == given
 
 
 def test_a_trial_lies_on_one_node() -> None:
     nodes = [{}, {"CPU": 4.0}, {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}]
     on_cpu = Resources(gpus_per_trial=0)
-    assert [shares(nodes, on_cpu, trials)["CPU"] for trials in (1, 2, 3, 4, 6, 12, 50)] == [4, 4, 4, 2, 2, 1, 1]
+    assert [resources_per_trial(nodes, on_cpu, trials)["CPU"] for trials in (1, 2, 3, 4, 6, 12, 50)] == [
+        4,
+        4,
+        4,
+        2,
+        2,
+        1,
+        1,
+    ]
     assert max_concurrent_trials(nodes, {"CPU": 3.0, "GPU": 0.0}) == 3
     assert max_concurrent_trials(nodes, {"CPU": 1.0, "GPU": 0.6}) == 2  # of one GPU each
     for asked, words in (
@@ -172,9 +181,9 @@ def test_a_trial_lies_on_one_node() -> None:
         (Resources(gpus_per_trial=1, cpus_per_trial=8), "--cpus-per-trial is 8, but no node has more than 4"),
     ):
         with pytest.raises(InputError, match=words):
-            shares(nodes, asked, 1)
+            resources_per_trial(nodes, asked, 1)
     with pytest.raises(InputError, match="no node has 4 cores and 1 GPUs"):
-        shares([{"CPU": 4.0}, {"GPU": 1.0}], Resources(cpus_per_trial=4), 1)
+        resources_per_trial([{"CPU": 4.0}, {"GPU": 1.0}], Resources(cpus_per_trial=4), 1)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +197,7 @@ def test_a_trial_lies_on_one_node() -> None:
 def test_what_the_cluster_can_never_give_is_refused(cluster: dict[str, float], asked: Resources, names: str) -> None:
     # Ray would wait for it for ever.
     with pytest.raises(InputError, match=names):
-        shares([cluster], asked, 1)
+        resources_per_trial([cluster], asked, 1)
 
 
 def test_dry_run_prints_the_trials_and_starts_nothing(place: Place) -> None:

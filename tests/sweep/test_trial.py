@@ -10,11 +10,12 @@ import psutil
 import pytest
 import torch
 
-from fgst.cli.evaluate import evaluate
 from fgst.data.dataset import ArrowDataset
 from fgst.evaluation.metrics import Scores
-from fgst.sweep.definition import Trial, build_spec
+from fgst.sweep.definition import Trial
+from fgst.sweep.spec import build_spec
 from fgst.sweep.trial import TrialContext, give_back_memory, run_trial
+from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from tests.support import small

@@ -1,4 +1,4 @@
-"""The champion behind HTTP: `mlflow models serve` answers requests of raw clips, from code and safetensors alone."""
+"""The registered champion, served by ``mlflow models serve`` from code and safetensors files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ import pytest
 import torch
 
 from fgst.data.dataset import ArrowDataset
+from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member
 from fgst.evaluation.inference import Predictor
 from fgst.tracking import registry
 from fgst.tracking.store import TrackingStore
-from tests.cli.test_predict import as_file
+from tests.evaluation.helpers import npy_bytes
 from tests.support import small
 from tests.support.small import network
 
@@ -40,7 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 @pytest.fixture(scope="module")
 def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackingStore, str, Path]:
-    """A store with an ensemble of two networks as its champion; the name of the model; its networks in a folder."""
+    """A store with an ensemble of two networks as champion, the model's name, and a folder with the networks."""
     folder = tmp_path_factory.mktemp("champion")
     store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     experiment, members = store.experiment("small x-sub"), []
@@ -57,27 +58,37 @@ def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) ->
     ensemble.log_artifacts(folder / "ensemble")
     assert "version 1" in registry.promote_if_better(store, ensemble.run_id, "small x-sub", 80.0, "a split")
     (folder / "networks").mkdir()
-    registry.collect(store, ensemble.run_id, folder / "networks")
+    registry.download_networks(store, ensemble.run_id, folder / "networks")
     return store, registry.model_name("small x-sub"), folder / "networks"
 
 
-def request(dataset: ArrowDataset, *rows: int) -> list[dict[str, str]]:
+def records(dataset: ArrowDataset, *rows: int) -> list[dict[str, str]]:
     return [
-        {"name": f"{row}.npy", "content": base64.b64encode(as_file(dataset.clip(row))).decode()} for row in rows
+        {"name": f"{row}.npy", "content": base64.b64encode(npy_bytes(dataset.clip(row))).decode()} for row in rows
     ]  # fmt: skip
 
 
-def test_model_holds_no_pickle_and_says_what_it_takes(champion: tuple[TrackingStore, str, Path]) -> None:
+def test_model_contains_no_pickle_and_documents_its_input(champion: tuple[TrackingStore, str, Path]) -> None:
     store, name, _ = champion
-    with store.artifacts(registry.run_of(store, f"{name}@champion"), registry.MODEL) as folder:
+    with store.artifacts(registry.resolve_model(store, f"{name}@champion"), registry.MODEL) as folder:
         names = [path.name for path in folder.rglob("*") if path.is_file()]
         assert not [n for n in names if n.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"))]
         assert names.count("model.safetensors") == 2
-        described = (folder / "MLmodel").read_text()
-        assert "input_example" in described
-        assert '"name": "content"' in described
+        description = (folder / "MLmodel").read_text()
+        assert "input_example" in description
+        assert '"name": "content"' in description
         example = json.loads((folder / "serving_input_example.json").read_text())
     assert set(example["dataframe_split"]["columns"]) == {"name", "content"}
+
+
+def test_resolve_model_accepts_names_aliases_and_versions(champion: tuple[TrackingStore, str, Path]) -> None:
+    store, name, _ = champion
+    run_id = registry.resolve_model(store, "champion")
+    for model in (name, f"{name}@champion", f"{name}/1"):
+        assert registry.resolve_model(store, model) == run_id
+    for model in ("unknown", f"{name}/7", f"{name}@king"):
+        with pytest.raises(InputError, match=f"--model {model}: "):
+            registry.resolve_model(store, model)
 
 
 @pytest.fixture
@@ -113,29 +124,29 @@ def server(champion: tuple[TrackingStore, str, Path]) -> Iterator[str]:
         process.communicate()
 
 
-def ask(url: str, records: Any) -> Any:
-    body = json.dumps({"dataframe_records": records}).encode()
-    wanted = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(wanted, timeout=60) as answer:
+def predict(url: str, rows: Any) -> Any:
+    body = json.dumps({"dataframe_records": rows}).encode()
+    request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
 
-        def refuse(word: str) -> Any:
-            raise AssertionError(f"{word} is not JSON")
+        def reject(word: str) -> Any:
+            raise AssertionError(f"{word} is not valid JSON")
 
-        return json.loads(answer.read(), parse_constant=refuse)["predictions"]
+        return json.loads(response.read(), parse_constant=reject)["predictions"]
 
 
 @pytest.mark.slow
 def test_requests_over_http(champion: tuple[TrackingStore, str, Path], server: str, dataset: ArrowDataset) -> None:
-    networks = Predictor.load(champion[2])
-    answers = ask(server, [*request(dataset, 0, 7), {"name": "bad.npy", "content": "?"}])
-    expected = networks.probabilities([dataset.clip(0)])[0], networks.probabilities([dataset.clip(7)])[0]
-    for answer, row, probabilities in zip(answers, (0, 7), expected, strict=False):
+    predictor = Predictor.load(champion[2])
+    rows = predict(server, [*records(dataset, 0, 7), {"name": "bad.npy", "content": "?"}])
+    for answer, row in zip(rows, (0, 7), strict=False):
+        probabilities = predictor.probabilities([dataset.clip(row)])[0]
         assert answer["name"] == f"{row}.npy"
         assert answer["class"] == dataset.classes[int(np.argmax(probabilities))]
-        found = {best["class"]: best["probability"] for best in answer["top"]}
-        assert found == pytest.approx(dict(zip(dataset.classes, probabilities.tolist(), strict=True)), rel=1e-4)
-    assert "base64" in answers[2]["fault"]
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        ask(server, [{"file": "x"}])
-    assert refused.value.code == 400
-    assert len(ask(server, request(dataset, 1))) == 1  # it still answers
+        top = {entry["class"]: entry["probability"] for entry in answer["top"]}
+        assert top == pytest.approx(dict(zip(dataset.classes, probabilities.tolist(), strict=True)), rel=1e-4)
+    assert "base64" in rows[2]["fault"]
+    with pytest.raises(urllib.error.HTTPError) as error:
+        predict(server, [{"file": "x"}])
+    assert error.value.code == 400
+    assert len(predict(server, records(dataset, 1))) == 1  # the server still responds

@@ -1,24 +1,41 @@
-"""The tracking store: made whole or not at all."""
+"""The tracking store: atomic creation, URIs, the user interface's address, and concurrent runs."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
-from fgst.tracking.store import TrackedRun, TrackingStore
+import pytest
+
+from fgst.tracking.connection import Connection, resolve_uri
+from fgst.tracking.run import TrackedRun
+from fgst.tracking.store import TrackingStore
 from tests.support.small import start_python
 
-MAKE = "import sys; from fgst.tracking.store import TrackingStore; print('now', flush=True); TrackingStore(sys.argv[1]); print('made')"
+CREATE = """
+import sys
+from fgst.tracking.store import TrackingStore
+print("start", flush=True)
+TrackingStore(sys.argv[1])
+print("created")
+"""
+PAGE = "#/experiments/1/runs?workflowType=machine_learning"
 
 
-def test_a_store_whose_making_was_interrupted_is_made_by_the_next(tmp_path: Path) -> None:
+def test_interrupted_creation_leaves_no_partial_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    for delay in (0.3, 1.5):  # into the making, which takes seconds
-        process = start_python(MAKE, uri)
+    for delay in (0.3, 1.5):  # creation takes seconds
+        process = start_python(CREATE, uri)
         assert process.stdout is not None
-        assert process.stdout.readline() == "now\n"
+        assert process.stdout.readline() == "start\n"
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         process.communicate()
@@ -26,35 +43,170 @@ def test_a_store_whose_making_was_interrupted_is_made_by_the_next(tmp_path: Path
     assert store.experiment("one") == store.experiment("one")
 
 
-def test_processes_that_make_it_at_once_share_it(tmp_path: Path) -> None:
+def test_concurrent_creation_yields_one_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    processes = [start_python(MAKE, uri) for _ in range(3)]
-    assert [process.communicate()[0].splitlines()[-1] for process in processes] == ["made"] * 3
+    processes = [start_python(CREATE, uri) for _ in range(3)]
+    assert [process.communicate()[0].splitlines()[-1] for process in processes] == ["created"] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
     TrackingStore(uri).experiment("one")
 
 
-def test_runs_that_name_a_new_data_set_at_once(tmp_path: Path) -> None:
-    """Trials that start together do; MLflow's own look-then-insert refuses all but one of them."""
-    store = TrackingStore(f"sqlite:///{tmp_path}/mlflow.db")
+def test_concurrent_runs_can_log_the_same_new_dataset(tracking_uri: str) -> None:
+    """MLflow looks a data set up and then inserts it, which fails for all but one of several concurrent runs."""
+    store = TrackingStore(tracking_uri)
     experiment = store.experiment("one")
     runs = [store.start(experiment, str(n), f"run {n}", {}) for n in range(4)]
-    lost: list[BaseException] = []
-    together = threading.Barrier(len(runs))
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(len(runs))
 
-    def name_them(run: TrackedRun) -> None:
+    def log_datasets(run: TrackedRun) -> None:
         try:
             for n in range(20):
-                together.wait()
+                barrier.wait()
                 run.log_dataset(f"set {n}", "ab" * 32, "data")
         except BaseException as error:
-            lost.append(error)
-            together.abort()
+            errors.append(error)
+            barrier.abort()
 
-    threads = [threading.Thread(target=name_them, args=(run,)) for run in runs]
+    threads = [threading.Thread(target=log_datasets, args=(run,)) for run in runs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not lost
+    assert not errors
     assert [len(store.run(run.run_id).inputs.dataset_inputs) for run in runs] == [20] * len(runs)
+
+
+def test_start_continues_a_trials_run_and_reopens_it(tracking_uri: str) -> None:
+    store = TrackingStore(tracking_uri)
+    experiment = store.experiment("one")
+    parent = store.start(experiment, "sweep", "a sweep", {}).run_id
+    run = store.start(experiment, "trial", "a trial", {}, parent)
+    run.finish("FAILED", "out of memory")
+    assert store.start(experiment, "trial", "a trial", {}, parent).run_id == run.run_id
+    reopened = store.run(run.run_id)
+    assert reopened.info.status == "RUNNING"
+    assert "fgst.reason" not in reopened.data.tags
+    assert store.start(experiment, "other", "another trial", {}, parent).run_id != run.run_id
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        (None, "sqlite:///{cwd}/mlflow.db"),
+        ("runs.db", "sqlite:///{cwd}/runs.db"),
+        ("sqlite:///runs.db", "sqlite:///{cwd}/runs.db"),
+        ("sqlite:////data/runs.db", "sqlite:////data/runs.db"),
+        ("file://runs", "file://{cwd}/runs"),
+        ("http://host:5000", "http://host:5000"),
+        ("postgresql://host/runs", "postgresql://host/runs"),
+    ],
+)
+def test_uris_are_made_absolute(
+    uri: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri(uri) == expected.format(cwd=tmp_path)
+    if uri is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert resolve_uri() == expected.format(cwd=tmp_path)
+
+
+# The user interface
+
+
+def store_with_uri(uri: str, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
+    """A store that claims to have this URI; no server or database is opened."""
+    connection = Connection(uri, SimpleNamespace(), SimpleNamespace())
+    monkeypatch.setattr("fgst.tracking.store.connect", lambda resolved, wait: connection)
+    return TrackingStore(uri)
+
+
+@pytest.mark.parametrize("uri", ["http://host:5000", "https://host/mlflow/"])
+def test_ui_url_of_a_server_is_its_own_page(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store_with_uri(uri, monkeypatch).ui_url("1") == f"{uri.rstrip('/')}/{PAGE}"
+
+
+@pytest.mark.parametrize("given", [None, "mlflow.db", "sqlite:///mlflow.db", "sqlite:///{cwd}/mlflow.db"])
+def test_ui_url_of_the_default_database_uses_make_ui(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = resolve_uri(given and given.format(cwd=tmp_path))
+    assert store_with_uri(uri, monkeypatch).ui_url("1") == f"make ui, then http://127.0.0.1:5000/{PAGE}"
+
+
+def test_ui_url_of_the_environments_database_uses_make_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/other/runs.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert store_with_uri(uri, monkeypatch).ui_url("1").startswith("make ui, then http://127.0.0.1:5000/")
+    # `make ui` would open the environment's store instead of the default one.
+    default = f"sqlite:///{tmp_path}/mlflow.db"
+    assert store_with_uri(default, monkeypatch).ui_url("1").startswith("mlflow ui ")
+
+
+def test_ui_url_does_not_pass_a_path_in_the_environment_to_make_ui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow takes ``runs.db`` without a scheme for a folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "runs.db")
+    assert store_with_uri(resolve_uri(), monkeypatch).ui_url("1").startswith("mlflow ui --backend-store-uri sqlite:///")
+
+
+@pytest.mark.parametrize("name", ["runs.db", "my runs; it's.db", "$HOME & co.db"])
+def test_ui_url_of_another_database_is_a_command_with_its_uri(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = f"sqlite:///{tmp_path}/{name}"
+    command, _, page = store_with_uri(uri, monkeypatch).ui_url("1").rpartition(", then ")
+    assert page == f"http://127.0.0.1:5000/{PAGE}"
+    assert shlex.split(command) == ["mlflow", "ui", "--backend-store-uri", uri]
+
+
+@pytest.mark.slow
+def test_printed_ui_command_opens_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    store = TrackingStore(f"sqlite:///{folder}/runs.db")
+    experiment = store.experiment("one")
+    command = store.ui_url(experiment).rpartition(", then ")[0]
+    port = "5973"
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {command} --port {port}"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    try:
+        url, end = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=", time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(url + experiment, timeout=10) as response:
+                    assert b'"one"' in response.read()
+                break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.5)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+# Artifacts
+
+
+@pytest.mark.parametrize("uri", ["mlflow-artifacts:/1/x", "s3://bucket/x", "https://host/x", "file://other-host/x"])
+def test_remote_artifacts_are_not_local(uri: str, tracking_uri: str) -> None:
+    store = TrackingStore(tracking_uri)
+    run = SimpleNamespace(info=SimpleNamespace(artifact_uri=uri))
+    assert store.local_artifacts(run) is None
+    run.info.artifact_uri = "file:///a%20b/c"
+    assert store.local_artifacts(run) == Path("/a b/c")

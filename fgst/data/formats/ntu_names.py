@@ -1,12 +1,12 @@
-"""NTU RGB+D by name: what a file name says, the 120 actions, and which clips train in each benchmark."""
+"""File names, action classes and benchmarks of NTU RGB+D 60 and 120."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from fgst.data.dataset import Benchmark
 from fgst.data.sources import ClipError
+from fgst.data.splits import Benchmark
 
 ACTIONS = (
     "drink water", "eat meal/snack", "brushing teeth", "brushing hair", "drop", "pickup", "throw", "sitting down",
@@ -46,7 +46,13 @@ X_SUB_120 = (
 
 @dataclass(frozen=True)
 class Edition:
-    """NTU RGB+D 60, or 120, which contains it. Setups, subjects and actions are numbered from 1 to these."""
+    """An edition of the data set: NTU RGB+D 60, or 120, which includes it.
+
+    Attributes:
+        name: of the Arrow data set.
+        actions, setups, subjects: the largest number of each; all are counted from 1.
+        benchmarks: the official ones; the first is the default.
+    """
 
     name: str
     actions: int
@@ -74,7 +80,7 @@ _NAME = re.compile(r"S([0-9]{3})C([0-9]{3})P([0-9]{3})R([0-9]{3})A([0-9]{3})")
 
 @dataclass(frozen=True)
 class ClipName:
-    """Setup, camera, subject (performer), replication and action, each from 1."""
+    """The numbers in a file name, each from 1; the subject is the performer."""
 
     setup: int
     camera: int
@@ -84,17 +90,17 @@ class ClipName:
 
 
 def parse_name(name: str) -> ClipName:
-    """``S001C002P003R002A013`` → its five numbers.
+    """Parse a name such as ``S001C002P003R002A013``.
 
     Raises:
-        ClipError: if it is no name of a clip of either edition.
+        ClipError: if it is not the name of a clip of either edition.
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ClipError("is not named like a clip, S001C001P001R001A001.skeleton")
+        raise ClipError("is not named like a clip, e.g. S001C001P001R001A001.skeleton")
     clip = ClipName(*map(int, match.groups()))
     widest = EDITIONS["120"]
-    for what, value, highest in (
+    for column, value, highest in (
         ("setup", clip.setup, widest.setups),
         ("camera", clip.camera, 3),
         ("subject", clip.subject, widest.subjects),
@@ -102,10 +108,10 @@ def parse_name(name: str) -> ClipName:
         ("action", clip.action, widest.actions),
     ):
         if not 1 <= value <= highest:
-            raise ClipError(f"is named after {what} {value}; there are 1 to {highest}")
+            raise ClipError(f"is named after {column} {value}; valid are 1 to {highest}")
     return clip
 
 
 def belongs(clip: ClipName, edition: Edition) -> bool:
-    """Whether a clip is part of an edition: NTU-120 adds actions 61 to 120, recorded in setups 18 to 32."""
+    """Return whether a clip is part of an edition; NTU-120 adds actions 61 to 120, recorded in setups 18 to 32."""
     return clip.action <= edition.actions and clip.setup <= edition.setups and clip.subject <= edition.subjects

@@ -1,49 +1,74 @@
-"""One file of an NTU data set: the work that runs in parallel, is done once, and is found again after a kill.
+"""One file of an NTU data set: the unit of parallel work, and of what survives an interruption.
 
-A shard is a fixed slice of the sorted list of clips, so its content does not depend on how many workers there are. Its
-record, a JSON file beside it, is written last: a shard with a record is complete.
+A shard is a fixed slice of the sorted list of clips, so its content does not depend on the number of workers. Its
+record, a JSON file next to it, is written last: a shard with a record is complete.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fgst.data.cleaning import clean
-from fgst.data.dataset import Clip, file_digest
+from fgst.data.dataset import Clip
 from fgst.data.formats.ntu_names import parse_name
 from fgst.data.formats.ntu_skeleton import read_skeleton
+from fgst.data.layout import FileEntry, file_digest
 from fgst.data.skeleton import NTU_25
-from fgst.data.sources import ClipError, read_again
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, read_file
 from fgst.data.writer import write_shard
 
 CLIPS_PER_SHARD = 256
-# The longest clips take 4 MB. Beyond this a file is no clip, and a hostile one could take all memory (20 bytes a byte).
-MAX_FILE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, order=True)
+class Rejected:
+    """A file that is not in the data set.
+
+    Attributes:
+        path: of the file, escaped for printing.
+        reason: one of a few categories, e.g. "unreadable".
+        fault: the details.
+    """
+
+    path: str
+    reason: str
+    fault: str
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A clip to read: its name, the source that it is in, where there (see ``ClipFile``), and as what to name it."""
+class ClipEntry:
+    """A clip to read.
+
+    Attributes:
+        name: of the clip.
+        source: the zip or folder that contains it.
+        key, fingerprint: see :class:`~fgst.data.sources.ClipFile`.
+        path: of its file in reports.
+    """
 
     name: str
     source: str
     key: str | int
-    place: str
-    stamp: tuple[int, int]
+    path: str
+    fingerprint: tuple[int, int]
+
+    def read(self) -> bytes:
+        """Read the file; raises ClipError if that fails."""
+        return read_file(Path(self.source), self.key, MAX_FILE_BYTES)
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to make: which one, of which clips, in which folder, for how many classes."""
+    """A shard to write into ``folder``, for a data set of ``num_classes`` classes."""
 
     index: int
-    entries: tuple[Entry, ...]
+    entries: tuple[ClipEntry, ...]
     folder: str
     num_classes: int
 
@@ -52,55 +77,63 @@ class ShardTask:
         return Path(self.folder, f"clips-{self.index:05d}.arrow")
 
     @property
-    def record(self) -> Path:
+    def record_path(self) -> Path:
         return self.path.with_suffix(".json")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardRecord:
-    """What became of a shard's clips.
+    """The result of writing a shard.
 
     Attributes:
-        file: its entry in the data set's description; ``None`` if no clip was left.
-        kept: number of clips.
-        left_out: place, kind and fault of each clip that is not in it.
-        removed: what cleaning took from the others, by reason.
-        read_bytes: size of all files together.
+        index: of the shard.
+        file: its entry in the data set's description; ``None`` if no clip was usable.
+        num_clips: number of clips in it.
+        rejected: the files that are not in it.
+        removed: what cleaning removed from its clips, by reason.
+        read_bytes: total size of the files read.
         content: SHA-256 over names and digests of the files read.
     """
 
     index: int
-    file: dict[str, Any] | None
-    kept: int
-    left_out: list[tuple[str, str, str]]
+    file: FileEntry | None
+    num_clips: int
+    rejected: tuple[Rejected, ...]
     removed: dict[str, int]
     read_bytes: int
     content: str
 
+    @classmethod
+    def read(cls, path: Path) -> ShardRecord:
+        """Read a record; raises OSError, ValueError, TypeError or KeyError if it is missing or malformed."""
+        fields = json.loads(path.read_text())
+        fields["file"] = None if fields["file"] is None else FileEntry(**fields["file"])
+        fields["rejected"] = tuple(Rejected(**rejected) for rejected in fields["rejected"])
+        return cls(**fields)
+
 
 def make_shard(task: ShardTask) -> ShardRecord:
-    """Read, clean and write a shard, unless it is there already."""
-    found = finished(task)
-    if found is not None:
-        return found
+    """Read and clean the clips of a shard and write it, unless a complete one exists."""
+    if (finished := finished_shard(task)) is not None:
+        return finished
     clips: list[Clip] = []
-    left_out: list[tuple[str, str, str]] = []
+    rejected: list[Rejected] = []
     removed: Counter[str] = Counter()
-    size, content = 0, hashlib.sha256()
+    read_bytes, content = 0, hashlib.sha256()
     for entry in task.entries:
         try:
-            data = read_again(Path(entry.source), entry.key, MAX_FILE_BYTES)
-            size += len(data)
+            data = entry.read()
+            read_bytes += len(data)
             content.update(f"{entry.name} {hashlib.sha256(data).hexdigest()}\n".encode())
             recording = read_skeleton(data)
         except ClipError as error:
             content.update(f"{entry.name} {error}\n".encode())
-            left_out.append((entry.place, "unreadable", str(error)))
+            rejected.append(Rejected(entry.path, "unreadable", str(error)))
             continue
         try:
             cleaned = clean(recording)
         except ClipError as error:
-            left_out.append((entry.place, "no usable body", str(error)))
+            rejected.append(Rejected(entry.path, "no usable body", str(error)))
             continue
         removed += cleaned.removed
         name = parse_name(entry.name)
@@ -109,23 +142,23 @@ def make_shard(task: ShardTask) -> ShardRecord:
     file = None
     if clips:
         temporary = task.path.with_suffix(f".{os.getpid()}.tmp")
-        file = write_shard(temporary, clips, NTU_25, task.num_classes) | {"name": task.path.name}
+        file = dataclasses.replace(write_shard(temporary, clips, NTU_25, task.num_classes), name=task.path.name)
         temporary.replace(task.path)
-    taken = dict(sorted(removed.items()))
-    record = ShardRecord(task.index, file, len(clips), left_out, taken, size, content.hexdigest())
-    temporary = task.record.with_suffix(f".{os.getpid()}.tmp")
+    record = ShardRecord(
+        task.index, file, len(clips), tuple(rejected), dict(sorted(removed.items())), read_bytes, content.hexdigest()
+    )
+    temporary = task.record_path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(asdict(record)))
-    temporary.replace(task.record)
+    temporary.replace(task.record_path)
     return record
 
 
-def finished(task: ShardTask) -> ShardRecord | None:
-    """The record of a shard that is complete and has not changed since it was written."""
+def finished_shard(task: ShardTask) -> ShardRecord | None:
+    """Return the record of a shard that is complete and unmodified, else ``None``."""
     try:
-        record = ShardRecord(**json.loads(task.record.read_text()))
-        record.left_out = [(place, kind, fault) for place, kind, fault in record.left_out]
+        record = ShardRecord.read(task.record_path)
         if record.file is not None and (
-            task.path.stat().st_size != record.file["bytes"] or file_digest(task.path) != record.file["sha256"]
+            task.path.stat().st_size != record.file.bytes or file_digest(task.path) != record.file.sha256
         ):
             return None
     except (OSError, ValueError, TypeError, KeyError):

@@ -1,25 +1,25 @@
-"""The ``.skeleton`` text of NTU RGB+D: bytes in, bodies as they were recorded out.
+"""Parser of NTU RGB+D's ``.skeleton`` text files: bytes in, tracked bodies out.
 
-Line 1 is the number of frames. Each frame: the number of bodies; each body: ten fields, its id first; the number of
-joints, 25; a line for each joint, twelve fields, x y z in metres first.
+Line 1 is the number of frames. Each frame consists of the number of bodies, and for each body a line of ten fields
+beginning with its id, the number of joints (25), and a line for each joint of twelve fields beginning with x, y and z
+in metres.
 
-Two readers give the same. One cuts the joints' lines out as a block and hands them to Arrow's CSV parser: ten times
-as fast as a line at a time. What that one cannot take, the other reads line by line, and it says what is wrong, and
-where. Nothing that a file claims about itself is believed before the lines are there.
+There are two parsers with equal results. The fast one extracts the joints' lines as blocks and passes them to Arrow's
+CSV parser, ten times as fast as parsing line by line. If a file is unusual or malformed, the strict one parses it line
+by line, and its errors name the line. Neither trusts a count in the file before the lines it announces are found.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from fgst.data.report import printable
-from fgst.data.sources import ClipError
+from fgst.data.cleaning import Body, Recording, clean
+from fgst.data.skeleton import NTU_25, Skeleton
+from fgst.data.sources import ClipError, printable
 
-JOINTS = 25
+JOINTS = NTU_25.num_joints
 BODY_FIELDS, JOINT_FIELDS = 10, 12
 _BLOCK = 2 + JOINTS  # lines of a body: its fields, the number of joints, the joints
 _COLUMNS = [f"{i}" for i in range(JOINT_FIELDS)]
@@ -30,53 +30,55 @@ _CONVERT = csv.ConvertOptions(
 )
 
 
-@dataclass(frozen=True)
-class Body:
-    """A tracked body.
+def read_joints(content: bytes, skeleton: Skeleton = NTU_25) -> np.ndarray:
+    """Parse and clean a ``.skeleton`` file.
 
-    Attributes:
-        number: the id that the sensor gave it.
-        frames: in which frames it was seen, ``(F,)`` increasing integers from 0.
-        joints: ``(F, 25, 3)`` float64, metres.
+    Args:
+        content: the whole file.
+        skeleton: not used, because all files have the same skeleton.
+
+    Returns:
+        ``(M, T, 25, 3)`` float32, one or two persons; see :class:`fgst.data.cleaning.Cleaned`.
+
+    Raises:
+        ClipError: if the file is malformed or has no usable body.
     """
-
-    number: int
-    frames: np.ndarray
-    joints: np.ndarray
+    return clean(read_skeleton(content)).joints
 
 
-@dataclass(frozen=True)
-class Recording:
-    """``num_frames`` frames, and the bodies in the order in which they first appear."""
-
-    num_frames: int
-    bodies: tuple[Body, ...]
+def encode_joints(joints: np.ndarray) -> bytes:
+    """Write the joints of one person, ``(T, 25, 3)``, as a ``.skeleton`` file; all other fields are zero."""
+    lines = [str(len(joints))]
+    for frame in joints:
+        lines += ["1", "72057594037927936" + " 0" * (BODY_FIELDS - 1), str(len(frame))]
+        lines += [" ".join(f"{value:.4f}" for value in joint) + " 0" * 8 + " 2" for joint in frame]
+    return ("\n".join(lines) + "\n").encode()
 
 
 def read_skeleton(content: bytes) -> Recording:
     """Parse a ``.skeleton`` file.
 
     Raises:
-        ClipError: saying which line is not as it must be.
+        ClipError: if it is malformed; the message names the line.
     """
-    found = _read_fast(content)
-    return _read_slow(content) if found is None else found
+    recording = parse_fast(content)
+    return parse_strict(content) if recording is None else recording
 
 
-def _read_fast(content: bytes) -> Recording | None:
-    """The file as nearly all are; ``None`` if anything about it is unusual or wrong."""
+def parse_fast(content: bytes) -> Recording | None:
+    """Parse a file of the usual layout; return ``None`` if anything about it is unusual or malformed."""
     values = np.frombuffer(content, np.uint8)
-    places = np.flatnonzero(values < 32)  # line ends, unless there are tabs, carriage returns or worse
+    controls = np.flatnonzero(values < 32)  # line ends, unless there are tabs, carriage returns or worse
     blank = values <= 32
-    # Two blanks in a row are one to Python, and an empty field to Arrow.
-    if not content.endswith(b"\n") or (values[places] != 10).any() or (blank[1:] & blank[:-1]).any():
+    # Python merges consecutive blanks, but Arrow reads an empty field between them.
+    if not content.endswith(b"\n") or (values[controls] != 10).any() or (blank[1:] & blank[:-1]).any():
         return None
-    ends = places.tolist()
+    ends = controls.tolist()
     last = len(ends) - 1
-    numbers, frames, blocks = [], [], []
+    body_ids, frames, blocks = [], [], []
     try:
         num_frames = _count(content[: ends[0]])
-        line = 0  # the last line that was read
+        line = 0  # the last line read
         for frame in range(num_frames):
             if line >= last:
                 return None
@@ -88,7 +90,7 @@ def _read_fast(content: bytes) -> Recording | None:
                 fields = content[ends[line] + 1 : ends[line + 1]].split(b" ")
                 if len(fields) != BODY_FIELDS or content[ends[line + 1] + 1 : ends[line + 2]] != b"%d" % JOINTS:
                     return None
-                numbers.append(_count(fields[0]))
+                body_ids.append(_count(fields[0]))
                 frames.append(frame)
                 blocks.append(content[ends[line + 2] + 1 : ends[line + _BLOCK] + 1])
                 line += _BLOCK
@@ -102,32 +104,36 @@ def _read_fast(content: bytes) -> Recording | None:
     joints = np.stack([column.to_numpy() for column in table.columns], axis=-1)
     if len(joints) != JOINTS * len(blocks) or not (np.abs(joints) <= np.finfo(np.float32).max).all():
         return None
-    return _recording(num_frames, numbers, frames, joints.reshape(-1, JOINTS, 3))
+    return _recording(num_frames, body_ids, frames, joints.reshape(-1, JOINTS, 3))
 
 
 def _count(text: bytes) -> int:
-    """A number of frames, bodies or joints, or an id: digits and nothing else."""
+    """Parse a number of frames, bodies or joints, or an id: digits only."""
     if not text.isdigit() or len(text) > 20:
         raise ValueError(text)
     return int(text)
 
 
-def _recording(num_frames: int, numbers: list[int], frames: list[int], joints: np.ndarray) -> Recording | None:
-    """Bodies by id; ``None`` if an id is there twice in a frame."""
+def _recording(num_frames: int, body_ids: list[int], frames: list[int], joints: np.ndarray) -> Recording | None:
+    """Group rows of joints by body; return ``None`` if a body occurs twice in a frame."""
     rows: dict[int, list[int]] = {}
-    for row, number in enumerate(numbers):
-        rows.setdefault(number, []).append(row)
-    where = np.array(frames)
-    bodies = tuple(Body(number, where[chosen], joints[chosen]) for number, chosen in rows.items())
+    for row, body_id in enumerate(body_ids):
+        rows.setdefault(body_id, []).append(row)
+    frame_of = np.array(frames)
+    bodies = tuple(Body(body_id, frame_of[members], joints[members]) for body_id, members in rows.items())
     return Recording(num_frames, bodies) if all((np.diff(body.frames) > 0).all() for body in bodies) else None
 
 
-def _read_slow(content: bytes) -> Recording:
-    """The file line by line: blank lines at the end, carriage returns, tabs and runs of spaces are taken."""
+def parse_strict(content: bytes) -> Recording:
+    """Parse a file line by line, allowing trailing blank lines, carriage returns, tabs and repeated spaces.
+
+    Raises:
+        ClipError: if it is malformed; the message names the line.
+    """
     if content[:2] == b"\x1f\x8b":
         raise ClipError("is compressed by gzip: unpack it")
     if content[:4] == b"PK\x03\x04":
-        raise ClipError("is a zip: name the zip itself as a source")
+        raise ClipError("is a zip: give the zip itself as a source")
     lines = content.split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -135,76 +141,77 @@ def _read_slow(content: bytes) -> Recording:
         raise ClipError("is empty")
     reader = _Lines(lines)
     num_frames = reader.count("the number of frames")
-    numbers: list[int] = []
+    body_ids: list[int] = []
     frames: list[int] = []
     joints: list[list[float]] = []
     for frame in range(num_frames):
-        at = f"frame {frame + 1} of {num_frames}"
+        in_frame = f"frame {frame + 1} of {num_frames}"
         seen: set[int] = set()
-        for body in range(reader.count(f"the number of bodies in {at}")):
-            of = f"body {body + 1} in {at}"
-            fields = reader.fields(f"the fields of {of}", BODY_FIELDS)
-            number = reader.integer(fields[0], f"the id of {of}")
-            if number in seen:
-                raise ClipError(f"has body {number} twice in {at} (line {reader.line})")
-            seen.add(number)
-            count = reader.count(f"the number of joints of {of}")
+        for body in range(reader.count(f"the number of bodies in {in_frame}")):
+            of_body = f"body {body + 1} in {in_frame}"
+            fields = reader.fields(f"the fields of {of_body}", BODY_FIELDS)
+            body_id = reader.integer(fields[0], f"the id of {of_body}")
+            if body_id in seen:
+                raise ClipError(f"has body {body_id} twice in {in_frame} (line {reader.line})")
+            seen.add(body_id)
+            count = reader.count(f"the number of joints of {of_body}")
             if count != JOINTS:
-                raise ClipError(f"has {count} joints instead of {JOINTS} for {of} (line {reader.line})")
-            for joint in range(JOINTS):
-                what = f"joint {joint + 1} of {of}"
-                values = reader.fields(what, JOINT_FIELDS)[:3]
-                joints.append(
-                    [reader.coordinate(v, f"{axis} of {what}") for v, axis in zip(values, "xyz", strict=True)]
-                )
-            numbers.append(number)
+                raise ClipError(f"has {count} joints instead of {JOINTS} for {of_body} (line {reader.line})")
+            joints += [reader.joint(f"joint {joint + 1} of {of_body}") for joint in range(JOINTS)]
+            body_ids.append(body_id)
             frames.append(frame)
     if reader.line < len(lines):
-        raise ClipError(f"goes on after its {num_frames} frames (line {reader.line + 1})")
-    found = _recording(num_frames, numbers, frames, np.array(joints, np.float64).reshape(-1, JOINTS, 3))
-    assert found is not None  # an id twice in a frame was refused above
-    return found
+        raise ClipError(f"has more lines after its {num_frames} frames (line {reader.line + 1})")
+    recording = _recording(num_frames, body_ids, frames, np.array(joints, np.float64).reshape(-1, JOINTS, 3))
+    assert recording is not None  # repeated ids raised an error above
+    return recording
 
 
 class _Lines:
-    """The lines of a file one after another; ``line`` is the number of the one read last, from 1."""
+    """A cursor over the lines of a file; ``line`` is the number of the last line read, from 1."""
 
     def __init__(self, lines: list[bytes]) -> None:
         self._lines, self.line = lines, 0
 
-    def _next(self, what: str) -> bytes:
+    def _next(self, expected: str) -> bytes:
         if self.line == len(self._lines):
-            raise ClipError(f"ends after line {self.line}, before {what}")
+            raise ClipError(f"ends after line {self.line}, before {expected}")
         self.line += 1
         return self._lines[self.line - 1]
 
-    def fields(self, what: str, count: int) -> list[bytes]:
-        fields = self._next(what).split()
+    def fields(self, expected: str, count: int) -> list[bytes]:
+        fields = self._next(expected).split()
         if len(fields) != count:
-            raise ClipError(f"has {len(fields)} fields instead of {count} on line {self.line}: {what}")
+            raise ClipError(f"has {len(fields)} fields instead of {count} on line {self.line}: {expected}")
         return fields
 
-    def count(self, what: str) -> int:
-        return self.integer(self.fields(what, 1)[0], what)
+    def count(self, expected: str) -> int:
+        return self.integer(self.fields(expected, 1)[0], expected)
 
-    def integer(self, text: bytes, what: str) -> int:
+    def joint(self, expected: str) -> list[float]:
+        values = self.fields(expected, JOINT_FIELDS)[:3]
+        return [self.coordinate(v, f"{axis} of {expected}") for v, axis in zip(values, "xyz", strict=True)]
+
+    def integer(self, text: bytes, expected: str) -> int:
         try:
             return _count(text)
         except ValueError:
-            raise ClipError(f"has {_shown(text)} on line {self.line}, where {what} must be") from None
+            raise self._unexpected(text, expected) from None
 
-    def coordinate(self, text: bytes, what: str) -> float:
+    def coordinate(self, text: bytes, expected: str) -> float:
         try:
-            # Python takes 1_000 for a number
-            value = float("nan") if b"_" in text else float(text)
+            value = float("nan") if b"_" in text else float(text)  # Python accepts 1_000 as a number
         except ValueError:
-            raise ClipError(f"has {_shown(text)} on line {self.line}, where {what} must be") from None
-        if not abs(value) <= float(np.finfo(np.float32).max):  # NaN compares false
-            raise ClipError(f"has {_shown(text)} on line {self.line}, where {what} must be")
+            raise self._unexpected(text, expected) from None
+        if not abs(value) <= float(np.finfo(np.float32).max):  # comparisons with NaN are false
+            raise self._unexpected(text, expected)
         return value
 
+    def _unexpected(self, text: bytes, expected: str) -> ClipError:
+        return ClipError(f"has {_excerpt(text)} on line {self.line} instead of {expected}")
 
-def _shown(text: bytes) -> str:
-    """A piece of a file, cut short and fit to be printed."""
-    shown = printable(text[:40].decode("ascii", "backslashreplace"))
-    return f"{shown!r}" + ("..." if len(text) > 40 else "")
+
+def _excerpt(text: bytes) -> str:
+    """The beginning of a piece of a file, escaped for printing."""
+    excerpt = printable(text[:40].decode("ascii", "backslashreplace"))
+    return f"{excerpt!r}" + ("..." if len(text) > 40 else "")

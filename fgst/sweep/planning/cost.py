@@ -1,4 +1,4 @@
-"""What a trial costs: parameters, FLOPs, latency, memory, and the time of a training step."""
+"""Cost of a trial: parameters, FLOPs, latency, memory, and the time of a training step."""
 
 from __future__ import annotations
 
@@ -22,158 +22,190 @@ from fgst.model import FGSTFormer
 from fgst.training.trainer import fit
 
 LATENCY_PASSES = 10
-# Of a step that is timed, at most; of all timing, after which no further step is begun.
-STEP_SECONDS, PATIENCE_SECONDS = 2.0, 8.0
-# Bytes kept that take as long as a GFLOP of the forward pass, on a CPU core. So the steps of the small preset, of half
-# and twice its width, and of the paper's network follow from each other within 10 %.
+WARM_UP_PASSES = 2
+MAX_STEP_SECONDS = 2.0  # the batch of a timed step is reduced to stay within this
+MAX_TIMING_SECONDS = 8.0  # no further step is timed after this
+# Bytes of activations that take as long as a GFLOP of the forward pass, on a CPU core. With this value, step times of
+# the small preset, of half and twice its width, and of the paper's network predict each other within 10 %.
 BYTES_PER_GFLOP = 22 * 2**20
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What any training of a network pays for.
+    """Size of a network.
 
     Attributes:
         parameters: number of trained values.
-        gflops: 10⁹ floating-point operations of the forward pass of one clip with as many persons as any clip of the
-            data set; matrix products and convolutions, a multiply-add is two.
+        gflops: 10⁹ floating-point operations of the forward pass of one clip with the data set's maximum number of
+            persons. Matrix products and convolutions only; a multiply-add counts as two operations.
     """
 
     parameters: int
     gflops: float
 
 
+@dataclass(frozen=True)
+class _PersonCost:
+    """Cost of the forward pass of one clip with one person: parameters, FLOPs, bytes saved for the backward pass."""
+
+    parameters: int
+    flops: int
+    saved_bytes: int
+
+
 def model_cost(config: TrialConfig, dataset: ArrowDataset) -> ModelCost:
-    """Parameters and FLOPs of a trial's network for the clips of a data set.
+    """Count parameters and FLOPs of a trial's network for the clips of a data set.
 
     Raises:
         InputError: if the network does not fit the skeleton.
     """
-    parameters, flops, _ = _counts(config, dataset)
-    return ModelCost(parameters, dataset.max_persons * flops / 1e9)
+    cost = _person_cost(config, dataset)
+    return ModelCost(cost.parameters, dataset.max_persons * cost.flops / 1e9)
 
 
 def activation_bytes(config: TrialConfig, dataset: ArrowDataset) -> int:
-    """What the forward pass of one clip, all persons there, keeps for the backward pass, in float32.
+    """Count the bytes that the forward pass of one clip saves for the backward pass.
 
-    An upper bound for bfloat16. What either pass holds for a moment only is not in it.
+    The clip has the maximum number of persons, in float32: an upper bound for bfloat16. Temporary tensors of either
+    pass are not included.
     """
-    return dataset.max_persons * _counts(config, dataset)[2]
+    return dataset.max_persons * _person_cost(config, dataset).saved_bytes
 
 
-def work(config: TrialConfig, dataset: ArrowDataset) -> float:
-    """What a training step's time goes with, for one clip: GFLOPs, and the memory traffic in their measure."""
+def work_per_clip(config: TrialConfig, dataset: ArrowDataset) -> float:
+    """Estimate the work of a training step per clip: GFLOPs plus memory traffic, converted by ``BYTES_PER_GFLOP``."""
     return model_cost(config, dataset).gflops + activation_bytes(config, dataset) / BYTES_PER_GFLOP
 
 
 def data_bytes(data: DataConfig, dataset: ArrowDataset) -> int:
-    """The frames of all splits: what a GPU that has room keeps of the data set."""
+    """Count the bytes of the frames of all splits, which a trial stores on its GPU if they fit."""
     splits, columns = splits_of(data, dataset), dataset.columns
     rows = np.concatenate([splits.train, splits.val, splits.test])
     frames = columns["num_frames"][rows].astype(np.int64) @ columns["num_persons"][rows]
     return int(frames) * dataset.skeleton.num_joints * 3 * 4
 
 
-def _counts(config: TrialConfig, dataset: ArrowDataset) -> tuple[int, int, int]:
+def _person_cost(config: TrialConfig, dataset: ArrowDataset) -> _PersonCost:
     config = resolve(config, dataset)
     assert config.data.frames is not None
-    return _counts_of(config.model, dataset.skeleton, dataset.num_classes, config.data.frames)
+    return _measure_forward_pass(config.model, dataset.skeleton, dataset.num_classes, config.data.frames)
 
 
 @lru_cache(maxsize=1024)
-def _counts_of(config: ModelConfig, skeleton: Skeleton, classes: int, frames: int) -> tuple[int, int, int]:
-    """Parameters, FLOPs of one person, bytes that its forward pass keeps.
+def _measure_forward_pass(config: ModelConfig, skeleton: Skeleton, classes: int, frames: int) -> _PersonCost:
+    """Measure a real pass of one clip with one person.
 
-    A real pass of one clip: autocast knows no meta device, and fake tensors take ten times as long as the sums.
+    Autocast does not support the meta device, and fake tensors take ten times as long as the arithmetic.
     """
-    state = torch.get_rng_state()  # the weights drawn here are nobody's
+    state = torch.get_rng_state()  # the weights are thrown away, so they must not advance the generator
     model = FGSTFormer(config, skeleton, classes, frames=frames)
     torch.set_rng_state(state)
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}  # by storage: two views of one are kept once
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, int] = {}  # bytes by storage address: two views of a tensor share one storage
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor)
     with torch.enable_grad(), hooks, FlopCounterMode(display=False) as counter:
         scores = model(torch.zeros(1, 1, frames, skeleton.num_joints, 3))
-    del scores  # until here the graph held what was kept, so that no address was used twice
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops(), sum(kept.values())
+    del scores  # alive until here, so that the graph keeps all storages and no address is reused
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return _PersonCost(parameters, counter.get_total_flops(), sum(saved.values()))
 
 
 def latency_ms(model: FGSTFormer, batch: Batch) -> float:
-    """Milliseconds of a forward pass of one clip with all its persons: the median of ten, after two to warm up.
+    """Measure the forward pass of the batch's first clip with all of its persons, as in scoring.
 
-    The pass is that of :func:`fgst.evaluation.scoring.score`: evaluation mode, float32, on the batch's device.
+    The model is in evaluation mode, in float32, on the batch's device; its mode is restored afterwards.
+
+    Returns:
+        Milliseconds: the median of ten passes, after two to warm up.
     """
-    clip, everybody = batch.clips[:1], torch.ones_like(batch.person_mask[:1])
+    clip, all_persons = batch.clips[:1], torch.ones_like(batch.person_mask[:1])
     was_training, seconds = model.training, []
     model.eval()
     try:
         with torch.inference_mode():
-            for _ in range(LATENCY_PASSES + 2):
+            for _ in range(WARM_UP_PASSES + LATENCY_PASSES):
                 synchronize(clip.device)
-                began = time.perf_counter()
-                model(clip, everybody)
+                start = time.perf_counter()
+                model(clip, all_persons)
                 synchronize(clip.device)
-                seconds.append(time.perf_counter() - began)
+                seconds.append(time.perf_counter() - start)
     finally:
         model.train(was_training)
-    return 1000 * statistics.median(seconds[2:])
+    return 1000 * statistics.median(seconds[WARM_UP_PASSES:])
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked to."""
+    """Wait until a GPU has completed all queued work; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def splits_of(data: DataConfig, dataset: ArrowDataset) -> Splits:
-    """The clips that a training with these settings trains on, validates on and tests on."""
+    """Return the training, validation and test clips of a trial with these settings."""
     validation = data.validation if data.protocol == "validation" else 0
     return dataset.splits(data.benchmark or "", validation=validation, seed=data.validation_seed)
 
 
-class _EnoughError(Exception): ...
+class _StopTraining(Exception):
+    """Ends the training after the last step that is wanted."""
 
 
 def training_steps(
-    config: TrialConfig, dataset: ArrowDataset, device: str, *, most: int, more: Callable[[int], bool]
+    config: TrialConfig,
+    dataset: ArrowDataset,
+    device: str,
+    *,
+    max_steps: int,
+    should_continue: Callable[[int], bool],
 ) -> None:
-    """Train a few steps exactly as :func:`fgst.training.trainer.fit` does, batches included, and throw them away.
+    """Run a few training steps exactly as :func:`fgst.training.trainer.fit` does, and discard the result.
 
     Args:
-        most: steps at most.
-        more: told how many steps are done (on a GPU: asked for); whether to go on.
+        config: settings of the trial.
+        dataset: the clips to train on.
+        device: device of the trial: cpu, cuda …
+        max_steps: maximum number of steps.
+        should_continue: called after each step with the number of steps so far (on a GPU: of queued steps); returns
+            whether to run another one.
 
     Raises:
         InputError: if the configuration does not fit the data set.
     """
-    clips, needed = len(splits_of(config.data, dataset).train), most * config.train.batch_size
-    # Passes enough for one epoch to hold all steps: between epochs something else would be done, and timed.
-    config = config.with_values({"train.repeat": -(-needed // clips)})
+    clips, required = len(splits_of(config.data, dataset).train), max_steps * config.train.batch_size
+    # With enough passes per epoch, all steps are in one epoch: the work between epochs must not be timed.
+    config = config.with_values({"train.repeat": -(-required // clips)})
     done = 0
 
     def on_step(epoch: int, step: int, steps: int) -> None:
         nonlocal done
         done += 1
-        if not more(done) or done == most:
-            raise _EnoughError
+        if not should_continue(done) or done == max_steps:
+            raise _StopTraining
 
     try:
         for _ in fit(config, dataset=dataset, device=device, on_step=on_step):
             pass
-    except _EnoughError:
+    except _StopTraining:
         pass
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A training step that was timed: its seconds, its clips, their :func:`work`, and the least that a step takes."""
+    """A timed training step, from which the time of other steps follows.
+
+    Attributes:
+        seconds: duration of the step.
+        clips: its batch size.
+        work: work per clip, see :func:`work_per_clip`.
+        floor: seconds that a step takes at least, however small it is.
+    """
 
     seconds: float
     clips: int
@@ -181,26 +213,27 @@ class Calibration:
     floor: float
 
     def step_seconds(self, clips: int, work: float) -> float:
-        """Of a step of so many clips of so much work each: in proportion, but not below the floor."""
+        """Predict the seconds of a step with this batch size and work per clip: proportional, with a lower bound."""
         return max(self.floor, self.seconds * clips * work / (self.clips * self.work))
 
 
 def calibrate(config: TrialConfig, dataset: ArrowDataset, device: str) -> Calibration:
-    """Time training steps of a trial, with batches of its data set; about ten seconds at most."""
-    began, where = time.perf_counter(), choose_device(device)
+    """Time training steps of a trial on batches of its data set; takes about ten seconds at most."""
+    start, torch_device = time.perf_counter(), choose_device(device)
 
-    def best(clips: int) -> float:
-        """Seconds of the fastest of two steps, after one to warm up."""
-        stamps: list[float] = []
+    def fastest_step(clips: int) -> float:
+        """Return the seconds of the faster one of two steps, after one to warm up."""
+        timestamps: list[float] = []
 
-        def more(done: int) -> bool:
-            synchronize(where)
-            stamps.append(time.perf_counter())
-            return done == 1 or stamps[-1] - began < PATIENCE_SECONDS
+        def should_continue(done: int) -> bool:
+            synchronize(torch_device)
+            timestamps.append(time.perf_counter())
+            return done == 1 or timestamps[-1] - start < MAX_TIMING_SECONDS
 
-        training_steps(config.with_values({"train.batch_size": clips}), dataset, device, most=3, more=more)
-        return min(after - before for before, after in itertools.pairwise(stamps))
+        batch = config.with_values({"train.batch_size": clips})
+        training_steps(batch, dataset, device, max_steps=3, should_continue=should_continue)
+        return min(after - before for before, after in itertools.pairwise(timestamps))
 
-    floor = best(2)
-    clips = max(2, min(config.train.batch_size, int(2 * STEP_SECONDS / floor)))
-    return Calibration(best(clips), clips, work(config, dataset), floor)
+    floor = fastest_step(2)
+    clips = max(2, min(config.train.batch_size, int(2 * MAX_STEP_SECONDS / floor)))
+    return Calibration(fastest_step(clips), clips, work_per_clip(config, dataset), floor)

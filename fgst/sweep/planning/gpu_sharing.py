@@ -1,4 +1,4 @@
-"""How many trainings share a GPU best: measured, for ``--gpus-per-trial auto``."""
+"""Measurement of how many trials should share a GPU, for ``--gpus-per-trial auto``."""
 
 from __future__ import annotations
 
@@ -16,62 +16,71 @@ from fgst.config import TrialConfig
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import choose_device
 from fgst.errors import InputError
+from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.planning.cost import synchronize, training_steps
 
-FILL = 0.9  # of a GPU's memory that trials may take together
-GAIN = 1.1  # that twice as many trials must bring in throughput
-WARM_UP = 2  # steps
-# What a CUDA context takes before anything is asked for; no process can measure its own.
-CONTEXT_GIB = 0.5
+MAX_MEMORY_SHARE = 0.9  # of a GPU's memory, for all trials on it
+MIN_GAIN = 1.1  # factor of throughput that doubling the number of trials must bring
+WARM_UP_STEPS = 2
+CONTEXT_GIB = 0.5  # of a CUDA context before any allocation; a process cannot measure its own
 
 
-def choose_share(memory_gib: float, total_gib: float, throughput: Callable[[int], float], most: int = 8) -> float:
-    """The share of a GPU for each trial: 1 / n, for as many as fit and still get more done together.
+def choose_share(memory_gib: float, total_gib: float, throughput: Callable[[int], float], max_trials: int = 8) -> float:
+    """Choose the share of a GPU per trial: 1 / n, doubling n while the trials fit and total throughput grows.
 
     Args:
-        memory_gib: what one trial takes at its peak.
-        total_gib: what the GPU has.
-        throughput: clips per second of n trainings side by side, all together; 0 if they do not fit. Asked for 1, 2,
-            4, …, as long as twice as many bring a tenth more.
-        most: n at most.
+        memory_gib: peak memory of one trial.
+        total_gib: memory of the GPU.
+        throughput: clips per second of n concurrent trials in total; 0 if they do not fit. Called with 1, 2, 4, …, as
+            long as doubling brings at least a tenth more.
+        max_trials: upper limit of n.
     """
     count, rate = 1, throughput(1)
-    while rate > 0 and 2 * count <= most and 2 * count * memory_gib <= FILL * total_gib:
-        doubled = throughput(2 * count)
-        if doubled < GAIN * rate:
+    while rate > 0 and 2 * count <= max_trials and 2 * count * memory_gib <= MAX_MEMORY_SHARE * total_gib:
+        doubled_rate = throughput(2 * count)
+        if doubled_rate < MIN_GAIN * rate:
             break
-        count, rate = 2 * count, doubled
+        count, rate = 2 * count, doubled_rate
     return 1 / count
 
 
-def probe(config: TrialConfig, dataset_location: str, device: str, n: int, steps: int = 10) -> tuple[float, float]:
-    """Train ``n`` times at once for some steps, each in a process of its own.
+def measure_throughput(
+    config: TrialConfig, dataset_location: str, device: str, n: int, steps: int = 10
+) -> tuple[float, float]:
+    """Train ``n`` networks at once for some steps, each in its own process.
+
+    Args:
+        config: settings of each training.
+        dataset_location: folder or URI of the data set.
+        device: device of each training: cpu, cuda …
+        n: number of processes.
+        steps: timed training steps of each process, after the warm-up.
 
     Returns:
-        Clips per second of all together, and GiB of memory of the one that took most: on a GPU, of the GPU's.
-        ``(0, 0)`` if one of them dies or runs out of memory: so many do not fit.
+        Clips per second of all processes together, and the peak memory of the largest process in GiB (GPU memory if
+        the device is a GPU). ``(0, 0)`` if a process dies or runs out of memory: ``n`` trainings do not fit.
 
     Raises:
-        InputError: if the configuration does not fit the data set, or the device is not there.
+        InputError: if the configuration does not fit the data set, or the device is not available.
     """
     context = multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
-    threads = max(1, len(os.sched_getaffinity(0)) // n)
+    threads = max(1, available_cores() // n)
     pipes = [context.Pipe() for _ in range(n)]
     trainers = [
         context.Process(
-            target=_train, args=(config, dataset_location, device, threads, steps, n == 1, theirs), daemon=True
+            target=_train, args=(config, dataset_location, device, threads, steps, n == 1, child_end), daemon=True
         )
-        for _, theirs in pipes
+        for _, child_end in pipes
     ]
     try:
-        for trainer, (_, theirs) in zip(trainers, pipes, strict=True):
+        for trainer, (_, child_end) in zip(trainers, pipes, strict=True):
             trainer.start()
-            theirs.close()  # so that the pipe ends with the process
-        for ours, _ in pipes:
-            _answer(ours)
-        for ours, _ in pipes:
-            ours.send("go")
-        answers = [_answer(ours) for ours, _ in pipes]
+            child_end.close()  # so that receiving fails as soon as the process is dead
+        for parent_end, _ in pipes:
+            _receive(parent_end)
+        for parent_end, _ in pipes:
+            parent_end.send("go")
+        measurements = [_receive(parent_end) for parent_end, _ in pipes]
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0.0, 0.0
     finally:
@@ -79,61 +88,68 @@ def probe(config: TrialConfig, dataset_location: str, device: str, n: int, steps
             if trainer.pid is not None:
                 trainer.kill()
                 trainer.join()
-        for ours, _ in pipes:
-            ours.close()
-    # The slowest one's time: by then the others are through, and its last steps went faster than n at once do.
-    seconds, gib = (max(column) for column in zip(*answers, strict=True))
+        for parent_end, _ in pipes:
+            parent_end.close()
+    # The slowest process counts: the faster ones have finished by then, and its last steps ran with less competition.
+    seconds, gib = (max(column) for column in zip(*measurements, strict=True))
     return n * steps * config.train.batch_size / seconds, gib
 
 
-def _answer(pipe: Connection) -> Any:
-    answer = pipe.recv()
-    if isinstance(answer, InputError):
-        raise answer
-    return answer
+def _receive(pipe: Connection) -> Any:
+    message = pipe.recv()
+    if isinstance(message, InputError):
+        raise message
+    return message
 
 
 def _train(
-    config: TrialConfig, location: str, device: str, threads: int, steps: int, alone: bool, pipe: Connection
+    config: TrialConfig, location: str, device: str, threads: int, steps: int, is_alone: bool, pipe: Connection
 ) -> None:
-    """In a process of its own: warm up, say so, wait, train, and tell seconds and GiB."""
+    """Run in a child process: warm up, report readiness, wait for the start, train, and send seconds and GiB."""
     torch.set_num_threads(threads)
-    began = 0.0
+    start = 0.0
 
-    def more(done: int) -> bool:
-        nonlocal began
-        if done == WARM_UP:
-            synchronize(where)
+    def synchronize_start(done: int) -> bool:
+        nonlocal start
+        if done == WARM_UP_STEPS:
+            synchronize(torch_device)
             pipe.send("ready")
             pipe.recv()
-            began = time.perf_counter()
+            start = time.perf_counter()
         return True
 
     try:
-        where = choose_device(device)
-        free = _free(where)
-        training_steps(config, ArrowDataset(location, verify=False), device, most=WARM_UP + steps, more=more)
-        synchronize(where)
-        seconds = time.perf_counter() - began
-        if where.type == "cuda":
-            gib = torch.cuda.max_memory_reserved(where) / 2**30 + CONTEXT_GIB
-            if alone:  # then what else has gone is this process's too: kernels, handles of libraries
-                gib += max(0.0, free - _free(where) - torch.cuda.memory_reserved(where) / 2**30)
+        torch_device = choose_device(device)
+        free_before = _free_gib(torch_device)
+        dataset = ArrowDataset(location, verify=False)
+        training_steps(
+            config, dataset, device, max_steps=WARM_UP_STEPS + steps, should_continue=synchronize_start
+        )  # fmt: skip
+        synchronize(torch_device)
+        seconds = time.perf_counter() - start
+        if torch_device.type == "cuda":
+            gib = torch.cuda.max_memory_reserved(torch_device) / 2**30 + CONTEXT_GIB
+            if is_alone:  # all other memory that was taken is this process's too: kernels, library handles
+                taken = free_before - _free_gib(torch_device)
+                gib += max(0.0, taken - torch.cuda.memory_reserved(torch_device) / 2**30)
         else:
-            gib = _peak_rss()
+            gib = _peak_rss_gib()
         pipe.send((seconds, gib))
     except InputError as error:
         pipe.send(error)
-    except (RuntimeError, MemoryError):  # out of memory, in any library's words: the end of the pipe says it
-        os._exit(1)
+    except (RuntimeError, MemoryError):
+        os._exit(1)  # out of memory, whatever the library calls it; the parent notices the closed pipe
 
 
-def _free(where: torch.device) -> float:
-    """GiB of a GPU that nobody has; the call makes this process's CUDA context, if it has none yet."""
-    return torch.cuda.mem_get_info(where)[0] / 2**30 if where.type == "cuda" else 0.0
+def _free_gib(device: torch.device) -> float:
+    """Return the free memory of a GPU, 0 for a CPU. The call creates this process's CUDA context if needed."""
+    return torch.cuda.mem_get_info(device)[0] / 2**30 if device.type == "cuda" else 0.0
 
 
-def _peak_rss() -> float:
-    """GiB of this process. Not getrusage's: that peak is handed down by the process that started this one."""
+def _peak_rss_gib() -> float:
+    """Return this process's peak resident memory.
+
+    ``getrusage`` is not used, because its peak is inherited from the parent process.
+    """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**20

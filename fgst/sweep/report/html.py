@@ -1,25 +1,32 @@
-"""The report of a sweep: one HTML file with everything in it, to be read anywhere, without a network."""
+"""The HTML report of a sweep: one self-contained file that opens anywhere, without a network connection."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgst.sweep.definition import OBJECTIVES, SweepSpec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from fgst.sweep.report import plots
-from fgst.sweep.report.markup import Markup, document, escape, figure, grid
-from fgst.sweep.report.plots import METRIC
-from fgst.sweep.report.tables import format_figure, short
+from fgst.sweep.report.analysis import (
+    VAL_TOP1,
+    early_stopping_verdict,
+    objective_axes,
+    parameter_importance,
+    pareto_front,
+)
+from fgst.sweep.report.elements import Cell, Picture, Table, draw_picture, make_table
+from fgst.sweep.report.tables import format_mean_std, row_heading
 from fgst.sweep.results import (
-    ENDINGS,
     Difference,
+    MeanStd,
     Row,
     TrialResult,
     baseline_label,
@@ -27,20 +34,39 @@ from fgst.sweep.results import (
     build_rows,
     rank_report,
 )
+from fgst.sweep.spec import SweepSpec
+from fgst.sweep.status import TrialStatus
 
-SHOWN = 30  # rows of a search
+MAX_ROWS = 30  # of a search; a grid is always shown in full
+MAX_FAILED_TRIALS = 12  # listed by name for each reason
+STATUS_WORDS = {
+    TrialStatus.FINISHED: "finished",
+    TrialStatus.PRUNED: "stopped early",
+    TrialStatus.FAILED: "failed",
+    TrialStatus.INTERRUPTED: "interrupted",
+    TrialStatus.RUNNING: "running",
+}
+_TEMPLATES = Environment(
+    loader=PackageLoader("fgst.sweep.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the page tells.
+    """Everything that the report of a sweep shows.
 
     Attributes:
-        histories: by run id and metric (``val/top1``, ``train/loss``), values by epoch.
-        study: Optuna's, or ``None``.
+        spec: the sweep's specification.
+        results: all trials that were started.
+        histories: values by epoch, by run id and metric (``val/top1``, ``train/loss``).
+        study: the Optuna study of a search, or ``None``.
         sweep_id: MLflow run id of the sweep.
-        again: the command that goes on with it, or repeats its table.
-        notes: what the reader must know, e.g. why it stopped.
+        resume_command: words of the command that resumes the sweep or prints its table.
+        notes: remarks for the reader, e.g. why the sweep stopped; without a final period.
     """
 
     spec: SweepSpec
@@ -48,380 +74,385 @@ class ReportData:
     histories: Mapping[str, Mapping[str, Mapping[int, float]]]
     study: Any
     sweep_id: str
-    again: str
+    resume_command: Sequence[str]
     notes: Sequence[str] = ()
 
 
-def write_page(told: ReportData, folder: Path) -> Path:
-    """Write ``report.html``, and the pictures that it holds once more under ``figures``; returns the page."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+def write_report(data: ReportData, folder: Path) -> Path:
+    """Write ``report.html`` into ``folder``, and copies of its pictures into ``folder/figures``.
+
+    Returns:
+        The path of the HTML file.
+    """
+    pictures = folder / "figures"
+    pictures.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
-    page.write_text(document(told.spec.title, _sections(told, folder / "figures")), encoding="utf-8")
+    page.write_text(_TEMPLATES.get_template("report.html.j2").render(_content(data, pictures)), encoding="utf-8")
     return page
 
 
-def _sections(told: ReportData, folder: Path) -> Iterator[str]:
-    spec, results = told.spec, told.results
+def _content(data: ReportData, pictures: Path) -> dict[str, Any]:
+    """Compute the variables of the template; a section that does not apply is ``None``."""
+    spec, results = data.spec, data.results
     rows, best, baseline = build_rows(spec, results), best_result(spec, results), baseline_label(spec, results)
-    yield _heading(told)
-    yield _answer(spec, rows, best, baseline)
-    yield from (f'<p class="soft">Note: {escape(note)}.</p>' for note in told.notes)
-    yield from _table(spec, rows, best, baseline)
-    yield from _curve(spec, rows, folder)
-    yield from _front(spec, results, folder)
-    yield from _learning(told, best, folder)
-    yield from _searched(told, best, folder)
-    yield from _ranks(told)
-    yield from _failures(results)
-    yield from _cost(told)
-    yield _settings(spec)
-    yield _repeat(told, best)
+    return {
+        "title": spec.title,
+        "summary": _summary(data),
+        "answer": _answer(spec, rows, best, baseline),
+        "notes": data.notes,
+        "results": _results(spec, rows, best, baseline),
+        "accuracy_curve": _accuracy_curve(spec, rows, pictures),
+        "pareto": _pareto(spec, results, pictures),
+        "learning_curves": _learning_curves(data, best, pictures),
+        "parameters": _parameters(data, best, pictures),
+        "early_stopping": _early_stopping(data),
+        "failures": _failures(results),
+        "cost": _cost(data),
+        "settings": _settings(spec),
+        "resume_command": shlex.join(data.resume_command),
+        "evaluation": _evaluation(data, best),
+        "origin": {"sweep": data.sweep_id, "data set": f"{spec.dataset_name}, digest {spec.dataset_digest}"},
+    }
 
 
-def _heading(told: ReportData) -> str:
-    spec, base, count = told.spec, told.spec.base, Counter(o.status for o in told.results)
-    data, model, train = base.data, base.model, base.train
-    words = {"pruned": "stopped early"}
-    ended = ", ".join(f"{count[status]} {words.get(status, status)}" for status in ENDINGS if count[status])
-    protocol = "paper: all training clips are trained on, and the test clips report"
-    if data.protocol != "paper":
-        protocol = f"{data.protocol}: {_share(data.validation)} of the training subjects are held out to choose by"
+def _summary(data: ReportData) -> dict[str, str]:
+    """Data, protocol, network, training and number of trials, by heading."""
+    spec, base = data.spec, data.spec.base
+    config, model, train = base.data, base.model, base.train
+    if config.protocol == "paper":
+        protocol = "paper: all training clips are used for training; accuracy is reported on the test clips"
+    else:
+        protocol = (
+            f"{config.protocol}: {_percent(config.validation)} of the training subjects are held out for selection"
+        )
+    counts = Counter(result.status for result in data.results)
+    started = ", ".join(f"{counts[status]} {words}" for status, words in STATUS_WORDS.items() if counts[status])
     planned = f"{spec.total} by {spec.search}" if spec.search == "grid" else f"up to {spec.total} by {spec.search}"
-    facts = {
-        "data": " · ".join(str(part) for part in (spec.dataset_name, data.benchmark, data.modality) if part),
+    return {
+        "data": " · ".join(str(part) for part in (spec.dataset_name, config.benchmark, config.modality) if part),
         "protocol": protocol,
         "network": f"{model.stage1_layers} + {model.stage2_layers} layers, {min(model.channels)} to "
         f"{max(model.channels)} channels, K = {model.focal_joints}, unless varied",
-        "training": f"{_several(train.epochs, 'epoch')} of {_several(train.repeat or 1, 'pass', 'passes')}, "
-        f"batches of {train.batch_size}, {train.precision}, {_several(spec.seeds, 'seed')}",
-        "trials": f"{planned}: {ended or 'none has begun'}",
+        "training": f"{_count(train.epochs, 'epoch')} of {_count(train.repeat or 1, 'pass', 'passes')}, "
+        f"batch size {train.batch_size}, {train.precision}, {_count(spec.seeds, 'seed')}",
+        "trials": f"{planned}: {started or 'none started'}",
     }
-    items = "".join(f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
-    return f"<h1>{escape(spec.title)}</h1>\n<dl>{items}</dl>"
 
 
-def _answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, baseline: str | None) -> str:
+def _answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, baseline: str | None) -> dict[str, str]:
+    """The outcome in one sentence, without the final period; ``best`` is the label that starts it, or empty."""
     if best is None:
-        return '<p class="answer">No trial has finished, so there is no answer yet.</p>'
-    if METRIC not in best.metrics:
-        why = "nothing was held out to choose by, and the test clips are not for choosing"
-        return f'<p class="answer">The table reports test accuracy and nothing was chosen: {why}.</p>'
+        return {"best": "", "text": "No trial has finished, so there is no result yet"}
+    if VAL_TOP1 not in best.metrics:
+        text = (
+            "The table reports test accuracy, and no configuration was selected: no clips were held out for "
+            "selection, and test clips are never used for it"
+        )
+        return {"best": "", "text": text}
     row = next(row for row in rows if row.label == best.label)
-    text = f" is the best by validation: {format_figure(row.val)} %"
-    text += f" (mean ± standard deviation of {row.finished} seeds)" if row.finished > 1 else " (one seed)"
-    text += f", and {format_figure(row.test)} % on the test clips" if row.test is not None else ""
+    text = f"is the best by validation: {format_mean_std(row.val)} %"
+    text += f" (mean ± standard deviation over {row.finished} seeds)" if row.finished > 1 else " (one seed)"
+    text += f", with {format_mean_std(row.test)} % on the test clips" if row.test is not None else ""
     if difference := row.val_difference:
-        sure = "beyond noise" if difference.beyond_noise else "within noise"
-        text += f"; {_points(difference)} points from the baseline {baseline} (95 % interval), which is {sure}"
-    elif best.label == baseline and any(r.val_difference for r in rows):
-        compared = [r.val_difference for r in rows if r.val_difference]
-        noise = sum(not difference.beyond_noise for difference in compared)
-        text += f"; it is the baseline, and {noise} of the {len(compared)} others differ from it within noise"
+        noise = "beyond noise" if difference.beyond_noise else "within noise"
+        text += f"; it differs from the baseline {baseline} by {_points(difference)} points (95 % interval), "
+        text += f"which is {noise}"
+    elif best.label == baseline and any(row.val_difference for row in rows):
+        compared = [row.val_difference for row in rows if row.val_difference]
+        within = sum(not difference.beyond_noise for difference in compared)
+        text += f"; it is the baseline, and {within} of the {len(compared)} others differ from it within noise"
     elif len(rows) > 1:
-        text += "; without two seeds in common with the baseline, what is noise cannot be told"
+        text += "; without two seeds in common with the baseline, differences cannot be separated from noise"
     if len(spec.objectives) > 1:
-        text += ". What it costs is weighed in the Pareto front below"
-    return f'<p class="answer"><strong>{escape(best.label)}</strong>{escape(text)}.</p>'
+        text += ". The Pareto front below weighs its accuracy against its cost"
+    return {"best": best.label, "text": text}
 
 
-def _table(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, baseline: str | None) -> Iterator[str]:
-    paper = spec.base.data.protocol == "paper"
-    mark = best.label if best is not None and METRIC in best.metrics else None
-    split = "test" if paper else "validation"
+def _results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, baseline: str | None) -> dict[str, Any]:
+    """The table of configurations and remarks on how to read it."""
+    is_paper = spec.base.data.protocol == "paper"
+    best_label = best.label if best is not None and VAL_TOP1 in best.metrics else None
 
-    def label(row: Row) -> Markup:
-        tags = [tag for tag, on in (("best", row.label == mark), ("baseline", row.label == baseline)) if on]
-        return Markup(escape(short(spec, row.label)) + "".join(f'<span class="tag">{tag}</span>' for tag in tags))
+    def difference_of(row: Row) -> Difference | None:
+        return row.test_difference if is_paper else row.val_difference
 
-    def difference(row: Row) -> Markup | str:
-        found = row.test_difference if paper else row.val_difference
-        if found is None:
-            return "–"
-        return Markup(("" if found.beyond_noise else '<span class="tag">within noise</span>') + _points(found))
+    def heading_cell(row: Row) -> Cell:
+        roles = {"best": best_label, "baseline": baseline}
+        return Cell(row_heading(spec, row), badges_after=[role for role, label in roles.items() if row.label == label])
 
-    differences = any(row.test_difference if paper else row.val_difference for row in rows)
-    columns: list[tuple[str, Callable[[Row], str], bool]] = [
-        (spec.axis if len(spec.parameters) == 1 else "configuration", label, True),
+    def difference_cell(row: Row) -> Cell:
+        difference = difference_of(row)
+        if difference is None:
+            return Cell("–")
+        return Cell(_points(difference), badges_before=() if difference.beyond_noise else ("within noise",))
+
+    has_differences = any(difference_of(row) for row in rows)
+    has_published = any(row.published is not None for row in rows)
+    columns: list[tuple[str, Callable[[Row], Cell | str], bool]] = [
+        (spec.axis if len(spec.parameters) == 1 else "configuration", heading_cell, True),
         ("finished", lambda row: f"{row.finished} of {row.trials}", True),
         ("stopped\nearly", lambda row: str(row.pruned or "–"), any(row.pruned for row in rows)),
         ("failed", lambda row: str(row.failed or "–"), any(row.failed for row in rows)),
-        ("validation\ntop-1 %", lambda row: format_figure(row.val).replace("-", "–"), not paper),
-        ("test\ntop-1 %", lambda row: format_figure(row.test).replace("-", "–"), True),
-        ("difference to\nbaseline, 95 %", difference, differences),
-        ("minutes", lambda row: format_figure(row.minutes).replace("-", "–"), True),
-        ("paper\ntop-1 %", lambda row: "–" if row.published is None else f"{row.published:.1f}",
-         any(row.published is not None for row in rows)),
-    ]  # fmt: skip
-    used = [(heading, cell) for heading, cell, wanted in columns if wanted]
-    shown = rows if spec.search == "grid" else rows[:SHOWN]
-    cells = [[cell(row) for _, cell in used] for row in shown]
-    yield "<h2>Table</h2>" + grid([heading for heading, _ in used], cells, [row.label == mark for row in shown])
-    notes = []
-    if len(shown) < len(rows):
-        finished = sum(row.finished > 0 for row in rows[SHOWN:]) or "none"
-        notes.append(
-            f"The best {SHOWN} of {len(rows)} configurations; {len(rows) - SHOWN} more, {finished} of them finished, "
-            "are in table.csv beside this page"
+        ("validation\ntop-1 %", lambda row: _mean_std(row.val), not is_paper),
+        ("test\ntop-1 %", lambda row: _mean_std(row.test), True),
+        ("difference to\nbaseline, 95 %", difference_cell, has_differences),
+        ("minutes", lambda row: _mean_std(row.minutes), True),
+        ("paper\ntop-1 %", lambda row: "–" if row.published is None else f"{row.published:.1f}", has_published),
+    ]
+    columns = [column for column in columns if column[2]]
+    shown = rows if spec.search == "grid" else rows[:MAX_ROWS]
+    table = make_table(
+        [heading for heading, _, _ in columns],
+        [[make_cell(row) for _, make_cell, _ in columns] for row in shown],
+        highlighted_row=next((index for index, row in enumerate(shown) if row.label == best_label), None),
+    )
+    remarks = []
+    if hidden := rows[len(shown) :]:
+        finished = sum(row.finished > 0 for row in hidden) or "none"
+        remarks.append(
+            f"The best {MAX_ROWS} of {len(rows)} configurations; {len(hidden)} more, {finished} of them finished, "
+            "are in table.csv next to this page"
         )
-    if not paper:
-        notes.append("Chosen by validation on training subjects that were held out; the test clips only report")
-    if differences:
-        notes.append(
-            f"Differences are to {baseline} in {split}, over the seeds that both have; those within noise may be chance"
+    if not is_paper:
+        remarks.append("Selection uses validation on held-out training subjects; test accuracy is only reported")
+    if has_differences:
+        split = "test" if is_paper else "validation"
+        remarks.append(
+            f"Differences in {split} accuracy are to {baseline}, over the seeds that both have; those within noise "
+            "may be chance"
         )
-    if spec.source and any(row.published is not None for row in rows):
-        notes.append(f"The paper's figures: {spec.source}")
-    yield f'<p class="soft">{escape(". ".join(notes))}.</p>' if notes else ""
+    if spec.source and has_published:
+        remarks.append(f"Published values: {spec.source}")
+    return {"table": table, "remarks": remarks}
 
 
-def _curve(spec: SweepSpec, rows: Sequence[Row], folder: Path) -> Iterator[str]:
-    known = [row for row in rows if row.val or row.test]
-    if len(spec.parameters) != 1 or not known:
-        return
+def _accuracy_curve(spec: SweepSpec, rows: Sequence[Row], pictures: Path) -> dict[str, Any] | None:
+    """Accuracy by the value of the parameter, for sweeps of a single parameter."""
+    measured = [row for row in rows if row.val or row.test]
+    if len(spec.parameters) != 1 or not measured:
+        return None
     name = spec.parameters[0].name
-    caption = "Means, with bars of one standard deviation where there are several seeds"
-    if spec.source and any(row.published is not None for row in known):
-        caption += f"; the paper: {spec.source}"
-    values = "; ".join(f"{short(spec, row.label)}: {format_figure(row.val or row.test)}" for row in known[:SHOWN])
-    alt = f"Top-1 in % by {name}, {'validation' if any(row.val for row in known) else 'test'}: {values}"
-    yield f"<h2>Accuracy by {escape(name)}</h2>" + figure(folder / "curve.png", alt, caption, plots.curve, spec, known)
-
-
-def _front(spec: SweepSpec, results: Sequence[TrialResult], folder: Path) -> Iterator[str]:
-    """The Pareto front of two objectives."""
-    if len(spec.objectives) != 2:
-        return
-    names, metrics = plots.sides(spec)
-    known = _with(results, ("finished",), *metrics)
-    if not known:
-        return
-    front = pareto_front(spec, known)
-    caption = "Green: trials that no other beats in both, numbered as in the table below"
-    alt = f"{len(known)} trials by {names[0]} and {names[1]}, {len(front)} of them on the Pareto front"
-    yield "<h2>Pareto front</h2>" + figure(folder / "pareto.png", alt, caption, plots.pareto, spec, known, front)
-    scales = [plots.SCALES[name] for name in names]
-    cells = []
-    for count, o in enumerate(front, 1):
-        figures = [f"{o.metrics[metric] / unit:.4g}" for metric, (_, unit) in zip(metrics, scales, strict=True)]
-        cells.append([str(count), f"{o.label} s{o.seed}", *figures, Markup(f"<code>{escape(o.run_id)}</code>")])
-    yield grid(["#", "trial", *(words for words, _ in scales), "run"], cells, text=(1,))
-
-
-def pareto_front(spec: SweepSpec, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Trials that no other beats: at least as good in both objectives, and better in one. The cheapest first."""
-    _, metrics = plots.sides(spec)
-    signs = {metric: 1 if way == "maximize" else -1 for way, metric in OBJECTIVES.values()}
-    worth = {o.run_id: [signs[metric] * o.metrics[metric] for metric in metrics] for o in results}
-
-    unbeaten, best = set(), -math.inf
-    for first, second in sorted({tuple(both) for both in worth.values()}, reverse=True):
-        if second > best:  # all that are as good in the first, or better, are less good in the second
-            unbeaten.add((first, second))
-            best = second
-    front = [o for o in results if tuple(worth[o.run_id]) in unbeaten]
-    return sorted(front, key=lambda o: (-worth[o.run_id][0], -worth[o.run_id][1]))
-
-
-def _learning(told: ReportData, best: TrialResult | None, folder: Path) -> Iterator[str]:
-    metric, what = METRIC, "validation top-1 [%]"
-    if not any(told.histories.get(o.run_id, {}).get(metric) for o in told.results):
-        metric, what = "train/loss", "training loss"
-    curves = {o.run_id: dict(h) for o in told.results if (h := told.histories.get(o.run_id, {}).get(metric))}
-    if not curves:
-        return
-    stopped = [o.run_id for o in told.results if o.status == "pruned" and o.run_id in curves]
-    rungs, stop = [], told.spec.early_stop
-    epoch = stop.grace if stop else told.spec.base.train.epochs
-    while stop is not None and epoch < told.spec.base.train.epochs:
-        rungs.append(epoch)
-        epoch *= stop.reduction
-    chosen = best.run_id if best is not None and metric == METRIC else None
-    alt = f"{what} by epoch of {_several(len(curves), 'trial')}, {len(stopped)} of them stopped early"
-    caption = "One line per trial" + (f"; the best is {best.label} s{best.seed}" if best is not None and chosen else "")
-    caption += "; dotted: where trials were compared" if rungs else ""
-    yield "<h2>Learning curves</h2>" + figure(
-        folder / "learning.png", alt, caption, plots.learning, curves, stopped, chosen, rungs, what
+    caption = "Means; the bars show one standard deviation where there are several seeds"
+    if spec.source and any(row.published is not None for row in measured):
+        caption += f"; paper: {spec.source}"
+    split = "validation" if any(row.val for row in measured) else "test"
+    values = "; ".join(
+        f"{row_heading(spec, row)}: {format_mean_std(row.val or row.test)}" for row in measured[:MAX_ROWS]
     )
-
-
-def _searched(told: ReportData, best: TrialResult | None, folder: Path) -> Iterator[str]:
-    """What a search, or a grid over several parameters, learned of each of them."""
-    spec = told.spec
-    known = [o for o in _with(told.results, ("finished", "pruned"), METRIC) if o.params]
-    if len(spec.parameters) < 2 or len(known) < 2:
-        return
-    names = ", ".join(parameter.name for parameter in spec.parameters)
-    alt = f"Parallel coordinates of {len(known)} trials over {names}"
-    caption = "Each trial is a line through its values, darker where validation top-1 is higher"
-    yield "<h2>All trials together</h2>" + figure(folder / "parallel.png", alt, caption, plots.parallel, spec, known)
-    shares, words = importances(told.study)
-    if shares and any(parameter.condition for parameter in spec.parameters):
-        words += ". One that exists in some trials only also stands for what makes it exist"
-    yield "<h2>What matters</h2>"
-    if shares:
-        alt = "Importance: " + ", ".join(f"{name} {_share(share)}" for name, share in shares.items())
-        yield figure(folder / "importance.png", alt, words, plots.importance, shares)
-    else:
-        yield f"<p>Importance cannot be said: {escape(words)}.</p>"
-    chosen = best.run_id if best is not None else None
-    alt, caption = f"Validation top-1 against each of {names}", "A dot per trial; orange: the best"
-    caption += "; hollow: stopped early, at its last epoch" if any(o.status == "pruned" for o in known) else ""
-    yield figure(folder / "slices.png", alt, caption, plots.slices, spec, known, chosen)
-
-
-def importances(study: Any) -> tuple[dict[str, float], str]:
-    """Optuna's importance of parameters, in shares of 1, and how to read it; where it has none, nothing, and why."""
-    import optuna
-
-    if study is None:
-        return {}, "there is no study of Optuna's"
-    complete = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
-    if len(complete) < 4:
-        return {}, f"it takes four trials that ran to the end, and there are {len(complete)}"
-    if len({tuple(trial.values) for trial in complete}) == 1:
-        return {}, "all trials came out alike"
-    top = min(0.5, max(0.1, 5 / len(complete)))  # of a few trials, a tenth would be one or none
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is experimental, and that few trials say little
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top)
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except Exception as error:  # whatever an evaluator raises: the rest of the page is worth having
-        return {}, (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    shares = {name: share for name, share in found.items() if math.isfinite(share)}
-    if len(set(shares.values())) < 2:
-        return {}, "no parameter stands out"
-    goal = "on the Pareto front or near it" if len(study.directions) > 1 else "among the best"
-    which = f"the first {_share(top)} of {len(complete)}; PED-ANOVA"
-    return shares, f"How much each parameter decides whether a trial is {goal} ({which})"
-
-
-def _ranks(told: ReportData) -> Iterator[str]:
-    spec = told.spec
-    rungs = rank_report(
-        spec, [told.histories.get(o.run_id, {}).get(METRIC, {}) for o in told.results if o.status == "finished"]
-    )
-    if not rungs:
-        return
-    lost = ", ".join(str(rung.epoch) for rung in rungs if not rung.kept_best)
-    share = f"1 in {spec.early_stop.reduction if spec.early_stop else 3}"
-    if spec.early_stop and lost:
-        words = (
-            f"Early stopping was a risk. After epoch {lost}, the trial that ended best was not among the best {share} "
-            "of those that ran to the end: one as good may have been stopped."
-        )
-    elif spec.early_stop:
-        words = "The trial that ended best was among those to go on at every comparison"
-        weakest = min((rung.tau for rung in rungs if rung.tau is not None), default=0.0)
-        if weakest < 0.5:
-            words += ", but an early order that says so little about the end may well have stopped one as good."
-        else:
-            words += " and the early order was much like the end's: early stopping looks safe."
-    elif lost:
-        words = f"Early stopping would not have been safe: after epoch {lost}, it would have ended the best trial."
-    else:
-        words = f"Early stopping would have been safe: letting {share} go on, it would have kept the best trial."
-    if spec.early_stop:
-        words += " How the stopped trials would have ended is not known, so they are not in this."
-    title = "Was early stopping safe?" if spec.early_stop else "Would early stopping have been safe?"
-    cells = [
-        [f"{r.epoch} of {spec.base.train.epochs}", "–" if r.tau is None else _signed(f"{r.tau:+.2f}"), str(r.trials),
-         "kept" if r.kept_best else "lost"]
-        for r in rungs
-    ]  # fmt: skip
-    yield f"<h2>{title}</h2><p>{words}</p>"
-    yield grid(["after epoch", "Kendall's tau\nwith the end", "trials", "the best trial"], cells, text=())
-    yield '<p class="soft">Kendall\'s tau: 1 is the order of the end, 0 has nothing to do with it.</p>'
-
-
-def _failures(results: Sequence[TrialResult]) -> Iterator[str]:
-    failed: dict[str, list[str]] = defaultdict(list)
-    for result in results:
-        if result.status == "failed":
-            failed[result.reason or "–"].append(f"{result.label} s{result.seed}")
-    if failed:
-        named = {
-            why: trials if len(trials) <= 12 else [*trials[:10], f"{len(trials) - 10} more"]
-            for why, trials in failed.items()
-        }
-        cells = [[", ".join(trials), reason] for reason, trials in named.items()]
-        yield "<h2>Failures</h2>" + grid(["trials", "reason"], cells, text=(0, 1))
-
-
-def _cost(told: ReportData) -> Iterator[str]:
-    def of(metric: str) -> list[float]:
-        return [o.metrics[metric] for o in _with(told.results, ENDINGS, metric)]
-
-    cells = []
-    if seconds := of("device_seconds"):
-        cells.append(["device hours (of a GPU, or of a core)", f"{sum(seconds) / 3600:,.2f}"])
-    if prices := of("cost"):
-        cells.append(["cost", f"{sum(prices):,.2f}"])
-    if peaks := of("peak_memory_gib"):
-        cells.append(["memory of the largest trial", f"{max(peaks):.2f} GiB"])
-    if speeds := of("clips_per_second"):
-        cells.append(["clips a second in a trial, median", f"{statistics.median(speeds):,.0f}"])
-    epochs = told.spec.base.train.epochs
-    trained = {
-        o.run_id: max(
-            (epoch for history in told.histories.get(o.run_id, {}).values() for epoch in history), default=None
-        )
-        for o in told.results
-        if o.status == "pruned"
+    alt = f"Top-1 in % by {name}, {split}: {values}"
+    return {
+        "parameter": name,
+        "picture": draw_picture(pictures / "curve.png", alt, caption, plots.accuracy_curve, spec, measured),
     }
-    saved = [epochs - last for last in trained.values() if last is not None]
-    planned = epochs * sum(o.status in ("finished", "pruned") for o in told.results)
+
+
+def _pareto(spec: SweepSpec, results: Sequence[TrialResult], pictures: Path) -> dict[str, Any] | None:
+    """The Pareto front, for searches with two objectives."""
+    if len(spec.objectives) != 2:
+        return None
+    names, metrics = objective_axes(spec)
+    finished = _with_metrics([r for r in results if r.status == TrialStatus.FINISHED], *metrics)
+    if not finished:
+        return None
+    front = pareto_front(spec, finished)
+    caption = "Green: trials that no other trial beats in both objectives, numbered as in the table below"
+    alt = f"{len(finished)} trials by {names[0]} and {names[1]}, {len(front)} of them on the Pareto front"
+    picture = draw_picture(pictures / "pareto.png", alt, caption, plots.pareto_front, spec, finished, front)
+    scales = [plots.OBJECTIVE_SCALES[name] for name in names]
+    rows: list[list[Cell | str]] = []
+    for number, result in enumerate(front, 1):
+        values = [f"{result.metrics[metric] / unit:.4g}" for metric, (_, unit) in zip(metrics, scales, strict=True)]
+        rows.append([str(number), _trial_name(result), *values, Cell(result.run_id, is_code=True)])
+    table = make_table(["#", "trial", *(label for label, _ in scales), "run"], rows, text_columns=(1,))
+    return {"picture": picture, "table": table}
+
+
+def _learning_curves(data: ReportData, best: TrialResult | None, pictures: Path) -> Picture | None:
+    """Validation accuracy of all trials by epoch, or the training loss where nothing was validated."""
+    train = data.spec.base.train
+    metric, axis_label = VAL_TOP1, "validation top-1 [%]"
+    if not any(data.histories.get(result.run_id, {}).get(metric) for result in data.results):
+        metric, axis_label = "train/loss", "training loss"
+    curves = {
+        result.run_id: dict(history)
+        for result in data.results
+        if (history := data.histories.get(result.run_id, {}).get(metric))
+    }
+    if not curves:
+        return None
+    pruned = [r.run_id for r in data.results if r.status == TrialStatus.PRUNED and r.run_id in curves]
+    rungs, early_stop = [], data.spec.early_stop
+    if early_stop is not None:
+        epoch = early_stop.grace_period
+        while epoch < train.epochs:
+            rungs.append(epoch)
+            epoch *= early_stop.reduction_factor
+    emphasized = best if metric == VAL_TOP1 else None
+    alt = f"{axis_label} by epoch of {_count(len(curves), 'trial')}, {len(pruned)} of them stopped early"
+    caption = "One line per trial"
+    caption += f"; the best is {_trial_name(emphasized)}" if emphasized is not None else ""
+    caption += "; dotted: epochs at which trials were compared" if rungs else ""
+    best_id = emphasized.run_id if emphasized is not None else None
+    return draw_picture(
+        pictures / "learning.png", alt, caption, plots.learning_curves, curves, pruned, best_id, rungs, axis_label
+    )
+
+
+def _parameters(data: ReportData, best: TrialResult | None, pictures: Path) -> dict[str, Any] | None:
+    """How accuracy depends on each parameter, for sweeps of several parameters."""
+    spec = data.spec
+    compared = [result for result in data.results if result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED)]
+    compared = [result for result in _with_metrics(compared, VAL_TOP1) if result.params]
+    if len(spec.parameters) < 2 or len(compared) < 2:
+        return None
+    names = ", ".join(parameter.name for parameter in spec.parameters)
+    alt = f"Parallel coordinates of {len(compared)} trials over {names}"
+    caption = "Each trial is a line through its parameter values; darker lines have a higher validation top-1"
+    parallel = draw_picture(pictures / "parallel.png", alt, caption, plots.parallel_coordinates, spec, compared)
+    shares, explanation = parameter_importance(data.study)
+    importance = None
+    if shares:
+        if any(parameter.condition for parameter in spec.parameters):
+            explanation += (
+                ". The share of a parameter that exists in some trials only includes the effect of the parameter that "
+                "enables it"
+            )
+        alt = "Importance: " + ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
+        importance = draw_picture(pictures / "importance.png", alt, explanation, plots.importance, shares)
+    alt, caption = f"Validation top-1 against each of {names}", "One dot per trial; orange: the best"
+    if any(result.status == TrialStatus.PRUNED for result in compared):
+        caption += "; hollow: stopped early, with the value of its last epoch"
+    best_id = best.run_id if best is not None else None
+    return {
+        "parallel": parallel,
+        "importance": importance,
+        "reason_for_no_importance": explanation,
+        "slices": draw_picture(pictures / "slices.png", alt, caption, plots.slices, spec, compared, best_id),
+    }
+
+
+def _early_stopping(data: ReportData) -> dict[str, Any] | None:
+    """Whether early stopping was safe, or would have been, judged by the trials that ran to the last epoch."""
+    spec = data.spec
+    finished = [result.run_id for result in data.results if result.status == TrialStatus.FINISHED]
+    rungs = rank_report(spec, [data.histories.get(run_id, {}).get(VAL_TOP1, {}) for run_id in finished])
+    if not rungs:
+        return None
+    rows = [
+        [
+            f"{rung.epoch} of {spec.base.train.epochs}",
+            "–" if rung.tau is None else _real_minus(f"{rung.tau:+.2f}"),
+            str(rung.trials),
+            "continues" if rung.kept_best else "stopped",
+        ]
+        for rung in rungs
+    ]
+    headings = ["after epoch", "Kendall's tau\nwith last epoch", "trials", "best trial"]
+    return {
+        "question": "Was early stopping safe?" if spec.early_stop else "Would early stopping have been safe?",
+        "verdict": early_stopping_verdict(rungs, spec.early_stop),
+        "table": make_table(headings, rows, text_columns=()),
+    }
+
+
+def _failures(results: Sequence[TrialResult]) -> Table | None:
+    """Failed trials by reason."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        if result.status == TrialStatus.FAILED:
+            by_reason[result.reason or "–"].append(_trial_name(result))
+    if not by_reason:
+        return None
+    rows = []
+    for reason, names in by_reason.items():
+        if len(names) > MAX_FAILED_TRIALS:
+            names = [*names[: MAX_FAILED_TRIALS - 2], f"{len(names) - MAX_FAILED_TRIALS + 2} more"]
+        rows.append([", ".join(names), reason])
+    return make_table(["trials", "reason"], rows, text_columns=(0, 1))
+
+
+def _cost(data: ReportData) -> Table | None:
+    """Device hours, money, memory, throughput, and the epochs that early stopping saved."""
+
+    def values(metric: str) -> list[float]:
+        return [result.metrics[metric] for result in _with_metrics(data.results, metric)]
+
+    rows = []
+    if seconds := values("device_seconds"):
+        rows.append(["device hours (of a GPU, or of a core)", f"{sum(seconds) / 3600:,.2f}"])
+    if prices := values("cost"):
+        rows.append(["cost", f"{sum(prices):,.2f}"])
+    if peaks := values("peak_memory_gib"):
+        rows.append(["peak memory of the largest trial", f"{max(peaks):.2f} GiB"])
+    if speeds := values("clips_per_second"):
+        rows.append(["clips per second of a trial, median", f"{statistics.median(speeds):,.0f}"])
+    epochs, saved = data.spec.base.train.epochs, []
+    for result in data.results:
+        recorded = [epoch for history in data.histories.get(result.run_id, {}).values() for epoch in history]
+        if result.status == TrialStatus.PRUNED and recorded:
+            saved.append(epochs - max(recorded))
     if saved:
-        cells.append(
-            ["epochs that early stopping saved", f"{sum(saved):,} of {planned:,} ({_share(sum(saved) / planned)})"]
-        )
-    if cells:
-        yield "<h2>Cost</h2>" + grid(["", ""], cells)
+        planned = epochs * sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in data.results)
+        share = _percent(sum(saved) / planned)
+        rows.append(["epochs saved by early stopping", f"{sum(saved):,} of {planned:,} ({share})"])
+    return make_table((), rows) if rows else None
 
 
-def _settings(spec: SweepSpec) -> str:
-    varied = [[p.name, p.in_words() + (f", where {p.condition[0]} is {' or '.join(map(str, p.condition[1]))}" if p.condition else "")]
-              for p in spec.parameters]  # fmt: skip
+def _settings(spec: SweepSpec) -> dict[str, Table]:
+    """The varied parameters, and all settings of the base configuration."""
+    varied = []
+    for parameter in spec.parameters:
+        values = parameter.describe()
+        if parameter.condition is not None:
+            other, required = parameter.condition
+            values += f", where {other} is {' or '.join(map(str, required))}"
+        varied.append([parameter.name, values])
     base = [[name, json.dumps(value)] for name, value in spec.base.flat().items()]
-    return (
-        "<h2>Settings</h2>" + grid(["varied", "over"], varied, text=(0, 1))
-        + "<details><summary>The base of all trials</summary>" + grid(["setting", "value"], base, text=(0, 1))
-        + "</details>"
-    )  # fmt: skip
+    return {
+        "varied": make_table(["parameter", "values"], varied, text_columns=(0, 1)),
+        "base": make_table(["setting", "value"], base, text_columns=(0, 1)),
+    }
 
 
-def _repeat(told: ReportData, best: TrialResult | None) -> str:
-    text = f"<p>Go on with this sweep, or print its table again:</p><pre>{escape(told.again)}</pre>"
-    if best is not None:
-        what = "Score the best trial again" if METRIC in best.metrics else "Score a trial again"
-        words = told.again.split()
-        where = words[words.index("--tracking-uri") :][:2] if "--tracking-uri" in words else []
-        command = " ".join(["python -m fgst.evaluate --run-id", best.run_id, *where])
-        text += f"<p>{what}:</p><pre>{escape(command)}</pre>"
-    spec = told.spec
-    facts = {"sweep": told.sweep_id, "data set": f"{spec.dataset_name}, digest {spec.dataset_digest}"}
-    items = "".join(f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
-    return f"<h2>How to repeat it</h2>{text}<dl>{items}</dl>"
+def _evaluation(data: ReportData, best: TrialResult | None) -> dict[str, str] | None:
+    """The command that evaluates the best trial."""
+    if best is None:
+        return None
+    words = list(data.resume_command)
+    store = words[words.index("--tracking-uri") :][:2] if "--tracking-uri" in words else []
+    return {
+        "purpose": "Evaluate the best trial" if VAL_TOP1 in best.metrics else "Evaluate a trial",
+        "command": shlex.join(["python", "-m", "fgst.evaluate", "--run-id", best.run_id, *store]),
+    }
 
 
-def _with(results: Sequence[TrialResult], endings: Sequence[str], *metrics: str) -> list[TrialResult]:
-    """Trials that ended so and have these metrics, as numbers that can be drawn."""
-    ended = [o for o in results if o.status in endings]
-    return [o for o in ended if all(math.isfinite(o.metrics.get(metric, math.nan)) for metric in metrics)]
+def _with_metrics(results: Sequence[TrialResult], *metrics: str) -> list[TrialResult]:
+    """Filter trials for finite values of all these metrics."""
+    return [
+        result for result in results if all(math.isfinite(result.metrics.get(metric, math.nan)) for metric in metrics)
+    ]
+
+
+def _trial_name(result: TrialResult) -> str:
+    return f"{result.label} s{result.seed}"
+
+
+def _mean_std(value: MeanStd | None) -> str:
+    return "–" if value is None else format_mean_std(value)
 
 
 def _points(difference: Difference) -> str:
-    return _signed(f"{difference.mean:+.1f} ± {difference.half_width:.1f}")
+    return _real_minus(f"{difference.mean:+.1f} ± {difference.half_width:.1f}")
 
 
-def _signed(text: str) -> str:
-    """With a real minus, as wide as the plus."""
+def _real_minus(text: str) -> str:
+    """Replace hyphens by minus signs, which are as wide as plus signs."""
     return text.replace("-", "−")
 
 
-def _share(share: float) -> str:
+def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _several(count: int, one: str, more: str = "") -> str:
-    return f"{count} {one if count == 1 else more or one + 's'}"
+def _count(number: int, singular: str, plural: str = "") -> str:
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"

@@ -1,108 +1,134 @@
-"""The table that a sweep leaves, as text and as CSV."""
+"""The result table of a sweep, for the terminal, as CSV and as Markdown."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 
-from fgst.sweep.definition import SweepSpec
+from rich.console import Console
+from rich.table import Table
+
+from fgst.sweep.definition import format_value
 from fgst.sweep.results import Difference, MeanStd, Row
+from fgst.sweep.spec import SweepSpec
 
-SHOWN = 20  # rows of a search that a terminal shows
+MAX_ROWS = 20  # of a search, on a terminal
 
 
-def format_figure(figure: MeanStd | None) -> str:
-    """``81.2``, or ``81.2 ± 0.4`` over several seeds, or ``-``."""
-    if figure is None:
+def format_mean_std(value: MeanStd | None) -> str:
+    """Format as ``81.2``, as ``81.2 ± 0.4`` where the standard deviation is positive, or as ``-`` for ``None``."""
+    if value is None:
         return "-"
-    mean, std = figure
-    return f"{mean:.1f} ± {std:.1f}" if std == std and std > 0 else f"{mean:.1f}"
+    mean, std = value
+    return f"{mean:.1f} ± {std:.1f}" if std > 0 else f"{mean:.1f}"
 
 
 def format_difference(difference: Difference | None) -> str:
-    """``+0.8 ± 0.5``; in brackets where that is within noise."""
+    """Format as ``+0.8 ± 0.5``, in parentheses if that is within noise, or as ``-`` for ``None``."""
     if difference is None:
         return "-"
     text = f"{difference.mean:+.1f} ± {difference.half_width:.1f}"
     return text if difference.beyond_noise else f"({text})"
 
 
+def row_heading(spec: SweepSpec, row: Row) -> str:
+    """Name a row: its value if the sweep varies one parameter, else its whole label (``K=15 P=10``)."""
+    if len(spec.parameters) == 1 and len(row.params) == 1:
+        return format_value(next(iter(row.params.values())))
+    return row.label
+
+
+def row_number(spec: SweepSpec, row: Row) -> float | None:
+    """The row's value of a sweep's only parameter as a finite number; ``None`` if it is not one."""
+    try:
+        value = float(row_heading(spec, row))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
-    """The table as CSV, unrounded."""
+    """Format all rows as CSV, with unrounded values and empty cells for missing ones."""
     text = io.StringIO()
     writer = csv.writer(text)
     columns = ("val_top1", "test_top1", "minutes")
-    names = [f"{column}_{kind}" for column in columns for kind in ("mean", "std")]
-    differences = [f"{split}_difference{kind}" for split in ("val", "test") for kind in ("", "_half_width_95")]
+    names = [f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")]
+    differences = [f"{split}_difference{suffix}" for split in ("val", "test") for suffix in ("", "_half_width_95")]
     writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1"])
     for row in rows:
-        figures = [value for figure in (row.val, row.test, row.minutes) for value in (figure or ("", ""))]
+        values = [value for mean_std in (row.val, row.test, row.minutes) for value in (mean_std or ("", ""))]
         for difference in (row.val_difference, row.test_difference):
-            figures += (difference.mean, difference.half_width) if difference else ("", "")
+            values += (difference.mean, difference.half_width) if difference else ("", "")
         published = "" if row.published is None else row.published
-        writer.writerow([short(spec, row.label), row.finished, row.trials, row.pruned, row.failed, *figures, published])
+        writer.writerow(
+            [row_heading(spec, row), row.finished, row.trials, row.pruned, row.failed, *values, published]
+        )  # fmt: skip
     return text.getvalue()
 
 
 def to_markdown(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> str:
-    """The table in brief, as MLflow's page of a run shows it under its name."""
-    shown = rows[:SHOWN]
-    several = any(row.trials > 1 for row in rows)
+    """Format the first rows as a Markdown table, for the description of the sweep's MLflow run.
+
+    Args:
+        best: label of the row to print in bold.
+    """
+    has_seeds = any(row.trials > 1 for row in rows)
     lines = [f"**{spec.title}**", "", "| | val top-1 % | test top-1 % | paper |", "| --- | --- | --- | --- |"]
-    for row in shown:
+    for row in rows[:MAX_ROWS]:
         label = f"**{row.label}**" if row.label == best else row.label
         published = "" if row.published is None else f"{row.published:.1f}"
-        lines.append(f"| {label} | {format_figure(row.val)} | {format_figure(row.test)} | {published} |")
-    lines += [""] + [f"mean ± standard deviation of {spec.seeds} seeds"] * several + ["More: artifact report.html"]
+        lines.append(f"| {label} | {format_mean_std(row.val)} | {format_mean_std(row.test)} | {published} |")
+    lines.append("")
+    if has_seeds:
+        lines.append(f"mean ± standard deviation over {spec.seeds} seeds")
+    lines.append("More in the artifact report.html")
     return "\n".join(lines)
 
 
-def short(spec: SweepSpec, label: str) -> str:
-    """A row's label under its heading: the value alone where one thing is varied."""
-    return label.partition("=")[2] if len(spec.parameters) == 1 else label
-
-
 def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> None:
-    """The table on stdout; the best row (by validation) is marked. A search's shows what ran to the end."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the table to stdout. The table of a search shows configurations with a finished trial only.
+
+    Args:
+        best: label of the best row by validation, which gets an asterisk.
+        baseline: label of the row that differences refer to.
+    """
+    is_grid, is_paper = spec.search == "grid", spec.base.data.protocol == "paper"
+    has_one_parameter = len(spec.parameters) == 1
+    candidates = rows if is_grid else [row for row in rows if row.finished]
+    shown = candidates if is_grid else candidates[:MAX_ROWS]
+    has_seeds = any(row.trials > 1 for row in shown)
+    has_losses = is_grid and any(row.pruned or row.failed for row in rows)
+    has_differences = any(row.val_difference or row.test_difference for row in rows)
+    has_published = any(row.published is not None for row in rows)
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
-    ended = rows if spec.search == "grid" else [row for row in rows if row.finished]
-    shown = ended if spec.search == "grid" else ended[:SHOWN]
-    one = len(spec.parameters) == 1
-    table.add_column(spec.axis if one else "trial", justify="right", no_wrap=one)  # a long label may be of two lines
-    several = any(row.trials > 1 for row in shown)
-    compared = any(row.val_difference or row.test_difference for row in rows)
-    published = any(row.published is not None for row in rows)
-    halted = spec.search == "grid" and any(row.pruned or row.failed for row in rows)
-    paper = spec.base.data.protocol == "paper"
-    headings = ["finished"] * several + ["stopped,\nfailed"] * halted
-    headings += ["validation\ntop-1 %"] * (not paper) + ["test\ntop-1 %"]
-    headings += ["difference\n95 %"] * compared + ["minutes"] + ["paper\ntop-1 %"] * published
+    # Labels of several parameters are long and may wrap.
+    table.add_column(spec.axis if has_one_parameter else "trial", justify="right", no_wrap=has_one_parameter)
+    headings = ["finished"] * has_seeds + ["stopped,\nfailed"] * has_losses
+    headings += ["validation\ntop-1 %"] * (not is_paper) + ["test\ntop-1 %"]
+    headings += ["difference\n95 %"] * has_differences + ["minutes"] + ["paper\ntop-1 %"] * has_published
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
-        cells = [short(spec, row.label) + (" *" if row.label == best else "")]
-        cells += [f"{row.finished} of {row.trials}"] * several
-        cells += [f"{row.pruned}, {row.failed}"] * halted
-        cells += [format_figure(row.val)] * (not paper) + [format_figure(row.test)]
-        cells += [format_difference(row.test_difference if paper else row.val_difference)] * compared
-        cells.append(format_figure(row.minutes))
-        cells += ["-" if row.published is None else f"{row.published:.1f}"] * published
+        cells = [row_heading(spec, row) + (" *" if row.label == best else "")]
+        cells += [f"{row.finished} of {row.trials}"] * has_seeds
+        cells += [f"{row.pruned}, {row.failed}"] * has_losses
+        cells += [format_mean_std(row.val)] * (not is_paper) + [format_mean_std(row.test)]
+        cells += [format_difference(row.test_difference if is_paper else row.val_difference)] * has_differences
+        cells.append(format_mean_std(row.minutes))
+        cells += ["-" if row.published is None else f"{row.published:.1f}"] * has_published
         table.add_row(*cells)
-    notes = [f"paper: {spec.source}"] * published + ["* best by validation"] * (best is not None)
-    if compared:
-        what = "test" if paper else "validation"
-        notes.append(f"difference: {what}, to {baseline}, same seeds; (within noise)")
-    if len(shown) < len(ended):
-        notes.append(f"{len(ended) - len(shown)} more in the report")
-    if spec.search != "grid":
-        for count, what in (
-            (sum(row.pruned for row in rows), "stopped early"),
-            (sum(r.failed for r in rows), "failed"),
-        ):
-            notes += [f"{count} {what}"] * bool(count)
+
+    notes = [f"paper: {spec.source}"] * has_published + ["* best by validation"] * (best is not None)
+    if has_differences:
+        split = "test" if is_paper else "validation"
+        notes.append(f"difference: {split}, to {baseline}, same seeds; (within noise)")
+    if len(shown) < len(candidates):
+        notes.append(f"{len(candidates) - len(shown)} more in the report")
+    if not is_grid:
+        notes += [f"{count} stopped early" for count in [sum(row.pruned for row in rows)] if count]
+        notes += [f"{count} failed" for count in [sum(row.failed for row in rows)] if count]
     table.caption = " · ".join(notes) or None
     Console(highlight=False, width=None).print(table)

@@ -1,9 +1,10 @@
-"""Recorded learning curves: what ``python -m fgst.runs curves`` writes, and ``--simulate`` reads.
+"""Recorded learning curves: written by ``python -m fgst.runs curves``, read by ``--simulate``.
 
-A file of JSON lines, one a trial: ``{"params": {"K": 15}, "seed": 0, "val/top1": [41.2, …], "minutes": [1.5, …],
-"test/top1": 84.5, …}``, the lists by epoch from the first on, minutes since the trial began. Or the same as CSV: a
-column for each parameter, ``seed``, ``val/top1@1``, ``minutes@1``, ``val/top1@2`` … and ``test/top1``; an empty cell
-is a parameter that the trial does not have, or an epoch after its last.
+A file contains JSON lines, one per trial: ``{"params": {"K": 15}, "seed": 0, "val/top1": [41.2, …], "minutes":
+[1.5, …], "test/top1": 84.5, …}``. The lists have one value per epoch; minutes count from the start of the trial.
+
+Alternatively, it is a CSV file with a column for each parameter and the columns ``seed``, ``val/top1@1``,
+``minutes@1``, ``val/top1@2`` … and ``test/top1``. A cell is empty if the trial does not have that parameter or epoch.
 """
 
 from __future__ import annotations
@@ -23,42 +24,43 @@ from fgst.errors import InputError
 from fgst.sweep.definition import OBJECTIVES
 
 VAL, MINUTES = "val/top1", "minutes"
-# Figures of a whole trial, beside its two curves.
-AT_THE_END = (
+# Metrics with one value per trial, in addition to the two curves.
+FINAL_METRICS = (
     "test/top1",
     "device_seconds",
     *(metric for _, metric in OBJECTIVES.values() if metric.startswith("model/")),
 )
-_MAKE = "python -m fgst.runs curves SWEEP_RUN_ID > curves.jsonl makes one"
-_BY_EPOCH = re.compile(rf"({VAL}|{MINUTES})@([1-9][0-9]*)")
+_HINT = "create one with: python -m fgst.runs curves SWEEP_RUN_ID > curves.jsonl"
+_EPOCH_COLUMN = re.compile(rf"({VAL}|{MINUTES})@([1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A training that ran to its end.
+class LearningCurve:
+    """A trial that was trained to its last epoch.
 
     Attributes:
-        point, seed: which trial it is of.
+        params: the trial's parameters.
+        seed: the trial's seed.
         val: validation top-1 in % after each epoch.
-        minutes: since its begin, after each epoch.
-        end: figures of ``AT_THE_END`` that it has.
+        minutes: time since the start of the trial, after each epoch.
+        final: the available ones of ``FINAL_METRICS``.
     """
 
     params: Mapping[str, Any]
     seed: int
     val: tuple[float, ...]
     minutes: tuple[float, ...]
-    end: Mapping[str, float] = field(default_factory=dict)
+    final: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def devices(self) -> float:
-        """GPUs, or cores on the CPU, that it had; 1 where that is not known."""
-        return self.end.get("device_seconds", 60 * self.minutes[-1]) / (60 * self.minutes[-1])
+        """Number of GPUs, or of cores on the CPU, that the trial used; 1 if that was not recorded."""
+        return self.final.get("device_seconds", 60 * self.minutes[-1]) / (60 * self.minutes[-1])
 
-    def to_json(self, **more: Any) -> str:
-        """A line of the file; ``more`` is kept for people and not read again."""
+    def to_json(self, **extra: Any) -> str:
+        """Format as a line of the file; ``extra`` fields are for people and are ignored when the file is read."""
         content = {"params": dict(self.params), "seed": self.seed, VAL: self.val, MINUTES: self.minutes}
-        return json.dumps(content | dict(self.end) | more, allow_nan=False)
+        return json.dumps(content | dict(self.final) | extra, allow_nan=False)
 
 
 def make_curve(
@@ -66,47 +68,54 @@ def make_curve(
     seed: int,
     val: Mapping[int, float],
     minutes: Mapping[int, float],
-    end: Mapping[str, float],
-) -> Curve:
-    """A curve of figures by epoch.
+    final: Mapping[str, float],
+) -> LearningCurve:
+    """Make a curve from values by epoch.
+
+    Args:
+        params: the trial's parameters.
+        seed: the trial's seed.
+        val: validation top-1 in %, by epoch from 1 on.
+        minutes: time since the start of the trial, by epoch from 1 on.
+        final: metrics of the trial; those that are not in ``FINAL_METRICS`` or not finite are ignored.
 
     Raises:
-        ValueError: saying what is missing or cannot be.
+        ValueError: if a value is missing or impossible.
     """
     epochs = range(1, max(val, default=0) + 1)
     if not val:
-        raise ValueError(f"it has no {VAL}")
+        raise ValueError(f"no {VAL}")
     for name, values in ((VAL, val), (MINUTES, minutes)):
         if sorted(values) != list(epochs):
-            raise ValueError(f"it does not have {name} for each of its {len(epochs)} epochs")
+            raise ValueError(f"{name} is not given for each of the {len(epochs)} epochs")
         if not all(math.isfinite(value) for value in values.values()):
-            raise ValueError(f"{name} is not always a number")
+            raise ValueError(f"{name} is not finite in every epoch")
     times = [0.0, *(minutes[epoch] for epoch in epochs)]
     if any(later < earlier for earlier, later in itertools.pairwise(times)) or times[-1] == 0:
-        raise ValueError(f"{MINUTES} do not grow from epoch to epoch")
-    figures = {name: float(end[name]) for name in AT_THE_END if name in end and math.isfinite(end[name])}
-    return Curve(dict(params), seed, tuple(val[e] for e in epochs), tuple(minutes[e] for e in epochs), figures)
+        raise ValueError(f"{MINUTES} do not increase from epoch to epoch")
+    finite = {name: float(final[name]) for name in FINAL_METRICS if name in final and math.isfinite(final[name])}
+    return LearningCurve(dict(params), seed, tuple(val[e] for e in epochs), tuple(minutes[e] for e in epochs), finite)
 
 
-def read_curves(path: Path) -> list[Curve]:
-    """All curves of a file.
+def read_curves(path: Path) -> list[LearningCurve]:
+    """Read all curves of a file.
 
     Raises:
-        InputError: if there is no such file, or a line of it is no curve, naming the line.
+        InputError: if the file cannot be read, or a line of it is not a valid curve; names the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise InputError(f"--simulate {path}: cannot be read ({reason}); {_MAKE}") from None
-    read = _from_json if text.lstrip().startswith("{") else _from_csv
-    curves = read(text, f"--simulate {path}") if text.strip() else []
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise InputError(f"--simulate {path}: cannot be read ({reason}); {_HINT}") from None
+    parse = _parse_json if text.lstrip().startswith("{") else _parse_csv
+    curves = parse(text, f"--simulate {path}") if text.strip() else []
     if not curves:
-        raise InputError(f"--simulate {path}: holds no curve; {_MAKE}")
+        raise InputError(f"--simulate {path}: contains no learning curves; {_HINT}")
     return curves
 
 
-def _from_json(text: str, what: str) -> list[Curve]:
+def _parse_json(text: str, source: str) -> list[LearningCurve]:
     curves = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -114,59 +123,59 @@ def _from_json(text: str, what: str) -> list[Curve]:
         try:
             content = json.loads(line)
             val, minutes = ({e: float(v) for e, v in enumerate(content[name], 1)} for name in (VAL, MINUTES))
-            params = {str(name): _scalar(value) for name, value in content["params"].items()}
-            end = {name: float(content[name]) for name in AT_THE_END if content.get(name) is not None}
-            curves.append(make_curve(params, int(content["seed"]), val, minutes, end))
+            params = {str(name): _check_scalar(value) for name, value in content["params"].items()}
+            final = {name: float(content[name]) for name in FINAL_METRICS if content.get(name) is not None}
+            curves.append(make_curve(params, int(content["seed"]), val, minutes, final))
         except KeyError as error:
-            raise InputError(f"{what}: line {number} has no {error}") from None
+            raise InputError(f"{source}: line {number} has no {error}") from None
         except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{what}: line {number} is no curve ({error})") from None
+            raise InputError(f"{source}: line {number} is not a valid learning curve ({error})") from None
     return curves
 
 
-def _from_csv(text: str, what: str) -> list[Curve]:
+def _parse_csv(text: str, source: str) -> list[LearningCurve]:
     rows = csv.DictReader(io.StringIO(text))
-    names = rows.fieldnames or []
-    if "seed" not in names or f"{VAL}@1" not in names:
-        raise InputError(f"{what}: is neither JSON lines nor CSV with columns seed and {VAL}@1; {_MAKE}")
+    columns = rows.fieldnames or []
+    if "seed" not in columns or f"{VAL}@1" not in columns:
+        raise InputError(f"{source}: is neither JSON lines nor CSV with columns seed and {VAL}@1; {_HINT}")
     curves = []
     for number, row in enumerate(rows, 2):
         by_epoch: dict[str, dict[int, float]] = {VAL: {}, MINUTES: {}}
         params: dict[str, Any] = {}
-        end: dict[str, float] = {}
+        final: dict[str, float] = {}
         try:
-            for name in names:
+            for name in columns:
                 cell = (row[name] or "").strip()
                 if not cell or name == "seed":
                     continue
-                if match := _BY_EPOCH.fullmatch(name):
+                if match := _EPOCH_COLUMN.fullmatch(name):
                     by_epoch[match[1]][int(match[2])] = float(cell)
-                elif name in AT_THE_END:
-                    end[name] = float(cell)
+                elif name in FINAL_METRICS:
+                    final[name] = float(cell)
                 else:
-                    params[name] = _number_or_text(cell)
-            curves.append(make_curve(params, int(row["seed"]), by_epoch[VAL], by_epoch[MINUTES], end))
+                    params[name] = _parse_scalar(cell)
+            curves.append(make_curve(params, int(row["seed"]), by_epoch[VAL], by_epoch[MINUTES], final))
         except (TypeError, ValueError) as error:
-            raise InputError(f"{what}: line {number} is no curve ({error})") from None
+            raise InputError(f"{source}: line {number} is not a valid learning curve ({error})") from None
     return curves
 
 
-def _scalar(value: Any) -> Any:
+def _check_scalar(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"a parameter is {value!r}, neither a number nor a text")
+        raise ValueError(f"the parameter value {value!r} is neither a number nor a string")
     return value
 
 
-def _number_or_text(cell: str) -> Any:
-    for kind in (int, float):
+def _parse_scalar(cell: str) -> int | float | str:
+    for parse in (int, float):
         try:
-            return kind(cell)
+            return parse(cell)
         except ValueError:
             continue
     return cell
 
 
-def epochs_of(curves: Sequence[Curve]) -> int:
-    """How many epochs most of them have."""
+def most_common_length(curves: Sequence[LearningCurve]) -> int:
+    """Return the number of epochs that most curves have; of several, the largest."""
     lengths = [len(curve.val) for curve in curves]
     return max(sorted(set(lengths), reverse=True), key=lengths.count)

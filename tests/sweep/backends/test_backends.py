@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from fgst.data.dataset import ArrowDataset
-from fgst.sweep.backends.ray import Progress, run_local
-from fgst.sweep.definition import EarlyStop
+from fgst.sweep.backends.local import LocalBackend
+from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
+from fgst.sweep.spec import EarlyStopping
+from fgst.sweep.status import StopReason
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext
 from fgst.tracking.store import TrackingStore
@@ -40,16 +42,16 @@ def context(tmp_path: Path, tracking_uri: str) -> TrialContext:
 
 def run(
     dataset: ArrowDataset, context: TrialContext, question: Any = FOCAL_K, budget: Budget | None = None, **changes: Any
-) -> tuple[Search, list[Progress]]:
+) -> tuple[Search, list[TrialUpdate]]:
     settings = changes.pop("settings", {})
     spec, trials = ask_for(question, dataset, small.small_config(dataset, train__epochs=3, **settings), **changes)
     search, told = Search(spec, trials, None, "study"), []
-    run_local(search, context, budget or Budget(), told.append)
+    LocalBackend().run(search, context, budget or Budget(), told.append)
     return search, told
 
 
-def endings(told: list[Progress]) -> list[str]:
-    return [progress.state for progress in told if progress.state != "running"]
+def endings(told: list[TrialUpdate]) -> list[str]:
+    return [progress.status for progress in told if progress.status != "running"]
 
 
 def test_trials_are_accounted_for(dataset: ArrowDataset, context: TrialContext) -> None:
@@ -66,7 +68,7 @@ def test_trials_are_accounted_for(dataset: ArrowDataset, context: TrialContext) 
 
 
 def test_a_stopped_trial_says_so_and_writes_no_model(dataset: ArrowDataset, context: TrialContext) -> None:
-    search, told = run(dataset, context, JOINT, limit=6, early_stop=EarlyStop(1, 2), settings={"train__repeat": 6})
+    search, told = run(dataset, context, JOINT, limit=6, early_stop=EarlyStopping(1, 2), settings={"train__repeat": 6})
     assert {"finished", "pruned"} == set(endings(told))
     runs = TrackingStore(context.tracking_uri).children(context.parent)
     for child, status in zip(runs, endings(told), strict=True):
@@ -151,7 +153,7 @@ def test_a_full_disk_stops_the_sweep_and_blames_no_trial(
     budget = Budget()
     search, told = run(dataset, context, budget=budget, values=[2, 4, 6])
     assert endings(told) == ["finished", "interrupted"]
-    assert "full disk" in budget.stopped
+    assert budget.stop_reason is StopReason.DISK_FULL
     assert [t.state.name for t in search.study.trials] == ["COMPLETE", "RUNNING"]
 
 
@@ -168,18 +170,18 @@ def test_time_is_up_in_the_middle_of_a_trial(dataset: ArrowDataset, context: Tri
     spec, trials = ask_for(FOCAL_K, dataset, small.small_config(dataset, train__epochs=3), values=[2, 4, 6])
     search, told = Search(spec, trials, None, "study"), []
 
-    def listen(progress: Progress) -> None:
+    def listen(progress: TrialUpdate) -> None:
         told.append(progress)
-        if sum(p.state == "running" for p in told) == 4:
+        if sum(p.status == "running" for p in told) == 4:
             clock.now = 3600.0
 
-    run_local(search, context, budget, listen)
+    LocalBackend().run(search, context, budget, listen)
     assert endings(told) == ["finished", "interrupted"]
-    assert budget.stopped == "--max-hours 1"
-    again: list[Progress] = []
-    run_local(Search(spec, trials, None, "other", []), context, Budget(), again.append)
+    assert budget.details == "--max-hours 1"
+    again: list[TrialUpdate] = []
+    LocalBackend().run(Search(spec, trials, None, "other", []), context, Budget(), again.append)
     assert endings(again) == ["finished"] * 3
-    assert [int(p.metrics["epoch"]) for p in again if p.state == "running"][0:2] == [1, 2]  # K=4 went on after 1
+    assert [int(p.metrics["epoch"]) for p in again if p.status == "running"][0:2] == [1, 2]  # K=4 went on after 1
 
 
 def test_enough_is_enough(dataset: ArrowDataset, context: TrialContext) -> None:
@@ -188,4 +190,4 @@ def test_enough_is_enough(dataset: ArrowDataset, context: TrialContext) -> None:
     budget = Budget(until_top1=0.0)
     _, told = run(dataset, dataclasses.replace(context), JOINT, budget=budget, limit=5)
     assert endings(told) == ["finished"]
-    assert budget.stopped.startswith("--until-top1 0 (a trial reached")
+    assert budget.details.startswith("--until-top1 0 (a trial reached")

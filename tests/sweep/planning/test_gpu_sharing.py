@@ -1,73 +1,70 @@
-"""How many trainings share a card: the rule, and the measurement on a CPU."""
+"""Tests of GPU sharing: the rule for the number of trials per GPU, and the measurement on a CPU."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fgst.errors import InputError
-from fgst.sweep.planning.gpu_sharing import choose_share, probe
+from fgst.sweep.planning.gpu_sharing import choose_share, measure_throughput
 from tests.support import small
 
 
-def curve(*rates: float) -> tuple[Callable[[int], float], list[int]]:
-    """A throughput by count (of 1, 2, 4, 8 trainings), and what was asked of it."""
-    asked: list[int] = []
+def record_throughput(*rates: float) -> tuple[Callable[[int], float], list[int]]:
+    """Make a throughput function of 1, 2, 4, 8 trials, and the list of counts that it is called with."""
+    counts: list[int] = []
 
     def throughput(count: int) -> float:
-        asked.append(count)
+        counts.append(count)
         return rates[count.bit_length() - 1]
 
-    return throughput, asked
+    return throughput, counts
 
 
 @pytest.mark.parametrize(
-    ("rates", "memory", "share", "probed"),
+    ("rates", "memory", "share", "measured"),
     [
-        ((100, 200, 400, 800), 1, 1 / 8, [1, 2, 4, 8]),  # no more than 8
-        ((100, 109), 1, 1, [1, 2]),  # a tenth is the least
+        ((100, 200, 400, 800), 1, 1 / 8, [1, 2, 4, 8]),  # 8 is the limit
+        ((100, 109), 1, 1, [1, 2]),  # less than a tenth more
         ((100, 111, 120), 1, 1 / 2, [1, 2, 4]),
-        ((100, 150, 90, 800), 1, 1 / 2, [1, 2, 4]),  # what comes after is not asked
-        ((100, 190, 0), 1, 1 / 2, [1, 2, 4]),  # four died
-        ((100, 200, 400), 22.5, 1 / 4, [1, 2, 4]),  # four are 90 GiB of 100: they fit, and eight do not
+        ((100, 150, 90, 800), 1, 1 / 2, [1, 2, 4]),  # stops at the first count that is not better
+        ((100, 190, 0), 1, 1 / 2, [1, 2, 4]),  # four do not fit
+        ((100, 200, 400), 22.5, 1 / 4, [1, 2, 4]),  # four take 90 of 100 GiB, which is the limit
         ((100, 200), 22.6, 1 / 2, [1, 2]),
         ((100,), 60, 1, [1]),
-        ((0,), 1, 1, [1]),  # not even one
+        ((0,), 1, 1, [1]),  # not even one fits
     ],
 )
-def test_share(rates: tuple[float, ...], memory: float, share: float, probed: list[int]) -> None:
-    throughput, asked = curve(*rates)
+def test_share_maximizes_throughput_within_memory(
+    rates: tuple[float, ...], memory: float, share: float, measured: list[int]
+) -> None:
+    throughput, counts = record_throughput(*rates)
     assert choose_share(memory, 100, throughput) == share
-    assert asked == probed
+    assert counts == measured
 
 
-def test_most_is_kept() -> None:
-    throughput, asked = curve(1, 2, 4, 8)
-    assert choose_share(1, 100, throughput, most=3) == 1 / 2
-    assert asked == [1, 2]
+def test_max_trials_limits_the_share() -> None:
+    throughput, counts = record_throughput(1, 2, 4, 8)
+    assert choose_share(1, 100, throughput, max_trials=3) == 1 / 2
+    assert counts == [1, 2]
 
 
-def test_probe_measures_trainings_side_by_side(tmp_path: Path) -> None:
+def test_throughput_of_two_processes_is_measured(tmp_path: Path) -> None:
     dataset = small.write_small(tmp_path / "data")
-    rate, memory = probe(small.small_config(dataset), str(dataset.path), "cpu", 2, steps=2)
+    rate, memory = measure_throughput(small.small_config(dataset), str(dataset.path), "cpu", 2, steps=2)
     assert 1 < rate < 100_000
-    assert 0.1 < memory < 4  # a process with PyTorch
+    assert 0.1 < memory < 4  # GiB of a process with PyTorch
 
 
-def test_bad_input_is_named_not_taken_for_lack_of_memory(tmp_path: Path) -> None:
+def test_invalid_input_is_raised_and_not_mistaken_for_lack_of_memory(tmp_path: Path) -> None:
     dataset = small.write_small(tmp_path / "data")
     with pytest.raises(InputError, match="no such directory"):
-        probe(small.small_config(dataset), str(tmp_path / "gone"), "cpu", 1)
+        measure_throughput(small.small_config(dataset), str(tmp_path / "gone"), "cpu", 1)
 
 
-def test_what_dies_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_runs_out_of_memory_does_not_fit(tmp_path: Path) -> None:
     dataset = small.write_small(tmp_path / "data")
-    monkeypatch.setattr("fgst.sweep.planning.gpu_sharing._train", die)
-    assert probe(small.small_config(dataset), str(dataset.path), "cpu", 1) == (0.0, 0.0)
-
-
-def die(*arguments: object) -> None:
-    os._exit(1)
+    config = small.small_config(dataset, data__frames=10**15)  # more than the address space: allocation fails at once
+    assert measure_throughput(config, str(dataset.path), "cpu", 1) == (0.0, 0.0)

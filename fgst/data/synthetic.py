@@ -1,0 +1,331 @@
+"""The demo data set: generated motion, to try everything without a download. It contains no recordings of people.
+
+Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
+frames per second. Each action moves a few characteristic joints; all others sway, fidget and jitter as a depth sensor's
+do. Two cameras see each performance. The same arguments give the same files, and a larger data set begins with the
+clips of a smaller one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.progress import tracked
+from fgst.data.skeleton import NTU_25
+from fgst.data.splits import Benchmark
+from fgst.data.writer import check_output, write_dataset, writing_to
+from fgst.errors import InputError
+
+SUBJECTS, CAMERAS = 10, 2
+FRAMES = (40, 110)  # shortest and longest clip
+RATE = 30.0  # frames per second
+# One clip per camera of two training subjects (one can be held out for validation) and one test subject.
+CLIPS_PER_CLASS = 6
+BENCHMARKS = (
+    Benchmark("x-sub", "subject", train=(1, 3, 5, 7, 9), test=(2, 4, 6, 8, 10)),
+    Benchmark("x-view", "camera", train=(2,), test=(1,)),
+)
+
+# The body at rest: joint, parent joint, and offset from the parent in metres. x points to the person's left, y up and z
+# forward, so a negative angle about x swings a hanging arm forward.
+REST = (
+    ("base_of_spine", "base_of_spine", (0.0, 0.0, 0.0)),
+    ("mid_spine", "base_of_spine", (0.0, 0.3, 0.0)),
+    ("spine_at_shoulders", "mid_spine", (0.0, 0.22, 0.0)),
+    ("neck", "spine_at_shoulders", (0.0, 0.08, 0.0)),
+    ("head", "neck", (0.0, 0.14, 0.02)),
+    ("left_shoulder", "spine_at_shoulders", (0.17, -0.03, 0.0)),
+    ("left_elbow", "left_shoulder", (0.03, -0.27, 0.0)),
+    ("left_wrist", "left_elbow", (0.0, -0.24, 0.03)),
+    ("left_hand", "left_wrist", (0.0, -0.08, 0.01)),
+    ("left_hand_tip", "left_hand", (0.0, -0.08, 0.0)),
+    ("left_thumb", "left_hand", (-0.01, -0.03, 0.05)),
+    ("right_shoulder", "spine_at_shoulders", (-0.17, -0.03, 0.0)),
+    ("right_elbow", "right_shoulder", (-0.03, -0.27, 0.0)),
+    ("right_wrist", "right_elbow", (0.0, -0.24, 0.03)),
+    ("right_hand", "right_wrist", (0.0, -0.08, 0.01)),
+    ("right_hand_tip", "right_hand", (0.0, -0.08, 0.0)),
+    ("right_thumb", "right_hand", (0.01, -0.03, 0.05)),
+    ("left_hip", "base_of_spine", (0.08, -0.04, 0.0)),
+    ("left_knee", "left_hip", (0.01, -0.4, 0.0)),
+    ("left_ankle", "left_knee", (0.0, -0.39, -0.01)),
+    ("left_foot", "left_ankle", (0.0, -0.06, 0.12)),
+    ("right_hip", "base_of_spine", (-0.08, -0.04, 0.0)),
+    ("right_knee", "right_hip", (-0.01, -0.4, 0.0)),
+    ("right_ankle", "right_knee", (0.0, -0.39, -0.01)),
+    ("right_foot", "right_ankle", (0.0, -0.06, 0.12)),
+)
+JOINT = {name: i for i, name in enumerate(NTU_25.joints)}
+TREE = [(JOINT[joint], JOINT[parent]) for joint, parent, _ in REST[1:]]  # parents before children
+OFFSETS = np.array([offset for _, _, offset in sorted(REST, key=lambda row: JOINT[row[0]])])  # (N, 3)
+FEET = [JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("ankle", "foot")]
+# Standard deviation of the sensor noise in metres: low for the trunk, higher for thin or fast body parts.
+NOISE = np.full(len(JOINT), 0.008)
+NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("wrist", "hand", "ankle", "foot")]] = 0.015
+NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("hand_tip", "thumb")]] = 0.025
+# Movements unrelated to the action: in each clip, one of these joints fidgets about one axis.
+FIDGETS = ("left_shoulder", "left_elbow", "right_shoulder", "right_elbow", "left_knee", "right_knee", "neck")
+
+
+@dataclass(frozen=True)
+class Move:
+    """A periodic rotation of one joint about one of its axes, by ``rest + swing · sin(rate · phase + lag)`` radians."""
+
+    joint: str
+    axis: str
+    rest: float
+    swing: float
+    rate: float = 1.0
+    lag: float = 0.0
+
+
+@dataclass(frozen=True)
+class Action:
+    """A class: its moves, their tempo in Hz, and the simultaneous moves of a second person, if there is one."""
+
+    name: str
+    tempo: float
+    moves: tuple[Move, ...]
+    partner: tuple[Move, ...] | None = None
+
+
+_SHAKE = (Move("right_shoulder", "x", -0.6, 0.15), Move("right_elbow", "x", -0.8, 0.25))
+_WAVE_LEFT = (Move("left_shoulder", "z", 1.0, 0.0), Move("left_elbow", "z", 1.5, 0.5))
+_WAVE_RIGHT = (Move("right_shoulder", "z", -1.0, 0.0), Move("right_elbow", "z", -1.5, -0.5))
+ACTIONS = (
+    Action("raise the left hand", 0.4, (Move("left_shoulder", "x", -1.3, 1.3), Move("left_elbow", "x", -0.2, 0.1))),
+    Action(
+        "push the other person",
+        0.5,
+        (
+            Move("left_shoulder", "x", -0.7, -0.5),
+            Move("right_shoulder", "x", -0.7, -0.5),
+            Move("left_elbow", "x", -0.9, 0.7),
+            Move("right_elbow", "x", -0.9, 0.7),
+            Move("mid_spine", "x", 0.1, 0.1),
+        ),
+        partner=(Move("mid_spine", "x", -0.12, -0.15, lag=-0.6), Move("left_shoulder", "x", -0.2, 0.2)),
+    ),
+    Action("wave the right hand", 1.2, _WAVE_RIGHT),
+    Action(
+        "kick with the right foot",
+        0.6,
+        (Move("right_hip", "x", -0.3, -0.5), Move("right_knee", "x", 0.3, 0.3, lag=1.0)),
+    ),
+    Action("nod", 0.9, (Move("neck", "x", 0.15, 0.35),)),
+    Action("bow", 0.35, (Move("mid_spine", "x", 0.4, 0.4), Move("neck", "x", 0.1, 0.1))),
+    Action(
+        "clap",
+        1.1,
+        (
+            Move("left_shoulder", "x", -0.5, 0.0),
+            Move("right_shoulder", "x", -0.5, 0.0),
+            Move("left_elbow", "x", -1.2, 0.0),
+            Move("right_elbow", "x", -1.2, 0.0),
+            Move("left_elbow", "y", -0.4, 0.4),
+            Move("right_elbow", "y", 0.4, -0.4),
+        ),
+    ),
+    Action(
+        "squat",
+        0.35,
+        (
+            Move("left_hip", "x", -0.5, -0.5),
+            Move("right_hip", "x", -0.5, -0.5),
+            Move("left_knee", "x", 0.8, 0.8),
+            Move("right_knee", "x", 0.8, 0.8),
+            Move("mid_spine", "x", 0.15, 0.15),
+        ),
+    ),
+    Action("wave both hands", 1.2, _WAVE_LEFT + _WAVE_RIGHT),
+    Action(
+        "march on the spot",
+        0.8,
+        (
+            Move("left_hip", "x", -0.4, -0.4),
+            Move("left_knee", "x", 0.5, 0.5),
+            Move("right_hip", "x", -0.4, -0.4, lag=np.pi),
+            Move("right_knee", "x", 0.5, 0.5, lag=np.pi),
+        ),
+    ),
+    Action("twist the trunk", 0.6, (Move("mid_spine", "y", 0.0, 0.6),)),
+    Action("shake hands", 1.0, _SHAKE, partner=_SHAKE),
+)
+
+
+def make_demo(
+    out: str | os.PathLike[str],
+    *,
+    clips: int = 480,
+    classes: int = 8,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> ArrowDataset:
+    """Generate the demo data set.
+
+    Clips are ``(M, T, 25, 3)`` float32 in metres, relative to the mid spine of the first person's first frame.
+
+    Args:
+        out: the new directory.
+        clips: number of clips over all classes, subjects and cameras.
+        classes: number of classes, the first of :data:`ACTIONS`. The second class has two persons.
+        seed: of all randomness.
+        overwrite: replace an existing data set at ``out``.
+
+    Raises:
+        InputError: if ``out`` exists or an argument is out of range.
+    """
+    out = Path(out)
+    if not 2 <= classes <= len(ACTIONS):
+        raise InputError(f"--classes is {classes}; it must be from 2 to {len(ACTIONS)}")
+    if clips < CLIPS_PER_CLASS * classes:
+        raise InputError(
+            f"--clips is {clips}; {classes} classes need at least {CLIPS_PER_CLASS * classes}, so that each split has "
+            "clips of every class"
+        )
+    if seed < 0:
+        raise InputError(f"--seed is {seed}; it must be 0 or more")
+    check_output(out, overwrite=overwrite)
+    with writing_to(out), closing(tracked(_clips(clips, classes, seed), clips, "generating clips")) as generated:
+        return write_dataset(
+            out,
+            generated,
+            name="demo",
+            skeleton=NTU_25,
+            classes=[action.name for action in ACTIONS[:classes]],
+            benchmarks=BENCHMARKS,
+            recipe="ntu",
+            source={"generated": True, "seed": seed},
+            overwrite=overwrite,
+        )
+
+
+def _clips(clips: int, classes: int, seed: int) -> Iterator[Clip]:
+    """Generate clips in pairs, one performance seen by both cameras; the class varies fastest, then the subject."""
+    cameras = _cameras(seed)  # (CAMERAS, 3, 3)
+    for number in range(-(-clips // CAMERAS)):
+        turn, label = divmod(number, classes)
+        subject = turn % SUBJECTS + 1
+        persons = _performance(ACTIONS[label], subject, _generator(seed, "performance", number))  # (M, T, N, 3)
+        for camera in range(min(CAMERAS, clips - CAMERAS * number)):
+            noise = _generator(seed, "sensor", CAMERAS * number + camera)
+            joints = persons @ cameras[camera].T + NOISE[:, None] * noise.standard_normal(persons.shape)
+            joints -= joints[0, 0, NTU_25.centre]
+            yield Clip(
+                f"demo_a{label + 1:02d}_s{subject:02d}_r{turn // SUBJECTS + 1:03d}_v{camera + 1}",
+                label,
+                joints.astype(np.float32),
+                subject=subject,
+                camera=camera + 1,
+                replication=turn // SUBJECTS + 1,
+            )
+
+
+def _generator(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """Return an independent generator for each item, so that adding clips does not change earlier ones."""
+    return np.random.default_rng([seed, ("subject", "performance", "sensor", "camera").index(purpose), number])
+
+
+def _cameras(seed: int) -> np.ndarray:
+    """Return rotations into camera coordinates, ``(2, 3, 3)``: one camera on each side of the scene, slightly above."""
+    rng = _generator(seed, "camera", 0)
+    yaw = rng.uniform(0.3, 0.6, CAMERAS) * (-1, 1)
+    pitch = rng.uniform(0.0, 0.2, CAMERAS)
+    zero = np.zeros(CAMERAS)
+    return rotation_matrices(np.stack([pitch, zero, zero], -1)) @ rotation_matrices(np.stack([zero, yaw, zero], -1))
+
+
+def _performance(action: Action, subject: int, rng: np.random.Generator) -> np.ndarray:
+    """Generate the true positions in the scene, ``(M, T, N, 3)``; the first person faces roughly along z."""
+    T = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
+    seconds = np.arange(T) / RATE
+    tempo = action.tempo * rng.uniform(0.7, 1.3)
+    phase = 2 * np.pi * tempo * seconds + rng.uniform(0, 2 * np.pi)
+    # The action starts and ends inside the clip.
+    begin, end = rng.uniform(0.0, 0.25) * seconds[-1], rng.uniform(0.75, 1.0) * seconds[-1]
+    envelope = _smooth_step((seconds - begin) / 0.4) * _smooth_step((end - seconds) / 0.4)
+
+    persons = [_person(action.moves, subject, phase, envelope, seconds, rng)]
+    if action.partner is not None:
+        other = subject % SUBJECTS + 1
+        body = _person(action.partner, other, phase, envelope, seconds, rng)
+        facing = rotation_matrices(np.array([0.0, np.pi + rng.normal(0, 0.15), 0.0]))
+        persons.append(body @ facing.T + (rng.normal(0, 0.05), 0.0, rng.uniform(0.7, 1.0)))
+    heading = rotation_matrices(np.array([0.0, rng.normal(0, 0.2), 0.0]))
+    return np.stack(persons) @ heading.T
+
+
+def _person(
+    moves: Sequence[Move],
+    subject: int,
+    phase: np.ndarray,
+    envelope: np.ndarray,
+    seconds: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Generate one person's positions, ``(T, N, 3)``: the moves on top of posture, sway and fidgeting."""
+    N = NTU_25.num_joints
+    # A subject's build does not depend on the data set's seed.
+    build = _generator(0, "subject", subject)
+    bones = OFFSETS * build.uniform(0.82, 1.12) * build.normal(1.0, 0.05, (N, 1))  # (N, 3)
+    posture = build.normal(0, 0.08, (N, 3))
+    vigour = build.uniform(0.75, 1.2) * rng.uniform(0.6, 1.15)
+
+    sway = rng.normal(0, 0.03, (N, 3)) * np.sin(
+        2 * np.pi * rng.uniform(0.1, 0.5, (N, 3)) * seconds[:, None, None] + rng.uniform(0, 2 * np.pi, (N, 3))
+    )
+    turns = posture + rng.normal(0, 0.05, (N, 3)) + sway  # rotation vectors (T, N, 3)
+    fidget = rng.choice(FIDGETS), rng.integers(3)
+    pace = 2 * np.pi * rng.uniform(0.2, 1.2) * seconds + rng.uniform(0, 2 * np.pi)
+    turns[:, JOINT[fidget[0]], fidget[1]] += rng.uniform(0.1, 0.6) * np.sin(pace)
+    for move in moves:
+        angle = move.rest + move.swing * np.sin(move.rate * phase + move.lag)
+        turns[:, JOINT[move.joint], "xyz".index(move.axis)] += vigour * envelope * angle
+
+    positions = forward_kinematics(rotation_matrices(turns), bones)
+    positions[..., 1] -= positions[:, FEET, 1].min(axis=1, keepdims=True)  # puts the lower foot on the floor
+    drift = rng.normal(0, 0.02, (2, 3)) * (1, 0, 1)
+    path = drift[0] * np.sin(2 * np.pi * 0.2 * seconds)[:, None] + drift[1] * seconds[:, None]  # (T, 3)
+    return positions + path[:, None]
+
+
+def forward_kinematics(rotations: np.ndarray, bones: np.ndarray) -> np.ndarray:
+    """Compute joint positions from joint rotations.
+
+    Args:
+        rotations: ``(T, N, 3, 3)``, of each joint relative to its parent.
+        bones: ``(N, 3)``, the offset of each joint from its parent at rest.
+
+    Returns:
+        ``(T, N, 3)``, relative to the root.
+    """
+    absolute = rotations.copy()
+    positions = np.zeros(rotations.shape[:3])
+    for joint, parent in TREE:
+        positions[:, joint] = positions[:, parent] + absolute[:, parent] @ bones[joint]
+        absolute[:, joint] = absolute[:, parent] @ rotations[:, joint]
+    return positions
+
+
+def rotation_matrices(vectors: np.ndarray) -> np.ndarray:
+    """Convert rotation vectors ``(…, 3)`` in radians to matrices ``(…, 3, 3)`` by Rodrigues' formula."""
+    angle = np.linalg.norm(vectors, axis=-1)[..., None, None]
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*vectors.shape[:-1], 3, 3)
+    # sin(a)/a and (1 - cos(a))/a², also at a = 0
+    first, second = np.sinc(angle / np.pi), 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
+    return np.eye(3) + first * cross + second * (cross @ cross)
+
+
+def _smooth_step(x: np.ndarray) -> np.ndarray:
+    """Return 0 below 0, 1 above 1, and a smooth transition between."""
+    x = np.clip(x, 0.0, 1.0)
+    return x * x * (3 - 2 * x)

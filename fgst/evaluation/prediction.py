@@ -1,0 +1,85 @@
+"""Prediction for raw files: single files, folders, zip archives, and standard input."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fgst.data.formats import FORMATS
+from fgst.data.progress import tracked
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
+from fgst.errors import InputError
+from fgst.evaluation.inference import Predictor
+
+BATCH_SIZE = 64
+STDIN = "-"
+Read = Callable[[], bytes]
+
+
+def predict_files(
+    predictor: Predictor, files: Sequence[str], top_k: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Predict the classes of raw files, in order.
+
+    Args:
+        predictor: the networks.
+        files: files, folders and zip archives, or ``-`` for standard input.
+        top_k: number of classes per file.
+        device: where to run the networks.
+
+    Yields:
+        ``{"file": …, "top": [{"class": …, "label": …, "probability": …}, …]}``, most likely class first, or
+        ``{"file": …, "fault": …}`` if the file is not a valid clip.
+
+    Raises:
+        InputError: if a file or folder does not exist.
+    """
+    with ExitStack() as stack:
+        sources = _list_files(files, predictor.card.preparation, stack)
+        batch: list[tuple[str, np.ndarray | str]] = []
+        for name, read in tracked(sources, len(sources), "reading clips"):
+            try:
+                batch.append((name, predictor.read(read())))
+            except (ClipError, InputError, OSError) as error:
+                batch.append((name, str(error)))
+            if len(batch) == BATCH_SIZE:
+                yield from _predict_batch(predictor, batch, top_k, device)
+                batch = []
+        yield from _predict_batch(predictor, batch, top_k, device)
+
+
+def _predict_batch(
+    predictor: Predictor, batch: Sequence[tuple[str, np.ndarray | str]], top_k: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Predict the clips among ``batch``; strings in place of clips are reasons why files are invalid."""
+    clips = [clip for _, clip in batch if not isinstance(clip, str)]
+    rankings = iter(predictor.top(clips, top_k, device) if clips else [])
+    for name, clip in batch:
+        yield {"file": name, "fault": clip} if isinstance(clip, str) else {"file": name, "top": next(rankings)}
+
+
+def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tuple[str, Read]]:
+    """List names and readers of all files; zip archives stay open until ``stack`` is closed."""
+    suffix = FORMATS[preparation].suffix
+    sources: list[tuple[str, Read]] = []
+    for name in files:
+        path = Path(name)
+        if name == STDIN:
+            sources.append(("stdin", lambda: sys.stdin.buffer.read(MAX_FILE_BYTES + 1)))
+        elif path.is_dir() or path.suffix.lower() == ".zip":
+            hint = f"this network reads {suffix} files"
+            source = stack.enter_context(open_source(path, suffix=suffix, max_bytes=MAX_FILE_BYTES, hint=hint))
+            for file in sorted(source.files, key=lambda file: file.path):
+                sources.append((f"{name.rstrip('/')}/{file.path}", file.read))
+        elif not path.exists():
+            raise InputError(f"{name}: no such file or folder")
+        else:
+            sources.append((name, functools.partial(read_path, path, MAX_FILE_BYTES)))
+    return sources

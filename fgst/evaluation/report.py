@@ -1,0 +1,76 @@
+"""The report of an evaluation: metrics and analyses of a split's scores, and the files with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fgst.evaluation import analysis, plots
+from fgst.evaluation.metrics import Scores
+
+
+def make_report(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
+    """Compute the metrics of a split's scores.
+
+    Args:
+        scores: of all clips of the split.
+        classes: class names.
+
+    Returns:
+        JSON values: ``num_clips``; ``top1`` with ``top1_interval`` (95 %, bootstrap), ``top5``, ``mean_class`` (mean
+        over the classes' top-1) and ``ece`` (expected calibration error) in %; ``loss`` in nats; ``per_class``, a row
+        per class; ``confused``, the most confused pairs of classes.
+    """
+    per_class = scores.per_class(classes)
+    recalls = [row["top1"] for row in per_class if isinstance(row["top1"], float)]
+    return {
+        "num_clips": scores.num_clips,
+        "top1": scores.top(1),
+        "top1_interval": list(analysis.bootstrap_interval(scores)),
+        "top5": scores.top(5),
+        "mean_class": sum(recalls) / len(recalls),
+        "loss": scores.loss(),
+        "ece": analysis.calibration_error(scores),
+        "per_class": per_class,
+        "confused": analysis.confused_pairs(scores, classes),
+    }
+
+
+def write_report(folder: Path, report: Mapping[str, Any], scores: Scores, classes: Sequence[str]) -> None:
+    """Write a report, its scores and its figures.
+
+    Args:
+        folder: an existing folder for the files.
+        report: at least the values of :func:`make_report`.
+        scores: the scores that it was made from.
+        classes: class names.
+    """
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    scores.save(folder / "scores.arrow")
+    plots.confusion(scores, classes, folder / "confusion.png")
+    plots.reliability(scores, folder / "calibration.png")
+    _write_csv(report["per_class"], folder / "per_class.csv")
+
+
+def write_comparison(folder: Path, per_class: Sequence[Mapping[str, Any]], first: str, second: str) -> None:
+    """Write the per-class comparison of two networks as a table and as a figure.
+
+    Args:
+        folder: created for the files.
+        per_class: rows of :func:`fgst.evaluation.analysis.compare`.
+        first: name of the first network.
+        second: name of the second network.
+    """
+    folder.mkdir()
+    _write_csv(per_class, folder / "per_class.csv")
+    plots.class_changes(per_class, first, second, folder / "per_class.png")
+
+
+def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,302 @@
+"""The specification of a sweep: frozen, checked, stored as ``sweep.json`` among the artifacts of the sweep's run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fgst.config import TrialConfig, resolve_data_defaults
+from fgst.data.dataset import ArrowDataset
+from fgst.errors import InputError
+from fgst.sweep.definition import (
+    Parameter,
+    Params,
+    SweepDefinition,
+    Trial,
+    TrialFactory,
+    format_params,
+    grid_points,
+)
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Successive halving on epochs: at epochs ``grace_period · reduction_factor^i`` the best 1 / ``reduction_factor``
+    of the trials continue.
+    """
+
+    grace_period: int
+    reduction_factor: int
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """A sweep; all fields are JSON-compatible.
+
+    Attributes:
+        name, title, source: as in its :class:`~fgst.sweep.definition.SweepDefinition`.
+        parameters: what is varied.
+        search: one of ``SEARCHES``.
+        seeds: trainings per configuration, counted from the seed of ``base``.
+        limit: maximum number of trainings of a search; ``None`` for a grid.
+        objectives: one or two names of ``OBJECTIVES``.
+        early_stop: ``None`` if every trial is trained to its last epoch.
+        initial_points: parameters that a search tries first.
+        base: the trial that parameters are applied to; its seed also seeds the search.
+        trials: the trials of a grid in order; empty for a search, which creates them one by one.
+        published: (value, the paper's top-1 in %); a value is a tuple if several parameters are varied.
+        baseline: value of the row that other rows are compared with, or ``None``.
+        dataset_name, dataset_digest: what all trials are trained on.
+        builds_ensemble: the networks of each seed are fused at the end.
+        refit: the networks are then retrained on all training clips and fused with the same weights.
+    """
+
+    name: str
+    title: str
+    parameters: tuple[Parameter, ...]
+    search: str
+    seeds: int
+    limit: int | None
+    objectives: tuple[str, ...]
+    early_stop: EarlyStopping | None
+    initial_points: tuple[tuple[tuple[str, Any], ...], ...]
+    base: TrialConfig
+    trials: tuple[Trial, ...]
+    published: tuple[tuple[Any, float], ...]
+    source: str
+    baseline: Any
+    dataset_name: str
+    dataset_digest: str
+    builds_ensemble: bool = False
+    refit: bool = False
+
+    @property
+    def experiment(self) -> str:
+        """Name of the MLflow experiment: one per data set and benchmark."""
+        return f"{self.dataset_name} {self.base.data.benchmark}"
+
+    @property
+    def axis(self) -> str:
+        """Heading of the varied parameters, e.g. ``K``."""
+        return " ".join(parameter.name for parameter in self.parameters)
+
+    @property
+    def total(self) -> int:
+        """Maximum number of trainings."""
+        return len(self.trials) if self.limit is None else self.limit
+
+    def label_of_value(self, value: Any) -> str:
+        """Label of the configuration with this value (a tuple of values for several parameters)."""
+        values = value if isinstance(value, tuple) and len(self.parameters) > 1 else (value,)
+        return format_params(dict(zip((p.name for p in self.parameters), values, strict=False)))
+
+    def published_top1(self, params: Mapping[str, Any]) -> float | None:
+        """The paper's top-1 in % for these parameters, if it gives one."""
+        values = tuple(params.values())
+        return dict(self.published).get(values[0] if len(self.parameters) == 1 else values) if values else None
+
+    def to_json(self) -> str:
+        """The content of ``sweep.json``."""
+        content = asdict(self) | {"base": self.base.flat(), "trials": [trial.to_dict() for trial in self.trials]}
+        return json.dumps(content, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SweepSpec:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: if the text is not a specification of this version.
+        """
+        try:
+            content = json.loads(text)
+            stop = content["early_stop"]
+            return cls(
+                **content
+                | {
+                    "parameters": tuple(_read_parameter(p) for p in content["parameters"]),
+                    "objectives": tuple(content["objectives"]),
+                    "early_stop": stop and EarlyStopping(**stop),
+                    "initial_points": tuple(
+                        tuple((name, value) for name, value in params) for params in content["initial_points"]
+                    ),
+                    "base": TrialConfig.from_flat(content["base"]),
+                    "trials": tuple(Trial.from_dict(t) for t in content["trials"]),
+                    "published": tuple((_as_tuple(value), float(top1)) for value, top1 in content["published"]),
+                    "baseline": _as_tuple(content["baseline"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"sweep.json cannot be read by this version of fgst ({error!r})") from None
+
+
+def _read_parameter(content: dict[str, Any]) -> Parameter:
+    condition = content["condition"]
+    return Parameter(
+        **content | {"values": tuple(content["values"]), "condition": condition and (condition[0], tuple(condition[1]))}
+    )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def build_spec(
+    definition: SweepDefinition,
+    base: TrialConfig,
+    dataset: ArrowDataset,
+    *,
+    values: Sequence[Any] | None = None,
+    also: Sequence[str] = (),
+    seeds: int = 1,
+    search: str | None = None,
+    limit: int = 20,
+    objectives: Sequence[str] = ("val_top1",),
+    early_stop: EarlyStopping | None = None,
+    initial_points: Sequence[Mapping[str, Any]] | None = None,
+    refit: bool = False,
+) -> SweepSpec:
+    """Check a sweep and create its specification.
+
+    Args:
+        values: replace the definition's values; only for a definition with a single parameter.
+        also: optional parameters to vary.
+        limit: maximum number of trainings of a search.
+        initial_points: parameters to try first; ``None`` takes the definition's.
+        refit: retrain on all training clips at the end, for definitions that build an ensemble.
+
+    Raises:
+        InputError: if anything is impossible; nothing has been started by then.
+    """
+    base = resolve_data_defaults(base, dataset)
+    search = search or definition.search
+    parameters = _varied(definition, definition.parameters(dataset.skeleton, base), values, also)
+    factory = TrialFactory(definition, base, dataset)
+    seed_range = range(base.train.seed, base.train.seed + seeds)
+    trials: tuple[Trial, ...] = ()
+    points: list[Params] = []
+    if search == "grid":
+        trials = tuple(factory.make(params, seed) for params in grid_points(parameters) for seed in seed_range)
+    else:
+        _require_validation(base, "a search chooses by validation accuracy")
+        points = _initial_points(factory, parameters, initial_points)
+    if early_stop is not None:
+        _require_validation(base, "--early-stop compares trials by validation accuracy")
+        if len(objectives) > 1:
+            raise InputError("--early-stop needs a single objective")
+    if refit:
+        _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
+    spec = SweepSpec(
+        name=definition.name,
+        title=definition.title,
+        parameters=tuple(parameters),
+        search=search,
+        seeds=seeds,
+        limit=None if search == "grid" else limit,
+        objectives=("test_top1",) if base.data.protocol == "paper" else tuple(objectives),
+        early_stop=early_stop,
+        initial_points=tuple(tuple(params.items()) for params in points),
+        base=base,
+        trials=trials,
+        published=tuple(definition.published.items()),
+        source=definition.source,
+        baseline=definition.baseline,
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+        builds_ensemble=definition.builds_ensemble,
+        refit=refit,
+    )
+    return spec
+
+
+def ineffective_overrides(spec: SweepSpec, factory: TrialFactory, fields: Collection[str]) -> dict[str, str]:
+    """Fields given by ``--set`` that the sweep itself sets, with the name of the parameter if it is known.
+
+    Such a value only affects the base trial (and with it the first parameters of a search), never what is varied.
+    """
+    names = {parameter.field: parameter.name for parameter in spec.parameters if parameter.field}
+    if not fields:
+        return {}
+    examples = [dict(trial.params) for trial in spec.trials] or [dict(params) for params in spec.initial_points]
+    varied = dict(names)
+    for params in examples:
+        for name in factory.settings(params):
+            varied.setdefault(name, spec.axis if len(spec.parameters) == 1 else "")
+    return {name: varied[name] for name in fields if name in varied}
+
+
+def _varied(
+    definition: SweepDefinition, offered: Sequence[Parameter], values: Sequence[Any] | None, also: Sequence[str]
+) -> list[Parameter]:
+    optional = [parameter.name for parameter in offered if parameter.optional]
+    if unknown := [name for name in also if name not in optional]:
+        raise InputError(f"--also names {unknown[0]}; optional parameters here: {', '.join(optional) or 'none'}")
+    parameters = [parameter for parameter in offered if not parameter.optional or parameter.name in also]
+    if values is None:
+        return parameters
+    if len(parameters) != 1:
+        names = ", ".join(parameter.name for parameter in parameters)
+        raise InputError(
+            f"--values needs a sweep with a single parameter, but {definition.name} varies {names}; "
+            "--enqueue NAME=VALUE,… with --trials 1 trains one combination"
+        )
+    [parameter] = parameters
+    if wrong := [value for value in values if isinstance(value, str) and _is_numeric(parameter)]:
+        raise InputError(f"--values {wrong[0]}: {parameter.name} takes numbers, e.g. {parameter.describe()}")
+    if len(set(values)) != len(values):
+        raise InputError(f"--values contains a value twice: {', '.join(map(str, values))}")
+    return [Parameter(parameter.name, tuple(values), field=parameter.field)]
+
+
+def _initial_points(
+    factory: TrialFactory, parameters: Sequence[Parameter], given: Sequence[Mapping[str, Any]] | None
+) -> list[Params]:
+    """Checked parameters that a search tries first."""
+    definition, skeleton, base = factory.definition, factory.dataset.skeleton, factory.base
+    default = dict(definition.initial_params(skeleton, base)) if definition.initial_params else {}
+    # The paper's setting may not exist for this skeleton or preset.
+    default = {p.name: default[p.name] for p in parameters if p.name in default and p.allows(default[p.name])}
+    if given is None:
+        given = [default] if all(p.name in default for p in parameters if p.condition is None) else []
+    points = [_complete_params(params, default, parameters) for params in given]
+    for params in points:
+        factory.make(params, base.train.seed)
+    return points
+
+
+def _complete_params(params: Mapping[str, Any], default: Mapping[str, Any], parameters: Sequence[Parameter]) -> Params:
+    """Given parameters in the order of the sweep's parameters; missing ones come from ``default``.
+
+    Raises:
+        InputError: if a parameter is unknown, missing or outside its values.
+    """
+    names = {parameter.field: parameter.name for parameter in parameters if parameter.field}
+    params = {names.get(name, name): value for name, value in params.items()}
+    known = [parameter.name for parameter in parameters]
+    if unknown := [name for name in params if name not in known]:
+        raise InputError(f"--enqueue names {unknown[0]}, which is not searched; parameters: {', '.join(known)}")
+    params = {**default, **params}
+    complete: Params = {}
+    for parameter in parameters:
+        if not parameter.applies(complete):
+            continue
+        if parameter.name not in params:
+            raise InputError(f"--enqueue lacks {parameter.name}; it takes {parameter.describe()}")
+        value = params[parameter.name]
+        if not parameter.allows(value):
+            raise InputError(f"--enqueue has {parameter.name}={value}; it takes {parameter.describe()}")
+        complete[parameter.name] = value
+    return complete
+
+
+def _require_validation(base: TrialConfig, purpose: str) -> None:
+    if base.data.protocol == "paper":
+        raise InputError(
+            f"{purpose}, and --protocol paper has no validation clips; use --protocol validation first, then train "
+            "the result with --protocol paper"
+        )
+
+
+def _is_numeric(parameter: Parameter) -> bool:
+    return not any(isinstance(value, str) for value in parameter.values)

@@ -1,0 +1,184 @@
+"""Evaluation of a run by its id: score a split with the run's networks, report, and log the report into the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fgst.data.dataset import ArrowDataset
+from fgst.data.loader import ClipLoader, choose_device
+from fgst.errors import InputError
+from fgst.evaluation import analysis
+from fgst.evaluation.ensemble import EnsembleCard, fuse
+from fgst.evaluation.metrics import Scores
+from fgst.evaluation.report import make_report, write_comparison, write_report
+from fgst.evaluation.scoring import score
+from fgst.model.card import ModelCard, load_model
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
+
+LOGGED_METRICS = ("top1", "top5", "mean_class", "loss", "ece", "clips_per_second")
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run's scores of a split.
+
+    Attributes:
+        scores: of all clips of the split.
+        card: description of the network; for an ensemble, of its first network.
+        dataset: name of the data set.
+        digest: digest of the data set.
+        modalities: of the networks, in order.
+        seconds: time that scoring took.
+    """
+
+    scores: Scores
+    card: ModelCard
+    dataset: str
+    digest: str
+    modalities: tuple[str, ...]
+    seconds: float
+
+    @property
+    def digest_matches(self) -> bool:
+        """Whether the data set is the one that the network was trained on."""
+        return self.digest == self.card.dataset_digest
+
+
+def evaluate(
+    run_id: str,
+    dataset: str | None = None,
+    split: str = "test",
+    *,
+    compare: str | None = None,
+    log: bool = False,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's network, or its fused networks, on a split.
+
+    Args:
+        run_id: a training or an ensemble.
+        dataset: path or URI of the data set; ``None`` for the location that the run recorded.
+        split: "train", "val" or "test" of the run's benchmark and protocol.
+        compare: another run, which is scored on the same clips.
+        log: write the report into the run: metrics ``eval/…`` and artifacts under ``eval/``.
+        device: "auto", "cpu", "cuda" …
+        tracking_uri: the tracking store; see :func:`fgst.tracking.connection.resolve_uri` for the default.
+
+    Returns:
+        JSON values: those of :func:`fgst.evaluation.report.make_report`, and ``run_id``, ``kind``, ``modalities``,
+        ``split``, ``dataset``, ``benchmark``, ``digest_matches``, ``clips_per_second``, ``logged_top1`` (top-1 in %
+        that the run logged, or ``None``) and, if requested, ``compare`` (see :func:`fgst.evaluation.analysis.compare`).
+
+    Raises:
+        InputError: if the run, its artifacts or the data set are missing or do not fit together.
+    """
+    torch_device = choose_device(device)
+    store = TrackingStore(tracking_uri)
+    run = store.run(run_id)
+    scored = score_run(store, run_id, dataset, split, torch_device)
+    classes = scored.card.classes
+    report: dict[str, Any] = {
+        "run_id": run_id,
+        "kind": run.data.tags.get(Tags.KIND, "trial"),
+        "modalities": list(scored.modalities),
+        "split": split,
+        "dataset": scored.dataset,
+        "benchmark": scored.card.config.data.benchmark,
+        "digest_matches": scored.digest_matches,
+        "clips_per_second": scored.scores.num_clips / scored.seconds,
+        # The logged accuracy of training clips is not comparable: it was measured on augmented clips while training.
+        "logged_top1": None if split == "train" else run.data.metrics.get(f"{split}/top1"),
+        **make_report(scored.scores, classes),
+    }
+    if compare is not None:
+        # Both runs are scored on the same data, wherever the other one recorded its data set.
+        other = score_run(store, compare, dataset or scored.card.config.data.dataset, split, torch_device).scores
+        report["compare"] = {"run_id": compare, **analysis.compare(scored.scores, other, classes)}
+    if log:
+        _log(store, report, scored)
+    return report
+
+
+def score_run(store: TrackingStore, run_id: str, dataset: str | None, split: str, device: torch.device) -> ScoredRun:
+    """Score a split with a run's network, or with an ensemble's networks, fused by its weights.
+
+    Raises:
+        InputError: if the run, its artifacts or the data set are missing or do not fit together.
+    """
+    run = store.run(run_id)
+    kind = run.data.tags.get(Tags.KIND)
+    if kind == "sweep":
+        candidates = [(Tags.ENSEMBLE, "its ensemble"), (Tags.BEST_RUN, "its best trial")]
+        hints = [f"{what} is --run-id {run.data.tags[tag]}" for tag, what in candidates if tag in run.data.tags]
+        raise InputError(f"run {run_id} is a sweep, not a training; {', '.join(hints) or 'name one of its trials'}")
+    if kind != "ensemble":
+        return _score_network(store, run_id, dataset, split, device)
+    with store.artifacts(run_id, "ensemble.json") as file:
+        card = EnsembleCard.read(file)
+    parts = {m.modality: _score_network(store, m.run_id, dataset, split, device) for m in card.members}
+    first = next(iter(parts.values()))
+    fused = fuse({name: part.scores for name, part in parts.items()}, card.weights, card.sharpness)
+    return dataclasses.replace(
+        first, scores=fused, modalities=tuple(parts), seconds=sum(part.seconds for part in parts.values())
+    )
+
+
+def _score_network(
+    store: TrackingStore, run_id: str, dataset: str | None, split: str, device: torch.device
+) -> ScoredRun:
+    with store.artifacts(store.run(run_id).info.run_id, "checkpoint") as folder:
+        model, card = load_model(folder)
+    data = ArrowDataset(dataset or card.config.data.dataset)
+    if data.skeleton != card.skeleton or data.classes != card.classes:
+        raise InputError(f"{data.path}: the skeleton or the classes differ from those that run {run_id} was trained on")
+    if data.digest != card.dataset_digest:
+        if dataset is None:
+            raise InputError(
+                f"{data.path}: the data set has changed since run {run_id} was trained on it (digest "
+                f"{data.digest[:12]}… instead of {card.dataset_digest[:12]}…); evaluate on it nevertheless with "
+                f"--dataset {data.path}"
+            )
+        print(f"note: {data.path} is not the data set that run {run_id} was trained on", file=sys.stderr)
+    settings = card.config.data
+    splits = data.splits(
+        settings.benchmark or "",
+        validation=settings.validation if settings.protocol == "validation" else 0,
+        seed=settings.validation_seed,
+    )
+    rows = getattr(splits, split)
+    if not len(rows):
+        raise InputError(f"run {run_id} was trained with --protocol paper, which holds out no validation clips")
+    loader = ClipLoader(data, rows, dataclasses.replace(settings, dataset=str(data.path)), device, split=split)
+    start = time.perf_counter()
+    scores = score(model.to(device), loader)
+    return ScoredRun(scores, card, data.name, data.digest, (settings.modality,), time.perf_counter() - start)
+
+
+def _log(store: TrackingStore, report: dict[str, Any], scored: ScoredRun) -> None:
+    """Log a report: artifacts always, metrics only if the data set is the one that the run was trained on."""
+    run, split = store.open_run(report["run_id"]), report["split"]
+    folder_name = split
+    if report["digest_matches"]:
+        run.log_metrics({f"eval/{split}/{name}": report[name] for name in LOGGED_METRICS}, step=0)
+    else:
+        folder_name = f"{split}-on-{scored.dataset}-{scored.digest[:8]}".replace("/", "-")
+    with tempfile.TemporaryDirectory(prefix="fgst-evaluation-") as name:
+        folder = Path(name) / "eval" / folder_name
+        folder.mkdir(parents=True)
+        write_report(folder, report, scored.scores, scored.card.classes)
+        if "compare" in report:
+            first, second = (f"run {r['run_id'][:8]}" for r in (report, report["compare"]))
+            write_comparison(
+                folder / f"compare-{report['compare']['run_id'][:8]}", report["compare"]["per_class"], first, second
+            )
+        run.log_artifacts(Path(name))

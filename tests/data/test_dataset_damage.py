@@ -1,0 +1,249 @@
+"""Damaged data sets are rejected with a message that names the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc
+
+from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.skeleton import NTU_25
+from fgst.errors import InputError
+from tests.support.small import CLASSES, SKELETON, motion_clips, write_small
+
+N = SKELETON.num_joints
+
+
+def edit_description(folder: Path, **changes: Any) -> None:
+    """Change entries of dataset.json; ``None`` removes an entry."""
+    file = folder / "dataset.json"
+    description = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
+
+
+def put_file(folder: Path, content: bytes, name: str = "clips-00000.arrow") -> None:
+    """Make ``content`` the only file of the data set, with a correct entry in the description."""
+    (folder / name).write_bytes(content)
+    edit_description(
+        folder, files=[{"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}]
+    )
+
+
+def flip(path: Path, position: int) -> None:
+    """Flip a bit of the byte at ``position``."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def flip_first(folder: Path) -> None:
+    flip(folder / "clips-00000.arrow", 0)
+
+
+def flip_coordinate(folder: Path) -> None:
+    content = (folder / "clips-00000.arrow").read_bytes()
+    joints = next(motion_clips()).joints.tobytes()
+    flip(folder / "clips-00000.arrow", content.index(joints) + 2)
+
+
+def flip_last(folder: Path) -> None:
+    flip(folder / "clips-00000.arrow", -1)
+
+
+def truncate(folder: Path, new_size: Callable[[int], int]) -> None:
+    file = folder / "clips-00000.arrow"
+    os.truncate(file, new_size(file.stat().st_size))
+
+
+def lengthen(folder: Path) -> None:
+    with (folder / "clips-00000.arrow").open("ab") as file:
+        file.write(b"0")
+
+
+def use_file_of(make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        make(folder.parent / "other")
+        shutil.copy(folder.parent / "other" / "clips-00000.arrow", folder / "clips-00000.arrow")
+
+    return damage
+
+
+FILE_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "first byte": (flip_first, "modified"),
+    "one bit of a coordinate": (flip_coordinate, "modified"),
+    "last byte": (flip_last, "modified"),
+    "one byte short": (lambda folder: truncate(folder, lambda size: size - 1), "truncated"),
+    "half": (lambda folder: truncate(folder, lambda size: size // 2), "truncated"),
+    "empty": (lambda folder: truncate(folder, lambda size: 0), "truncated"),
+    "one byte more": (lengthen, "longer"),
+    "missing": (lambda folder: (folder / "clips-00000.arrow").unlink(), "missing"),
+    "other clips": (
+        use_file_of(lambda out: write_small(out, motion_clips(seed=1))),
+        "modified|truncated|longer",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FILE_DAMAGES)
+def test_damaged_file_is_reported(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "set"
+    write_small(folder)
+    ArrowDataset(folder)
+    apply, fault = FILE_DAMAGES[damage]
+    apply(folder)
+    with pytest.raises(InputError, match=rf"clips-00000\.arrow.*({fault}).*prepare") as raised:
+        ArrowDataset(folder)
+    assert str(raised.value).startswith(str(folder))
+
+
+def test_damaged_file_among_several_is_reported(tmp_path: Path) -> None:
+    write_small(tmp_path / "set", shard_bytes=N * 3 * 4 * 50)
+    flip(tmp_path / "set" / "clips-00002.arrow", 700)
+    with pytest.raises(InputError, match=r"clips-00002\.arrow.*modified"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_truncated_file_is_reported_with_and_without_verification(tmp_path: Path, verify: bool) -> None:
+    write_small(tmp_path / "set")
+    truncate(tmp_path / "set", lambda size: size - 64)
+    with pytest.raises(InputError, match=r"clips-00000\.arrow.*truncated"):
+        ArrowDataset(tmp_path / "set", verify=verify)
+
+
+def arrow_file(schema: pa.Schema, batches: list[pa.RecordBatch]) -> bytes:
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def test_file_with_other_columns_is_reported(tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    batch = pa.record_batch({"a": [1, 2, 3]})
+    put_file(tmp_path / "set", arrow_file(batch.schema, [batch]))
+    with pytest.raises(InputError, match=r"clips-00000\.arrow.*columns"):
+        ArrowDataset(tmp_path / "set")
+
+
+def test_file_with_another_skeleton_is_reported(tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    clip = Clip("a", 0, np.zeros((1, 2, 25, 3), np.float32))
+    write_small(tmp_path / "other", [clip], skeleton=NTU_25)
+    put_file(tmp_path / "set", (tmp_path / "other" / "clips-00000.arrow").read_bytes())
+    with pytest.raises(InputError, match=r"clips-00000\.arrow.*columns"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("batches", "what"), [(2, "2 record batches"), (0, "0 record batches")])
+def test_file_without_exactly_one_record_batch_is_reported(tmp_path: Path, batches: int, what: str) -> None:
+    write_small(tmp_path / "set")
+    batch = ipc.open_file(str(tmp_path / "set" / "clips-00000.arrow")).get_batch(0)
+    put_file(tmp_path / "set", arrow_file(batch.schema, [batch] * batches))
+    with pytest.raises(InputError, match=rf"clips-00000\.arrow.*{what}"):
+        ArrowDataset(tmp_path / "set")
+
+
+def test_file_without_clips_is_reported(tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    batch = ipc.open_file(str(tmp_path / "set" / "clips-00000.arrow")).get_batch(0)
+    put_file(tmp_path / "set", arrow_file(batch.schema, [batch.slice(0, 0)]))
+    with pytest.raises(InputError, match=r"clips-00000\.arrow.*no clip"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("content", [b"", b"no Arrow file at all" * 100, b"ARROW1\0\0" + b"\xff" * 500 + b"ARROW1"])
+def test_file_that_is_not_arrow_is_reported(tmp_path: Path, content: bytes) -> None:
+    write_small(tmp_path / "set")
+    put_file(tmp_path / "set", content)
+    with pytest.raises(InputError, match=r"clips-00000\.arrow.*not an Arrow file"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["../clips-00000.arrow", "../other/clips-00000.arrow", "sub/clips-00000.arrow", "/"])
+def test_files_outside_the_folder_are_rejected(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "set"
+    write_small(folder)
+    for target in (tmp_path, tmp_path / "other", folder / "sub"):
+        target.mkdir(exist_ok=True)
+        shutil.copy(folder / "clips-00000.arrow", target)
+    (entry,) = json.loads((folder / "dataset.json").read_text())["files"]
+    name = str(tmp_path / "clips-00000.arrow") if name == "/" else name
+    edit_description(folder, files=[entry | {"name": name}])
+    with pytest.raises(InputError, match=r"dataset\.json.*points outside the data set's directory"):
+        ArrowDataset(folder)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", 1.5, None])
+def test_other_format_versions_are_rejected(tmp_path: Path, version: Any) -> None:
+    write_small(tmp_path / "set")
+    edit_description(tmp_path / "set", format=version)
+    with pytest.raises(InputError, match=r"dataset\.json.*format.*reads format 1"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"3", b"null", b"{}", b'{"format": 1}'])
+def test_malformed_description_is_reported(tmp_path: Path, content: bytes) -> None:
+    write_small(tmp_path / "set")
+    (tmp_path / "set" / "dataset.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"set/dataset\.json"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("key", ["name", "recipe", "skeleton", "classes", "benchmarks", "files", "source"])
+def test_missing_key_of_description_is_reported(tmp_path: Path, key: str) -> None:
+    write_small(tmp_path / "set")
+    edit_description(tmp_path / "set", **{key: None})
+    with pytest.raises(InputError, match=rf"set/dataset\.json.*{key}"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"skeleton": {}},
+        {"skeleton": SKELETON.to_dict() | {"parents": [0, 0, 1, 1, 1, 6]}},
+        {"skeleton": 3},
+        {"classes": 3},
+        {"files": []},
+        {"files": [3]},
+        {"files": [{"name": "clips-00000.arrow"}]},
+        {"files": "clips-00000.arrow"},
+        {"benchmarks": [{"name": "x-sub", "column": "joints", "train": [1]}]},
+        {"benchmarks": [{"name": "x-sub", "column": "subject"}]},
+        {"benchmarks": [{"name": "x-sub", "column": "subject", "train": ["a"]}]},
+        {"benchmarks": []},
+        {"source": [1]},
+        {"recipe": "unheard-of"},
+    ],
+    ids=str,
+)
+def test_invalid_description_is_reported(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write_small(tmp_path / "set")
+    edit_description(tmp_path / "set", **changes)
+    with pytest.raises(InputError, match=r"set/dataset\.json"):
+        ArrowDataset(tmp_path / "set")
+
+
+def test_labels_without_a_class_are_rejected(tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    edit_description(tmp_path / "set", classes=list(CLASSES[:2]))
+    with pytest.raises(InputError, match=r"set/dataset\.json.*class"):
+        ArrowDataset(tmp_path / "set")
+
+
+def test_missing_data_set_is_reported_with_the_commands_that_create_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no such directory.*data_prep"):
+        ArrowDataset(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"is not a data set.*data_prep"):
+        ArrowDataset(tmp_path)

@@ -1,0 +1,39 @@
+"""Raw files read one by one, for prediction and serving, give the same clips as in the data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fgst.data.formats import FORMATS, read_clip
+from fgst.data.formats.ntu import prepare as prepare_ntu
+from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.evaluation.inference import Predictor
+from fgst.tracking.serving import input_example
+from tests.support.ntu_corpus import corpus, write_folder
+from tests.support.small import network
+
+
+def test_ntu_files_give_the_clips_of_their_data_set(tmp_path: Path) -> None:
+    cases = corpus(60, seed=4)
+    prepared, _ = prepare_ntu([write_folder(tmp_path / "raw", cases)], tmp_path / "ntu", edition="60")
+    assert prepared.preparation == "ntu"
+    for row, clip in enumerate(prepared.clip_ids):
+        content = next((tmp_path / "raw").rglob(f"{clip}.skeleton")).read_bytes()
+        np.testing.assert_array_equal(read_clip(content, "ntu", prepared.skeleton), prepared.clip(row))
+    # The example of the served model is such a file, too.
+    predictor = Predictor.load(network(prepared, tmp_path / "network", data__benchmark="x-sub", model__parts=5))
+    (tmp_path / "networks").symlink_to(next((tmp_path / "network").iterdir()))
+    request = input_example(tmp_path / "networks")
+    assert predictor.read(request["content"][0].encode()).shape == (1, 4, 25, 3)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_encoded_joints_are_read_back(name: str) -> None:
+    skeleton = NW_UCLA_20 if name == "nw-ucla" else NTU_25
+    joints = np.random.default_rng(0).normal(size=(4, skeleton.num_joints, 3)).astype(np.float32)
+    clip = read_clip(FORMATS[name].encode(joints), name, skeleton)
+    expected = joints - joints[0, skeleton.centre] if name == "ntu" else joints  # NTU's cleaning moves the origin
+    np.testing.assert_allclose(clip, expected[None], rtol=0, atol=2e-4)  # .skeleton files have four decimals

@@ -1,0 +1,42 @@
+"""Scores and raw files for the tests of evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+
+from fgst.evaluation.metrics import Scores
+
+
+def make_scores(seed: int = 0, clips: int = 12, classes: int = 4, margin: float = 1.0, **changes: Any) -> Scores:
+    """Random scores, with ``margin`` added to the true class; ``changes`` replace fields."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(clips) % classes
+    values = rng.normal(size=(clips, classes)).astype(np.float32)
+    values[np.arange(clips), labels] += margin
+    names = np.array([f"clip-{number:02d}" for number in range(clips)], dtype=object)
+    return dataclasses.replace(Scores(names, labels.astype(np.int64), values, "val", "d" * 64), **changes)
+
+
+def shuffled(scores: Scores, seed: int = 1) -> Scores:
+    """The same scores with the clips in random order."""
+    rows = np.random.default_rng(seed).permutation(scores.num_clips)
+    return dataclasses.replace(
+        scores, clip_ids=scores.clip_ids[rows], labels=scores.labels[rows], scores=scores.scores[rows]
+    )
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The content of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def assert_float32_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Assert equality up to float32 rounding in a network: 100 units in the last place of the largest value."""
+    tolerance = 100 * np.finfo(np.float32).eps
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())

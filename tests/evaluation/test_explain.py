@@ -1,0 +1,160 @@
+"""Explanations by focal joints: statistics and clips compared with loops over the attention maps, and the figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgst.data.dataset import ArrowDataset
+from fgst.data.loader import Batch, ClipLoader
+from fgst.errors import InputError
+from fgst.evaluation.ensemble import softmax
+from fgst.evaluation.explain import BATCH_SIZE, analyze_focal_joints, explain, make_focal_clip
+from fgst.evaluation.focal_plots import focal_heat_map
+from fgst.model import AttentionMaps, FGSTFormer
+from fgst.model.card import ModelCard, load_model
+from tests.evaluation.helpers import assert_float32_close
+from tests.support import small
+
+CPU = torch.device("cpu")
+Trained = tuple[FGSTFormer, ModelCard]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
+    torch.set_num_threads(1)
+    return small.write_small(tmp_path_factory.mktemp("data") / "small")
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return load_model(small.network(dataset, tmp_path_factory.mktemp("network"), data__modality="bone"))
+
+
+@pytest.fixture(scope="module")
+def loader(dataset: ArrowDataset, trained: Trained) -> ClipLoader:
+    """The test clips."""
+    return ClipLoader(dataset, dataset.splits("x-sub", validation=0).test, trained[1].config.data, CPU)
+
+
+@pytest.fixture(scope="module")
+def explained(
+    dataset: ArrowDataset, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    model, card = trained
+    out = tmp_path_factory.mktemp("out")
+    return out, explain(model, card, dataset, out, clips=["clip-014"])
+
+
+def forward(model: FGSTFormer, loader: ClipLoader) -> Iterator[tuple[Batch, np.ndarray, AttentionMaps]]:
+    # In the batches that are tested: rounding in others may choose other focal joints where scores are nearly equal.
+    with torch.inference_mode():
+        for batch in loader.evaluation_batches(BATCH_SIZE):
+            scores, maps = model(batch.clips, batch.person_mask, return_maps=True)
+            yield batch, softmax(scores.numpy()), maps
+
+
+def test_heat_map_counts_focal_frames_of_present_persons(
+    dataset: ArrowDataset, trained: Trained, loader: ClipLoader, explained: tuple[Path, list[str]]
+) -> None:
+    written = json.loads((explained[0] / "focal.json").read_text())
+    by_class: dict[int, list[list[float]]] = {}
+    for batch, _, maps in forward(trained[0], loader):
+        assert maps.focal_joints is not None
+        for index, row in enumerate(batch.rows.tolist()):
+            counts, frames = [0.0] * 6, 0
+            for person in range(int(dataset.columns["num_persons"][loader.rows[row]])):
+                for joints in maps.focal_joints[index, person].tolist():
+                    frames += 1
+                    for joint in joints:
+                        counts[joint] += 1
+            by_class.setdefault(int(loader.labels[row]), []).append([count / frames for count in counts])
+    assert list(written["classes"]) == list(dataset.classes)
+    for label, name in enumerate(dataset.classes):
+        expected = 100 * np.mean(by_class[label], axis=0)
+        np.testing.assert_allclose(written["classes"][name], expected, atol=0.5001e-3)  # rounded to three decimals
+        assert sum(written["classes"][name]) == pytest.approx(400, abs=6 * 0.5001e-3)  # four of six joints per frame
+
+
+def test_each_class_is_represented_by_its_most_probable_correct_clip(trained: Trained, loader: ClipLoader) -> None:
+    best = analyze_focal_joints(trained[0], loader).best
+    probabilities = np.concatenate([rows for _, rows, _ in forward(trained[0], loader)])
+    labels = loader.labels.numpy()
+    for label in range(3):
+        candidates = [
+            (probabilities[row].argmax() == label, probabilities[row, label], row)
+            for row in np.flatnonzero(labels == label)
+        ]
+        assert best[label] == max(candidates)[2]
+
+
+def test_focal_clip_contains_joints_scores_and_attention_of_the_maps(
+    dataset: ArrowDataset, trained: Trained, loader: ClipLoader
+) -> None:
+    model, card = trained
+    row = int(np.flatnonzero(dataset.columns["num_persons"][loader.rows] == 2)[0])
+    clip = make_focal_clip(model, card, dataset, loader, row)
+    batch = loader.batch(np.array([row]))
+    with torch.inference_mode():
+        _, maps = model(batch.clips, batch.person_mask, return_maps=True)
+    T = maps.focal_joints.shape[2]
+    layers = [layer for layer in maps.part_to_joint if layer.shape[2] == T]
+    assert clip.person_mask.all()
+    for person in range(2):
+        for frame in range(T):
+            chosen = maps.focal_joints[0, person, frame].tolist()
+            assert np.flatnonzero(clip.focal[person, frame]).tolist() == sorted(chosen)
+            weights = {
+                (joint, part): float(np.mean([float(m[0, person, frame, :, slot, part].mean()) for m in layers]))
+                for slot, joint in enumerate(chosen)
+                for part in range(3)
+            }
+            strongest = clip.strongest(person, frame)
+            assert len(strongest) == 3
+            for (joint, part, weight), expected in zip(strongest, sorted(weights.values(), reverse=True), strict=False):
+                assert weight == pytest.approx(weights[joint, part], rel=1e-5)
+                assert weight == pytest.approx(expected, rel=1e-5)
+    # Positions, although the network's modality is bone.
+    joint = dataclasses.replace(card.config.data, modality="joint")
+    expected_joints = ClipLoader(dataset, loader.rows, joint, CPU).batch(np.array([row])).clips[0].numpy()
+    assert_float32_close(clip.joints, expected_joints)
+    shades = clip.shade()[clip.focal]
+    assert shades.min() == 0
+    assert shades.max() == 1
+
+
+def test_written_files_are_listed_and_readable(dataset: ArrowDataset, explained: tuple[Path, list[str]]) -> None:
+    out, written = explained
+    assert sorted(written) == sorted(path.name for path in out.iterdir())
+    assert {f"{label:03d}-{name.replace(' ', '-')}.png" for label, name in enumerate(dataset.classes)} <= set(written)
+    assert {"joints.png", "clip-clip-014.png", "clip-clip-014.gif"} <= set(written)
+    for name in written:
+        if not name.endswith(".json"):
+            with Image.open(out / name) as picture:
+                picture.load()
+                assert picture.format == name.rpartition(".")[2].upper()
+                assert min(picture.size) > 200
+                frames: Any = picture
+                if name.endswith(".gif"):
+                    assert frames.n_frames == 8
+
+
+def test_heat_map_of_120_classes_is_legible(tmp_path: Path) -> None:
+    shares = np.random.default_rng(0).uniform(0, 100, (120, 25))
+    joints = (*small.SKELETON.joints * 4, "x")
+    focal_heat_map(shares, [f"class {n}" for n in range(120)], joints, tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as picture:
+        assert picture.height > 120 * 30
+
+
+def test_unknown_clip_is_rejected(dataset: ArrowDataset, trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--clip missing: not one of the 12 test clips"):
+        explain(*trained, dataset, tmp_path, clips=["missing"])

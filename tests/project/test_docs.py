@@ -1,0 +1,163 @@
+"""The documentation: its Python blocks run, its commands and settings exist, its generated pages are current."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fgst.cli.options import read_overrides
+from fgst.config import PRESETS, TrialConfig
+from fgst.data.dataset import ArrowDataset
+from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.errors import InputError
+from fgst.sweep import SweepDefinition
+from fgst.sweep.definition import grid_points
+from tests.support import small
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "sweeps" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def page(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def section(path: str, heading: str) -> str:
+    """The text under a heading, up to the next heading of its level."""
+    level = heading.split()[0]
+    return re.split(rf"^{level} ", page(path).split(f"\n{heading}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_python_blocks_compile(path: Path) -> None:
+    for block in python_blocks(path.read_text(encoding="utf-8")):
+        compile(block, str(path), "exec")
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/model.md"])
+def test_fit_example_trains(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heading = "## From Python" if path == "README.md" else "## In Python"
+    (block,) = python_blocks(section(path, heading))
+    monkeypatch.chdir(tmp_path)
+    dataset = small.write_small(tmp_path / "data")
+    settings = {**small.small_config(dataset).flat(), "data.dataset": "datasets/nw-ucla", "train.epochs": 1}
+    monkeypatch.setitem(PRESETS, "tiny", TrialConfig.from_flat(settings))
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "data").rename(tmp_path / "datasets" / "nw-ucla")
+    joints = dataset.skeleton.num_joints
+    exec(block.replace('"model.focal_joints": 12', f'"model.focal_joints": {min(12, joints)}'), {})
+
+
+def test_skeleton_and_attention_map_examples() -> None:
+    names: dict[str, Any] = {}
+    for heading in ("## Your own skeleton", "## Attention maps"):
+        (block,) = python_blocks(section("docs/model.md", heading))
+        exec(block, names)
+    assert names["model"](torch.randn(2, 3, 64, 11, 3)).shape == (2, 7)
+    assert names["maps"].focal_joints.shape == (2, 1, 16, 5)
+
+
+def test_rows_of_the_ablation_table_are_valid_settings() -> None:
+    rows = re.findall(r"^\| Table.*\| (.*) \|$", section("docs/model.md", "## The paper's variants"), re.MULTILINE)
+    assert len(rows) == 6
+    for cell in rows:
+        for settings in re.findall(r"`([^`]*)`", cell):
+            TrialConfig().with_values(read_overrides(settings.split()))
+
+
+@pytest.mark.parametrize(
+    ("path", "heading", "field", "values"),
+    [
+        ("docs/sweeps.md", "## Write a sweep", "model.kernel_size", [3, 5, 7, 9]),
+        ("docs/architecture.md", "## Add a sweep", "model.dropout", [0.0, 0.1, 0.2, 0.4]),
+    ],
+)
+def test_sweep_examples_define_trials(path: str, heading: str, field: str, values: list[Any]) -> None:
+    (block,) = python_blocks(section(path, heading))
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(block, names)
+    (definition,) = (value for value in names.values() if isinstance(value, SweepDefinition))
+    base = PRESETS["paper"]
+    points = grid_points(definition.parameters(NTU_25, base))
+    configs = [base.with_values(definition.settings(point, base)) for point in points]
+    assert [config.flat()[field] for config in configs] == values
+
+
+def test_data_format_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The format of docs/architecture.md: parsed, written, checked, and run by its command line."""
+    reader, command, entry_point = python_blocks(section("docs/architecture.md", "## Add a raw data format"))
+    xyz = load("fgst.data.formats.xyz", reader, tmp_path, monkeypatch)
+    data_xyz = load("fgst.cli.data_xyz", command, tmp_path, monkeypatch)
+    joints = np.random.default_rng(0).normal(size=(9, 20, 3)).astype(np.float32)
+    assert np.allclose(xyz.read_joints(xyz.encode_joints(joints), NW_UCLA_20), joints[None], rtol=1e-4)
+
+    source = tmp_path / "recordings"
+    source.mkdir()
+    for subject in range(1, 6):
+        for name in xyz.CLASSES:
+            (source / f"{name}_s{subject:02d}_001.xyz").write_bytes(xyz.encode_joints(joints))
+    monkeypatch.setattr(sys, "argv", ["xyz", str(source), str(tmp_path / "out")])
+    exec(entry_point, {"__name__": "__main__"})
+    assert "10 clips" in capsys.readouterr().out
+    splits = ArrowDataset(tmp_path / "out").splits(validation=0)
+    assert (len(splits.train), len(splits.test)) == (6, 4)
+
+    (source / "walk_s01_002.xyz").write_text("1 2\n")
+    with pytest.raises(InputError, match=r"walk_s01_002.*60 numbers"):
+        data_xyz.main([str(source), str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def load(name: str, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a module of the package from the text of an example."""
+    path = folder / f"{name}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "generate_docs.py"), "--check"]
+    environment = os.environ | {"COLUMNS": "40", "FGST_STORAGE": "elsewhere"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_linked_files_exist(path: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        target = link.partition("#")[0]
+        if target and "://" not in target:
+            assert (path.parent / target).exists(), link
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_documented_scripts_and_modules_exist(path: Path) -> None:
+    """Examples of new files name kernel, dropout and xyz."""
+    text = path.read_text(encoding="utf-8")
+    scripts = set(re.findall(r"\bpython (sweeps/\w+\.py)", text)) - {"sweeps/NAME.py", "sweeps/dropout.py"}
+    modules = set(re.findall(r"\bpython -m ((?:fgst|data_prep)(?:\.\w+)+)", text)) - {"data_prep.xyz"}
+    for script in scripts:
+        assert (ROOT / script).is_file(), script
+    for module in modules:
+        base = ROOT.joinpath(*module.split("."))
+        assert base.with_suffix(".py").is_file() or (base / "__main__.py").is_file(), module
