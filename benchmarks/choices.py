@@ -1,13 +1,13 @@
-"""What the paper leaves open, one choice at a time, judged by validation only: ``python -m benchmarks.choices``.
+"""Compare details that the paper leaves unspecified, by validation only: ``python -m benchmarks.choices``.
 
-Each variation changes one thing of the base and is trained with several seeds; seed s also decides which training
-subjects are held out (fold s), so that every variation meets the same folds. The test clips are not looked at.
+Each variation changes one setting of the base and is trained with several seeds. Seed s also determines the held-out
+training subjects (fold s), so all variations are evaluated on the same folds. Test clips are not used.
 
-Finished trainings are lines of ``--log``; the same command again trains what is missing, and prints the table.
+Each finished training is a line of ``--log``. Repeating the command trains only what is missing and prints the table.
 
-  python -m benchmarks.choices --dataset datasets/nw-ucla                     the list below, preset tiny
-  python -m benchmarks.choices --preset small --epochs 6 --only base ema-99   some of it, larger
-  python -m benchmarks.choices --vary wide=model.head_width=16,train.lr=0.1   a variation of one's own
+  python -m benchmarks.choices --dataset datasets/nw-ucla                         all variations, preset tiny
+  python -m benchmarks.choices --preset small --epochs 6 --only base "ema 0.99"   a larger network, two variations
+  python -m benchmarks.choices --vary wide=model.head_width=16,train.lr=0.1       a custom variation
 """
 
 from __future__ import annotations
@@ -43,42 +43,42 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "ema 0.999": {"train.ema": 0.999},
     "passes x2": {"train.repeat": 10},
 }
-# Student's t for a two-sided 95 % interval, by degrees of freedom.
+# Quantiles of Student's t for a two-sided 95 % interval, by degrees of freedom.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def train(task: tuple[str, int, dict[str, Any], str, str, str]) -> None:
-    """Train one variation with one seed and note its last validation figures."""
+    """Train one variation with one seed and append its final validation metrics to the log."""
     name, seed, values, preset, key, log = task
     import torch
 
     torch.set_num_threads(1)
     from fgst.config import PRESETS
-    from fgst.training.trainer import fit
+    from fgst.training import fit
 
     config = PRESETS[preset].with_values(values | {"train.seed": seed, "data.validation_seed": seed})
-    began, metrics = time.perf_counter(), {}
+    started, metrics = time.perf_counter(), {}
     for result in fit(config, device="cpu"):
         metrics = result.metrics
-    # test/… is in there too, and stays out of the log: nothing is chosen by it
-    kept = {k: round(v, 4) for k, v in metrics.items() if not k.startswith("test/")}
-    line = {"key": key, "name": name, "seed": seed, "minutes": (time.perf_counter() - began) / 60, "metrics": kept}
+    # Test metrics are not logged, so that nothing can be selected by them.
+    logged = {k: round(v, 4) for k, v in metrics.items() if not k.startswith("test/")}
+    line = {"key": key, "name": name, "seed": seed, "minutes": (time.perf_counter() - started) / 60, "metrics": logged}
     with open(log, "a") as file:
         file.write(json.dumps(line) + "\n")
-    print(f"{name:22} seed {seed}  val {kept['val/top1']:5.1f} %  {line['minutes']:.1f} min", flush=True)
+    print(f"{name:22} seed {seed}  val {logged['val/top1']:5.1f} %  {line['minutes']:.1f} min", flush=True)
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over seeds, and the paired difference to the base with its 95 % interval."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    """Format mean ± standard deviation over seeds, and the paired difference to the base with its 95 % interval."""
+    metrics_by_seed: dict[str, dict[int, dict[str, float]]] = {}
     for line in lines:
-        found.setdefault(line["name"], {})[line["seed"]] = line["metrics"]
-    base = found.get("base", {})
+        metrics_by_seed.setdefault(line["name"], {})[line["seed"]] = line["metrics"]
+    base = metrics_by_seed.get("base", {})
     rows = [
         "| variation | n | val top-1 % | difference to base, 95 % | val loss | difference |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, seeds in found.items():
+    for name, seeds in metrics_by_seed.items():
         paired = sorted(set(seeds) & set(base)) if name != "base" else []
         cells = [name, str(len(seeds))]
         for metric in ("val/top1", "val/loss"):
@@ -100,13 +100,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="datasets/nw-ucla")
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--epochs", type=int, default=6, help="of `repeat` passes each (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds and folds (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the variations")
-    parser.add_argument("--vary", action="append", default=[], metavar="NAME=FIELD=VALUE,…", help="one more variation")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at a time, a thread each")
-    parser.add_argument("--log", default="checkpoints/choices.jsonl", help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="each of `repeat` passes; default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds and folds; default: %(default)s")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train only these variations")
+    parser.add_argument("--vary", action="append", default=[], metavar="NAME=FIELD=VALUE,…", help="add a variation")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base configuration"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="number of parallel trainings with one thread each; default: all cores",
+    )
+    parser.add_argument("--log", default="checkpoints/choices.jsonl", help="default: %(default)s")
     options = parser.parse_args()
 
     variations = dict(VARIATIONS)
@@ -127,15 +134,15 @@ def main() -> None:
 
     def finished() -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        kept = [line | {"name": keys[line["key"]]} for line in lines if line["key"] in keys]
-        return sorted(kept, key=lambda line: names.index(line["name"]))
+        selected = [line | {"name": keys[line["key"]]} for line in lines if line["key"] in keys]
+        return sorted(selected, key=lambda line: names.index(line["name"]))
 
-    known = {(line["name"], line["seed"]) for line in finished()}
+    done = {(line["name"], line["seed"]) for line in finished()}
     tasks = [
         (name, seed, base | variations[name], options.preset, key(name), str(log))
         for seed in range(options.seeds)
         for name in names
-        if (name, seed) not in known
+        if (name, seed) not in done
     ]
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0")
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:

@@ -1,7 +1,7 @@
-"""CTR-GCN (Chen et al., ICCV 2021), written from its paper, as the yardstick of ``benchmarks.step_time``.
+"""CTR-GCN (Chen et al., ICCV 2021), implemented from its paper as the reference of ``benchmarks.step_time``.
 
-Only its cost matters here: layers, widths, kernels and branches are the paper's, so that its parameters (1.4 M) and
-FLOPs (1.5 GFLOPs a clip at T 64, N 20) are. It is not trained by this project.
+Only its cost matters here. Layers, widths, kernels and branches are the paper's, and so are the number of parameters
+(1.4 M) and of FLOPs (1.5 GFLOPs per clip at T 64, N 20). This project does not train it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fgst.data.skeleton import Skeleton
 
 
 class TopologyRefinement(nn.Module):
-    """One channel-wise topology-refining graph convolution: A + α·tanh(ψ(x)_i − φ(x)_j), by channel."""
+    """Channel-wise topology refinement graph convolution, with topology A + α·tanh(ψ(x)_i − φ(x)_j) per channel."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class TopologyRefinement(nn.Module):
         self.widen = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Tensor, adjacency: Tensor, alpha: Tensor) -> Tensor:
-        """``(B, C_in, T, N)`` → ``(B, C, T, N)``."""
+        """Apply the convolution, ``(B, C_in, T, N)`` → ``(B, C, T, N)``."""
         difference = self.psi(x).mean(2)[..., :, None] - self.phi(x).mean(2)[..., None, :]  # (B, r, N, N)
         topology = self.widen(torch.tanh(difference)) * alpha + adjacency
         return torch.einsum("bcuv,bctv->bctu", topology, self.value(x))
 
 
 class GraphConvolution(nn.Module):
-    """Three refined topologies, summed."""
+    """Sum of three graph convolutions with refined topologies, with norm and residual."""
 
     def __init__(self, channels_in: int, channels: int, adjacency: Tensor) -> None:
         super().__init__()
@@ -49,6 +49,7 @@ class GraphConvolution(nn.Module):
 
 
 def temporal_convolution(channels_in: int, channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Sequential:
+    """Return a convolution over frames, padded to keep their number (at stride 1), and its batch norm."""
     padding = (kernel + (kernel - 1) * (dilation - 1) - 1) // 2
     return nn.Sequential(
         nn.Conv2d(channels_in, channels, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1)),
@@ -57,7 +58,7 @@ def temporal_convolution(channels_in: int, channels: int, kernel: int, stride: i
 
 
 class MultiScaleTemporal(nn.Module):
-    """Four temporal branches: kernel 5 at dilations 1 and 2, a maximum over 3 frames, one frame."""
+    """Four temporal branches: kernel 5 with dilations 1 and 2, maximum over 3 frames, kernel 1."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class MultiScaleTemporal(nn.Module):
 
 
 class Layer(nn.Module):
-    """Graph convolution, multi-scale temporal convolution, residual."""
+    """Graph convolution, multi-scale temporal convolution and residual."""
 
     def __init__(self, channels_in: int, channels: int, adjacency: Tensor, stride: int, residual: bool) -> None:
         super().__init__()
@@ -104,11 +105,11 @@ class Layer(nn.Module):
 
 
 class CTRGCN(nn.Module):
-    """Ten layers, 64 to 256 channels, frames halved at layers 5 and 8.
+    """CTR-GCN: ten layers of 64 to 256 channels; layers 5 and 8 halve the number of frames.
 
     Args:
-        skeleton: its bones make the three adjacencies (self, inward, outward), normalised by degree.
-        num_classes: number of scores.
+        skeleton: its bones define the three adjacency matrices (self, inward, outward), normalized by degree.
+        num_classes: number of action classes.
         persons: M.
     """
 
@@ -130,7 +131,7 @@ class CTRGCN(nn.Module):
         self.classifier = nn.Linear(256, num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """``(B, M, T, N, 3)`` → ``(B, num_classes)``."""
+        """Return the scores of clips, ``(B, M, T, N, 3)`` → ``(B, num_classes)``."""
         B, M, T, N, C = clips.shape
         x = clips.permute(0, 1, 3, 4, 2).reshape(B, M * N * C, T)
         x = self.input_norm(x).view(B * M, N, C, T).permute(0, 2, 3, 1).contiguous()

@@ -1,8 +1,8 @@
-"""The FG-STFormer as one would first write it: each line of the equations a line of PyTorch, nothing merged.
+"""A literal implementation of the FG-STFormer: one line of PyTorch per line of the equations, nothing merged.
 
-The reference of ``benchmarks.step_time`` and a second witness for the tests: :func:`literal_weights` carries the
-weights of :class:`fgst.model.FGSTFormer` over, and the scores agree. Eq. 1-5 with both branches and everything on;
-the ablations are not here.
+It is the baseline of ``benchmarks.step_time`` and a second reference for the tests: with the weights of
+:class:`fgst.model.FGSTFormer`, converted by :func:`literal_weights`, it computes the same scores. It implements Eq. 1-5
+with both branches, without the ablations.
 
 Axes: B' clips times persons · T frames · N joints, K focal joints or P parts · C channels · d width of a head.
 """
@@ -22,7 +22,7 @@ from fgst.model import FGSTFormer
 
 
 def literal_weights(model: FGSTFormer) -> dict[str, Tensor]:
-    """The weights of a network as the literal one names them: each head's matrices for themselves."""
+    """Convert the weights of a network to the literal network's names, with separate matrices per head."""
     config = model.config
     weights: dict[str, Tensor] = {}
 
@@ -33,7 +33,7 @@ def literal_weights(model: FGSTFormer) -> dict[str, Tensor]:
         weights.update({f"{new}.{name}": value for name, value in old.state_dict().items()})
 
     def heads(old: nn.Linear, *names: str) -> None:
-        """Rows of a merged matrix: piece after piece, in each head after head."""
+        """Split the rows of a merged matrix into pieces (Q, K, V), and these into heads."""
         for name, value in old.state_dict().items():
             pieces = value.unflatten(
                 0, (len(names), config.spatial_heads if len(names) == 3 else len(config.dilations), -1)
@@ -79,12 +79,15 @@ def literal_weights(model: FGSTFormer) -> dict[str, Tensor]:
 
 
 def sine_cosine(count: int, channels: int, device: torch.device) -> Tensor:
+    """Return the sine/cosine encoding of positions 0 to ``count`` - 1, ``(count, channels)``."""
     position = torch.arange(count, device=device, dtype=torch.get_default_dtype())[:, None]
     angle = position / 10_000 ** (torch.arange(0, channels, 2, device=device) / channels)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels]
 
 
 class Norm(nn.Module):
+    """Batch norm over channels-last features."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
@@ -94,7 +97,7 @@ class Norm(nn.Module):
 
 
 class Projections(nn.Module):
-    """W_Q, W_K, W_V of each head, W_O, and the FFN."""
+    """W_Q, W_K and W_V of each head, W_O and the FFN (Fig. 3)."""
 
     def __init__(self, channels: int, heads: int, width: int) -> None:
         super().__init__()
@@ -110,11 +113,13 @@ class Projections(nn.Module):
 
 
 def attention(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(Q Kᵀ / √d), Eq. 1."""
+    """Compute the attention map softmax(Q Kᵀ / √d) of Eq. 1."""
     return torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]), dim=-1)
 
 
 class BasicSFormer(nn.Module):
+    """Basic-SFormer (Eq. 1, Fig. 3a)."""
+
     def __init__(self, channels: int, tokens: int, heads: int, width: int) -> None:
         super().__init__()
         self.projections = Projections(channels, heads, width)
@@ -129,7 +134,7 @@ class BasicSFormer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Eq. 4, both ways."""
+    """JP-CA in both directions (Eq. 4)."""
 
     def __init__(self, channels: int, heads: int, width: int) -> None:
         super().__init__()
@@ -144,7 +149,7 @@ class CrossAttention(nn.Module):
 
 
 class FGTFormer(nn.Module):
-    """Eq. 5."""
+    """FG-TFormer (Eq. 5)."""
 
     def __init__(self, channels_in: int, channels: int, config: ModelConfig) -> None:
         super().__init__()
@@ -163,18 +168,18 @@ class FGTFormer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         encoded = x + sine_cosine(x.shape[1], x.shape[3], x.device)[:, None]
-        kept = encoded[:, :: self.stride].transpose(1, 2)  # (B', N, T, C)
+        strided = encoded[:, :: self.stride].transpose(1, 2)  # (B', N, T, C)
         heads = []
         for h in range(len(self.query)):
             value = self.tcn[h](encoded.permute(0, 3, 1, 2)).permute(0, 3, 2, 1)  # (B', N, T, d)
-            mixed = attention(self.query[h](kept), self.key[h](kept)) @ value
+            mixed = attention(self.query[h](strided), self.key[h](strided)) @ value
             heads.append(self.W_h[h](mixed) + value)
         out = self.out(torch.cat(heads, dim=-1)).transpose(1, 2)
         return F.leaky_relu(self.norm(out)) + self.shortcut(x[:, :: self.stride])
 
 
 class LiteralFGSTFormer(nn.Module):
-    """Scores of clips ``(B, M, T, N, 3)`` in which every person is present."""
+    """The whole network, for clips ``(B, M, T, N, 3)`` in which all persons are present."""
 
     def __init__(self, config: ModelConfig, skeleton: Skeleton, num_classes: int) -> None:
         super().__init__()

@@ -1,20 +1,21 @@
-"""Forward and training step of the network, as ratios in one run: ``python -m benchmarks.step_time``.
+"""Time the forward pass and the training step of the network against references: ``python -m benchmarks.step_time``.
 
-Four things are timed at each shape, in turn, round after round, so that a busy machine slows them all alike:
+At each shape four contenders are timed in turn for several rounds, so that other load affects all of them alike:
 
-* the network (``fgst.model``), float32 and bfloat16 autocast;
-* the same equations as one would first write them (``benchmarks.literal``);
-* CTR-GCN (``benchmarks.ctr_gcn``), the public network that most of the field starts from;
-* the ceiling: every matrix product and convolution that the network's step calls, with the same shapes and types,
-  each alone on operands that lie ready. No implementation of these equations out of library products is faster.
+* the network (``fgst.model``) in float32 and with bfloat16 autocast;
+* a literal implementation of the same equations (``benchmarks.literal``);
+* CTR-GCN (``benchmarks.ctr_gcn``), the public network that most of the field builds on;
+* the ceiling: every matrix product and convolution of the network's step, with the same shapes and types, timed
+  separately on prepared operands. No implementation of these equations with library products can be faster.
 
-A step is forward, cross-entropy and backward; the optimiser is left out. The best of the rounds counts: everything
-that disturbs a measurement makes it longer.
+A step consists of forward pass, cross-entropy and backward pass, without the optimizer. The fastest round counts,
+because disturbances only make a measurement longer.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Shape:
     skeleton: Skeleton
 
     def clips(self, device: torch.device) -> Tensor:
+        """Return random clips ``(B, M, T, N, 3)``."""
         return torch.randn(self.B, self.M, self.T, self.skeleton.num_joints, 3, device=device)
 
 
@@ -73,7 +75,7 @@ PRODUCTS = {
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the matrix products and convolutions that run under it: operator, shapes and types of the operands."""
+    """Records the matrix products and convolutions that run in its context: operator, operand shapes and types."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,61 +91,62 @@ class Recorder(TorchDispatchMode):
 
 
 def _describe(value: Any) -> Any:
-    """A tensor as its shape, type and whether its channels lie last; lists as tuples; anything else as it is."""
+    """Describe a tensor by shape, type and memory layout; convert lists to tuples; return other values unchanged."""
     if isinstance(value, Tensor):
         last = value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-        turned = value.dim() in (2, 3) and value.stride(-1) != 1
-        return ("tensor", tuple(value.shape), value.dtype, "last" if last else "turned" if turned else "")
+        transposed = value.dim() in (2, 3) and value.stride(-1) != 1
+        return ("tensor", tuple(value.shape), value.dtype, "last" if last else "transposed" if transposed else "")
     return tuple(value) if isinstance(value, list) else value
 
 
-def _operand(described: Any, device: torch.device) -> Any:
+def make_operand(described: Any, device: torch.device) -> Any:
+    """Create a random operand from its description."""
     if not (isinstance(described, tuple) and described and described[0] == "tensor"):
         return list(described) if isinstance(described, tuple) else described
     _, shape, dtype, layout = described
-    if layout == "turned":
+    if layout == "transposed":
         return torch.randn(*shape[:-2], shape[-1], shape[-2], device=device).to(dtype).transpose(-1, -2)
     value = torch.randn(shape, device=device).to(dtype)
     return value.contiguous(memory_format=torch.channels_last) if layout == "last" else value
 
 
 def products_of(step: Callable[[], object]) -> Counter[Any]:
-    """The products that ``step`` calls, with how often."""
+    """Count the products that ``step`` calls."""
     with Recorder() as recorder:
         step()
     return recorder.calls
 
 
 def time_products(calls: Counter[Any], device: torch.device, repeats: int) -> float:
-    """Seconds of all the calls, each timed alone: the best of ``repeats``, times how often it is called."""
+    """Return the seconds of all calls: the fastest of ``repeats`` of each call, times its number of occurrences."""
     total = 0.0
     for (op, described, options), count in calls.items():
-        # The out= variants are timed as the ones that allocate: the same product.
+        # Time the allocating variant in place of an out= variant: the product is the same.
         functional = {torch.ops.aten.bmm.out: torch.ops.aten.bmm.default,
                       torch.ops.aten.baddbmm.out: torch.ops.aten.baddbmm.default}.get(op, op)  # fmt: skip
-        operands, keywords = [_operand(d, device) for d in described], dict(options)
-        call = lambda f=functional, a=operands, k=keywords: f(*a, **k)  # noqa: E731
-        call()
+        operands, keywords = [make_operand(d, device) for d in described], dict(options)
+        call = functools.partial(functional, *operands, **keywords)
+        call()  # warm up
         total += count * min(_seconds(call, device) for _ in range(repeats))
     return total
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    began = time.perf_counter()
+    _synchronize(device)
+    started = time.perf_counter()
     call()
-    _wait(device)
-    return time.perf_counter() - began
+    _synchronize(device)
+    return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @dataclass
 class Contender:
-    """A network at a shape: its forward pass and its training step as calls, and their best times in seconds."""
+    """A network at a shape: forward pass and training step as callables, and their fastest times in seconds."""
 
     name: str
     forward: Callable[[], object]
@@ -153,11 +156,13 @@ class Contender:
     seconds: tuple[float, float] = (float("inf"), float("inf"))
 
     def measure(self, device: torch.device) -> None:
+        """Run one round and update the fastest times."""
         forward, step = _seconds(self.forward, device), _seconds(self.step, device)
         self.seconds = min(self.seconds[0], forward), min(self.seconds[1], step)
 
 
 def contender(name: str, model: nn.Module, shape: Shape, device: torch.device, dtype: torch.dtype) -> Contender:
+    """Prepare a network for timing and count its parameters and FLOPs."""
     model = model.to(device)
     clips = shape.clips(device)
     labels = torch.arange(shape.B, device=device) % CLASSES
@@ -181,14 +186,14 @@ def contender(name: str, model: nn.Module, shape: Shape, device: torch.device, d
 
 
 def contenders(shape: Shape, config: ModelConfig, device: torch.device, compiled: bool) -> list[Contender]:
-    """The network in its ways to run, the literal one, and last CTR-GCN."""
+    """Return the network in each precision, the literal network, and CTR-GCN as the last one."""
     rows = []
-    for dtype, way in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+    for dtype, precision in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         for prefix in ("fgst", "fgst, compiled") if compiled else ("fgst",):
             torch.manual_seed(0)
             ours = FGSTFormer(config, shape.skeleton, CLASSES, frames=shape.T)
-            rows.append(contender(f"{prefix} {way}", ours, shape, device, dtype))
-            if "compiled" in prefix:  # after its FLOPs were counted
+            rows.append(contender(f"{prefix} {precision}", ours, shape, device, dtype))
+            if "compiled" in prefix:  # its FLOPs have been counted
                 ours.compile()
     literal = LiteralFGSTFormer(config, shape.skeleton, CLASSES)
     rows.append(contender("literal float32", literal, shape, device, torch.float32))
@@ -198,13 +203,13 @@ def contenders(shape: Shape, config: ModelConfig, device: torch.device, compiled
 
 
 def measure(shape: Shape, config: ModelConfig, device: torch.device, rounds: int, *, compiled: bool = False) -> None:
-    """Time everything at one shape and print its table."""
+    """Time all contenders at one shape and print a table."""
     rows = contenders(shape, config, device, compiled)
     products = {
-        way: (products_of(row.forward), products_of(row.step))
-        for way in ("float32", "bfloat16")
+        precision: (products_of(row.forward), products_of(row.step))
+        for precision in ("float32", "bfloat16")
         for row in rows
-        if row.name == f"fgst {way}"
+        if row.name == f"fgst {precision}"
     }
     ceilings = dict.fromkeys(products, (float("inf"), float("inf")))
     for row in rows:
@@ -212,43 +217,45 @@ def measure(shape: Shape, config: ModelConfig, device: torch.device, rounds: int
     for _ in range(rounds):
         for row in rows:
             row.measure(device)
-        for way, calls in products.items():
+        for precision, calls in products.items():
             forward, step = (time_products(each, device, repeats=2) for each in calls)
-            ceilings[way] = min(ceilings[way][0], forward), min(ceilings[way][1], step)
+            ceilings[precision] = min(ceilings[precision][0], forward), min(ceilings[precision][1], step)
 
     reference = rows[-1].seconds[1]
     print(f"\n{shape.name}: B {shape.B}, T {shape.T}, N {shape.skeleton.num_joints}, M {shape.M}")
     print(f"{'':26}{'params':>8}{'GFLOPs':>9}{'forward':>10}{'step':>8}{'step over':>11}{'ceiling':>10}{'GFLOP/s':>9}")
-    print(f"{'':26}{'M':>8}{'a clip':>9}{'ms':>10}{'ms':>8}{'CTR-GCN':>11}{'over step':>10}{'in step':>9}")
+    print(f"{'':26}{'M':>8}{'per clip':>9}{'ms':>10}{'ms':>8}{'CTR-GCN':>11}{'over step':>10}{'in step':>9}")
 
     def line(name: str, cost: str, seconds: tuple[float, float], share: str, gflops: float) -> None:
         forward, step = seconds
-        rate = 3 * gflops * shape.B / step  # a backward pass is two forward passes
+        rate = 3 * gflops * shape.B / step  # a backward pass costs as much as two forward passes
         times = f"{forward * 1e3:10.0f}{step * 1e3:8.0f}{step / reference:11.2f}"
         print(f"{name:26}{cost:17}{times}{share:>10}{rate:9.0f}")
 
     for row in rows:
-        way = row.name.split()[-1]
-        share = "" if row is rows[-1] else f"{ceilings[way][1] / row.seconds[1]:.0%}"
+        precision = row.name.split()[-1]
+        share = "" if row is rows[-1] else f"{ceilings[precision][1] / row.seconds[1]:.0%}"
         line(row.name, f"{row.parameters / 1e6:8.2f}{row.gflops:9.2f}", row.seconds, share, row.gflops)
-    for way, seconds in ceilings.items():
-        line(f"ceiling {way}", "", seconds, "", rows[0].gflops)
+    for precision, seconds in ceilings.items():
+        line(f"ceiling {precision}", "", seconds, "", rows[0].gflops)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="paper", choices=sorted(PRESETS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each thing (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile (minutes on a CPU)")
-    parser.add_argument("--shape", help="only the shapes whose name begins like this, e.g. NTU")
+    parser.add_argument("--threads", type=int, help="number of CPU threads; default: all cores")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; default: %(default)s")
+    parser.add_argument(
+        "--compile", action="store_true", help="also time the network with torch.compile (minutes on a CPU)"
+    )
+    parser.add_argument("--shape", help="time only the shapes whose name starts with this, e.g. NTU")
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"preset {options.preset}, {where}, PyTorch {torch.__version__}; best of {options.rounds} rounds")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"preset {options.preset}, {name}, PyTorch {torch.__version__}; best of {options.rounds} rounds")
     for shape in GPU_SHAPES if device.type == "cuda" else CPU_SHAPES:
         if shape.name.startswith(options.shape or ""):
             measure(shape, PRESETS[options.preset].model, device, options.rounds, compiled=options.compile)

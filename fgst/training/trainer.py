@@ -321,7 +321,7 @@ class _Trainer:
         return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
 
     def save(self) -> Path | None:
-        """Replace the checkpoint by the current state; return its directory."""
+        """Replace the checkpoint with the current state; return its directory."""
         if self.checkpoints is None:
             return None
         state = {"epoch": self.epochs_done, "optimizer": self.optimizer.state_dict(), "metrics": self.metrics}

@@ -70,7 +70,7 @@ def test_ceiling_contains_exactly_the_products_of_the_step() -> None:
         step()
     flops = 0
     for (op, described, options), count in calls.items():
-        operands = [step_time._operand(d, torch.device("cpu")) for d in described]
+        operands = [step_time.make_operand(d, torch.device("cpu")) for d in described]
         with FlopCounterMode(display=False) as one:
             op(*operands, **dict(options))
         flops += count * one.get_total_flops()

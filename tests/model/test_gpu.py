@@ -26,8 +26,8 @@ def test_gpu_agrees_with_cpu(name: str) -> None:
     cross_entropy(cpu_scores, labels).backward()
     cross_entropy(gpu_scores, labels.cuda()).backward()
     # Gradients are sums over clips, persons, frames and joints (2^11 terms) of errors that the batch norms amplify.
-    assert_close(gpu_scores, cpu_scores, terms=2**14)
-    assert_close(gradients(on_gpu), gradients(on_cpu), terms=2**18)
+    assert_close(gpu_scores, cpu_scores, terms=2**16)
+    assert_close(gradients(on_gpu), gradients(on_cpu), terms=2**20)
 
 
 def test_training_step_is_deterministic() -> None:

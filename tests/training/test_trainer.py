@@ -319,15 +319,15 @@ def test_resume_on_other_data_is_rejected(tmp_path: Path, dataset: ArrowDataset)
 
 def test_resume_after_moving_the_data_set(tmp_path: Path, dataset: ArrowDataset) -> None:
     whole = run(small_config(dataset, train__epochs=2), tmp_path / "whole")
-    shutil.copytree(dataset.path, tmp_path / "here")
-    run(small_config(tmp_path / "here", train__epochs=2), tmp_path / "run", epochs=1)
-    (tmp_path / "here").rename(tmp_path / "there")
-    resumed = run(small_config(tmp_path / "there", train__epochs=2), tmp_path / "run")
+    shutil.copytree(dataset.path, tmp_path / "before")
+    run(small_config(tmp_path / "before", train__epochs=2), tmp_path / "run", epochs=1)
+    (tmp_path / "before").rename(tmp_path / "after")
+    resumed = run(small_config(tmp_path / "after", train__epochs=2), tmp_path / "run")
     assert_same_result(tmp_path / "run", resumed, tmp_path / "whole", whole)
 
 
 @pytest.mark.parametrize(
-    "damage", ["state cut", "weights cut", "no weights", "a list", "no optimiser", "other optimiser"]
+    "damage", ["state cut", "weights cut", "no weights", "a list", "no optimizer", "other optimizer"]
 )
 def test_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, dataset: ArrowDataset, damage: str) -> None:
     config = small_config(dataset)
@@ -345,7 +345,7 @@ def test_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, dataset: ArrowDa
         expected_file = weights
     elif damage == "a list":
         torch.save([1, 2], state)
-    elif damage == "no optimiser":
+    elif damage == "no optimizer":
         torch.save({"epoch": 1, "metrics": content["metrics"]}, state)
     else:
         groups = [content["optimizer"]["param_groups"][0] | {"params": [0]}]
