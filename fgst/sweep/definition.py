@@ -1,4 +1,4 @@
-"""What a sweep varies: parameters, the trials that they stand for, and the definition that a script in ``sweeps/`` gives."""
+"""What a sweep varies: its definition in a script of ``sweeps/``, its parameters, and the trials that they describe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Parameter:
     Attributes:
         name: as in tables, e.g. ``K``.
         values: the values of a grid and the choices of a search: numbers or texts.
-        low, high: inclusive bounds of a range (for searches) if there are no ``values``; integers make it an integer range.
+        low, high: inclusive bounds of a range, for searches, if there are no ``values``; integer bounds make an integer
+            range.
         log: sample the range on a logarithmic scale.
         condition: (name of another parameter, its values) for which this parameter exists; ``None`` means always.
         field: the configuration field that the parameter sets directly, if any; ``--enqueue`` accepts it as a name too.

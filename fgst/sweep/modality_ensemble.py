@@ -75,8 +75,8 @@ class EnsembleResult:
 def build_ensemble(runner: SweepRunner, result: SweepResult) -> EnsembleResult | None:
     """Fuse the networks of a finished sweep over modalities and log the ensemble.
 
-    The ensemble is made of the networks of the first seed; the other seeds show the spread. Its weights are fitted on the
-    validation clips of all seeds, or taken from the ensemble named by ``Tags.WEIGHTS_FROM``.
+    The ensemble consists of the networks of the first seed; the other seeds show the spread. Its weights are fitted on
+    the validation clips of all seeds, or taken from the ensemble named by ``Tags.WEIGHTS_FROM``.
 
     Returns:
         The ensemble, or ``None`` if fewer than two modalities finished with the same seed.
@@ -162,8 +162,8 @@ def make_lines(
     weights: Mapping[str, float],
     weighting: str,
 ) -> list[Line]:
-    """Rows of the table: every subset with equal weights, then all modalities with the fixed weights of public code and with
-    the weights of this ensemble.
+    """Rows of the table: every subset with equal weights, then all modalities with the fixed weights of public code and
+    with the weights of this ensemble.
     """
     lines = []
     for chosen in ensemble.subsets(names):

@@ -107,7 +107,7 @@ class SweepOptions:
 
     # The sweep.
     values: str | None = option(
-        Scope.SWEEP, Group.SWEEP, "values to try; default: those of the script (separate them by ; if they contain commas)",
+        Scope.SWEEP, Group.SWEEP, "values to try, separated by commas, or by ; if they contain commas; default: the script's",
         metavar="V,V,…",
     )  # fmt: skip
     seeds: int | None = option(
@@ -162,7 +162,7 @@ class SweepOptions:
     # Stopping.
     early_stop: bool | None = option(
         Scope.SWEEP, Group.STOPPING,
-        "successive halving (ASHA) by validation accuracy, on epochs; default: every trial is trained to its last epoch",
+        "successive halving (ASHA) on epochs, by validation accuracy; default: all trials run to the last epoch",
         flag="negatable",
     )  # fmt: skip
     grace: int | None = option(
@@ -217,7 +217,7 @@ class SweepOptions:
         parse=positive_int, metavar="N",
     )  # fmt: skip
     address: str | None = option(
-        Scope.ENVIRONMENT, Group.ENVIRONMENT, "a running Ray cluster (auto finds it); default: start Ray on this machine",
+        Scope.ENVIRONMENT, Group.ENVIRONMENT, "a running Ray cluster (auto finds it); default: this machine",
         metavar="ADDRESS",
     )  # fmt: skip
     storage: str | None = option(

@@ -1,4 +1,4 @@
-"""Results of a sweep: its trials, means over seeds, paired differences, and how well early epochs predicted the last one."""
+"""Results of a sweep: trials, means over seeds, paired differences, and how well early epochs predicted the last."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def build_spec(
             raise InputError("--early-stop needs a single objective")
     if refit:
         _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
-    spec = SweepSpec(
+    return SweepSpec(
         name=definition.name,
         title=definition.title,
         parameters=tuple(parameters),
@@ -207,7 +207,6 @@ def build_spec(
         builds_ensemble=definition.builds_ensemble,
         refit=refit,
     )
-    return spec
 
 
 def ineffective_overrides(spec: SweepSpec, factory: TrialFactory, fields: Collection[str]) -> dict[str, str]:

@@ -219,7 +219,7 @@ class TrialStorage:
                 digests[file.name] = _send(store, f"{base}/{checkpoint.name}/{file.name}", file)
             _write(store, f"{base}/{checkpoint.name}.json", json.dumps(digests).encode())
             self._sent = at
-            # The manifest first: a partial copy must not look complete. An earlier attempt may have removed the files already.
+            # The manifest first: a partial copy must not look complete. The files may be gone already.
             for name in self._previous:
                 for delete, path in ((store.delete_file, f"{base}/{name}.json"), (store.delete_dir, f"{base}/{name}")):
                     with suppress(FileNotFoundError):

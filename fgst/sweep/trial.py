@@ -1,7 +1,7 @@
 """One trial of a sweep, run in a process of its own: started, or resumed from its checkpoint.
 
-A trial stores its checkpoint in the sweep's storage and logs to the MLflow run that carries its trial id; both are found
-by that id. It may therefore be killed at any moment and restarted anywhere, and it resumes from its last checkpoint.
+A trial stores its checkpoint in the sweep's storage and logs to the MLflow run that carries its trial id; both are
+found by that id. It may therefore be killed at any moment and restarted anywhere: it resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def run_trial(
     ``MAX_STARTS_WITHOUT_PROGRESS`` starts is marked FAILED.
 
     Returns:
-        How the trial ended: ``INTERRUPTED`` also if the tracking server was unreachable for too long, ``DISK_FULL`` if it
-        can continue elsewhere or when there is space, ``PREEMPTED`` if this process received SIGTERM.
+        How the trial ended: ``INTERRUPTED`` also if the tracking server was unreachable for too long, ``DISK_FULL`` if
+        it can continue elsewhere or when there is space, ``PREEMPTED`` if this process received SIGTERM.
     """
     # lazy: torch and mlflow take seconds to import, and a driver that simulates trials needs neither
     import torch

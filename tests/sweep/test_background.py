@@ -58,16 +58,20 @@ def test_a_full_disk_is_reported_by_wait_and_later_calls_still_run() -> None:
 
 
 def test_an_exception_is_raised_by_a_later_submit() -> None:
-    with BackgroundWorker() as worker, pytest.raises(RuntimeError, match="broken"):
+    def submit_until_it_raises(worker: BackgroundWorker) -> None:
         for _ in range(1000):
             worker.submit(broken)
             time.sleep(0.01)
 
+    with BackgroundWorker() as worker, pytest.raises(RuntimeError, match="broken"):
+        submit_until_it_raises(worker)
+
 
 def test_an_exception_is_raised_by_wait() -> None:
-    with BackgroundWorker() as worker, pytest.raises(RuntimeError, match="broken"):
+    with BackgroundWorker() as worker:
         worker.submit(broken)
-        worker.wait()
+        with pytest.raises(RuntimeError, match="broken"):
+            worker.wait()
 
 
 def test_leaving_the_context_waits_for_all_calls() -> None:
