@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from fgst.errors import InputError
 from fgst.sweep.backends._ray_private import NodeGroup
