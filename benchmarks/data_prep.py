@@ -1,8 +1,8 @@
-"""How fast .skeleton files become a data set, on one core: ``python -m benchmarks.data_prep``.
+"""Throughput of preparing ``.skeleton`` files on one core: ``python -m benchmarks.data_prep``.
 
-Generated clips of NTU RGB+D's mean size (about 85 frames, one clip in six with two bodies) are read by two parsers in
-turn: the one of ``data_prep``, and a plain one that goes line by line and turns every field into a number, as the
-public code of the field does. Then the whole way is timed: zip, parser, cleaning, Arrow file.
+Generated clips of NTU RGB+D's mean size (about 85 frames, one clip in six with two bodies) are parsed alternately by
+``fgst`` and by a plain parser that reads line by line and converts every field to a number, as the field's public code
+does. Then the whole preparation is timed: zip, parser, cleaning, Arrow file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fgst.cli.data_ntu import prepare
+from fgst.data.formats.ntu import prepare
 from fgst.data.formats.ntu_skeleton import read_skeleton
 
 NTU_120_CLIPS = 113_945
@@ -33,7 +33,7 @@ JOINT_FIELDS = (
 
 
 def plain_parser(content: bytes) -> list[list[dict[str, Any]]]:
-    """Frames of bodies of joints as dictionaries, a line at a time."""
+    """Parse a file line by line into nested dictionaries: frames, bodies, joints."""
     lines = iter(content.decode().splitlines())
     frames = []
     for _ in range(int(next(lines))):
@@ -49,6 +49,7 @@ def plain_parser(content: bytes) -> list[list[dict[str, Any]]]:
 
 
 def make_clip(rng: np.random.Generator, bodies: int) -> bytes:
+    """Generate a ``.skeleton`` file."""
     frames = int(rng.integers(50, 120))
     joints = rng.normal(size=(bodies, 25, 3)) * (0.1, 0.5, 0.1) + 0.1 * rng.normal(size=(frames, bodies, 1, 3))
     others = rng.normal(size=(frames, bodies, 25, 8)) * (200, 200, 1000, 500, 1, 1, 1, 1)
@@ -64,9 +65,10 @@ def make_clip(rng: np.random.Generator, bodies: int) -> bytes:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    """Return the duration of a call."""
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _all(parse: Callable[[bytes], Any], clips: list[bytes]) -> None:
@@ -76,8 +78,8 @@ def _all(parse: Callable[[bytes], Any], clips: list[bytes]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=300, help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="the best counts (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=300, help="number of clips (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="report the best round (default: %(default)s)")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     clips = [make_clip(rng, bodies=1 + (number % 6 == 5)) for number in range(options.clips)]
@@ -93,7 +95,7 @@ def main() -> None:
         for parse in parsers:
             best[parse] = min(best[parse], seconds(partial(_all, parse, clips)))
     report("plain parser", best[plain_parser])
-    report("data_prep.ntu_format", best[read_skeleton])
+    report("fgst.data.formats.ntu_skeleton", best[read_skeleton])
     print(f"{'ratio':34}{best[plain_parser] / best[read_skeleton]:9.1f}")
 
     with tempfile.TemporaryDirectory() as folder:
