@@ -37,10 +37,9 @@ Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["step", "cosine"]
 
 
-# What each recipe implies for the fields that a configuration leaves at None.
 @dataclass(frozen=True)
 class Recipe:
-    """Default sampling parameters of a recipe (:mod:`fgst.data.loader` samples and augments clips by it).
+    """Sampling defaults of a recipe; :mod:`fgst.data.loader` implements it.
 
     Attributes:
         frames: T, the number of frames in the network's input.
@@ -51,6 +50,7 @@ class Recipe:
     repeat: int
 
 
+# Values of the fields that a configuration leaves at None.
 RECIPE_DEFAULTS: dict[str, Recipe] = {"nw-ucla": Recipe(frames=52, repeat=5), "ntu": Recipe(frames=128, repeat=1)}
 
 
