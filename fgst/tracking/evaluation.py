@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import tempfile
 import time
@@ -146,7 +147,7 @@ def _score_network(
             raise InputError(
                 f"{data.path}: the data set has changed since run {run_id} was trained on it (digest "
                 f"{data.digest[:12]}… instead of {card.dataset_digest[:12]}…); evaluate on it nevertheless with "
-                f"--dataset {data.path}"
+                f"--dataset {shlex.quote(str(data.path))}"
             )
         print(f"note: {data.path} is not the data set that run {run_id} was trained on", file=sys.stderr)
     settings = card.config.data

@@ -34,9 +34,3 @@ def npy_bytes(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
-
-
-def assert_float32_close(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Assert equality up to float32 rounding in a network: 100 units in the last place of the largest value."""
-    tolerance = 100 * np.finfo(np.float32).eps
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
