@@ -107,7 +107,7 @@ class SweepOptions:
 
     # The sweep.
     values: str | None = option(
-        Scope.SWEEP, Group.SWEEP, "values to try, separated by commas (by ; if they contain commas); default: the script's",
+        Scope.SWEEP, Group.SWEEP, "values to try, separated by commas (; if they contain some); default: the script's",
         metavar="V,V,…",
     )  # fmt: skip
     seeds: int | None = option(
