@@ -328,8 +328,9 @@ def _require_reachable(storage: str, spec: SweepSpec, tracking_uri: str) -> None
 
 def _import_runner() -> None:
     """Import what takes seconds and is needed once Ray is up."""
+    # lazy: this function is the warm-up
     import fgst.sweep.backends.ray
-    import fgst.sweep.callbacks  # lazy: this function is the warm-up  # noqa: F401
+    import fgst.sweep.callbacks  # noqa: F401
 
 
 def _new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepSpec, TrialFactory, SweepOptions]:

@@ -150,7 +150,7 @@ def _count_start(previous: Any, storage: TrialStorage, context: TrialContext) ->
     Raises:
         RuntimeError: if the last starts made no progress.
     """
-    from fgst.training.checkpoint import latest_checkpoint
+    from fgst.training.checkpoint import latest_checkpoint  # lazy: torch takes seconds to import
 
     checkpoint = latest_checkpoint(storage.folder)
     at = f"{context.driver} {checkpoint.name if checkpoint is not None else 'the beginning'}"
@@ -183,6 +183,7 @@ def _train(
     storage: TrialStorage,
 ) -> None:
     """Train and log everything; after running out of memory, once more with each batch in two parts."""
+    # lazy: torch and mlflow take seconds to import
     import torch
 
     from fgst.sweep.planning.cost import model_cost
@@ -253,6 +254,7 @@ def _accounted(result: EpochResult, context: TrialContext, shape: dict[str, floa
 
 def _latency(trial: Trial, dataset: ArrowDataset) -> float:
     """Milliseconds that the trial's network takes for one clip on this machine."""
+    # lazy: torch takes seconds to import
     import numpy as np
 
     from fgst.data.loader import ClipLoader, choose_device

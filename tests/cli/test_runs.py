@@ -115,7 +115,7 @@ def test_gc_exits_with_1_if_deleting_fails(
         (["compare", "0" * 32], "two runs or more"),
         (["compare", "0" * 32, "0" * 32], "twice"),
         (["compare", "../../etc/passwd", "\x00"], "not 32 hexadecimal digits"),
-        (["list", "--limit", "0"], "not above 0"),
+        (["list", "--limit", "0"], "must be greater than 0"),
         (["remove"], "invalid choice"),
         ([], "required"),
     ],

@@ -94,7 +94,7 @@ def test_a_trial_goes_on_where_another_node_left_it(
         if metrics["epoch"] == 2:
             raise StopTrial(TrialStatus.INTERRUPTED)
 
-    monkeypatch.setattr(storage, "SHARE", 1.0)  # a copy after each epoch
+    monkeypatch.setattr(storage, "COPY_TIME_SHARE", 1.0)  # a copy after each epoch
     monkeypatch.setenv("FGST_CACHE", str(tmp_path / "node 1"))
     assert run_trial(trial, context, stop) == "interrupted"
     monkeypatch.setenv("FGST_CACHE", str(tmp_path / "node 2"))

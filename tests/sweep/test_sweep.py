@@ -182,7 +182,7 @@ def test_a_trial_lies_on_one_node() -> None:
     ):
         with pytest.raises(InputError, match=words):
             resources_per_trial(nodes, asked, 1)
-    with pytest.raises(InputError, match="no node has 4 cores and 1 GPUs"):
+    with pytest.raises(InputError, match="no node has both 4 cores and 1 GPUs"):
         resources_per_trial([{"CPU": 4.0}, {"GPU": 1.0}], Resources(cpus_per_trial=4), 1)
 
 

@@ -19,6 +19,8 @@ from fgst.data.skeleton import Skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError
 from fgst.errors import InputError
 
+__all__ = ["FORMATS", "RawFormat", "read_clip"]
+
 
 @dataclass(frozen=True)
 class RawFormat:

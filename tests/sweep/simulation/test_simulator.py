@@ -247,9 +247,9 @@ def test_curves_that_do_not_match_the_sweep_are_rejected(dataset: ArrowDataset, 
         (["--simulate", str(tmp_path / "none.jsonl")], "none.jsonl: cannot be read"),
         (["--simulate", good, "--epochs", "9"], "have at most 4 epochs, and the sweep has 9; use --epochs 4"),
         (["--simulate", good, "--values", "3,5"], "none of its 2 trials is within the searched space"),
-        (["--simulate", good, "--resume", "0" * 32], "--simulate runs nothing for real; leave --resume out"),
-        (["--simulate", good, "--dry-run"], "leave --dry-run out"),
-        (["--simulate", good, "--protocol", "paper"], "holds nothing out"),
+        (["--simulate", good, "--resume", "0" * 32], "--simulate trains nothing; remove --resume"),
+        (["--simulate", good, "--dry-run"], "remove --dry-run"),
+        (["--simulate", good, "--protocol", "paper"], "has no validation"),
         (["--repeats", "5"], "--repeats is how many searches --simulate tries"),
     ):
         with pytest.raises(InputError, match=message):
