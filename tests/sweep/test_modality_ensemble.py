@@ -157,7 +157,7 @@ def test_evaluate_repeats_what_was_logged(story: Story, which: str) -> None:
         val = evaluate(run.info.run_id, split="val", tracking_uri=story.store.uri)
         assert val["top1"] == val["logged_top1"]
     else:
-        with pytest.raises(InputError, match="protocol paper, which holds no validation"):
+        with pytest.raises(InputError, match="protocol paper, which holds out no validation"):
             evaluate(run.info.run_id, split="val", tracking_uri=story.store.uri)
 
 
@@ -204,11 +204,11 @@ def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--from-run", "SWEEP"], "is no training"),
-        (["--sweep", "TRIAL"], "is no sweep"),
+        (["--from-run", "SWEEP"], "is not a training"),
+        (["--sweep", "TRIAL"], "is not a sweep"),
         (["--sweep", "SWEEP", "--preset", "tiny"], "give one of them"),
         (["--sweep", "SWEEP", "--from-run", "TRIAL"], "give one of them"),
-        (["--from-run", "TRIAL", "--refit", "--protocol", "paper"], "--refit trains on all clips once"),
+        (["--from-run", "TRIAL", "--refit", "--protocol", "paper"], "--refit uses fusion weights"),
         (["--from-run", "0" * 32], "there is no run"),
         (["--from-run", "TRIAL", "--set", "model.depth=3"], "model.depth"),
     ],
@@ -229,5 +229,5 @@ def test_data_that_changed_since_are_refused_unless_they_are_named(story: Story,
     assert not report["digest_matches"]
     assert "eval/test/top1" not in story.store.run(trial).data.metrics  # another data set's figure is not this run's
     small.write_small(tmp_path / "classes", small.motion_clips(40), classes=("a", "b", "c"))
-    with pytest.raises(InputError, match="other classes"):
+    with pytest.raises(InputError, match="skeleton or the classes differ"):
         evaluate(trial, str(tmp_path / "classes"), tracking_uri=story.store.uri)
