@@ -194,7 +194,7 @@ def test_trials_of_node_with_full_disk_move(
     assert moved
     assert {trial_id: starts[trial_id] for trial_id in moved} == dict.fromkeys(moved, 2)  # once on the full node
     assert {line["node"] for line in lines if line["what"] == "end"} == {joined[0].node_id}
-    assert capfd.readouterr().err.count("what ran there goes on elsewhere") == 1
+    assert capfd.readouterr().err.count("its trials continue on other nodes") == 1
 
 
 @pytest.mark.slow

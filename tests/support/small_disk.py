@@ -29,7 +29,7 @@ def main() -> None:
         assert process.returncode == 130, err
         assert "Traceback" not in err, err
         last = err.splitlines()[-1]
-        assert "a full disk: make room, then go on with: python " in last, err
+        assert "disk full: free some space, then resume with: python " in last, err
         assert last.endswith(f"focal_k.py --resume {sweep} --max-concurrent 2"), err
         started = {child.info.run_id for child in place.store.children(sweep)}
         filler.unlink()
