@@ -108,8 +108,8 @@ def ntu_test_clip(clip: np.ndarray, frames: int, modality: str) -> np.ndarray:
     """Apply the recipe for evaluation: the central 95 % of ``(M, T, 25, 3)``, resized to ``(M, frames, 25, 3)``."""
     M, T, N, _ = clip.shape
     cut = int((1 - 0.95) * T / 2)
-    kept = torch.from_numpy(clip[:, cut : T - cut].astype(np.float64))
-    lines = kept.permute(0, 2, 3, 1).reshape(1, M * N * 3, -1)
+    cropped = torch.from_numpy(clip[:, cut : T - cut].astype(np.float64))
+    lines = cropped.permute(0, 2, 3, 1).reshape(1, M * N * 3, -1)
     resized = torch.nn.functional.interpolate(lines, size=frames, mode="linear", align_corners=False)
     return as_modality(resized.view(M, N, 3, frames).permute(0, 3, 1, 2).numpy(), modality, "ntu")
 

@@ -52,15 +52,15 @@ def test_numbers_are_parsed_as_python_parses_them(values: list[float], form: str
 def mutations(content: bytes) -> st.SearchStrategy[bytes]:
     """The content with a piece cut or replaced, with lines removed, repeated or moved, or random bytes."""
     lines = content.splitlines(keepends=True)
-    place, length = st.integers(0, len(content)), st.integers(0, 60)
+    position, length = st.integers(0, len(content)), st.integers(0, 60)
     token = st.sampled_from(
         [b"", b"0", b"1", b"-1", b"25", b"24", b"nan", b"-inf", b"1e999", b"1_0", b"0x1", b"\0", b"\r", b"\n", b"  ",
          b"\t", b"\xff\xfe", b"99999999999999999999999", b"1 2", b"\x1a", "٣".encode()]
     )  # fmt: skip
-    cut = st.builds(lambda p, n, t: content[:p] + t + content[p + n :], place, length, token)
+    cut = st.builds(lambda p, n, t: content[:p] + t + content[p + n :], position, length, token)
     row = st.integers(0, len(lines) - 1)
     moved = st.builds(lambda a, b, c: b"".join(lines[:a] + lines[a + 1 : b] + [lines[c]] + lines[b:]), row, row, row)
-    return st.one_of(cut, moved, st.builds(lambda p: content[:p], place), st.binary(max_size=200))
+    return st.one_of(cut, moved, st.builds(lambda p: content[:p], position), st.binary(max_size=200))
 
 
 @pytest.mark.parametrize("content", [PLAIN, PAIR], ids=["one body", "two bodies"])
