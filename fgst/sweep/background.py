@@ -29,8 +29,11 @@ class BackgroundWorker:
 
     def submit(self, call: Callable[[], None]) -> None:
         """Run ``call`` after all earlier ones; raises the exception of an earlier call."""
+        earlier = len(self._pending)
         self._pending.append(self._executor.submit(call))
-        while self._pending and self._pending[0].done():
+        for _ in range(earlier):
+            if not self._pending[0].done():
+                break
             self._pending.popleft().result()
 
     def wait(self) -> bool:
