@@ -12,7 +12,8 @@ import pytest
 from fgst.config import PRESETS, DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
-from tests.support.small import SKELETON, start_python
+from tests.support.process import start_python
+from tests.support.small import SKELETON
 
 BY_NAME = (("hip", "spine", "head"), ("left_hand", "right_hand"), ("foot",))
 

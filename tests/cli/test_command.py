@@ -15,7 +15,7 @@ import pytest
 
 from fgst.cli.command import CommandParser, configure_logging, format_command, invoked_as, run_command
 from fgst.errors import InputError, Interrupted
-from tests.support.small import start_python
+from tests.support.process import start_python
 
 COMMAND = """
 import logging, os, sys, time

@@ -34,7 +34,7 @@ def runs(dataset: ArrowDataset, store: TrackingStore, tmp_path: Path) -> list[st
     """Run ids of two trials and of an ensemble of both."""
     experiment, run_ids = store.experiment("small x-sub"), []
     for seed, modality in enumerate(MODALITIES):
-        checkpoint = small.network(dataset, tmp_path / modality, seed=seed, data__modality=modality)
+        checkpoint = small.save_untrained_network(dataset, tmp_path / modality, seed=seed, data__modality=modality)
         (checkpoint / "state.pt").unlink()
         checkpoint.rename(tmp_path / modality / "checkpoint")
         run = store.start(experiment, modality, modality, {"fgst.kind": "trial"})

@@ -34,7 +34,7 @@ def test_figures_are_stored_with_the_run(
     dataset: ArrowDataset, tmp_path: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = TrackingStore(tracking_uri)
-    checkpoint = small.network(dataset, tmp_path / "network", data__modality="bone")
+    checkpoint = small.save_untrained_network(dataset, tmp_path / "network", data__modality="bone")
     run_id = log_network(store, store.experiment("small x-sub"), checkpoint, tmp_path / "run")
     main(["--run-id", run_id, "--tracking-uri", tracking_uri])
     assert f"under figures/focal of run {run_id}" in capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_no_log_requires_out() -> None:
 
 def test_run_without_focal_joints_is_rejected(dataset: ArrowDataset, tmp_path: Path, tracking_uri: str) -> None:
     store = TrackingStore(tracking_uri)
-    checkpoint = small.network(
+    checkpoint = small.save_untrained_network(
         dataset,
         tmp_path / "network",
         model__focal_selection=False,

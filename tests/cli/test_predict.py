@@ -26,7 +26,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 @pytest.fixture
 def run_id(dataset: ArrowDataset, tracking_uri: str, tmp_path: Path) -> str:
     """A trial with a checkpoint."""
-    checkpoint = small.network(dataset, tmp_path / "network")
+    checkpoint = small.save_untrained_network(dataset, tmp_path / "network")
     store = TrackingStore(tracking_uri)
     run = store.start(store.experiment("small x-sub"), "key", "a trial", {"fgst.kind": "trial"})
     (tmp_path / "run" / "checkpoint").mkdir(parents=True)

@@ -13,7 +13,7 @@ from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.evaluation.inference import Predictor
 from fgst.tracking.serving import input_example
 from tests.support.ntu_corpus import corpus, write_folder
-from tests.support.small import network
+from tests.support.small import save_untrained_network
 
 
 def test_ntu_files_give_the_clips_of_their_data_set(tmp_path: Path) -> None:
@@ -24,7 +24,9 @@ def test_ntu_files_give_the_clips_of_their_data_set(tmp_path: Path) -> None:
         content = next((tmp_path / "raw").rglob(f"{clip}.skeleton")).read_bytes()
         np.testing.assert_array_equal(read_clip(content, "ntu", prepared.skeleton), prepared.clip(row))
     # The example of the served model is such a file, too.
-    predictor = Predictor.load(network(prepared, tmp_path / "network", data__benchmark="x-sub", model__parts=5))
+    predictor = Predictor.load(
+        save_untrained_network(prepared, tmp_path / "network", data__benchmark="x-sub", model__parts=5)
+    )
     (tmp_path / "networks").symlink_to(next((tmp_path / "network").iterdir()))
     request = input_example(tmp_path / "networks")
     assert predictor.read(request["content"][0].encode()).shape == (1, 4, 25, 3)

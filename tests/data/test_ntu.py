@@ -22,7 +22,7 @@ from fgst.errors import InputError
 from fgst.sweep.backends.ray_session import ray_map
 from fgst.training.trainer import fit
 from tests.support.ntu_corpus import Case, corpus, write_folder, write_zip
-from tests.support.small import kill_when_told, start_python
+from tests.support.process import kill_on_line, start_python
 
 COUNT = 290  # ten files of each kind, more than one shard
 
@@ -286,7 +286,7 @@ def test_four_workers_and_a_kill_do_not_change_the_result(tmp_path: Path) -> Non
     prepare([source], tmp_path / "one", edition="60")
     prepare([source], tmp_path / "four", edition="60", parallel_map=four_workers)
     process = start_python(INTERRUPTED, source, tmp_path / "killed")
-    kill_when_told(process, "two shards")
+    kill_on_line(process, "two shards")
     assert not (tmp_path / "killed").exists()
     finished = len(list((tmp_path / ".killed.preparing").glob("clips-*.json")))
     assert finished >= 2

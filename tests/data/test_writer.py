@@ -18,7 +18,8 @@ from fgst.data.layout import file_digest
 from fgst.data.splits import Benchmark
 from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError
-from tests.support.small import BENCHMARKS, CLASSES, SKELETON, kill_when_told, motion_clips, start_python, write_small
+from tests.support.process import kill_on_line, start_python
+from tests.support.small import BENCHMARKS, CLASSES, SKELETON, motion_clips, write_small
 
 N = SKELETON.num_joints
 
@@ -154,7 +155,7 @@ write_small(sys.argv[1], clips(), shard_bytes=4000, overwrite=True)
 def test_killed_writer_keeps_the_existing_data_set_if_any(tmp_path: Path, exists: bool) -> None:
     if exists:
         old = write_small(tmp_path / "set")
-    kill_when_told(start_python(WRITE_AND_WAIT, tmp_path / "set"), "thirty")
+    kill_on_line(start_python(WRITE_AND_WAIT, tmp_path / "set"), "thirty")
     assert list(tmp_path.rglob("*.arrow"))  # the writer had started
     if exists:
         assert ArrowDataset(tmp_path / "set").digest == old.digest

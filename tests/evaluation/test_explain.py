@@ -36,7 +36,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 @pytest.fixture(scope="module")
 def trained(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return load_model(small.network(dataset, tmp_path_factory.mktemp("network"), data__modality="bone"))
+    return load_model(small.save_untrained_network(dataset, tmp_path_factory.mktemp("network"), data__modality="bone"))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from fgst.model.card import ModelCard
 from tests.evaluation.helpers import npy_bytes
 from tests.support import small
 from tests.support.numerics import assert_close
-from tests.support.small import network
+from tests.support.small import save_untrained_network
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 @pytest.fixture(scope="module")
 def checkpoint(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return network(dataset, tmp_path_factory.mktemp("network"))
+    return save_untrained_network(dataset, tmp_path_factory.mktemp("network"))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def predictor(checkpoint: Path) -> Predictor:
 
 @pytest.mark.parametrize("modality", ["joint", "bone_motion"])
 def test_scores_of_raw_arrays_equal_evaluation(dataset: ArrowDataset, tmp_path: Path, modality: str) -> None:
-    predictor = Predictor.load(network(dataset, tmp_path, data__modality=modality))
+    predictor = Predictor.load(save_untrained_network(dataset, tmp_path, data__modality=modality))
     loader = make_loaders(dataset, predictor.card.config.data, CPU)["test"]
     expected = score(predictor.members[0].model, loader).scores
     clips = [predictor.read(npy_bytes(dataset.clip(row))) for row in loader.rows]
@@ -59,7 +59,9 @@ def test_scores_of_raw_arrays_equal_evaluation(dataset: ArrowDataset, tmp_path: 
 
 
 def test_scores_of_real_recordings_equal_evaluation(nw_ucla: ArrowDataset, nw_ucla_zip: Path, tmp_path: Path) -> None:
-    predictor = Predictor.load(network(nw_ucla, tmp_path, model__focal_joints=10, model__parts=5, data__frames=16))
+    predictor = Predictor.load(
+        save_untrained_network(nw_ucla, tmp_path, model__focal_joints=10, model__parts=5, data__frames=16)
+    )
     assert predictor.card.preparation == "nw-ucla"
     loader = make_loaders(nw_ucla, predictor.card.config.data, CPU)["test"]
     expected = score(predictor.members[0].model, loader).scores
@@ -74,7 +76,7 @@ def test_ensemble_pools_its_networks(dataset: ArrowDataset, tmp_path: Path) -> N
     clips = [dataset.clip(row) for row in range(6)]
     parts = []
     for number, modality in enumerate(("joint", "bone")):
-        made = network(dataset, tmp_path / f"{number}", seed=number, data__modality=modality)
+        made = save_untrained_network(dataset, tmp_path / f"{number}", seed=number, data__modality=modality)
         (tmp_path / "both").mkdir(exist_ok=True)
         made.rename(tmp_path / "both" / modality)
         parts.append(Predictor.load(tmp_path / "both" / modality).probabilities(clips))
@@ -101,8 +103,8 @@ def test_top_returns_the_most_likely_classes_first(predictor: Predictor, dataset
 def test_ensemble_of_different_classes_is_rejected(dataset: ArrowDataset, tmp_path: Path) -> None:
     both = tmp_path / "both"
     both.mkdir()
-    network(dataset, tmp_path / "0").rename(both / "joint")
-    other = network(dataset, tmp_path / "1", data__modality="bone")
+    save_untrained_network(dataset, tmp_path / "0").rename(both / "joint")
+    other = save_untrained_network(dataset, tmp_path / "1", data__modality="bone")
     card = dataclasses.replace(ModelCard.read(other / "config.json"), classes=("a", "b", "c"))
     card.write(other / "config.json")
     other.rename(both / "bone")

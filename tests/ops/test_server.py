@@ -16,7 +16,7 @@ from fgst.cli.server import main
 from fgst.errors import InputError
 from fgst.ops.server import artifact_root
 from fgst.tracking.store import TrackingStore
-from tests.support.small import start_python
+from tests.support.process import start_python
 from tests.support.team_server import TeamServer
 
 WRITERS, STEPS = 16, 10

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +89,7 @@ def small_config(dataset: ArrowDataset | Path, **values: Any) -> TrialConfig:
     return config.with_values({name.replace("__", "."): value for name, value in values.items()})
 
 
-def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -> Path:
+def save_untrained_network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -> Path:
     """Save an untrained network for a data set, with settled batch norms; return the checkpoint's folder."""
     import torch
 
@@ -111,36 +108,3 @@ def network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -
             for batch in make_loaders(dataset, config.data, torch.device("cpu"))["train"].evaluation_batches():
                 model.train()(batch.clips, batch.person_mask)
     return save_checkpoint(folder, 1, model.eval(), card, {"epoch": 1})
-
-
-def start_python(
-    script: str, *arguments: object, env_changes: dict[str, str] | None = None, stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[str]:
-    """Start a Python script in a process that can import this package and the package under test."""
-    search_path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": search_path, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment | (env_changes or {}),
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def kill_when_told(process: subprocess.Popen[str], word: str) -> None:
-    """Send SIGKILL to a process as soon as it has printed the line ``word``."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        for line in process.stdout:
-            if line.strip() == word:
-                break
-        else:
-            raise AssertionError(f"the process ended before it printed {word!r}:\n{process.stderr.read()}")
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.support import small
-from tests.support.place import TIMEOUT, TINY, Place
+from tests.support.workspace import TIMEOUT, TINY, Workspace
 
 GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY]
 
@@ -14,10 +14,10 @@ GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs"
 def main() -> None:
     folder = Path(sys.argv[1])
     small.write_small(folder / "data")
-    place = Place(folder)
+    workspace = Workspace(folder)
     try:
-        process = place.start(*GRID, "--max-concurrent", "2")
-        sweep = place.wait_for_epoch(process, 2)
+        process = workspace.start(*GRID, "--max-concurrent", "2")
+        sweep = workspace.wait_for_epoch(process, 2)
         filler = folder / "filler"
         try:
             with filler.open("wb", buffering=0) as file:
@@ -31,16 +31,16 @@ def main() -> None:
         last = err.splitlines()[-1]
         assert "disk full: free some space, then resume with: python " in last, err
         assert last.endswith(f"focal_k.py --resume {sweep} --max-concurrent 2"), err
-        started = {child.info.run_id for child in place.store.children(sweep)}
+        started = {child.info.run_id for child in workspace.store.children(sweep)}
         filler.unlink()
-        resumed = place.sweep("--resume", sweep, "--max-concurrent", "2")
+        resumed = workspace.sweep("--resume", sweep, "--max-concurrent", "2")
         assert resumed.returncode == 0, resumed.stderr
-        children = place.store.children(sweep)
+        children = workspace.store.children(sweep)
         assert started <= {child.info.run_id for child in children}
         assert [child.info.status for child in children] == ["FINISHED"] * 3
-        assert [place.epochs(child) for child in children] == [14] * 3
+        assert [workspace.epochs(child) for child in children] == [14] * 3
     finally:
-        place.end()
+        workspace.kill_all()
 
 
 if __name__ == "__main__":

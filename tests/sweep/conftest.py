@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.support import small
-from tests.support.place import Place
+from tests.support.workspace import Workspace
 
 
 @pytest.fixture
-def place(tmp_path: Path, tracking_uri: str) -> Iterator[Place]:
+def workspace(tmp_path: Path, tracking_uri: str) -> Iterator[Workspace]:
     """A working directory with a data set and an empty tracking store."""
     del tracking_uri  # it lies in the working directory, where the script looks first
     small.write_small(tmp_path / "data")
-    here = Place(tmp_path)
+    here = Workspace(tmp_path)
     yield here
-    here.end()
+    here.kill_all()

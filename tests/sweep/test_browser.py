@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.place import TIMEOUT, TINY, Place
+from tests.support.workspace import TIMEOUT, TINY, Workspace
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 pytestmark = [
@@ -35,15 +35,15 @@ FLAGS = (
 
 
 @pytest.fixture
-def pages(place: Place) -> Iterator[str]:
+def pages(workspace: Workspace) -> Iterator[str]:
     """A server over the place's store, of which nobody else knows."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.store.uri, "--host", "127.0.0.1",
+        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", workspace.store.uri, "--host", "127.0.0.1",
          "--port", str(port), "--workers", "1"],
-        cwd=place.folder, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True,
+        cwd=workspace.folder, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -75,7 +75,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     driver.quit()
 
 
-def test_what_a_person_sees_after_a_sweep(place: Place, pages: str, browser: Any, tmp_path: Path) -> None:
+def test_what_a_person_sees_after_a_sweep(workspace: Workspace, pages: str, browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -88,11 +88,13 @@ def test_what_a_person_sees_after_a_sweep(place: Place, pages: str, browser: Any
     def shows(*texts: str) -> None:
         wait(lambda b: all(text in b.find_element(By.TAG_NAME, "body").text for text in texts))
 
-    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "2", "--local", *TINY)
+    done = workspace.sweep(
+        "--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "2", "--local", *TINY
+    )
     assert done.returncode == 0, done.stderr
-    [sweep] = place.sweeps()
+    [sweep] = workspace.sweeps()
     experiment, parent = sweep.info.experiment_id, sweep.info.run_id
-    children = {child.info.run_name: child for child in place.store.children(parent)}
+    children = {child.info.run_name: child for child in workspace.store.children(parent)}
     page = done.stderr.split("http://127.0.0.1:5000/")[1].split()[0]  # the page that the sweep says to look at
 
     # The list: the sweep, and its trials folded under it.

@@ -18,7 +18,7 @@ from fgst.sweep.report.tables import to_csv
 from fgst.sweep.results import TrialResult, best_result, build_rows
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
 from tests.support import small
-from tests.support.questions import FOCAL_K, JOINT
+from tests.support.definitions import FOCAL_K, JOINT
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.py"))
 

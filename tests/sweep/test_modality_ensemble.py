@@ -26,7 +26,7 @@ from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from tests.support import small
-from tests.support.place import ROOT, TINY
+from tests.support.workspace import ROOT, TINY
 
 FOCAL_K, MODALITIES = (
     runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["definition"] for name in ("focal_k", "modalities")

@@ -8,9 +8,8 @@ import pytest
 
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
-from tests.support.place import TIMEOUT, TINY, Place, undisturbed
-from tests.support.place import figures as figures_of
 from tests.support.team_server import TeamServer
+from tests.support.workspace import TIMEOUT, TINY, Workspace, metrics_by_trial, uninterrupted_metrics
 
 EPOCHS = 30
 
@@ -28,13 +27,13 @@ def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[TeamServer]:
 
 
 @pytest.mark.slow
-def test_a_killed_server_costs_neither_a_trial_nor_a_metric(place: Place, team: TeamServer) -> None:
-    store = place.__dict__["store"] = TrackingStore(team.uri)
-    process = place.start(
+def test_a_killed_server_costs_neither_a_trial_nor_a_metric(workspace: Workspace, team: TeamServer) -> None:
+    store = workspace.__dict__["store"] = TrackingStore(team.uri)
+    process = workspace.start(
         *("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", str(EPOCHS)), *TINY
     )  # fmt: skip
-    sweep = place.wait_for_epoch(process, 2)
-    before = [(run.info.run_id, place.epochs(run)) for run in store.children(sweep)]
+    sweep = workspace.wait_for_epoch(process, 2)
+    before = [(run.info.run_id, workspace.epochs(run)) for run in store.children(sweep)]
     assert all(epochs < EPOCHS for _, epochs in before)
     team.kill()
     team.start()
@@ -54,5 +53,5 @@ def test_a_killed_server_costs_neither_a_trial_nor_a_metric(place: Place, team: 
         for path in ("checkpoint/model.safetensors", "scores/test.arrow", "figures/confusion.png"):
             with store.artifacts(run.info.run_id, path) as file:
                 assert file.stat().st_size > 0
-    assert figures_of(children) == undisturbed(place, sweep)
-    assert not list((place.folder / "ray_results").glob("*/spool"))
+    assert metrics_by_trial(children) == uninterrupted_metrics(workspace, sweep)
+    assert not list((workspace.folder / "ray_results").glob("*/spool"))

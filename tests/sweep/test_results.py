@@ -13,7 +13,7 @@ from fgst.sweep.results import TrialResult, baseline_label, build_rows, paired, 
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec
 from fgst.sweep.status import TrialStatus
 from tests.support import small
-from tests.support.questions import FOCAL_K
+from tests.support.definitions import FOCAL_K
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_rank_report_is_scipys_tau_at_each_rung(dataset: ArrowDataset) -> None:
 
 
 def test_a_searchs_rows_go_from_the_best_down(dataset: ArrowDataset, tmp_path: Path) -> None:
-    from tests.support.questions import JOINT
+    from tests.support.definitions import JOINT
 
     spec = build_spec(JOINT, small.small_config(dataset), dataset)
     results = [finished("x", 0, 10), finished("y", 0, 30), finished("z", 0, 20)]

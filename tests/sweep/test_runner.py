@@ -17,14 +17,14 @@ from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget
 from fgst.tracking.store import TrackingStore
 from tests.support import small
-from tests.support.questions import FOCAL_K, ask_for
+from tests.support.definitions import FOCAL_K, build_sweep
 
 
 @pytest.fixture
 def runner(tmp_path: Path, tracking_uri: str) -> SweepRunner:
     torch.set_num_threads(1)
     dataset = small.write_small(tmp_path / "data")
-    spec, factory = ask_for(FOCAL_K, dataset, small.small_config(dataset, train__epochs=2), values=[2, 4])
+    spec, factory = build_sweep(FOCAL_K, dataset, small.small_config(dataset, train__epochs=2), values=[2, 4])
     return create_sweep(spec, factory, TrackingStore(tracking_uri), storage_location=str(tmp_path / "storage"))
 
 

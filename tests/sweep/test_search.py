@@ -18,7 +18,7 @@ from fgst.sweep.search import Search
 from fgst.sweep.spec import EarlyStopping
 from fgst.sweep.status import TrialStatus
 from tests.support import small
-from tests.support.questions import FOCAL_K, JOINT, ask_for
+from tests.support.definitions import FOCAL_K, JOINT, build_sweep
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def results(search: Search) -> list[TrialResult]:
 
 def searching(dataset: ArrowDataset, storage: str | None = None, before: Any = (), **changes: Any) -> Search:
     question = changes.pop("question", JOINT)
-    spec, trials = ask_for(question, dataset, small.small_config(dataset), **changes)
+    spec, trials = build_sweep(question, dataset, small.small_config(dataset), **changes)
     return Search(spec, trials, storage, "study", before)
 
 
@@ -83,7 +83,7 @@ def test_a_search_begins_with_the_papers_point_and_trains_no_point_twice(dataset
 
 def test_tpe_finds_what_random_search_finds_later(dataset: ArrowDataset) -> None:
     def total(kind: str, seed: int) -> float:
-        spec, trials = ask_for(
+        spec, trials = build_sweep(
             JOINT, dataset, small.small_config(dataset, train__seed=seed), search=kind, limit=30, initial_points=[]
         )
         trained = drive(Search(spec, trials, None, "s"))
@@ -196,7 +196,7 @@ def test_a_study_that_is_lost_is_made_again_from_the_runs(dataset: ArrowDataset,
     label, params = under_way.label, dict(under_way.params)
     before.append(TrialResult(under_way.trial_id, label, 0, params, under_way.trial_id, TrialStatus.INTERRUPTED))
 
-    spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), **changes)
+    spec, trials = build_sweep(JOINT, dataset, small.small_config(dataset), **changes)
     second = Search(spec, trials, None, "study", before, histories.__getitem__)
     again = second.study.trials
 

@@ -21,8 +21,8 @@ from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from fgst.training.trainer import fit
 from tests.support import small
-from tests.support.place import figures
-from tests.support.questions import FOCAL_K
+from tests.support.definitions import FOCAL_K
+from tests.support.workspace import metrics_by_trial
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def make_trial(dataset: ArrowDataset, **values: object) -> Trial:
     return build_spec(FOCAL_K, small.small_config(dataset, **values), dataset, values=[2]).trials[0]
 
 
-def context_of(uri: str, place: str) -> TrialContext:
+def context_of(uri: str, location: str) -> TrialContext:
     store = TrackingStore(uri)
     experiment = store.experiment("small x-sub")
-    parent = store.start(experiment, place, "a sweep", {"fgst.kind": "sweep"})
-    storage.prepare(place)
-    return TrialContext(store.uri, experiment, parent.run_id, place, 1)
+    parent = store.start(experiment, location, "a sweep", {"fgst.kind": "sweep"})
+    storage.prepare(location)
+    return TrialContext(store.uri, experiment, parent.run_id, location, 1)
 
 
 def trained(dataset: ArrowDataset, keeper: TrialStorage, epochs: int) -> list[int]:
@@ -85,8 +85,8 @@ def test_a_trial_goes_on_where_another_node_left_it(
     alone = context_of(tracking_uri, str(tmp_path / "shared"))
     assert run_trial(trial, alone) == "finished"
     bucket: Any = request.getfixturevalue("bucket") if kind == "s3" else None
-    place = "s3://motion/sweeps/one" if kind == "s3" else (tmp_path / "far").as_uri()
-    context = context_of(tracking_uri, place)
+    location = "s3://motion/sweeps/one" if kind == "s3" else (tmp_path / "far").as_uri()
+    context = context_of(tracking_uri, location)
     told: list[float] = []
 
     def stop(metrics: dict[str, float]) -> None:
@@ -102,7 +102,7 @@ def test_a_trial_goes_on_where_another_node_left_it(
     assert told == [1, 2, 2, 3, 4]  # the checkpoint's epoch is told again
     store = TrackingStore(tracking_uri)
     runs = [store.children(each.parent) for each in (alone, context)]
-    assert figures(runs[0]) == figures(runs[1])
+    assert metrics_by_trial(runs[0]) == metrics_by_trial(runs[1])
     assert Tags.CHECKPOINT_NOT_COPIED not in runs[1][0].data.tags
     # Its model is among the run's artifacts; nothing is left behind but what says that the place is a sweep's.
     if bucket is not None:
@@ -110,7 +110,7 @@ def test_a_trial_goes_on_where_another_node_left_it(
         assert [name for name in left if "epoch" in name] == []
     else:
         assert far_names(tmp_path / "far") == []
-    storage.remove(place)
+    storage.remove(location)
     if bucket is not None:
         left = [entry["Key"] for entry in bucket.list_objects_v2(Bucket="motion").get("Contents", [])]
         assert left in ([], ["sweeps/"])  # what stands for the folder above may stay
@@ -166,14 +166,14 @@ def test_a_copy_that_is_not_whole_is_not_taken(
 def test_a_removal_that_was_cut_off_is_finished_by_the_next(
     kind: str, dataset: ArrowDataset, far: Path, request: pytest.FixtureRequest
 ) -> None:
-    place = far.as_uri()
+    location = far.as_uri()
     if kind == "s3":
         request.getfixturevalue("bucket")
-        place = "s3://motion/sweeps"
-    keeper = TrialStorage(place, "a")
+        location = "s3://motion/sweeps"
+    keeper = TrialStorage(location, "a")
     trained(dataset, keeper, 1)
     assert keeper.keep() == ""
-    store, base = storage._open(f"{place}/a")
+    store, base = storage._open(f"{location}/a")
     store.delete_file(f"{base}/epoch-00001.json")
     for epoch in (2, 3):
         trained(dataset, keeper, epoch)

@@ -16,12 +16,12 @@ from fgst.sweep.backends.resources import Resources, max_concurrent_trials, reso
 from fgst.sweep.definition import SweepDefinition
 from fgst.sweep.spec import SweepSpec
 from fgst.tracking.tags import Tags
-from tests.support.place import ROOT, TIMEOUT, TINY, Place, figures
+from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace, metrics_by_trial
 
 FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
 
 
-def test_sweep_of_two_trials(place: Place) -> None:
+def test_sweep_of_two_trials(workspace: Workspace) -> None:
     arguments = [
         "--dataset",
         "data",
@@ -35,10 +35,10 @@ def test_sweep_of_two_trials(place: Place) -> None:
         "1",
         *TINY,
     ]
-    done = place.sweep(*arguments)
+    done = workspace.sweep(*arguments)
     assert done.returncode == 0, done.stderr
-    [parent] = place.sweeps()
-    children = place.store.children(parent.info.run_id)
+    [parent] = workspace.sweeps()
+    children = workspace.store.children(parent.info.run_id)
     assert parent.info.status == "FINISHED"
     assert [c.info.status for c in children] == ["FINISHED"] * 2
     assert {c.data.params["model.focal_joints"] for c in children} == {"2", "4"}
@@ -54,12 +54,12 @@ def test_sweep_of_two_trials(place: Place) -> None:
     assert named.data.metrics["val/top1"] == best.data.metrics["val/top1"]
     assert parent.data.tags["fgst.best_run"] == match[1]
     for child in children:
-        report = place.module("fgst.evaluate", "--run-id", child.info.run_id, "--json")
+        report = workspace.module("fgst.evaluate", "--run-id", child.info.run_id, "--json")
         assert report.returncode == 0, report.stderr
         values = json.loads(report.stdout)  # exactly one object
         assert values["top1"] == child.data.metrics["test/top1"]
 
-    with place.store.artifacts(parent.info.run_id, "") as folder:
+    with workspace.store.artifacts(parent.info.run_id, "") as folder:
         spec = SweepSpec.from_json((folder / "sweep.json").read_text())
         table = (folder / "table.csv").read_text().splitlines()
         page = (folder / "report.html").read_text()
@@ -69,45 +69,47 @@ def test_sweep_of_two_trials(place: Place) -> None:
     assert {trial.trial_id for trial in spec.trials} == {c.data.tags[Tags.TRIAL_ID] for c in children}
     assert [line.partition(",")[0] for line in table] == ["K", "2", "4"]
     # All is in MLflow, nothing is left over but the study.
-    assert [path.name for path in (place.folder / "ray_results").iterdir()] == ["optuna.db"]
+    assert [path.name for path in (workspace.folder / "ray_results").iterdir()] == ["optuna.db"]
 
     # In one process, without Ray: the same trials, the same figures, the same table but for the minutes.
-    alone = place.sweep(*arguments, "--local")
+    alone = workspace.sweep(*arguments, "--local")
     assert alone.returncode == 0, alone.stderr
-    [other] = [run for run in place.sweeps() if run.info.run_id != parent.info.run_id]
-    assert figures(place.store.children(other.info.run_id)) == figures(children)
-    with place.store.artifacts(other.info.run_id, "table.csv") as file:
+    [other] = [run for run in workspace.sweeps() if run.info.run_id != parent.info.run_id]
+    assert metrics_by_trial(workspace.store.children(other.info.run_id)) == metrics_by_trial(children)
+    with workspace.store.artifacts(other.info.run_id, "table.csv") as file:
         assert [line.split(",")[:7] for line in file.read_text().splitlines()] == [
             line.split(",")[:7] for line in table
         ]
 
-    refused = place.module("fgst.evaluate", "--run-id", parent.info.run_id)
+    refused = workspace.module("fgst.evaluate", "--run-id", parent.info.run_id)
     assert refused.returncode == 2
     assert match[1] in refused.stderr  # a sweep is no network; its best trial is named
 
 
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(place: Place) -> None:
-    process = place.start("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "40", *TINY)
-    sweep = place.wait_for_epoch(process, 1)
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(workspace: Workspace) -> None:
+    process = workspace.start("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "40", *TINY)
+    sweep = workspace.wait_for_epoch(process, 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, err
     assert re.search(rf"python \S*focal_k.py --resume {sweep}$", err, re.MULTILINE)
     assert "Traceback" not in err
-    assert place.store.run(sweep).info.status == "KILLED"
-    assert {c.info.status for c in place.store.children(sweep)} == {"KILLED"}
+    assert workspace.store.run(sweep).info.status == "KILLED"
+    assert {c.info.status for c in workspace.store.children(sweep)} == {"KILLED"}
 
 
 @pytest.mark.slow
-def test_failed_trials_are_told_with_their_reason(place: Place) -> None:
+def test_failed_trials_are_told_with_their_reason(workspace: Workspace) -> None:
     settings = ["--set", "train.lr=1e30", "--set", "train.warmup=0"]
-    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY, *settings)
+    done = workspace.sweep(
+        "--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY, *settings
+    )
     assert done.returncode == 1
     assert done.stderr.count("DivergedError") == 2
     assert "Traceback" not in done.stderr
-    [parent] = place.sweeps()
+    [parent] = workspace.sweeps()
     assert parent.info.status == "FAILED"
-    assert {c.info.status for c in place.store.children(parent.info.run_id)} == {"FAILED"}
+    assert {c.info.status for c in workspace.store.children(parent.info.run_id)} == {"FAILED"}
 
 
 @pytest.mark.parametrize(
@@ -127,17 +129,17 @@ def test_failed_trials_are_told_with_their_reason(place: Place) -> None:
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(
-    place: Place, arguments: list[str], names: str, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, arguments: list[str], names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(place.folder)
+    monkeypatch.chdir(workspace.folder)
     asked = arguments if "--resume" in arguments else ["--preset", "tiny", *TINY, *arguments]
     with pytest.raises(InputError, match=re.escape(names)):
         run_sweep(FOCAL_K, argv=asked)
-    assert not place.sweeps()
+    assert not workspace.sweeps()
 
 
-def test_bad_input_is_one_line_and_exit_code_2(place: Place) -> None:
-    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,7", *TINY)
+def test_bad_input_is_one_line_and_exit_code_2(workspace: Workspace) -> None:
+    done = workspace.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,7", *TINY)
     assert done.returncode == 2
     assert done.stdout == ""
     assert (
@@ -200,8 +202,10 @@ def test_what_the_cluster_can_never_give_is_refused(cluster: dict[str, float], a
         resources_per_trial([cluster], asked, 1)
 
 
-def test_dry_run_prints_the_trials_and_starts_nothing(place: Place) -> None:
-    done = place.sweep("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--seeds", "2", "--dry-run", *TINY)
+def test_dry_run_prints_the_trials_and_starts_nothing(workspace: Workspace) -> None:
+    done = workspace.sweep(
+        "--dataset", "data", "--preset", "tiny", "--values", "2,4", "--seeds", "2", "--dry-run", *TINY
+    )
     assert done.returncode == 0, done.stderr
     assert [f"K={k} joint s{s}" in done.stdout for k in (2, 4) for s in (0, 1)] == [True] * 4
-    assert not place.sweeps()
+    assert not workspace.sweeps()

@@ -19,7 +19,7 @@ from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from tests.support import small
-from tests.support.questions import FOCAL_K
+from tests.support.definitions import FOCAL_K
 
 
 @pytest.fixture
@@ -133,9 +133,11 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
     assert steps == [1, 2, 3, 4]  # logged once each
 
     (tmp_path / "other").mkdir()
-    undisturbed = dataclasses.replace(context, storage=str(tmp_path / "other"), parent=_new_parent(store, context))
-    run_trial(trial, undisturbed)
-    [other] = store.children(undisturbed.parent)
+    uninterrupted = dataclasses.replace(
+        context, storage=str(tmp_path / "other"), parent=_new_parent(store, context)
+    )
+    run_trial(trial, uninterrupted)
+    [other] = store.children(uninterrupted.parent)
     assert other.data.tags[Tags.TRIAL_ID] == run.data.tags[Tags.TRIAL_ID]
     same = [name for name in run.data.metrics if name not in small.TIMINGS]
     assert {name: run.data.metrics[name] for name in same} == {name: other.data.metrics[name] for name in same}

@@ -28,7 +28,7 @@ from fgst.tracking import registry
 from fgst.tracking.store import TrackingStore
 from tests.evaluation.helpers import npy_bytes
 from tests.support import small
-from tests.support.small import network
+from tests.support.small import save_untrained_network
 
 TIMEOUT = 180
 
@@ -46,7 +46,7 @@ def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) ->
     store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     experiment, members = store.experiment("small x-sub"), []
     for number, modality in enumerate(("joint", "bone")):
-        made = network(dataset, folder / modality, seed=number, data__modality=modality)
+        made = save_untrained_network(dataset, folder / modality, seed=number, data__modality=modality)
         (made / "state.pt").unlink()
         made.rename(folder / modality / "checkpoint")
         run = store.start(experiment, modality, modality, {"fgst.kind": "trial"})

@@ -11,7 +11,7 @@ import pytest
 
 from fgst.tracking import spool as spool_module
 from fgst.tracking.spool import RetryingClient, Spool, TrackingServerUnavailable, retry_while_unavailable
-from tests.support.small import kill_when_told, start_python
+from tests.support.process import kill_on_line, start_python
 
 
 class Server:
@@ -169,7 +169,7 @@ for n in range(100_000):
 
 
 def test_records_of_a_killed_process_are_replayed(tmp_path: Path) -> None:
-    kill_when_told(start_python(CRASH, tmp_path / "spool"), "now")
+    kill_on_line(start_python(CRASH, tmp_path / "spool"), "now")
     server = Server()
     server.fails_after = 5
     with pytest.raises(ConnectionError):

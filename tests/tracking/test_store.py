@@ -18,7 +18,7 @@ import pytest
 from fgst.tracking.connection import Connection, resolve_uri
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
-from tests.support.small import start_python
+from tests.support.process import start_python
 
 CREATE = """
 import sys

@@ -22,7 +22,8 @@ from fgst.model import FGSTFormer
 from fgst.model.card import ModelCard, load_model
 from fgst.training import checkpoint as checkpoint_module
 from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
-from tests.support.small import CLASSES, SKELETON, small_config, start_python
+from tests.support.process import start_python
+from tests.support.small import CLASSES, SKELETON, small_config
 
 PARTS_BY_NAME = [["hip", "spine", "head", "foot"], ["left_hand", "right_hand"]]
 

@@ -25,7 +25,8 @@ from fgst.model.card import load_model
 from fgst.training.checkpoint import load_state
 from fgst.training.trainer import DivergedError, EpochResult, fit, learning_rate
 from tests.support.numerics import assert_close, tolerance
-from tests.support.small import kill_when_told, motion_clips, small_config, start_python, write_small
+from tests.support.process import kill_on_line, start_python
+from tests.support.small import motion_clips, small_config, write_small
 
 TIMING_METRICS = ("clips_per_second", "minutes")
 CPU = torch.device("cpu")
@@ -219,7 +220,7 @@ for result in fit(
 def test_resume_after_kill_is_bit_exact(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, model__dropout=0.3)
     whole = run(config, tmp_path / "whole")
-    kill_when_told(start_python(TRAIN_AND_HANG, dataset.path, tmp_path / "killed"), "within an epoch")
+    kill_on_line(start_python(TRAIN_AND_HANG, dataset.path, tmp_path / "killed"), "within an epoch")
     assert [entry.name for entry in (tmp_path / "killed").iterdir()] == ["epoch-00002"]
     resumed = run(config, tmp_path / "killed")
     assert [(result.epoch, result.is_replay) for result in resumed] == [(2, True), (3, False), (4, False)]

@@ -68,8 +68,8 @@ def run(folder: Path, account: object) -> None:
     from fgst.tracking.store import TrackingStore
     from tests.support.cluster.aws_account import BUCKET, Account
     from tests.support.cluster.folder_nodes import Nodes
-    from tests.support.place import TINY
     from tests.support.small import write_small
+    from tests.support.workspace import TINY
 
     assert isinstance(account, Account)
     bucket = boto3.resource("s3", "us-east-1").create_bucket(Bucket=BUCKET)

@@ -38,8 +38,8 @@ def main() -> None:
     }
     call(RAY, "get-auth-token", "--generate")
     assert len((folder / ".ray" / "auth_token").read_text()) == 64
-    from tests.support.place import TINY
     from tests.support.small import write_small
+    from tests.support.workspace import TINY
 
     write_small(folder / "data")
     os.environ["RAY_AUTH_MODE"] = "token"

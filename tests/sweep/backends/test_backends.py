@@ -22,7 +22,7 @@ from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from fgst.training import trainer
 from tests.support import small
-from tests.support.questions import FOCAL_K, JOINT, ask_for
+from tests.support.definitions import FOCAL_K, JOINT, build_sweep
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def run(
     dataset: ArrowDataset, context: TrialContext, question: Any = FOCAL_K, budget: Budget | None = None, **changes: Any
 ) -> tuple[Search, list[TrialUpdate]]:
     settings = changes.pop("settings", {})
-    spec, trials = ask_for(question, dataset, small.small_config(dataset, train__epochs=3, **settings), **changes)
+    spec, trials = build_sweep(question, dataset, small.small_config(dataset, train__epochs=3, **settings), **changes)
     search, told = Search(spec, trials, None, "study"), []
     LocalBackend().run(search, context, budget or Budget(), told.append)
     return search, told
@@ -167,7 +167,7 @@ class Clock:
 def test_time_is_up_in_the_middle_of_a_trial(dataset: ArrowDataset, context: TrialContext) -> None:
     clock = Clock()
     budget = Budget(max_hours=1, clock=clock)
-    spec, trials = ask_for(FOCAL_K, dataset, small.small_config(dataset, train__epochs=3), values=[2, 4, 6])
+    spec, trials = build_sweep(FOCAL_K, dataset, small.small_config(dataset, train__epochs=3), values=[2, 4, 6])
     search, told = Search(spec, trials, None, "study"), []
 
     def listen(progress: TrialUpdate) -> None:

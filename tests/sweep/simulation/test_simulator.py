@@ -25,8 +25,8 @@ from fgst.sweep.simulation.simulator import (
 from fgst.sweep.spec import EarlyStopping
 from fgst.tracking.store import TrackingStore
 from tests.support import small
-from tests.support.place import TINY
-from tests.support.questions import FOCAL_K, JOINT, ask_for
+from tests.support.definitions import FOCAL_K, JOINT, build_sweep
+from tests.support.workspace import TINY
 
 EPOCHS = 4
 
@@ -57,7 +57,7 @@ def run_simulation(
     limits: SimulationLimits | None = None,
     **changes: Any,
 ) -> SimulationResult:
-    spec, trials = ask_for(definition, dataset, small.small_config(dataset), **changes)
+    spec, trials = build_sweep(definition, dataset, small.small_config(dataset), **changes)
     return simulate_search(spec, trials, RecordedCurves(spec, curves, "test"), limits or SimulationLimits(), 0)
 
 
@@ -88,7 +88,7 @@ def test_concurrent_trials_shorten_the_search(dataset: ArrowDataset) -> None:
 
 
 def test_hours_of_all_recorded_trials(dataset: ArrowDataset) -> None:
-    spec, _ = ask_for(grid([2, 4, 6]), dataset, small.small_config(dataset))
+    spec, _ = build_sweep(grid([2, 4, 6]), dataset, small.small_config(dataset))
     minutes = (1.0, 2.0, 3.0, 60.0)
     curves = [
         LearningCurve({"K": k}, 0, (1.0,) * EPOCHS, minutes, {"device_seconds": 7200.0})  # two devices for an hour
@@ -113,7 +113,7 @@ def test_early_stopping_of_crossing_curves_loses_the_best(dataset: ArrowDataset)
 
 
 def test_points_that_were_not_recorded_use_the_nearest_curve(dataset: ArrowDataset) -> None:
-    spec, _ = ask_for(JOINT, dataset, small.small_config(dataset), also=["lr"])
+    spec, _ = build_sweep(JOINT, dataset, small.small_config(dataset), also=["lr"])
     points: list[dict[str, Any]] = [
         {"K": 1, "L1": 1, "heads": 1, "lr": 0.01},
         {"K": 6, "L1": 1, "heads": 1, "lr": 0.01},
@@ -142,7 +142,7 @@ def test_strings_are_at_distance_zero_or_one(dataset: ArrowDataset) -> None:
     definition = SweepDefinition(
         "temporal", "Which?", lambda s, base: [Parameter("t", names)], lambda p, base: {"model.temporal": p["t"]}
     )
-    spec, _ = ask_for(definition, dataset, small.small_config(dataset))
+    spec, _ = build_sweep(definition, dataset, small.small_config(dataset))
     for recorded in names:
         records = RecordedCurves(spec, [make_curve(50, t=recorded)], "test")
         assert [records.nearest({"t": name}, 0)[1] for name in names] == [float(name != recorded) for name in names]
@@ -168,7 +168,7 @@ def test_limits_end_a_simulated_search(
 
 def test_repeated_simulations_are_reproducible_and_differ_in_their_draws(dataset: ArrowDataset) -> None:
     curves = [make_curve(50 + 3 * k + l1, K=k, L1=l1, heads=1) for k in range(1, 7) for l1 in (1, 2, 3)]
-    spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), search="random", limit=5, initial_points=[])
+    spec, trials = build_sweep(JOINT, dataset, small.small_config(dataset), search="random", limit=5, initial_points=[])
     records = RecordedCurves(spec, curves, "test")
     results = simulate_repeatedly(spec, trials, records, SimulationLimits(2), 8)
     assert results == simulate_repeatedly(spec, trials, records, SimulationLimits(2), 8)
@@ -183,7 +183,9 @@ def test_tpe_has_no_more_regret_than_random_search(dataset: ArrowDataset) -> Non
     ]
 
     def total_regret(search: str) -> float:
-        spec, trials = ask_for(JOINT, dataset, small.small_config(dataset), search=search, limit=12, initial_points=[])
+        spec, trials = build_sweep(
+            JOINT, dataset, small.small_config(dataset), search=search, limit=12, initial_points=[]
+        )
         records = RecordedCurves(spec, curves, "test")
         return sum(result.regret for result in simulate_repeatedly(spec, trials, records, SimulationLimits(), 6))
 

@@ -28,7 +28,7 @@ TINY = [
 TIMEOUT = 300
 
 
-class Place:
+class Workspace:
     """A working directory with a data set ``data`` and a tracking store ``mlflow.db``."""
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class Place:
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, script: str = "focal_k") -> subprocess.Popen[str]:
-        """Start a sweep in the background, in a process group that :meth:`end` kills."""
+        """Start a sweep in the background, in a process group that :meth:`kill_all` kills."""
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *arguments],
             cwd=self.folder,
@@ -91,7 +91,7 @@ class Place:
         children = psutil.Process(process.pid).children(recursive=True)
         return [c for c in children if c.name().startswith("ray::") and "Trainable" in c.name()]
 
-    def end(self) -> None:
+    def kill_all(self) -> None:
         """Kill every process that was started here, with all of its children."""
         for process in self.processes:
             try:
@@ -100,21 +100,21 @@ class Place:
                 continue
 
 
-def figures(runs: list[Run]) -> dict[str, dict[str, float]]:
+def metrics_by_trial(runs: list[Run]) -> dict[str, dict[str, float]]:
     """The metrics of each run by trial id, without timings: what an interruption must not change."""
     return {
         r.data.tags[Tags.TRIAL_ID]: {m: v for m, v in r.data.metrics.items() if m not in small.TIMINGS} for r in runs
     }
 
 
-def undisturbed(place: Place, sweep: str) -> dict[str, dict[str, float]]:
+def uninterrupted_metrics(workspace: Workspace, sweep: str) -> dict[str, dict[str, float]]:
     """The metrics of the same trials, trained in this process without Ray and without an interruption."""
     torch.set_num_threads(1)
-    with place.store.artifacts(sweep, "sweep.json") as file:
+    with workspace.store.artifacts(sweep, "sweep.json") as file:
         trials = SweepSpec.from_json(file.read_text()).trials
-    experiment = place.store.experiment("uninterrupted")
-    parent = place.store.start(experiment, "uninterrupted", "uninterrupted", {}).run_id
-    (place.folder / "storage").mkdir(exist_ok=True)
-    context = TrialContext(place.store.uri, experiment, parent, str(place.folder / "storage"), 1)
+    experiment = workspace.store.experiment("uninterrupted")
+    parent = workspace.store.start(experiment, "uninterrupted", "uninterrupted", {}).run_id
+    (workspace.folder / "storage").mkdir(exist_ok=True)
+    context = TrialContext(workspace.store.uri, experiment, parent, str(workspace.folder / "storage"), 1)
     assert [run_trial(trial, context) for trial in trials] == ["finished"] * len(trials)
-    return figures(place.store.children(parent))
+    return metrics_by_trial(workspace.store.children(parent))

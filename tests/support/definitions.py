@@ -39,7 +39,7 @@ JOINT = SweepDefinition(
 )
 
 
-def ask_for(
+def build_sweep(
     definition: SweepDefinition, dataset: ArrowDataset, config: Any, **changes: Any
 ) -> tuple[SweepSpec, TrialFactory]:
     """Build what a runner needs: the sweep's specification and the factory of its trials.
