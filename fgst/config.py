@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fgst.errors import InputError
+from fgst.field_values import alternatives, convert, field_types
 
 if TYPE_CHECKING:
     from fgst.data.dataset import ArrowDataset
@@ -59,22 +58,12 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-@functools.cache
-def _field_types(section: type) -> dict[str, Any]:
-    return typing.get_type_hints(section)
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union; any other type is its only alternative."""
-    return get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
-
-
 def _check_choices(section: str, config: Any) -> None:
     """Require the value of every ``Literal`` field to be one of the literal's arguments."""
     config_type: Any = type(config)
-    for name, annotation in _field_types(config_type).items():
+    for name, annotation in field_types(config_type).items():
         value = getattr(config, name)
-        for option in _alternatives(annotation):
+        for option in alternatives(annotation):
             if typing.get_origin(option) is Literal and value is not None:
                 choices = get_args(option)
                 _require(value in choices, f"{section}.{name} is {value!r}; it must be one of {', '.join(choices)}")
@@ -325,7 +314,7 @@ class TrialConfig:
             annotations = _FIELD_TYPES.get(section, {})
             if attribute not in annotations:
                 raise InputError(f"unknown setting {name!r}{_suggestion(name)}")
-            changes.setdefault(section, {})[attribute] = _convert(name, value, annotations[attribute])
+            changes.setdefault(section, {})[attribute] = convert(name, value, annotations[attribute])
         return dataclasses.replace(
             self, **{s: dataclasses.replace(getattr(self, s), **fields) for s, fields in changes.items()}
         )
@@ -375,7 +364,7 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
 
 
 _SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
-_FIELD_TYPES: dict[str, dict[str, Any]] = {name: _field_types(kind) for name, kind in _SECTIONS.items()}
+_FIELD_TYPES: dict[str, dict[str, Any]] = {name: field_types(kind) for name, kind in _SECTIONS.items()}
 
 # Chosen by validation (benchmarks/results/nw-ucla.md): cosine decay beats steps; nothing beats the paper's network.
 _BEST_TRAINING = TrainConfig(lr=0.05, schedule="cosine", label_smoothing=0.1)
@@ -398,87 +387,3 @@ def _suggestion(name: str) -> str:
     names = [f"{section}.{attribute}" for section, fields in _FIELD_TYPES.items() for attribute in fields]
     matches = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.endswith("." + name)]
     return f"; did you mean {matches[0]}?" if matches else f"; the settings are {', '.join(names)}"
-
-
-def _convert(name: str, value: Any, annotation: Any) -> Any:
-    """Convert a JSON value, or text from a command line, to a field's type."""
-    alternatives = _alternatives(annotation)
-    if isinstance(value, str):
-        if not any(map(_is_text, alternatives)):
-            value = _parse_text(value)
-        elif type(None) in alternatives and value.lower() in ("none", "null", ""):
-            value = None
-    for option in alternatives:
-        try:
-            return _cast(value, option)
-        except (TypeError, ValueError, OverflowError):
-            continue
-    raise InputError(f"{name} is {_shorten(value)}; it must be {' or '.join(map(_describe_type, alternatives))}")
-
-
-def _is_text(option: Any) -> bool:
-    return option is str or typing.get_origin(option) is Literal
-
-
-def _shorten(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to print integers of thousands of digits
-        text = "an integer of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _describe_type(option: Any) -> str:
-    if option is type(None):
-        return "none"
-    if typing.get_origin(option) is Literal:
-        return f"one of {', '.join(get_args(option))}"
-    if typing.get_origin(option) is tuple:
-        element = get_args(option)[0]
-        return f"{element.__name__} values separated by commas" if element in (int, float) else "lists of names"
-    return {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text"}[
-        option.__name__
-    ]
-
-
-def _parse_text(text: str) -> Any:
-    """Parse 12, 0.1, true, none, 1,2 or [1, 2] as a JSON value; return any other text unchanged."""
-    if text.lower() in ("none", "null", ""):
-        return None
-    candidates = (text.lower() if text.lower() in ("true", "false") else text, f"[{text}]" if "," in text else text)
-    for candidate in candidates:
-        try:
-            return json.loads(candidate)
-        except ValueError:
-            continue
-    return text
-
-
-def _cast(value: Any, option: Any) -> Any:
-    """Return ``value`` as an instance of one concrete type, without lossy conversions.
-
-    Raises:
-        ValueError: if it is not one.
-    """
-    if option is type(None):
-        if value is None:
-            return None
-    elif option is bool:
-        if isinstance(value, bool):
-            return value
-    elif option is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif option is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
-            return float(value)
-    elif _is_text(option):
-        if isinstance(value, str):
-            return value  # the dataclass checks the choices of a Literal
-    elif typing.get_origin(option) is tuple:
-        element = get_args(option)[0]
-        if isinstance(value, list | tuple):
-            return tuple(_cast(item, element) for item in value)
-        if element in (int, float):
-            return (_cast(value, element),)  # a single number stands for a tuple of one
-    raise ValueError(value)

@@ -10,15 +10,23 @@ The paper's setting is tried first. L1 is the number of layers over all joints, 
 number of temporal heads, d1 … d4 their dilations.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from fgst.cli.sweep import main
+from fgst.config import TrialConfig
+from fgst.data import Skeleton
 from fgst.sweep import Parameter, SweepDefinition
 
 DILATIONS = ("d1", "d2", "d3", "d4")
 
 
-def parameters(skeleton, base):
+def parameters(skeleton: Skeleton, base: TrialConfig) -> list[Parameter]:
     heads = tuple(heads for heads in (1, 2, 4) if all(width % heads == 0 for width in base.model.channels))
     frames = base.data.frames
+    assert frames is not None  # the sweep fills it in from the data set before it calls this
     return [
         Parameter("K", low=2, high=skeleton.num_joints, field="model.focal_joints"),
         Parameter("P", skeleton.known_parts, field="model.parts"),
@@ -35,7 +43,7 @@ def parameters(skeleton, base):
     ]
 
 
-def settings(params, base):
+def settings(params: Mapping[str, Any], base: TrialConfig) -> dict[str, Any]:
     fields = {
         "lr": "train.lr",
         "weight_decay": "train.weight_decay",
@@ -53,7 +61,7 @@ def settings(params, base):
     }
 
 
-def initial_params(skeleton, base):
+def initial_params(skeleton: Skeleton, base: TrialConfig) -> dict[str, Any]:
     """The base's own setting, which is the paper's unless --set says otherwise."""
     model = base.model
     dilations = dict(zip(DILATIONS, model.dilations, strict=False))

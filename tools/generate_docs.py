@@ -94,7 +94,7 @@ def parser_of(module: str) -> argparse.ArgumentParser:
 
 def sweep_section() -> Iterator[str]:
     """All sweep scripts: what each one varies, and the options that they share."""
-    from fgst.cli.sweep import build_parser
+    from fgst.cli.sweep_parser import build_parser
     from fgst.sweep.definition import SweepDefinition
 
     yield from ("## Sweeps", "", "Every script in `sweeps/` takes [the options below](#options-of-every-sweep).", "")

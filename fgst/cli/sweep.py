@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fgst.cli.command import CommandParser, format_command, run_command
-from fgst.cli.options import (
-    add_system_metrics_option,
-    add_tracking_option,
-    add_trial_options,
-    read_overrides,
-    trial_config,
-)
-from fgst.config import TrialConfig
+from fgst.cli.command import format_command, run_command
+from fgst.cli.sweep_parser import build_parser
+from fgst.cli.sweep_spec import has_gpu, new_spec
 from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.network import require_server
 from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.definition import SweepDefinition, TrialFactory
-from fgst.sweep.options import (
-    DEFAULT_TRIALS,
-    SEARCHABLE_OBJECTIVES,
-    Group,
-    Option,
-    SweepOptions,
-    flag_name,
-    parse_params,
-    parse_values,
-)
-from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
+from fgst.sweep.options import SweepOptions, flag_name
+from fgst.sweep.spec import SweepSpec, build_spec
 from fgst.sweep.status import StopReason, SweepStatus
 
 if TYPE_CHECKING:
     from fgst.sweep.backends.base import Backend
     from fgst.sweep.runner import SweepCallback, SweepResult, SweepRunner
-
-logger = logging.getLogger(__name__)
-
-DEMO = Path("datasets/demo")
-DEMO_EPOCHS = 30
 
 
 def main(definition: SweepDefinition, doc: str | None = None) -> None:
@@ -56,55 +34,6 @@ def main(definition: SweepDefinition, doc: str | None = None) -> None:
             sys.exit(code)
 
     run_command(command)
-
-
-def build_parser(definition: SweepDefinition, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a sweep's script, derived from :class:`~fgst.sweep.options.SweepOptions`."""
-    parser = CommandParser(f"python sweeps/{definition.name}.py", doc)
-    groups = {Group.SWEEP: parser.add_argument_group(Group.SWEEP.value)}
-    groups[Group.STOPPING] = parser.add_argument_group(Group.STOPPING.value)
-    add_trial_options(parser, dataset_required=False)
-    groups[Group.ENVIRONMENT] = parser.add_argument_group(Group.ENVIRONMENT.value)
-    for name, default, declared in SweepOptions.declarations():
-        if declared.group is not None and (definition.builds_ensemble or not declared.ensemble_only):
-            _add_option(groups[declared.group], definition, name, default, declared)
-    add_tracking_option(parser)
-    add_system_metrics_option(parser)
-    return parser
-
-
-def _add_option(
-    group: argparse._ArgumentGroup, definition: SweepDefinition, name: str, default: Any, declared: Option
-) -> None:
-    details: dict[str, Any] = {"dest": name, "default": default}
-    details["help"] = declared.help.replace("{search}", definition.search)
-    if declared.flag == "negatable":
-        group.add_argument(flag_name(name), action=argparse.BooleanOptionalAction, **details)
-        return
-    if declared.flag:
-        group.add_argument(flag_name(name), action="store_true", **details)
-        return
-    if declared.repeatable:
-        details["action"] = "append"
-    if declared.choices is not None:
-        details["choices"] = declared.choices
-    else:
-        details |= {"metavar": declared.metavar, "type": _argparse_type(declared.parse)}
-    group.add_argument(flag_name(name), **details)
-
-
-def _argparse_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A converter whose ``ValueError`` keeps its own message where it has one."""
-
-    def convert(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            message = str(error)
-            own = " is not above " in message or " is below " in message
-            raise argparse.ArgumentTypeError(message if own else f"{text!r} is not a number") from None
-
-    return convert
 
 
 def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[str] | None = None) -> int:
@@ -127,7 +56,7 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
     if options.dry_run and options.resume:
         raise InputError("--dry-run describes a new sweep; --resume continues one")
     if options.dry_run:
-        spec, factory, options = _new_spec(definition, options)
+        spec, factory, options = new_spec(definition, options)
         _print_plan(spec, factory, options)
         return 0
     with ExitStack() as ray:
@@ -139,7 +68,7 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
 
 
 def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
-    spec, factory, options = _new_spec(definition, options)
+    spec, factory, options = new_spec(definition, options)
     reuse = bool(options.from_run or options.sweep)
     if not options.local and (options.address or not reuse):
         # Ray's processes start while this one imports what it needs. In the main thread: they end with the thread that
@@ -333,127 +262,11 @@ def _import_runner() -> None:
     import fgst.sweep.callbacks  # noqa: F401
 
 
-def _new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepSpec, TrialFactory, SweepOptions]:
-    """The specification that the options describe, and the options with the demo's preset filled in."""
-    from fgst.data.dataset import ArrowDataset  # lazy: `--help` needs no Arrow
-
-    location, settings = options.dataset, None
-    if options.from_run or options.sweep:
-        settings = _settings_of(options)
-        location = settings.data.dataset
-    elif location is None:
-        location = str(_demo())
-        if options.preset is None:
-            # The demo shows the way in minutes on any machine.
-            options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
-            print(f"using preset tiny and {options.epochs} epochs for the demo (--preset, --epochs)", file=sys.stderr)
-    args = argparse.Namespace(**{f.name: getattr(options, f.name) for f in dataclasses.fields(options)})
-    base = trial_config(args, location, has_gpu=_has_gpu(options), base=settings)
-    dataset = ArrowDataset(location)
-    objectives = tuple(options.objectives.split(",")) if options.objectives else ("val_top1",)
-    multi_objective = len(objectives) > 1 and definition.search != "grid"
-    search = options.search or ("nsga2" if multi_objective else definition.search)
-    _check_search(search, objectives, options)
-    enqueue = options.enqueue
-    spec = build_spec(
-        definition, base, dataset,
-        values=None if options.values is None else parse_values(options.values),
-        also=options.also.split(",") if options.also else (),
-        seeds=options.seeds or 1,
-        search=search,
-        limit=options.trials or DEFAULT_TRIALS,
-        objectives=objectives,
-        early_stop=_early_stopping(base.train.epochs, options),
-        initial_points=None if enqueue is None else [parse_params(text) for text in enqueue if text != "none"],
-        refit=options.refit,
-    )  # fmt: skip
-    factory = TrialFactory(definition, spec.base, dataset)
-    overrides = read_overrides(options.overrides)
-    for name, parameter in ineffective_overrides(spec, factory, overrides).items():
-        by = f" ({parameter})" if parameter else ""
-        remedy = "--values chooses its values" if search == "grid" else "it only sets what the search tries first"
-        print(f"note: --set {name}={overrides[name]} is overridden: the sweep varies it{by}; {remedy}", file=sys.stderr)
-    return spec, factory, options
-
-
-def _settings_of(options: SweepOptions) -> TrialConfig:
-    """Settings of the training named by ``--from-run`` or ``--sweep``, with the current location of its data set."""
-    # lazy: mlflow takes seconds to import
-    from fgst.data.dataset import ArrowDataset
-    from fgst.tracking.store import TrackingStore
-    from fgst.tracking.tags import Tags
-
-    if options.preset or (options.from_run and options.sweep):
-        raise InputError("--from-run, --sweep and --preset each choose the settings: give one of them")
-    store = TrackingStore(options.tracking_uri)
-    run = store.run(options.from_run or options.sweep or "")
-    if options.sweep:
-        if run.data.tags.get(Tags.KIND) != "sweep" or Tags.BEST_RUN not in run.data.tags:
-            raise InputError(f"--sweep {options.sweep} is not a sweep with a best trial; --from-run takes a training")
-        run = store.run(run.data.tags[Tags.BEST_RUN])
-    elif run.data.tags.get(Tags.KIND) != "trial":
-        raise InputError(f"--from-run {options.from_run} is not a training; --sweep takes the best trial of a sweep")
-    card = store.model_card(run.info.run_id)
-    config = card.config.with_values({"data.dataset": options.dataset} if options.dataset else {})
-    data = ArrowDataset(config.data.dataset)
-    if data.digest != card.dataset_digest and not options.dataset:
-        raise InputError(
-            f"{data.path}: the data set has changed since run {run.info.run_id}; --dataset {data.path} uses it anyway"
-        )
-    return config
-
-
-def _check_search(search: str, objectives: tuple[str, ...], options: SweepOptions) -> None:
-    if unknown := [name for name in objectives if name not in SEARCHABLE_OBJECTIVES]:
-        raise InputError(f"--objectives names {unknown[0]!r}; objectives: {', '.join(SEARCHABLE_OBJECTIVES)}")
-    if len(set(objectives)) != len(objectives) or len(objectives) > 2:
-        raise InputError(f"--objectives {options.objectives}: name one objective or two different ones")
-    if search == "grid" and (options.trials or options.objectives or options.enqueue):
-        given = "--trials" if options.trials else "--objectives" if options.objectives else "--enqueue"
-        raise InputError(f"{given} applies to searches, and a grid trains everything; add --search optuna")
-    if search == "nsga2" and len(objectives) == 1:
-        raise InputError("--search nsga2 needs two objectives, e.g. --objectives val_top1,flops")
-
-
-def _early_stopping(epochs: int, options: SweepOptions) -> EarlyStopping | None:
-    if not options.early_stop:
-        if options.grace or options.reduction:
-            raise InputError("--grace and --reduction configure --early-stop: add it")
-        return None
-    grace_period, reduction_factor = options.grace or max(1, epochs // 9), options.reduction or 3
-    if grace_period >= epochs:
-        raise InputError(f"--grace {grace_period}: there are {epochs} epochs, so no trial would be stopped")
-    if reduction_factor < 2:
-        raise InputError(f"--reduction {reduction_factor}: must be at least 2")
-    return EarlyStopping(grace_period, reduction_factor)
-
-
-def _demo() -> Path:
-    from fgst.data.dataset import DESCRIPTION  # lazy: `--help` needs no Arrow
-
-    if not (DEMO / DESCRIPTION).is_file():
-        from fgst.data.synthetic import make_demo  # lazy: for the demo only
-
-        print(f"no --dataset: preparing generated motion (not recordings) in {DEMO}", file=sys.stderr)
-        make_demo(DEMO)
-    else:
-        print(f"no --dataset: using the generated motion (not recordings) in {DEMO}", file=sys.stderr)
-    return DEMO
-
-
-def _has_gpu(options: SweepOptions) -> bool:
-    if isinstance(options.gpus_per_trial, float):
-        return options.gpus_per_trial > 0
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _print_plan(spec: SweepSpec, factory: TrialFactory, options: SweepOptions) -> None:
     from fgst.sweep.planning.plan import make_plan, print_plan  # lazy: torch takes seconds to import
 
     cores = available_cores()
-    if _has_gpu(options):
+    if has_gpu(options):
         share = options.gpus_per_trial if isinstance(options.gpus_per_trial, float) else 1.0
         device, threads, concurrency = "cuda", None, max(1, int(1 / share))
     else:
@@ -479,7 +292,7 @@ def _simulate(definition: SweepDefinition, options: SweepOptions, argv: Sequence
         raise InputError("--simulate shows what validation would have chosen, and --protocol paper has no validation")
     assert options.simulate is not None
     curves = read_curves(Path(options.simulate))
-    spec, factory, options = _new_spec(
+    spec, factory, options = new_spec(
         definition, dataclasses.replace(options, epochs=options.epochs or most_common_length(curves))
     )
     if spec.base.data.protocol == "paper":

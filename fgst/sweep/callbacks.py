@@ -79,7 +79,7 @@ class MlflowReport(SweepCallback):
     def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
         """Log everything."""
         # lazy: matplotlib takes a second to import, and it is needed at the end only
-        from fgst.sweep.report.html import ReportData, write_report
+        from fgst.sweep.report import ReportData, write_report
 
         assert runner.search is not None
         spec, trials = result.spec, list(result.trials)

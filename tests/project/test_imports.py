@@ -17,7 +17,7 @@ from tests.support.source import ROOT, Import, imports, modules, parse, relative
 
 # From the bottom to the top; a module imports only its own layer and those below it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("fgst.errors", "fgst.network", "fgst.config"),
+    ("fgst.errors", "fgst.network", "fgst.field_values", "fgst.config"),
     ("fgst.data",),
     ("fgst.model",),
     ("fgst.evaluation",),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 ENTRY_POINTS = len(LAYERS)  # modules above all layers: `fgst.train`, `fgst.model.__main__` …
 FGST = {name: path for name, path in modules().items() if name.partition(".")[0] == "fgst"}
 PACKAGES = sorted(name for name, path in FGST.items() if path.name == "__init__.py")
-MAX_LINES = 510
+MAX_LINES = 450
 
 # Where a library may be imported. "module": also at the top of a module; "function": only within functions.
 LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {

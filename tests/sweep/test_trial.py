@@ -133,9 +133,7 @@ def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context
     assert steps == [1, 2, 3, 4]  # logged once each
 
     (tmp_path / "other").mkdir()
-    uninterrupted = dataclasses.replace(
-        context, storage=str(tmp_path / "other"), parent=_new_parent(store, context)
-    )
+    uninterrupted = dataclasses.replace(context, storage=str(tmp_path / "other"), parent=_new_parent(store, context))
     run_trial(trial, uninterrupted)
     [other] = store.children(uninterrupted.parent)
     assert other.data.tags[Tags.TRIAL_ID] == run.data.tags[Tags.TRIAL_ID]

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fgst.sweep.report.html import ReportData, write_report
+    from fgst.sweep.report.html import write_report
+    from fgst.sweep.report.sections import ReportData
     from fgst.sweep.report.tables import format_difference, format_mean_std, print_table, to_csv, to_markdown
 
 __all__ = [
