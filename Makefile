@@ -24,8 +24,8 @@ help:
 setup: $(STAMP)
 
 # uv installs in seconds what pip installs in minutes, but does not read pip's settings: hand over the local wheels.
-# Compiled at once: where Python may not write bytecode, each process would compile PyTorch and MLflow anew, for seconds.
-# Without an NVIDIA GPU it is asked for PyTorch's CPU build, which saves gigabytes. Whatever fails, pip tries at last.
+# Compiled at once: where Python may not write bytecode, each process would spend seconds compiling PyTorch and MLflow.
+# Without an NVIDIA GPU it is asked for PyTorch's CPU build, which saves gigabytes. If uv fails, pip installs everything.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fgst needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
@@ -66,7 +66,7 @@ docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
-# The store of the working directory, or the one that the environment names. Nobody else can reach it.
+# The store of the working directory, or the one named by the environment. Served to this machine only.
 ui: $(STAMP)
 	@case "$${MLFLOW_TRACKING_URI:-}" in http://*|https://*) \
 		echo "the tracking server has its own pages: $$MLFLOW_TRACKING_URI"; exit 0;; esac; \

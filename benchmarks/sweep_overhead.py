@@ -109,7 +109,7 @@ def main() -> None:
         logged = loop("logged", dataset, options.epochs, values, folder)
         again = loop("loop", dataset, options.epochs, values, folder)
     print(f"{options.trials} trials of {plain / options.trials:.0f} s, one at a time, one core each")
-    print(f"in a loop                   {plain:8.1f} s, and once more at the end {again:.1f} s")
+    print(f"in a loop                   {plain:8.1f} s, and repeated at the end {again:.1f} s")
     plain = (plain + again) / 2  # other work on the machine comes and goes
     print(f"plain Optuna and MLflow     {logged:8.1f} s  {100 * (logged / plain - 1):+.1f} %")
     print(f"the sweep, from its command {seconds:8.1f} s  {100 * (seconds / plain - 1):+.1f} %")

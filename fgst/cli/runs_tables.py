@@ -86,10 +86,10 @@ def print_gc(report: dict[str, Any]) -> None:
         console.print(table)
     for reason, count in report["kept"].items():
         console.print(_text(f"retained: {count} {'trial' if count == 1 else 'trials'} ({reason})"))
-    elsewhere, local = report["elsewhere_bytes"], report["bytes"] - report["elsewhere_bytes"]
-    if elsewhere:
+    remote, local = report["elsewhere_bytes"], report["bytes"] - report["elsewhere_bytes"]
+    if remote:
         console.print(
-            f"{format_size(elsewhere)} are on a server or in an object store, which this command cannot delete from; "
+            f"{format_size(remote)} are on a server or in an object store, which this command cannot delete from; "
             "delete them there by the run ids above"
         )
     if report["delete"]:

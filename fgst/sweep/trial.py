@@ -182,7 +182,7 @@ def _train(
     micro_batches: int,
     storage: TrialStorage,
 ) -> None:
-    """Train and log everything; after running out of memory, once more with each batch in two parts."""
+    """Train and log everything; after running out of memory, retry with each batch in two parts."""
     # lazy: torch and mlflow take seconds to import
     import torch
 
