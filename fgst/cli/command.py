@@ -108,7 +108,7 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         code = CLOSED_PIPE
     except OSError as error:
-        if error is not getattr(sys.stdout, "failure", None):
+        if not is_output_failure(error):
             raise
     code = _finish_output(code)
     if exits or code:
@@ -173,6 +173,11 @@ class _Output(io.TextIOWrapper):
         except OSError as error:
             self.failure = error
             raise
+
+
+def is_output_failure(error: BaseException) -> bool:
+    """Return whether writing to standard output raised this exception."""
+    return error is getattr(sys.stdout, "failure", None)
 
 
 def configure_streams() -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fgst.cli.command import format_command, run_command
+from fgst.cli.command import format_command, is_output_failure, run_command
 from fgst.cli.sweep_parser import build_parser
 from fgst.cli.sweep_spec import has_gpu, new_spec
 from fgst.errors import InputError, Interrupted, is_disk_full
@@ -121,7 +121,7 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
     except TrackingServerUnavailable as error:
         raise Interrupted(f"{error}. Resume with: {format_command(command)}") from None
     except Exception as error:
-        if not is_disk_full(error):
+        if is_output_failure(error) or not is_disk_full(error):
             raise
         raise Interrupted(f"disk full: free some space, then resume with: {format_command(command)}") from None
     _print_outcome(result, command)

@@ -1,0 +1,102 @@
+"""The command line of a sweep as a user runs it: printed commands can be pasted, and failing output loses nothing."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from tests.support import small
+from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace
+
+# One process, without Ray.
+LOCAL = [*("--preset", "tiny", "--epochs", "1", "--local", "--cpus-per-trial", "1"), *TINY]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tracking_uri: str) -> Iterator[Workspace]:
+    """A working directory whose path contains spaces and quotes, as do all paths in it."""
+    del tracking_uri  # its database is moved
+    folder = tmp_path / "Jo's sweeps"
+    folder.mkdir()
+    shutil.move(tmp_path / "mlflow.db", folder)
+    small.write_small(folder / "data set")
+    workspace = Workspace(folder)
+    yield workspace
+    workspace.kill_all()
+
+
+def paste(command: str, workspace: Workspace) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a shell in which ``python`` is this interpreter."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=workspace.folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+
+def test_printed_commands_can_be_pasted(workspace: Workspace) -> None:
+    uri = f"sqlite:///{workspace.folder}/mlflow.db"
+    options = ["--dataset", "data set", "--tracking-uri", uri, "--storage", "check points", *LOCAL]
+    stopped = workspace.sweep(*options, "--values", "2,4", "--max-trials", "1")
+    assert stopped.returncode == 0, stopped.stderr
+    [resume] = re.findall(r"run the remaining trials with: (.+)$", stopped.stderr, re.MULTILINE)
+
+    resumed = paste(resume, workspace)
+    assert resumed.returncode == 0, resumed.stderr
+    [sweep] = workspace.sweeps()
+    assert [child.info.status for child in workspace.store.children(sweep.info.run_id)] == ["FINISHED"] * 2
+    evaluate = resumed.stdout.splitlines()[-1]
+    evaluated = paste(evaluate, workspace)
+    assert "top-1" in evaluated.stdout, evaluated.stderr
+
+    with workspace.store.artifacts(sweep.info.run_id, "report.html") as file:
+        page = file.read_text(encoding="utf-8")
+    commands = [html.unescape(text) for text in re.findall(r"<(?:code|pre)[^>]*>\s*(python .+?)\s*</", page, re.DOTALL)]
+    assert len(commands) >= 2, "the report shows how to evaluate the best trial and how to resume the sweep"
+    for command in set(commands) - {evaluate, resume}:
+        result = paste(command, workspace)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def finished_sweep(workspace: Workspace) -> Run:
+    """The only sweep, which must be finished and have its report."""
+    [sweep] = workspace.sweeps()
+    assert sweep.info.status == "FINISHED"
+    assert [child.info.status for child in workspace.store.children(sweep.info.run_id)] == ["FINISHED"]
+    with workspace.store.artifacts(sweep.info.run_id, "") as folder:
+        assert (folder / "report.html").is_file()
+        assert (folder / "table.csv").is_file()
+    return sweep
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [("| true; exit ${PIPESTATUS[0]}", 141), ("> /dev/full", 1), ("| cat", 0)],
+    ids=["closed pipe", "full device", "ASCII"],
+)
+def test_sweep_whose_table_cannot_be_printed_is_complete(workspace: Workspace, redirection: str, code: int) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("this platform has no /dev/full")
+    words = [sys.executable, str(ROOT / "sweeps" / "focal_k.py"), "--dataset", "data set", *LOCAL, "--values", "4"]
+    result = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$@" {redirection}', "bash", *words],
+        cwd=workspace.folder,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    finished_sweep(workspace)
+    if not code:
+        assert result.stdout.isascii()
+        assert "validation" in result.stdout
