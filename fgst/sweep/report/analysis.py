@@ -98,16 +98,17 @@ def early_stopping_verdict(rungs: Sequence[Rung], early_stop: EarlyStopping | No
         rungs: how the order at each rung relates to the final order, from :func:`fgst.sweep.results.rank_report`.
         early_stop: the early stopping of the sweep; ``None`` if every trial was trained to the last epoch.
     """
-    lost = ", ".join(str(rung.epoch) for rung in rungs if not rung.kept_best)
+    epochs = [str(rung.epoch) for rung in rungs if not rung.kept_best]
+    lost = f"epoch{'s' if len(epochs) > 1 else ''} {' and '.join(epochs)}" if epochs else ""
     share = f"1 in {early_stop.reduction_factor if early_stop else 3}"
     if early_stop is None:
         if lost:
-            return f"Early stopping would not have been safe: after epoch {lost}, it would have stopped the best trial."
+            return f"Early stopping would not have been safe: the best trial would have been stopped after {lost}."
         return f"Early stopping would have been safe: with {share} continuing, it would have kept the best trial."
     weakest_tau = min((rung.tau for rung in rungs if rung.tau is not None), default=0.0)
     if lost:
         verdict = (
-            f"Early stopping was a risk. After epoch {lost}, the trial with the best final accuracy was not among the "
+            f"Early stopping was a risk. After {lost}, the trial with the best final accuracy was not among the "
             f"best {share} of the trials that ran to the last epoch: an equally good one may have been stopped."
         )
     elif weakest_tau < SAFE_TAU:
