@@ -62,7 +62,7 @@ def test_wait_reports_a_full_disk_and_later_calls_still_run() -> None:
     assert numbers == [1]
 
 
-def test_later_submit_raises_an_exception() -> None:
+def test_later_submit_raises_the_exception_of_a_call() -> None:
     def submit_until_it_raises(worker: BackgroundWorker) -> None:
         for _ in range(1000):
             worker.submit(raise_broken)
@@ -72,7 +72,7 @@ def test_later_submit_raises_an_exception() -> None:
         submit_until_it_raises(worker)
 
 
-def test_wait_raises_an_exception() -> None:
+def test_wait_raises_the_exception_of_a_call() -> None:
     with BackgroundWorker() as worker:
         worker.submit(raise_broken)
         with pytest.raises(RuntimeError, match="broken"):
