@@ -1,1 +1,1 @@
-"""Helpers of the tests: small data sets and networks, workspaces for whole sweeps, and stand-ins for clouds."""
+"""Helpers for tests: small data sets and networks, workspaces for whole sweeps, and simulated clouds."""

@@ -1,6 +1,6 @@
 """Generated files in the format of NTU RGB+D with the irregularities of real ones, and the expected result of each.
 
-The clips are random bodies of 25 joints that sway; nothing is taken from the data set.
+The clips show random swaying bodies of 25 joints; nothing is taken from the data set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-FIRST_ID = 72057594037931101  # in the range of the sensor's ids, which a float cannot represent exactly
+FIRST_ID = 72057594037931101  # the sensor's ids are this large; a float cannot represent them exactly
 
 
 @dataclass
@@ -38,9 +38,10 @@ class Case:
 
 
 def person(rng: np.random.Generator, frames: int, *, motion: float = 0.1, wide: bool = False) -> np.ndarray:
-    """The joints of a swaying body, ``(frames, 25, 3)``, taller than wide unless ``wide``."""
+    """Joints of a swaying body, ``(frames, 25, 3)``, taller than wide unless ``wide``."""
     pose = rng.uniform(-1, 1, (25, 3)) * ((0.9, 0.2, 0.2) if wide else (0.2, 0.8, 0.2))
-    pose[:2] = ((-0.9, -0.2, 0), (0.9, 0.2, 0)) if wide else ((0, -0.8, 0), (0, 0.8, 0))  # fixes the extent
+    # The first two joints determine the extent.
+    pose[:2] = ((-0.9, -0.2, 0), (0.9, 0.2, 0)) if wide else ((0, -0.8, 0), (0, 0.8, 0))
     sway = motion * np.sin(np.arange(frames) / 5 + rng.uniform(0, 6))
     return pose + np.stack([sway, 0.2 * sway, sway], axis=-1)[:, None] + (0.3, 0.1, 3.0)
 

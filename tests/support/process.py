@@ -11,7 +11,7 @@ from pathlib import Path
 def start_python(
     script: str, *arguments: object, env_changes: dict[str, str] | None = None, stdin: int = subprocess.DEVNULL
 ) -> subprocess.Popen[str]:
-    """Start a Python script in a process that can import this package and the package under test."""
+    """Start a Python script in a process that can import ``tests`` and ``fgst``."""
     search_path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": search_path, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     return subprocess.Popen(
@@ -24,16 +24,16 @@ def start_python(
     )
 
 
-def kill_on_line(process: subprocess.Popen[str], word: str) -> None:
-    """Send SIGKILL to a process as soon as it has printed the line ``word``."""
+def kill_on_line(process: subprocess.Popen[str], line: str) -> None:
+    """Send SIGKILL to a process as soon as it has printed a line."""
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        for line in process.stdout:
-            if line.strip() == word:
+        for printed in process.stdout:
+            if printed.strip() == line:
                 break
         else:
-            raise AssertionError(f"the process ended before it printed {word!r}:\n{process.stderr.read()}")
+            raise AssertionError(f"the process ended before it printed {line!r}:\n{process.stderr.read()}")
     finally:
         process.kill()
         process.wait()

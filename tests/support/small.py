@@ -77,7 +77,7 @@ def small_config(dataset: ArrowDataset | Path, **values: Any) -> TrialConfig:
     """Return the configuration of a trial that takes about a second.
 
     Args:
-        values: fields to change; a double underscore stands for the dot: ``train__epochs=2``.
+        values: fields to change, with a double underscore instead of the dot: ``train__epochs=2``.
     """
     from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 
@@ -90,7 +90,7 @@ def small_config(dataset: ArrowDataset | Path, **values: Any) -> TrialConfig:
 
 
 def save_untrained_network(dataset: ArrowDataset, folder: Path, seed: int = 0, **values: Any) -> Path:
-    """Save an untrained network for a data set, with settled batch norms; return the checkpoint's folder."""
+    """Save an untrained network whose batch norms have seen the data set; return the checkpoint's folder."""
     import torch
 
     from fgst.config import resolve
@@ -104,7 +104,7 @@ def save_untrained_network(dataset: ArrowDataset, folder: Path, seed: int = 0, *
     torch.manual_seed(seed)
     model = card.build()
     with torch.no_grad():
-        for _ in range(3):  # the running statistics of the batch norms move from 0 and 1 towards the data's
+        for _ in range(3):  # moves the running statistics of the batch norms from 0 and 1 towards those of the data
             for batch in make_loaders(dataset, config.data, torch.device("cpu"))["train"].evaluation_batches():
                 model.train()(batch.clips, batch.person_mask)
     return save_checkpoint(folder, 1, model.eval(), card, {"epoch": 1})

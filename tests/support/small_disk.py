@@ -1,4 +1,4 @@
-"""A sweep that runs out of disk space; `test_faults.py` starts this script on a small file system that it mounts."""
+"""A sweep that runs out of disk space and is resumed; `test_faults.py` runs this module on a small file system."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
         process = workspace.start(*GRID, "--max-concurrent", "2")
         sweep = workspace.wait_for_epoch(process, 2)
         filler = folder / "filler"
-        try:
+        try:  # fill the disk
             with filler.open("wb", buffering=0) as file:
                 while file.write(b"x" * 4096):
                     pass
@@ -31,12 +31,12 @@ def main() -> None:
         last = err.splitlines()[-1]
         assert "disk full: free some space, then resume with: python " in last, err
         assert last.endswith(f"focal_k.py --resume {sweep} --max-concurrent 2"), err
-        started = {child.info.run_id for child in workspace.store.children(sweep)}
+        interrupted = {child.info.run_id for child in workspace.store.children(sweep)}
         filler.unlink()
         resumed = workspace.sweep("--resume", sweep, "--max-concurrent", "2")
         assert resumed.returncode == 0, resumed.stderr
         children = workspace.store.children(sweep)
-        assert started <= {child.info.run_id for child in children}
+        assert interrupted <= {child.info.run_id for child in children}
         assert [child.info.status for child in children] == ["FINISHED"] * 3
         assert [workspace.epochs(child) for child in children] == [14] * 3
     finally:

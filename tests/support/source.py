@@ -1,4 +1,4 @@
-"""Reads the project's source files: which modules there are, and what each of them imports."""
+"""The project's source files, and the imports of each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def source_files() -> list[Path]:
 
 
 def relative(path: Path) -> str:
-    """The path of a file as it is seen from the repository's root."""
+    """A file's path relative to the repository's root."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -67,17 +67,17 @@ def imports(tree: ast.AST) -> list[Import]:
 
 
 def _imports(node: ast.AST, *, in_function: bool, for_typing: bool) -> Iterator[Import]:
-    where = {"in_function": in_function, "for_typing": for_typing}
+    context = {"in_function": in_function, "for_typing": for_typing}
     if isinstance(node, ast.Import):
-        yield from (Import(alias.name, node.lineno, **where) for alias in node.names)
+        yield from (Import(alias.name, node.lineno, **context) for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
         for alias in node.names:
             candidate = f"{node.module}.{alias.name}"
-            yield Import(candidate if candidate in modules() else node.module, node.lineno, **where)
+            yield Import(candidate if candidate in modules() else node.module, node.lineno, **context)
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
         name = node.args[0].value
         if ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__") and isinstance(name, str):
-            yield Import(name, node.lineno, **where)
+            yield Import(name, node.lineno, **context)
     if isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING":
         for statement in node.body:
             yield from _imports(statement, in_function=in_function, for_typing=True)

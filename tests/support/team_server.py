@@ -1,4 +1,4 @@
-"""A real tracking server as a team runs it, with PostgreSQL and a password, on a port of this machine."""
+"""A tracking server for a team, with PostgreSQL and a password, on a port of this machine."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class TeamServer:
         return out + err
 
     def end(self) -> None:
-        """Kill the server and delete its data."""
+        """Kill the server if it is running, and delete its data."""
         processes = self.processes()
         _kill(processes)
         psutil.wait_procs(processes, timeout=30)

@@ -36,7 +36,7 @@ class Workspace:
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, script: str = "focal_k") -> subprocess.Popen[str]:
-        """Start a sweep in the background, in a process group that :meth:`kill_all` kills."""
+        """Start a sweep in the background; :meth:`kill_all` kills its process group."""
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *arguments],
             cwd=self.folder,
@@ -62,6 +62,7 @@ class Workspace:
 
     @cached_property
     def store(self) -> TrackingStore:
+        """The tracking store; assign another one for sweeps that use a server."""
         return TrackingStore(f"sqlite:///{self.folder}/mlflow.db")
 
     def sweeps(self) -> list[Run]:
@@ -92,7 +93,7 @@ class Workspace:
         return [c for c in children if c.name().startswith("ray::") and "Trainable" in c.name()]
 
     def kill_all(self) -> None:
-        """Kill every process that was started here, with all of its children."""
+        """Kill all sweeps that were started here, with their child processes."""
         for process in self.processes:
             try:
                 os.killpg(process.pid, signal.SIGKILL)  # the process group includes Ray's processes
@@ -101,14 +102,14 @@ class Workspace:
 
 
 def metrics_by_trial(runs: list[Run]) -> dict[str, dict[str, float]]:
-    """The metrics of each run by trial id, without timings: what an interruption must not change."""
+    """The metrics of each run by trial id, without timings; an interruption must not change them."""
     return {
         r.data.tags[Tags.TRIAL_ID]: {m: v for m, v in r.data.metrics.items() if m not in small.TIMINGS} for r in runs
     }
 
 
 def uninterrupted_metrics(workspace: Workspace, sweep: str) -> dict[str, dict[str, float]]:
-    """The metrics of the same trials, trained in this process without Ray and without an interruption."""
+    """The metrics of a sweep's trials if they are trained in this process, without Ray and without interruption."""
     torch.set_num_threads(1)
     with workspace.store.artifacts(sweep, "sweep.json") as file:
         trials = SweepSpec.from_json(file.read_text()).trials

@@ -12,8 +12,8 @@ from tests.support.workspace import Workspace
 @pytest.fixture
 def workspace(tmp_path: Path, tracking_uri: str) -> Iterator[Workspace]:
     """A working directory with a data set and an empty tracking store."""
-    del tracking_uri  # it lies in the working directory, where the script looks first
+    del tracking_uri  # its database is in the working directory, where sweeps find it by default
     small.write_small(tmp_path / "data")
-    here = Workspace(tmp_path)
-    yield here
-    here.kill_all()
+    workspace = Workspace(tmp_path)
+    yield workspace
+    workspace.kill_all()

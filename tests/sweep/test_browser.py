@@ -1,4 +1,4 @@
-"""What a person sees in MLflow's pages after a sweep: a real server, a real browser, and pictures to look at."""
+"""MLflow's pages after a sweep, in a browser; their screenshots are saved in $FGST_TEST_PICTURES."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ FLAGS = (
 
 
 @pytest.fixture
-def pages(workspace: Workspace) -> Iterator[str]:
-    """A server over the place's store, of which nobody else knows."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def server_url(workspace: Workspace) -> Iterator[str]:
+    """The address of an MLflow server that shows the workspace's tracking store."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", workspace.store.uri, "--host", "127.0.0.1",
          "--port", str(port), "--workers", "1"],
@@ -63,6 +63,7 @@ def pages(workspace: Workspace) -> Iterator[str]:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
+    """A Chromium driven by Selenium."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -75,60 +76,62 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     driver.quit()
 
 
-def test_what_a_person_sees_after_a_sweep(workspace: Workspace, pages: str, browser: Any, tmp_path: Path) -> None:
+def test_mlflow_pages_of_a_sweep(workspace: Workspace, server_url: str, browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    pictures = Path(os.environ.get("FGST_TEST_PICTURES", tmp_path / "pictures"))
-    pictures.mkdir(parents=True, exist_ok=True)
+    screenshots = Path(os.environ.get("FGST_TEST_PICTURES", tmp_path / "pictures"))
+    screenshots.mkdir(parents=True, exist_ok=True)
 
     def wait(until: Callable[[Any], Any]) -> Any:
         return WebDriverWait(browser, 60).until(until)
 
-    def shows(*texts: str) -> None:
+    def wait_for_text(*texts: str) -> None:
         wait(lambda b: all(text in b.find_element(By.TAG_NAME, "body").text for text in texts))
 
-    done = workspace.sweep(
+    result = workspace.sweep(
         "--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "2", "--local", *TINY
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     [sweep] = workspace.sweeps()
     experiment, parent = sweep.info.experiment_id, sweep.info.run_id
     children = {child.info.run_name: child for child in workspace.store.children(parent)}
-    page = done.stderr.split("http://127.0.0.1:5000/")[1].split()[0]  # the page that the sweep says to look at
+    page = result.stderr.split("http://127.0.0.1:5000/")[1].split()[0]  # of the address that the sweep printed
 
-    # The list: the sweep, and its trials folded under it.
-    browser.get(f"{pages}/{page}")
-    shows("small x-sub", "focal_k joint")
+    # The list of runs: the trials are folded under the sweep.
+    browser.get(f"{server_url}/{page}")
+    wait_for_text("small x-sub", "focal_k joint")
     row = next(r for r in browser.find_elements(By.CSS_SELECTOR, "[role=row]") if "focal_k joint" in r.text)
     row.find_element(By.TAG_NAME, "button").click()
-    shows(*children)
-    browser.save_screenshot(str(pictures / "runs.png"))
+    wait_for_text(*children)
+    browser.save_screenshot(str(screenshots / "runs.png"))
 
-    # A comparison of the trials: K against the validation accuracy.
+    # The comparison of the trials plots K against the validation accuracy.
     ids = [child.info.run_id for child in children.values()]
-    browser.get(f"{pages}/#/compare-runs?runs={quote(json.dumps(ids))}&experiments={quote(json.dumps([experiment]))}")
-    shows("Comparing 3 Runs", "model.focal_joints", "val/top1", *children)
+    browser.get(
+        f"{server_url}/#/compare-runs?runs={quote(json.dumps(ids))}&experiments={quote(json.dumps([experiment]))}"
+    )
+    wait_for_text("Comparing 3 Runs", "model.focal_joints", "val/top1", *children)
     wait(lambda b: b.find_elements(By.CSS_SELECTOR, ".js-plotly-plot"))
-    drawn = wait(lambda b: b.find_element(By.CSS_SELECTOR, ".js-plotly-plot").text)
-    assert "model.focal_joints" in drawn
-    assert "val/top1" in drawn
-    browser.save_screenshot(str(pictures / "comparison.png"))
+    plot_text = wait(lambda b: b.find_element(By.CSS_SELECTOR, ".js-plotly-plot").text)
+    assert "model.focal_joints" in plot_text
+    assert "val/top1" in plot_text
+    browser.save_screenshot(str(screenshots / "comparison.png"))
 
-    # The sweep's own page, with its table under its name.
-    browser.get(f"{pages}/#/experiments/{experiment}/runs/{parent}")
-    shows("How many focal joints K?", "val top-1 %", "K=6")
-    browser.save_screenshot(str(pictures / "sweep.png"))
+    # The sweep's page shows its table.
+    browser.get(f"{server_url}/#/experiments/{experiment}/runs/{parent}")
+    wait_for_text("How many focal joints K?", "val top-1 %", "K=6")
+    browser.save_screenshot(str(screenshots / "sweep.png"))
 
-    # The report and a figure open from the artifacts.
-    browser.get(f"{pages}/#/experiments/{experiment}/runs/{parent}/artifacts/report.html")
+    # The report and a figure can be opened from the artifacts.
+    browser.get(f"{server_url}/#/experiments/{experiment}/runs/{parent}/artifacts/report.html")
     browser.switch_to.frame(wait(lambda b: b.find_elements(By.TAG_NAME, "iframe"))[0])
-    shows("How many focal joints K?", "best by validation")
+    wait_for_text("How many focal joints K?", "best by validation")
     assert all(wait(lambda b: [i.get_property("naturalWidth") for i in b.find_elements(By.TAG_NAME, "img")]))
     browser.switch_to.default_content()
-    browser.save_screenshot(str(pictures / "report.png"))
+    browser.save_screenshot(str(screenshots / "report.png"))
     run = next(iter(children.values())).info.run_id
-    browser.get(f"{pages}/#/experiments/{experiment}/runs/{run}/artifacts/figures/confusion.png")
+    browser.get(f"{server_url}/#/experiments/{experiment}/runs/{run}/artifacts/figures/confusion.png")
     wait(lambda b: any(i.get_property("naturalWidth") > 300 for i in b.find_elements(By.TAG_NAME, "img")))
-    browser.save_screenshot(str(pictures / "figure.png"))
-    assert all(picture.stat().st_size > 20_000 for picture in pictures.iterdir())
+    browser.save_screenshot(str(screenshots / "figure.png"))
+    assert all(screenshot.stat().st_size > 20_000 for screenshot in screenshots.iterdir())

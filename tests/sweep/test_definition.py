@@ -1,3 +1,5 @@
+"""Sweep definitions and specifications, their tables, and the sweeps in sweeps/."""
+
 from __future__ import annotations
 
 import csv
@@ -17,6 +19,7 @@ from fgst.sweep.definition import SweepDefinition, TrialFactory, grid_points
 from fgst.sweep.report.tables import to_csv
 from fgst.sweep.results import TrialResult, best_result, build_rows
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
+from fgst.sweep.status import TrialStatus
 from tests.support import small
 from tests.support.definitions import FOCAL_K, JOINT
 
@@ -28,19 +31,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
     return small.write_small(tmp_path_factory.mktemp("data") / "small")
 
 
-def spec_of(dataset: ArrowDataset, values: list[int] | None = None, seeds: int = 1) -> SweepSpec:
+def make_spec(dataset: ArrowDataset, values: list[int] | None = None, seeds: int = 1) -> SweepSpec:
     return build_spec(FOCAL_K, small.small_config(dataset), dataset, values=values, seeds=seeds)
 
 
-def result(spec: SweepSpec, number: int, status: str = "finished", **metrics: float) -> TrialResult:
+def make_result(
+    spec: SweepSpec, number: int, status: TrialStatus = TrialStatus.FINISHED, **metrics: float
+) -> TrialResult:
+    """The result of a trial of a grid; ``val_top1`` stands for the metric ``val/top1``."""
     trial = spec.trials[number]
     named = {name.replace("_", "/"): value for name, value in metrics.items()}
     seed = trial.config.train.seed
     return TrialResult(trial.trial_id, trial.label, seed, dict(trial.params), f"{number:032x}", status, named)
 
 
-def test_grid_holds_each_value_with_each_seed(dataset: ArrowDataset) -> None:
-    spec = spec_of(dataset, [2, 4, 6], seeds=2)
+def test_grid_contains_each_value_with_each_seed(dataset: ArrowDataset) -> None:
+    spec = make_spec(dataset, [2, 4, 6], seeds=2)
     pairs = [(t.config.model.focal_joints, t.config.train.seed) for t in spec.trials]
     assert pairs == [(2, 0), (2, 1), (4, 0), (4, 1), (6, 0), (6, 1)]
     assert len({trial.trial_id for trial in spec.trials}) == 6
@@ -48,45 +54,43 @@ def test_grid_holds_each_value_with_each_seed(dataset: ArrowDataset) -> None:
     assert spec.total == 6
 
 
-def test_default_values_are_asked_of_the_skeleton(dataset: ArrowDataset) -> None:
-    assert [trial.label for trial in spec_of(dataset).trials] == ["K=2", "K=6"]
+def test_default_values_depend_on_the_skeleton(dataset: ArrowDataset) -> None:
+    assert [trial.label for trial in make_spec(dataset).trials] == ["K=2", "K=6"]
 
 
-def test_specification_survives_json_and_is_hashable(dataset: ArrowDataset) -> None:
-    grid = spec_of(dataset, [2, 4], seeds=2)
+def test_specification_is_hashable_and_restored_from_json(dataset: ArrowDataset) -> None:
+    grid = make_spec(dataset, [2, 4], seeds=2)
     stop = EarlyStopping(1, 3)
     search = build_spec(
         JOINT, small.small_config(dataset), dataset, also=["lr"], early_stop=stop, initial_points=[{"lr": 0.1}]
     )
     for spec in (grid, search):
-        again = SweepSpec.from_json(spec.to_json())
-        assert again == spec
-        assert hash(again) == hash(spec)
+        restored = SweepSpec.from_json(spec.to_json())
+        assert restored == spec
+        assert hash(restored) == hash(spec)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 1}', "null"])
-def test_what_is_no_specification_is_refused(text: str) -> None:
+def test_invalid_specification_is_rejected(text: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         SweepSpec.from_json(text)
 
 
-def test_key_is_the_trial_not_the_place_of_its_data(dataset: ArrowDataset, tmp_path: Path) -> None:
-    elsewhere = small.write_small(tmp_path / "moved")
+def test_trial_id_depends_on_the_clips_and_not_on_their_folder(dataset: ArrowDataset, tmp_path: Path) -> None:
+    moved = small.write_small(tmp_path / "moved")
     other_clips = small.write_small(tmp_path / "other", small.motion_clips(seed=1))
-    keys = [spec_of(d, [2]).trials[0].trial_id for d in (dataset, elsewhere, other_clips)]
-    assert keys[0] == keys[1] != keys[2]
+    ids = [make_spec(d, [2]).trials[0].trial_id for d in (dataset, moved, other_clips)]
+    assert ids[0] == ids[1] != ids[2]
 
 
-@pytest.mark.parametrize(("values", "names"), [([2, 7], "model.focal_joints is 7"), ([2, 2], "twice"), ([0], "is 0")])
-def test_impossible_values_are_refused_before_anything_starts(
-    dataset: ArrowDataset, values: list[int], names: str
-) -> None:
-    with pytest.raises(InputError, match=names):
-        spec_of(dataset, values)
+@pytest.mark.parametrize(("values", "message"), [([2, 7], "model.focal_joints is 7"), ([2, 2], "twice"), ([0], "is 0")])
+def test_invalid_values_are_rejected(dataset: ArrowDataset, values: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_spec(dataset, values)
 
 
 @pytest.mark.parametrize(
-    ("changes", "names"),
+    ("changes", "message"),
     [
         ({"values": [1]}, "--values needs a sweep with a single parameter"),
         ({"search": "grid"}, "K is a range"),
@@ -98,12 +102,12 @@ def test_impossible_values_are_refused_before_anything_starts(
         ({"early_stop": EarlyStopping(1, 3), "objectives": ("val_top1", "flops")}, "single objective"),
     ],
 )
-def test_impossible_searches_are_refused(dataset: ArrowDataset, changes: dict, names: str) -> None:
-    with pytest.raises(InputError, match=names):
+def test_invalid_searches_are_rejected(dataset: ArrowDataset, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         build_spec(JOINT, small.small_config(dataset), dataset, **changes)
 
 
-def test_nothing_is_searched_or_stopped_by_the_test_clips(dataset: ArrowDataset) -> None:
+def test_searches_and_early_stopping_require_validation_clips(dataset: ArrowDataset) -> None:
     paper = small.small_config(dataset, data__protocol="paper")
     with pytest.raises(InputError, match="a search chooses by validation"):
         build_spec(JOINT, paper, dataset)
@@ -111,7 +115,7 @@ def test_nothing_is_searched_or_stopped_by_the_test_clips(dataset: ArrowDataset)
         build_spec(FOCAL_K, paper, dataset, early_stop=EarlyStopping(1, 3))
 
 
-def test_first_points_are_filled_in_and_named_by_field_too(dataset: ArrowDataset) -> None:
+def test_initial_points_are_completed_and_accept_field_names(dataset: ArrowDataset) -> None:
     spec = build_spec(
         JOINT, small.small_config(dataset), dataset, initial_points=[{"model.focal_joints": 3}, {"heads": 1}]
     )
@@ -123,19 +127,19 @@ def test_first_points_are_filled_in_and_named_by_field_too(dataset: ArrowDataset
     assert [dict(params) for params in default.initial_points] == [{"K": 4, "L1": 2, "heads": 2, "d2": 2}]
 
 
-def test_rows_are_means_over_seeds_with_the_papers_figure(dataset: ArrowDataset) -> None:
-    spec = spec_of(dataset, [2, 4, 6], seeds=2)
+def test_rows_contain_means_over_seeds_and_the_published_accuracy(dataset: ArrowDataset) -> None:
+    spec = make_spec(dataset, [2, 4, 6], seeds=2)
     results = [
-        result(spec, 0, val_top1=50.0, test_top1=40.0, minutes=1.0),
-        result(spec, 1, val_top1=60.0, test_top1=44.0, minutes=3.0),
-        result(spec, 2, val_top1=70.0, test_top1=41.0, minutes=2.0),
-        result(spec, 3, "failed", val_top1=99.0),
+        make_result(spec, 0, val_top1=50.0, test_top1=40.0, minutes=1.0),
+        make_result(spec, 1, val_top1=60.0, test_top1=44.0, minutes=3.0),
+        make_result(spec, 2, val_top1=70.0, test_top1=41.0, minutes=2.0),
+        make_result(spec, 3, TrialStatus.FAILED, val_top1=99.0),
     ]
     first, second, third = rows = build_rows(spec, results)
     assert first.val == pytest.approx((55.0, 50**0.5))
     assert first.minutes == pytest.approx((2.0, 2**0.5))
     assert (first.finished, first.trials, first.published) == (2, 2, 88.0)
-    assert second.val == (70.0, 0.0)  # the failed trial's figure is no result
+    assert second.val == (70.0, 0.0)  # without the failed trial
     assert (second.finished, second.failed, second.published) == (1, 1, 89.0)
     assert (third.val, third.test, third.finished, third.published) == (None, None, 0, None)
     read = list(csv.DictReader(io.StringIO(to_csv(spec, rows))))
@@ -144,30 +148,32 @@ def test_rows_are_means_over_seeds_with_the_papers_figure(dataset: ArrowDataset)
     assert read[2]["val_top1_mean"] == ""
 
 
-def test_best_is_chosen_by_validation_never_by_test(dataset: ArrowDataset) -> None:
-    spec = spec_of(dataset, [2, 4, 6])
+def test_best_trial_is_chosen_by_validation_and_not_by_test(dataset: ArrowDataset) -> None:
+    spec = make_spec(dataset, [2, 4, 6])
     results = [
-        result(spec, 2, "failed", val_top1=99.0),
-        result(spec, 1, val_top1=60.0, test_top1=10.0),
-        result(spec, 0, val_top1=50.0, test_top1=90.0),
+        make_result(spec, 2, TrialStatus.FAILED, val_top1=99.0),
+        make_result(spec, 1, val_top1=60.0, test_top1=10.0),
+        make_result(spec, 0, val_top1=50.0, test_top1=90.0),
     ]
     best = best_result(spec, results)
     assert best is not None
     assert best.trial_id == spec.trials[1].trial_id
 
 
-def test_without_validation_the_test_figures_still_do_not_choose(dataset: ArrowDataset) -> None:
-    spec = spec_of(dataset, [2, 4])
-    best = best_result(spec, [result(spec, 1, test_top1=90.0), result(spec, 0, test_top1=10.0)])
+def test_best_trial_without_validation_is_the_first(dataset: ArrowDataset) -> None:
+    spec = make_spec(dataset, [2, 4])
+    best = best_result(spec, [make_result(spec, 1, test_top1=90.0), make_result(spec, 0, test_top1=10.0)])
     assert best is not None
     assert best.trial_id == spec.trials[0].trial_id
 
 
-def question_of(path: Path) -> SweepDefinition:
-    return runpy.run_path(str(path))["definition"]
+def load_definition(path: Path) -> SweepDefinition:
+    definition = runpy.run_path(str(path))["definition"]
+    assert isinstance(definition, SweepDefinition)
+    return definition
 
 
-def test_every_question_of_the_paper_has_a_script() -> None:
+def test_scripts_for_all_sweeps_exist() -> None:
     assert {path.stem for path in SWEEPS} == {
         "focal_k", "layers", "spatial_blocks", "temporal_blocks", "parts_p", "dilation", "modalities", "search",
     }  # fmt: skip
@@ -176,52 +182,53 @@ def test_every_question_of_the_paper_has_a_script() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_point_of_every_script_is_a_network(path: Path, skeleton: Skeleton, preset: str) -> None:
-    question = question_of(path)
+def test_all_points_of_the_scripts_are_valid_networks(path: Path, skeleton: Skeleton, preset: str) -> None:
+    definition = load_definition(path)
     base = PRESETS[preset].with_values({"data.frames": 16})
-    parameters = [p for p in question.parameters(skeleton, base) if not p.optional]
-    assert question.name == path.stem
-    if question.search != "grid":
-        own = question.initial_params(skeleton, base)
-        assert all(p.allows(own[p.name]) for p in parameters if p.name in own)
-        points = [own]
+    parameters = [p for p in definition.parameters(skeleton, base) if not p.optional]
+    assert definition.name == path.stem
+    if definition.search != "grid":
+        assert definition.initial_params is not None
+        initial = definition.initial_params(skeleton, base)
+        assert all(p.allows(initial[p.name]) for p in parameters if p.name in initial)
+        points = [initial]
     else:
         points = list(grid_points(parameters))
         assert len(points) == len(parameters[0].values) > 2
     for params in points:
-        base.with_values(dict(question.settings(params, base))).model.check_skeleton(skeleton)
+        base.with_values(dict(definition.settings(params, base))).model.check_skeleton(skeleton)
 
 
-def test_the_papers_rows_are_found_by_their_labels() -> None:
+def test_published_accuracies_and_baselines_belong_to_values_of_the_grids() -> None:
     base = PRESETS["paper"]
     for path in SWEEPS:
-        question = question_of(path)
-        if question.search == "grid":
-            (parameter,) = question.parameters(NTU_25, base)
-            assert set(question.published) <= set(parameter.values)
-            assert question.baseline in parameter.values
-    focal_k = question_of(SWEEPS[0].with_name("focal_k.py"))
+        definition = load_definition(path)
+        if definition.search == "grid":
+            (parameter,) = definition.parameters(NTU_25, base)
+            assert set(definition.published) <= set(parameter.values)
+            assert definition.baseline in parameter.values
+    focal_k = load_definition(SWEEPS[0].with_name("focal_k.py"))
     assert focal_k.parameters(NW_UCLA_20, base)[0].values == (3, 6, 9, 12, 15, 18, 20)
     assert focal_k.published[15] == 89.5
 
 
 def broken_settings(params: Any, base: Any) -> Any:
-    return {"model.focal_joints": {2: 2}[params["K"]]}  # a table that lacks a value which the definition offers
+    return {"model.focal_joints": {2: 2}[params["K"]]}  # a table without the default value 6
 
 
-def test_an_exception_for_an_offered_value_is_raised_unchanged(dataset: ArrowDataset) -> None:
+def test_exception_for_a_default_value_is_raised_unchanged(dataset: ArrowDataset) -> None:
     definition = dataclasses.replace(FOCAL_K, settings=broken_settings)
     with pytest.raises(KeyError, match="6"):
         build_spec(definition, small.small_config(dataset), dataset)
 
 
-def test_a_value_that_is_not_offered_and_not_understood_is_bad_input(dataset: ArrowDataset) -> None:
+def test_exception_for_another_value_is_invalid_input(dataset: ArrowDataset) -> None:
     definition = dataclasses.replace(FOCAL_K, settings=broken_settings)
     with pytest.raises(InputError, match="--values: there is no K=3; K: 2, 6"):
         build_spec(definition, small.small_config(dataset), dataset, values=[3])
 
 
-def test_overrides_of_varied_fields_are_found(dataset: ArrowDataset) -> None:
+def test_overrides_of_varied_fields_are_reported(dataset: ArrowDataset) -> None:
     fields = ["model.focal_joints", "train.lr"]
     for definition, parameter in ((FOCAL_K, "K"), (JOINT, "K")):
         spec = build_spec(definition, small.small_config(dataset), dataset)

@@ -1,4 +1,4 @@
-"""Nothing is lost: processes, drivers, nodes and everything killed by SIGKILL, on the real thing."""
+"""Sweeps on Ray whose workers, driver or nodes are killed, and that run out of disk space: no result is lost."""
 
 from __future__ import annotations
 
@@ -18,92 +18,102 @@ from fgst.sweep.trial import MAX_STARTS_WITHOUT_PROGRESS
 from fgst.tracking.tags import Tags
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace, metrics_by_trial, uninterrupted_metrics
 
-ONE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
-GRID = ["--dataset", "data", "--preset", "tiny", "--values", "2,4,6", "--epochs", "14", *TINY, *ONE]
+ONE_CORE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
+DATA = ["--dataset", "data", "--preset", "tiny"]
+TWO_TRIALS = [*DATA, "--values", "2,4", "--epochs", "14", *TINY, *ONE_CORE]
+THREE_TRIALS = [*DATA, "--values", "2,4,6", "--epochs", "14", *TINY, *ONE_CORE]
 
 
-def as_if_nothing_had_been(workspace: Workspace, sweep: str, before: dict[str, str], trials: int = 3) -> None:
-    """All trials are finished, each in the run that it began, each epoch once, with the figures of a quiet sweep."""
+def assert_matches_uninterrupted_sweep(
+    workspace: Workspace, sweep: str, expected_runs: dict[str, str], trials: int = 3
+) -> None:
+    """Assert that all trials finished with the metrics of an uninterrupted sweep, and logged each epoch once.
+
+    Args:
+        expected_runs: run ids by trial id; these trials must still have the same runs.
+    """
     children = workspace.store.children(sweep)
     assert [c.info.status for c in children] == ["FINISHED"] * trials
     assert {c.data.tags[Tags.STATUS] for c in children} == {"finished"}
-    assert before.items() <= {c.data.tags[Tags.TRIAL_ID]: c.info.run_id for c in children}.items()
+    assert expected_runs.items() <= {c.data.tags[Tags.TRIAL_ID]: c.info.run_id for c in children}.items()
     assert [workspace.epochs(c) for c in children] == [14] * trials
     assert metrics_by_trial(children) == uninterrupted_metrics(workspace, sweep)
     study = optuna.load_study(study_name=sweep, storage=f"sqlite:///{workspace.folder}/ray_results/optuna.db")
-    known = {t.user_attrs["key"]: t for t in study.trials if t.state.is_finished()}
+    ended = {t.user_attrs["key"]: t for t in study.trials if t.state.is_finished()}
     for child in children:
-        assert known[child.data.tags[Tags.TRIAL_ID]].value == child.data.metrics["val/top1"]
-        assert sorted(known[child.data.tags[Tags.TRIAL_ID]].intermediate_values) == list(range(1, 15))
+        assert ended[child.data.tags[Tags.TRIAL_ID]].value == child.data.metrics["val/top1"]
+        assert sorted(ended[child.data.tags[Tags.TRIAL_ID]].intermediate_values) == list(range(1, 15))
 
 
-def begun(workspace: Workspace, sweep: str) -> dict[str, str]:
+def run_ids(workspace: Workspace, sweep: str) -> dict[str, str]:
+    """Run ids of a sweep's trials by trial id."""
     return {r.data.tags[Tags.TRIAL_ID]: r.info.run_id for r in workspace.store.children(sweep)}
 
 
-def test_killed_trial_process_is_started_again_in_its_run(workspace: Workspace) -> None:
-    process = workspace.start(*GRID[:4], "--values", "2,4", *GRID[6:])
+def test_killed_worker_is_restarted_in_the_same_run(workspace: Workspace) -> None:
+    process = workspace.start(*TWO_TRIALS)
     sweep = workspace.wait_for_epoch(process, 2)
-    before = begun(workspace, sweep)
+    runs = run_ids(workspace, sweep)
     workers = workspace.workers(process)
     assert workers
     workers[0].kill()
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
-    as_if_nothing_had_been(workspace, sweep, before, trials=2)
+    assert_matches_uninterrupted_sweep(workspace, sweep, runs, trials=2)
     assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
 
 
-def test_a_process_that_is_told_to_end_keeps_its_steps(workspace: Workspace) -> None:
-    """As on a spot node that is about to go: SIGTERM in the middle of an epoch."""
-    long = ["--set", "train.repeat=100", "--set", "train.lr=0.001"]  # epochs of seconds
-    process = workspace.start(*GRID[:4], "--values", "2", "--epochs", "2", *TINY, *ONE, *long)
+def test_sigterm_saves_a_mid_epoch_checkpoint(workspace: Workspace) -> None:
+    """A worker receives SIGTERM during an epoch, as on a spot node that is about to be terminated."""
+    long_epochs = ["--set", "train.repeat=100", "--set", "train.lr=0.001"]  # of several seconds
+    process = workspace.start(*DATA, "--values", "2", "--epochs", "2", *TINY, *ONE_CORE, *long_epochs)
     end = time.monotonic() + TIMEOUT
-    (sweep, child), seen = ("", ""), False
-    while not seen and time.monotonic() < end:
+    sweep, has_epoch = "", False
+    while not has_epoch and time.monotonic() < end:
         assert process.poll() is None, process.communicate()
         for run in workspace.sweeps():
             sweep = run.info.run_id
-            seen = any(workspace.epochs(c) >= 1 for c in workspace.store.children(sweep))
+            has_epoch = any(workspace.epochs(c) >= 1 for c in workspace.store.children(sweep))
         time.sleep(0.1)
-    before = begun(workspace, sweep)
-    (child,) = before
-    trainers = workspace.workers(process)
-    assert len(trainers) == 1
-    trainers[0].terminate()
-    assert psutil.wait_procs(trainers, timeout=60)[1] == []
-    kept = [path.name for path in (workspace.folder / "ray_results" / sweep / child).iterdir()]
-    assert any("-step-" in name for name in kept), kept
+    runs = run_ids(workspace, sweep)
+    (trial_id,) = runs
+    workers = workspace.workers(process)
+    assert len(workers) == 1
+    workers[0].terminate()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    checkpoints = [path.name for path in (workspace.folder / "ray_results" / sweep / trial_id).iterdir()]
+    assert any("-step-" in name for name in checkpoints), checkpoints
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     (run,) = workspace.store.children(sweep)
-    assert (run.info.status, workspace.epochs(run), run.info.run_id) == ("FINISHED", 2, before[child])
+    assert (run.info.status, workspace.epochs(run), run.info.run_id) == ("FINISHED", 2, runs[trial_id])
     assert metrics_by_trial([run]) == uninterrupted_metrics(workspace, sweep)
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_at_every_start_has_failed(workspace: Workspace) -> None:
-    process = workspace.start(*GRID[:4], "--values", "2", "--epochs", "2", *TINY, "--set", "train.repeat=5000")
+def test_trial_whose_worker_dies_at_every_start_fails(workspace: Workspace) -> None:
+    process = workspace.start(*DATA, "--values", "2", "--epochs", "2", *TINY, "--set", "train.repeat=5000")
     killed = 0
     end = time.monotonic() + TIMEOUT
     while process.poll() is None and time.monotonic() < end:
         runs = [run for sweep in workspace.sweeps() for run in workspace.store.children(sweep.info.run_id)]
         starts = runs[0].data.tags.get(Tags.STARTS, "") if runs else ""
         if starts.endswith(f" x{killed + 1}"):
-            for trainer in workspace.workers(process):
-                trainer.kill()
+            for worker in workspace.workers(process):
+                worker.kill()
             killed += 1
         time.sleep(0.1)
     _, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, killed) == (1, MAX_STARTS_WITHOUT_PROGRESS), err
-    assert f"its process died {MAX_STARTS_WITHOUT_PROGRESS} times at its first epoch" in err
+    assert f"worker died {MAX_STARTS_WITHOUT_PROGRESS} times at its first epoch" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_sweep_that_is_told_to_end_ends_as_with_ctrl_c(workspace: Workspace, number: int) -> None:
-    before = signal.signal(number, signal.SIG_DFL)  # under nohup one of them is ignored, and would be by the sweep
-    process = workspace.start(*GRID[:4], "--values", "2,4", *GRID[6:])
-    signal.signal(number, before)
+def test_sigterm_and_sighup_interrupt_a_sweep_like_ctrl_c(workspace: Workspace, number: int) -> None:
+    # Under nohup, this process ignores SIGHUP, and the sweep would inherit that.
+    previous = signal.signal(number, signal.SIG_DFL)
+    process = workspace.start(*TWO_TRIALS)
+    signal.signal(number, previous)
     sweep = workspace.wait_for_epoch(process, 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=TIMEOUT)
@@ -112,63 +122,65 @@ def test_a_sweep_that_is_told_to_end_ends_as_with_ctrl_c(workspace: Workspace, n
     assert {c.info.status for c in workspace.store.children(sweep)} <= {"KILLED", "FINISHED"}
 
 
-def _everything(pid: int) -> None:
+def kill_process_group(pid: int) -> None:
+    """Kill the driver together with all processes of Ray."""
     os.killpg(pid, signal.SIGKILL)
 
 
-def _driver_alone(pid: int) -> None:
+def kill_driver(pid: int) -> None:
+    """Kill the driver only."""
     os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [_everything, _driver_alone])
-def test_killed_driver_and_a_resume(workspace: Workspace, kill: Callable[[int], None]) -> None:
-    process = workspace.start(*GRID, "--max-concurrent", "2")
+@pytest.mark.parametrize("kill", [kill_process_group, kill_driver])
+def test_resume_after_the_driver_was_killed(workspace: Workspace, kill: Callable[[int], None]) -> None:
+    process = workspace.start(*THREE_TRIALS, "--max-concurrent", "2")
     sweep = workspace.wait_for_epoch(process, 2)
-    trainers = workspace.workers(process)
-    assert trainers
+    workers = workspace.workers(process)
+    assert workers
     kill(process.pid)
     process.communicate()
-    _, alive = psutil.wait_procs(trainers, timeout=60)
-    assert not alive  # no trial outlives the driver that started it
-    before = begun(workspace, sweep)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    runs = run_ids(workspace, sweep)
 
-    done = workspace.sweep("--resume", sweep, *ONE)
-    assert done.returncode == 0, done.stderr
-    as_if_nothing_had_been(workspace, sweep, before)
+    resumed = workspace.sweep("--resume", sweep, *ONE_CORE)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_matches_uninterrupted_sweep(workspace, sweep, runs)
 
-    again = workspace.sweep("--resume", sweep, *ONE)  # nothing is left to do: the table and the next command, at once
-    assert again.returncode == 0, again.stderr
-    assert "3 of them finished before" in again.stderr
-    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    completed = workspace.sweep("--resume", sweep, *ONE_CORE)  # no trials are left
+    assert completed.returncode == 0, completed.stderr
+    assert "3 of them finished before" in completed.stderr
+    assert completed.stdout.splitlines()[-1] == resumed.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_killed_node_gives_its_trials_to_the_other(workspace: Workspace) -> None:
+def test_trials_of_a_killed_node_continue_on_another_node(workspace: Workspace) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         node = cluster.add_node(num_cpus=1)
-        process = workspace.start(*GRID, "--address", cluster.address)
+        process = workspace.start(*THREE_TRIALS, "--address", cluster.address)
         sweep = workspace.wait_for_epoch(process, 2)
-        before = begun(workspace, sweep)
+        runs = run_ids(workspace, sweep)
         cluster.remove_node(node, allow_graceful=False)
         _, err = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, err
     finally:
         cluster.shutdown()
-    as_if_nothing_had_been(workspace, sweep, before)
+    assert_matches_uninterrupted_sweep(workspace, sweep, runs)
 
 
 @pytest.mark.slow
-def test_killed_search_goes_on_with_its_history(workspace: Workspace) -> None:
-    settings = ["--dataset", "data", "--preset", "tiny", "--epochs", "6", "--trials", "8", "--early-stop", *TINY]
-    settings += ["--grace", "1", "--max-concurrent", "1", *ONE]
+def test_killed_search_resumes_with_its_history(workspace: Workspace) -> None:
+    settings = [*DATA, "--epochs", "6", "--trials", "8", "--early-stop", *TINY]
+    settings += ["--grace", "1", "--max-concurrent", "1", *ONE_CORE]
     process = workspace.start(*settings, script="search")
     sweep = ""
     end = time.monotonic() + TIMEOUT
-    while time.monotonic() < end:  # three trials have ended, one is under way
+    while time.monotonic() < end:  # until three trials have ended and one is running
         for run in workspace.sweeps():
             sweep = run.info.run_id
             children = workspace.store.children(sweep)
@@ -180,34 +192,32 @@ def test_killed_search_goes_on_with_its_history(workspace: Workspace) -> None:
         break
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    before = begun(workspace, sweep)
-    # As it says itself how to go on: with another number of threads the last digits would differ.
-    done = workspace.sweep("--resume", sweep, "--max-concurrent", "1", *ONE, script="search")
-    assert done.returncode == 0, done.stderr
-    whole = workspace.sweep(*settings, script="search")  # the same search, undisturbed
-    assert whole.returncode == 0, whole.stderr
+    runs = run_ids(workspace, sweep)
+    # The options of the printed command: with another number of threads the last digits would differ.
+    resumed = workspace.sweep("--resume", sweep, "--max-concurrent", "1", *ONE_CORE, script="search")
+    assert resumed.returncode == 0, resumed.stderr
+    uninterrupted = workspace.sweep(*settings, script="search")
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
     other = next(run.info.run_id for run in workspace.sweeps() if run.info.run_id != sweep)
-    assert before.items() <= begun(workspace, sweep).items()
-    assert begun(workspace, sweep).keys() == begun(workspace, other).keys()
+    assert runs.items() <= run_ids(workspace, sweep).items()
+    assert run_ids(workspace, sweep).keys() == run_ids(workspace, other).keys()
     assert metrics_by_trial(workspace.store.children(sweep)) == metrics_by_trial(workspace.store.children(other))
     studies = [
         optuna.load_study(study_name=name, storage=f"sqlite:///{workspace.folder}/ray_results/optuna.db")
         for name in (sweep, other)
     ]
-    told = [[(t.params, t.state, t.value, t.intermediate_values) for t in study.trials] for study in studies]
-    assert told[0] == told[1]
+    trials = [[(t.params, t.state, t.value, t.intermediate_values) for t in study.trials] for study in studies]
+    assert trials[0] == trials[1]
 
 
 @pytest.mark.slow
-def test_full_disk_ends_cleanly_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    own = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]  # a disk that nobody else sees
+def test_full_disk_interrupts_a_sweep_and_resume_completes_it(tmp_path: Path) -> None:
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]  # other processes do not see the mount
     mount = f"mount -t tmpfs -o size=32m tmpfs {tmp_path}"
-    if subprocess.run([*own, mount], check=False, capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small disk of their own (unshare --user --mount)")
-    program = (
-        f"{mount} && cd {tmp_path} && exec {sys.executable} {ROOT / 'tests' / 'sweep' / 'small_disk.py'} {tmp_path}"
-    )
-    paths = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'sweep'}"}
-    done = subprocess.run([*own, program], env=os.environ | paths, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "No space left on device" in done.stdout
+    if subprocess.run([*namespace, mount], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not allow mounts in a user namespace (unshare --user --mount)")
+    script = f"{mount} && cd {tmp_path} && exec {sys.executable} -m tests.support.small_disk {tmp_path}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([*namespace, script], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "No space left on device" in result.stdout

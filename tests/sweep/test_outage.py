@@ -1,4 +1,4 @@
-"""A tracking server that is killed in the middle of a sweep costs neither a trial nor a metric."""
+"""A tracking server that is killed and restarted during a sweep."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EPOCHS = 30
 
 @pytest.fixture
 def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[TeamServer]:
+    """A running tracking server, to which the environment points."""
     team = TeamServer()
     for name, value in team.environment.items():
         monkeypatch.setenv(name, value)
@@ -27,26 +28,26 @@ def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[TeamServer]:
 
 
 @pytest.mark.slow
-def test_a_killed_server_costs_neither_a_trial_nor_a_metric(workspace: Workspace, team: TeamServer) -> None:
-    store = workspace.__dict__["store"] = TrackingStore(team.uri)
+def test_sweep_loses_no_data_while_the_tracking_server_is_down(workspace: Workspace, team: TeamServer) -> None:
+    store = workspace.store = TrackingStore(team.uri)
     process = workspace.start(
         *("--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", str(EPOCHS)), *TINY
     )  # fmt: skip
     sweep = workspace.wait_for_epoch(process, 2)
-    before = [(run.info.run_id, workspace.epochs(run)) for run in store.children(sweep)]
-    assert all(epochs < EPOCHS for _, epochs in before)
+    epochs = {run.info.run_id: workspace.epochs(run) for run in store.children(sweep)}
+    assert all(count < EPOCHS for count in epochs.values())
     team.kill()
     team.start()
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
     children = store.children(sweep)
-    assert [run.info.run_id for run in children] == [run_id for run_id, _ in before]
+    assert [run.info.run_id for run in children] == list(epochs)
     assert [run.info.status for run in children] == ["FINISHED"] * 2
     assert [run.data.tags[Tags.STATUS] for run in children] == ["finished"] * 2
     assert store.run(sweep).info.status == "FINISHED"
     assert any(int(run.data.tags.get(Tags.SPOOLED, "0")) for run in children)
-    assert "the tracking server was away meanwhile" in err
+    assert "the tracking server was unreachable during the sweep; all buffered data has been uploaded" in err
     for run in children:
         steps = [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")]
         assert steps == list(range(1, EPOCHS + 1))

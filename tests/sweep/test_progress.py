@@ -21,8 +21,9 @@ SPEC = SweepSpec(
 METRICS = {"epoch": 9.0, "train/loss": 0.5, "val/top1": 81.26, "test/top1": 79.0, "minutes": 1.5}
 
 
-def show(*updates: tuple[int, TrialStatus, dict[str, float]], done: int = 0) -> None:
-    with ProgressView(SPEC, done) as view:
+def show(*updates: tuple[int, TrialStatus, dict[str, float]], ended_before: int = 0) -> None:
+    """Show updates, each of a trial's index, status and metrics, after ``ended_before`` trials of earlier calls."""
+    with ProgressView(SPEC, ended_before) as view:
         for number, status, metrics in updates:
             view.listen(TrialUpdate(TRIALS[number], status, metrics))
 
@@ -53,7 +54,7 @@ def test_one_line_is_printed_per_trial_that_ended(
 
 
 def test_trials_of_earlier_calls_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    show((1, TrialStatus.FINISHED, METRICS), (2, TrialStatus.FINISHED, METRICS), done=1)
+    show((1, TrialStatus.FINISHED, METRICS), (2, TrialStatus.FINISHED, METRICS), ended_before=1)
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["[2/3]", "[3/3]"]
 
 

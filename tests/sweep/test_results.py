@@ -1,8 +1,6 @@
-"""Figures of a sweep against SciPy and against hand-made cases."""
+"""Statistics of a sweep, compared with SciPy and with examples."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from fgst.sweep.results import TrialResult, baseline_label, build_rows, paired, 
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec
 from fgst.sweep.status import TrialStatus
 from tests.support import small
-from tests.support.definitions import FOCAL_K
+from tests.support.definitions import FOCAL_K, JOINT
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +19,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
     return small.write_small(tmp_path_factory.mktemp("data") / "small")
 
 
-def made(dataset: ArrowDataset, **changes: object) -> SweepSpec:
+def make_spec(dataset: ArrowDataset, *, seeds: int = 1, early_stop: EarlyStopping | None = None) -> SweepSpec:
     config = small.small_config(dataset, train__epochs=9)
-    return build_spec(FOCAL_K, config, dataset, values=[2, 4, 6], **changes)
+    return build_spec(FOCAL_K, config, dataset, values=[2, 4, 6], seeds=seeds, early_stop=early_stop)
 
 
 def finished(label: str, seed: int, val: float, test: float = 0.0) -> TrialResult:
@@ -32,12 +30,12 @@ def finished(label: str, seed: int, val: float, test: float = 0.0) -> TrialResul
     )
 
 
-def test_paired_difference_is_scipys_paired_t_interval() -> None:
+def test_paired_difference_matches_scipys_t_interval() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(80, 3, 6), rng.normal(79, 3, 6)
-    one = [finished("a", seed, value) for seed, value in enumerate(a)]
-    other = [finished("b", seed, value) for seed, value in enumerate(b)][::-1]  # paired by seed, not by place
-    difference = paired(one, other, "val/top1")
+    first = [finished("a", seed, value) for seed, value in enumerate(a)]
+    second = [finished("b", seed, value) for seed, value in enumerate(b)][::-1]  # paired by seed, not by position
+    difference = paired(first, second, "val/top1")
     interval = stats.ttest_rel(a, b).confidence_interval(0.95)
     assert difference is not None
     assert difference.pairs == 6
@@ -46,34 +44,34 @@ def test_paired_difference_is_scipys_paired_t_interval() -> None:
     assert difference.beyond_noise is bool(interval.low > 0 or interval.high < 0)
 
 
-def test_only_common_seeds_are_paired_and_one_is_too_few() -> None:
-    one = [finished("a", 0, 80), finished("a", 1, 90), finished("a", 2, 70)]
-    assert paired(one, [finished("b", 2, 60)], "val/top1") is None
-    difference = paired(one, [finished("b", 2, 60), finished("b", 0, 70), finished("b", 7, 1)], "val/top1")
+def test_at_least_two_common_seeds_are_paired() -> None:
+    results = [finished("a", 0, 80), finished("a", 1, 90), finished("a", 2, 70)]
+    assert paired(results, [finished("b", 2, 60)], "val/top1") is None
+    difference = paired(results, [finished("b", 2, 60), finished("b", 0, 70), finished("b", 7, 1)], "val/top1")
     assert difference is not None
     assert (difference.mean, difference.pairs, difference.half_width) == (10, 2, 0)
     assert difference.beyond_noise
 
 
 def test_rows_are_compared_with_the_baseline(dataset: ArrowDataset) -> None:
-    spec = made(dataset, seeds=3)
+    spec = make_spec(dataset, seeds=3)
     results = [finished(f"K={k}", seed, 50 + 10 * k + seed) for k in (2, 4, 6) for seed in range(3)]
     assert baseline_label(spec, results) == "K=2"
     rows = build_rows(spec, results)
     assert rows[0].val_difference is None
-    assert [row.val_difference.mean for row in rows[1:]] == [20, 40]
+    assert [row.val_difference and row.val_difference.mean for row in rows[1:]] == [20, 40]
 
 
-def test_rank_report_is_scipys_tau_at_each_rung(dataset: ArrowDataset) -> None:
-    spec = made(dataset, early_stop=EarlyStopping(1, 3))
+def test_rank_report_matches_scipys_kendall_tau_at_each_rung(dataset: ArrowDataset) -> None:
+    spec = make_spec(dataset, early_stop=EarlyStopping(1, 3))
     rng = np.random.default_rng(1)
-    end = rng.permutation(20) * 1.0
-    histories = [{1: rng.normal(), 3: value + rng.normal(0, 4), 9: value} for value in end]
-    stopped = [{1: 5.0}, {1: 2.0, 3: 1.0}]  # say nothing of how the end would have been
+    finals = rng.permutation(20) * 1.0
+    histories = [{1: rng.normal(), 3: value + rng.normal(0, 4), 9: value} for value in finals]
+    stopped = [{1: 5.0}, {1: 2.0, 3: 1.0}]  # without a final value, so not counted
     report = rank_report(spec, histories + stopped)
     assert [rung.epoch for rung in report] == [1, 3]
     for rung in report:
-        tau = stats.kendalltau([h[rung.epoch] for h in histories], end).statistic
+        tau = stats.kendalltau([h[rung.epoch] for h in histories], finals).statistic
         assert rung.tau == pytest.approx(tau)
         assert rung.trials == 20
         best = max(histories, key=lambda h: h[9])
@@ -83,9 +81,7 @@ def test_rank_report_is_scipys_tau_at_each_rung(dataset: ArrowDataset) -> None:
     assert rank_report(spec, [{1: 5.0, 3: 5.0, 9: float(i)} for i in range(3)])[0].tau is None
 
 
-def test_a_searchs_rows_go_from_the_best_down(dataset: ArrowDataset, tmp_path: Path) -> None:
-    from tests.support.definitions import JOINT
-
+def test_rows_of_a_search_are_sorted_by_validation(dataset: ArrowDataset) -> None:
     spec = build_spec(JOINT, small.small_config(dataset), dataset)
     results = [finished("x", 0, 10), finished("y", 0, 30), finished("z", 0, 20)]
     results.append(TrialResult("p", "pruned one", 0, {}, "", TrialStatus.PRUNED, {"val/top1": 99}))

@@ -1,4 +1,4 @@
-"""The runner: what the driver remembers of a sweep, and in which order a sweep ends."""
+"""The runner: learning curves of the report, the order in which a sweep ends, and resumption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def runner(tmp_path: Path, tracking_uri: str) -> SweepRunner:
 
 
 @pytest.mark.parametrize("first_epoch", [1, 2, 4])
-def test_complete_curves_are_not_read_from_the_store(
+def test_report_reads_only_incomplete_curves_from_the_store(
     runner: SweepRunner, first_epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = runner.spec.trials[0]
@@ -55,23 +55,23 @@ def test_complete_curves_are_not_read_from_the_store(
     assert requested == ([] if first_epoch == 1 else ["val/top1", "train/loss"])
 
 
-class Unprintable(SweepCallback):
-    """A callback that fails, as printing to a closed terminal does."""
+class FailingPrinter(SweepCallback):
+    """A callback that fails like printing to a closed terminal."""
 
     def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
         raise BrokenPipeError
 
 
-def test_statuses_and_report_are_recorded_before_anything_is_printed(runner: SweepRunner) -> None:
+def test_status_and_report_are_saved_before_printing(runner: SweepRunner) -> None:
     report = MlflowReport(["python", "sweeps/focal_k.py", "--resume", runner.sweep_id])
     with pytest.raises(BrokenPipeError):
-        runner.run(LocalBackend(1), callbacks=[report, Unprintable()])
+        runner.run(LocalBackend(1), callbacks=[report, FailingPrinter()])
     assert runner.store.run(runner.sweep_id).info.status == "FINISHED"
     with runner.store.artifacts(runner.sweep_id, "report.html") as file:
         assert FOCAL_K.title in file.read_text()
 
 
-def test_a_limit_ends_a_sweep_as_stopped_and_resuming_completes_it(runner: SweepRunner) -> None:
+def test_resume_completes_a_sweep_that_a_limit_stopped(runner: SweepRunner) -> None:
     result = runner.run(LocalBackend(1), Budget(max_trials=1))
     assert (result.status, result.stop_reason, result.remaining) == (SweepStatus.STOPPED, StopReason.MAX_TRIALS, 1)
     assert [trial.status for trial in result.trials] == [TrialStatus.FINISHED]

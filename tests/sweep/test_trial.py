@@ -1,4 +1,4 @@
-"""A trial in this process: its MLflow run, its failures, and going on with it. No Ray."""
+"""Trials in this process, without Ray: their MLflow runs, failures and resumption."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def make_trial(dataset: ArrowDataset, **values: object) -> Trial:
     return build_spec(FOCAL_K, small.small_config(dataset, **values), dataset, values=[2]).trials[0]
 
 
-def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDataset, context: TrialContext) -> None:
-    told: list[dict[str, float]] = []
+def test_run_contains_settings_curves_model_scores_and_figures(dataset: ArrowDataset, context: TrialContext) -> None:
+    updates: list[dict[str, float]] = []
     trial = make_trial(dataset)
-    assert run_trial(trial, context, told.append) == "finished"
+    assert run_trial(trial, context, updates.append) == "finished"
     store = TrackingStore(context.tracking_uri)
     [run] = store.children(context.parent)
     assert run.info.status == "FINISHED"
@@ -55,10 +55,10 @@ def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDatase
     assert run.data.tags["fgst.dataset_digest"] == dataset.digest
     assert run.data.tags["fgst.benchmark"] == "x-sub"
     assert run.data.tags[Tags.PARENT] == context.parent
-    assert [int(metrics["epoch"]) for metrics in told] == [1, 2, 3, 4]
+    assert [int(metrics["epoch"]) for metrics in updates] == [1, 2, 3, 4]
     for metric in ("train/loss", "val/top1", "lr"):
         history = store.client.get_metric_history(run.info.run_id, metric)
-        assert [(m.step, m.value) for m in history] == [(int(t["epoch"]), t[metric]) for t in told]
+        assert [(m.step, m.value) for m in history] == [(int(update["epoch"]), update[metric]) for update in updates]
     assert [m.step for m in store.client.get_metric_history(run.info.run_id, "test/top1")] == [4]
     with store.artifacts(run.info.run_id, "") as folder:
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -77,11 +77,11 @@ def test_run_holds_settings_curves_model_scores_and_figures(dataset: ArrowDatase
     assert val.top(1) == run.data.metrics["val/top1"]
     assert (scores.split, val.split) == ("test", "val")
     assert scores.digest == val.digest == dataset.digest
-    assert not Path(context.storage, trial.trial_id).exists()  # nothing is left to go on with
+    assert not Path(context.storage, trial.trial_id).exists()  # a finished trial needs no checkpoint
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_evaluate_repeats_the_logged_accuracy_exactly(dataset: ArrowDataset, context: TrialContext, split: str) -> None:
+def test_evaluate_reproduces_the_logged_accuracy(dataset: ArrowDataset, context: TrialContext, split: str) -> None:
     run_trial(make_trial(dataset), context)
     [run] = TrackingStore(context.tracking_uri).children(context.parent)
     report = evaluate(run.info.run_id, split=split, tracking_uri=context.tracking_uri)
@@ -91,7 +91,7 @@ def test_evaluate_repeats_the_logged_accuracy_exactly(dataset: ArrowDataset, con
     assert report["top1"] == 100 * sum(row["correct"] for row in report["per_class"]) / report["num_clips"]
 
 
-def test_failure_is_told_with_its_reason_and_does_not_raise(dataset: ArrowDataset, context: TrialContext) -> None:
+def test_failed_trial_logs_its_reason_and_does_not_raise(dataset: ArrowDataset, context: TrialContext) -> None:
     trial = make_trial(dataset, train__lr=1e30, train__warmup=0.0)
     assert run_trial(trial, context) == "failed"
     [run] = TrackingStore(context.tracking_uri).children(context.parent)
@@ -99,69 +99,71 @@ def test_failure_is_told_with_its_reason_and_does_not_raise(dataset: ArrowDatase
     assert "DivergedError: the loss is" in run.data.tags["fgst.reason"]
 
 
-def test_missing_data_fails_the_trial_in_mlflow_too(
+def test_trial_with_a_missing_data_set_has_a_failed_run(
     dataset: ArrowDataset, context: TrialContext, tmp_path: Path
 ) -> None:
     trial = make_trial(dataset)
-    gone = dataclasses.replace(trial, config=trial.config.with_values({"data.dataset": str(tmp_path / "gone")}))
-    assert run_trial(gone, context) == "failed"
+    config = trial.config.with_values({"data.dataset": str(tmp_path / "missing")})
+    assert run_trial(dataclasses.replace(trial, config=config), context) == "failed"
     [run] = TrackingStore(context.tracking_uri).children(context.parent)
     assert run.info.status == "FAILED"
     assert "no such directory" in run.data.tags["fgst.reason"]
 
 
-def test_interrupted_trial_goes_on_in_its_own_run(dataset: ArrowDataset, context: TrialContext, tmp_path: Path) -> None:
+def test_interrupted_trial_resumes_in_the_same_run(
+    dataset: ArrowDataset, context: TrialContext, tmp_path: Path
+) -> None:
     trial = make_trial(dataset)
 
     class Killed(BaseException):
         pass
 
-    def die_after_two(metrics: dict[str, float]) -> None:
+    def raise_after_two_epochs(metrics: dict[str, float]) -> None:
         if metrics["epoch"] == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(trial, context, die_after_two)
-    told: list[dict[str, float]] = []
-    assert run_trial(trial, context, told.append) == "finished"
+        run_trial(trial, context, raise_after_two_epochs)
+    updates: list[dict[str, float]] = []
+    assert run_trial(trial, context, updates.append) == "finished"
     store = TrackingStore(context.tracking_uri)
     [run] = store.children(context.parent)
     assert run.info.status == "FINISHED"
     assert "fgst.reason" not in run.data.tags
-    assert [int(metrics["epoch"]) for metrics in told] == [2, 3, 4]  # the checkpoint's epoch, told again, and on
+    assert [int(metrics["epoch"]) for metrics in updates] == [2, 3, 4]  # the checkpoint's epoch is reported again
     steps = [m.step for m in store.client.get_metric_history(run.info.run_id, "train/loss")]
-    assert steps == [1, 2, 3, 4]  # logged once each
+    assert steps == [1, 2, 3, 4]  # each logged once
 
     (tmp_path / "other").mkdir()
     uninterrupted = dataclasses.replace(context, storage=str(tmp_path / "other"), parent=_new_parent(store, context))
     run_trial(trial, uninterrupted)
     [other] = store.children(uninterrupted.parent)
     assert other.data.tags[Tags.TRIAL_ID] == run.data.tags[Tags.TRIAL_ID]
-    same = [name for name in run.data.metrics if name not in small.TIMINGS]
-    assert {name: run.data.metrics[name] for name in same} == {name: other.data.metrics[name] for name in same}
+    names = [name for name in run.data.metrics if name not in small.TIMINGS]
+    assert {name: run.data.metrics[name] for name in names} == {name: other.data.metrics[name] for name in names}
 
 
-def test_finished_trial_is_not_trained_again(dataset: ArrowDataset, context: TrialContext) -> None:
-    # Its process may die after the run was closed and before anybody heard; the checkpoint is gone by then.
+def test_finished_trial_is_not_retrained(dataset: ArrowDataset, context: TrialContext) -> None:
+    # The process may die after it closed the run and removed the checkpoint, but before it reported the end.
     trial = make_trial(dataset)
     run_trial(trial, context)
-    told: list[dict[str, float]] = []
-    assert run_trial(trial, context, told.append) == "finished"
-    assert told == []
+    updates: list[dict[str, float]] = []
+    assert run_trial(trial, context, updates.append) == "finished"
+    assert updates == []
     assert len(TrackingStore(context.tracking_uri).children(context.parent)) == 1
 
 
-def test_freed_memory_goes_back_to_the_system() -> None:
+def test_give_back_memory_returns_freed_memory_to_the_system() -> None:
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        pytest.skip("another C library than glibc, which does not keep what is freed so")
+        pytest.skip("the C library is not glibc, whose allocator retains freed memory")
     process = psutil.Process()
     blocks = [bytearray(2000) for _ in range(100_000)]
-    full = process.memory_info().rss
-    del blocks[:-1]  # the last one keeps all below it from going by itself
-    kept = process.memory_info().rss
+    allocated = process.memory_info().rss
+    del blocks[:-1]  # the last block is at the end of the heap, so glibc does not shrink the heap
+    freed = process.memory_info().rss
     give_back_memory()
-    assert kept > full - 100e6
-    assert process.memory_info().rss < full - 150e6
+    assert freed > allocated - 100e6
+    assert process.memory_info().rss < allocated - 150e6
 
 
 def _new_parent(store: TrackingStore, context: TrialContext) -> str:

@@ -1,4 +1,4 @@
-"""Runs as sweeps and trainings leave them, for the tests of queries and garbage collection."""
+"""Runs like those of sweeps and trainings, for the tests of queries and garbage collection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SampleRuns:
 
     Args:
         uri: the tracking store.
-        folder: for the sweeps' checkpoint folders.
+        folder: an empty folder for checkpoints and uploads.
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
@@ -94,5 +94,5 @@ class SampleRuns:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def garbage(self) -> set[str]:
-        """Run ids of everything that could be deleted."""
+        """Run ids of all garbage."""
         return {garbage.run_id for garbage in find_garbage(self.store).garbage}

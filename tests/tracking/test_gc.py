@@ -1,4 +1,4 @@
-"""Garbage collection: only data that nothing refers to and no sweep needs is found and deleted."""
+"""Garbage collection finds and deletes only data without references that no sweep needs."""
 
 from __future__ import annotations
 
@@ -88,17 +88,17 @@ def test_sweep_without_a_single_best_trial_keeps_all_weights(runs: SampleRuns) -
     assert runs.garbage() == {without_validation, two_objectives, unknown_objectives}  # their folders only
 
 
-def test_best_single_trial_is_retained_in_addition_to_best_on_average(runs: SampleRuns) -> None:
+def test_best_trial_keeps_its_weights_in_addition_to_the_tagged_one(runs: SampleRuns) -> None:
     sweep, trials = runs.add_sweep(40.0, 60.0, 50.0)
     runs.store.client.set_tag(sweep, "fgst.best_run", trials[2])
     assert runs.garbage() == {sweep, trials[0]}
 
 
-def test_references_from_other_experiments_count(runs: SampleRuns) -> None:
+def test_references_from_other_experiments_protect_weights(runs: SampleRuns) -> None:
     sweep, trials = runs.add_sweep(40.0, 60.0)
-    searched, runs.experiment_id = runs.experiment_id, runs.store.experiment("another")
+    experiment_id, runs.experiment_id = runs.experiment_id, runs.store.experiment("another")
     other, _ = runs.add_sweep(tags={"fgst.trained_before.key-1": trials[0]})
-    garbage = find_garbage(runs.store, [searched]).garbage
+    garbage = find_garbage(runs.store, [experiment_id]).garbage
     assert {item.run_id for item in garbage} == {sweep}
     assert other not in {item.run_id for item in garbage}
 

@@ -16,7 +16,7 @@ from fgst.tracking.tags import Tags
 
 
 class FakeClient:
-    """MLflow's client as far as a run needs it, with a server that can be unavailable."""
+    """The part of MLflow's client that a run uses, with a server that can be unavailable."""
 
     def __init__(self) -> None:
         self.available = True
@@ -112,7 +112,7 @@ def test_finish_waits_for_the_server(
     run.enable_spool(tmp_path / "spool")
     client.available = False
     run.log_metrics({"loss": 0.5}, 1)
-    clock = iter(range(0, 1_000_000, 100))  # each look at the clock is 100 s later
+    clock = iter(range(0, 1_000_000, 100))  # each reading is 100 s later
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(TrackingServerUnavailable, match="has not responded for 10 minutes"):
@@ -120,7 +120,9 @@ def test_finish_waits_for_the_server(
     assert client.status == "RUNNING"
 
 
-def test_flush_spools_sends_what_runs_left(client: FakeClient, connection: Connection, tmp_path: Path) -> None:
+def test_flush_spools_sends_the_records_of_earlier_runs(
+    client: FakeClient, connection: Connection, tmp_path: Path
+) -> None:
     client.available = False
     for run_id in ("a" * 32, "b" * 32):
         run = TrackedRun(connection, run_id)

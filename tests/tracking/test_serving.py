@@ -46,9 +46,9 @@ def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) ->
     store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     experiment, members = store.experiment("small x-sub"), []
     for number, modality in enumerate(("joint", "bone")):
-        made = save_untrained_network(dataset, folder / modality, seed=number, data__modality=modality)
-        (made / "state.pt").unlink()
-        made.rename(folder / modality / "checkpoint")
+        checkpoint = save_untrained_network(dataset, folder / modality, seed=number, data__modality=modality)
+        (checkpoint / "state.pt").unlink()
+        checkpoint.rename(folder / modality / "checkpoint")
         run = store.start(experiment, modality, modality, {"fgst.kind": "trial"})
         run.log_artifacts(folder / modality)
         members.append(Member(modality, run.run_id, 0.5))
@@ -63,6 +63,7 @@ def champion(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def records(dataset: ArrowDataset, *rows: int) -> list[dict[str, str]]:
+    """Clips of a data set as rows of a request."""
     return [
         {"name": f"{row}.npy", "content": base64.b64encode(npy_bytes(dataset.clip(row))).decode()} for row in rows
     ]  # fmt: skip
@@ -94,9 +95,10 @@ def test_resolve_model_accepts_names_aliases_and_versions(champion: tuple[Tracki
 @pytest.fixture
 def server(champion: tuple[TrackingStore, str, Path]) -> Iterator[str]:
     store, name, _ = champion
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The address of a server that serves the champion."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     environment = {
         "MLFLOW_TRACKING_URI": store.uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -136,14 +138,16 @@ def predict(url: str, rows: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_requests_over_http(champion: tuple[TrackingStore, str, Path], server: str, dataset: ArrowDataset) -> None:
+def test_served_model_predicts_and_reports_invalid_clips(
+    champion: tuple[TrackingStore, str, Path], server: str, dataset: ArrowDataset
+) -> None:
     predictor = Predictor.load(champion[2])
     rows = predict(server, [*records(dataset, 0, 7), {"name": "bad.npy", "content": "?"}])
-    for answer, row in zip(rows, (0, 7), strict=False):
+    for prediction, row in zip(rows, (0, 7), strict=False):
         probabilities = predictor.probabilities([dataset.clip(row)])[0]
-        assert answer["name"] == f"{row}.npy"
-        assert answer["class"] == dataset.classes[int(np.argmax(probabilities))]
-        top = {entry["class"]: entry["probability"] for entry in answer["top"]}
+        assert prediction["name"] == f"{row}.npy"
+        assert prediction["class"] == dataset.classes[int(np.argmax(probabilities))]
+        top = {entry["class"]: entry["probability"] for entry in prediction["top"]}
         assert top == pytest.approx(dict(zip(dataset.classes, probabilities.tolist(), strict=True)), rel=1e-4)
     assert "base64" in rows[2]["fault"]
     with pytest.raises(urllib.error.HTTPError) as error:

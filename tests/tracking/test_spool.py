@@ -15,7 +15,7 @@ from tests.support.process import kill_on_line, start_python
 
 
 class Server:
-    """Receives records while it is available; after ``fails_after`` more records it becomes unavailable."""
+    """Receives records while it is available; fails after ``fails_after`` more records (never if negative)."""
 
     def __init__(self) -> None:
         self.available = True
@@ -90,7 +90,7 @@ def test_files_are_copied_when_they_are_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("spool/files"))
 
 
-def test_infinity_and_nan_survive(tmp_path: Path) -> None:
+def test_infinity_and_nan_are_buffered_exactly(tmp_path: Path) -> None:
     server = Server()
     server.available = False
     spool = Spool(tmp_path / "spool", server.send, is_unavailable)
@@ -114,15 +114,15 @@ def test_full_spool_blocks_until_the_server_responds(tmp_path: Path) -> None:
 
 
 def test_other_errors_are_raised(tmp_path: Path) -> None:
-    def refuse(record: dict[str, Any], files: Path | None) -> None:
+    def fail(record: dict[str, Any], files: Path | None) -> None:
         raise ValueError("no such run")
 
     with pytest.raises(ValueError, match="no such run"):
-        Spool(tmp_path / "spool", refuse, is_unavailable).write({})
+        Spool(tmp_path / "spool", fail, is_unavailable).write({})
     assert not (tmp_path / "spool").exists()
 
 
-def test_attempts_are_rare_while_requests_time_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_time_out_are_retried_rarely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(spool_module.time, "monotonic", lambda: clock[0])
     attempts = []

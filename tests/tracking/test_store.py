@@ -117,24 +117,24 @@ def test_uris_are_made_absolute(
 
 
 def store_with_uri(uri: str, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
-    """A store that claims to have this URI; no server or database is opened."""
+    """A store with this URI that is not connected to a server or database."""
     connection = Connection(uri, SimpleNamespace(), SimpleNamespace())
     monkeypatch.setattr("fgst.tracking.store.connect", lambda resolved, wait: connection)
     return TrackingStore(uri)
 
 
 @pytest.mark.parametrize("uri", ["http://host:5000", "https://host/mlflow/"])
-def test_ui_url_of_a_server_is_its_own_page(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_url_of_a_server_is_a_page_of_that_server(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store_with_uri(uri, monkeypatch).ui_url("1") == f"{uri.rstrip('/')}/{PAGE}"
 
 
-@pytest.mark.parametrize("given", [None, "mlflow.db", "sqlite:///mlflow.db", "sqlite:///{cwd}/mlflow.db"])
+@pytest.mark.parametrize("template", [None, "mlflow.db", "sqlite:///mlflow.db", "sqlite:///{cwd}/mlflow.db"])
 def test_ui_url_of_the_default_database_uses_make_ui(
-    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = resolve_uri(given and given.format(cwd=tmp_path))
+    uri = resolve_uri(template and template.format(cwd=tmp_path))
     assert store_with_uri(uri, monkeypatch).ui_url("1") == f"make ui, then http://127.0.0.1:5000/{PAGE}"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT))
 TIMEOUT = 600.0  # seconds
-ADDRESS = "10.77.0.1"  # of all nodes; a tracking server on a loopback address is rejected
+ADDRESS = "10.77.0.1"  # of all nodes; sweeps reject a tracking server on a loopback address
 
 
 def main() -> None:
@@ -38,8 +38,8 @@ def main() -> None:
     }
     from tests.support.cluster.aws_account import aws_account
 
-    short = {"idle_timeout_minutes: 10": "idle_timeout_minutes: 0.1"}
-    with aws_account(folder, os.environ.__setitem__, **short) as account:
+    changes = {"idle_timeout_minutes: 10": "idle_timeout_minutes: 0.1"}
+    with aws_account(folder, os.environ.__setitem__, **changes) as account:
         server = start_tracking_server(folder)
         try:
             run(folder, account)
@@ -62,7 +62,7 @@ def start_tracking_server(folder: Path) -> subprocess.Popen[str]:
 
 
 def run(folder: Path, account: object) -> None:
-    """Bring the cluster up, run a sweep, wait until the workers are terminated, and take the cluster down."""
+    """Start the cluster, run a sweep, wait until the workers are terminated, and shut the cluster down."""
     import boto3
 
     from fgst.tracking.store import TrackingStore
@@ -76,8 +76,8 @@ def run(folder: Path, account: object) -> None:
     for file in write_small(folder / "data").path.iterdir():
         bucket.upload_file(str(file), f"fgst/datasets/small/{file.name}")
     nodes = Nodes(folder / "nodes")
-    done = account.ray("up", "-y", "--no-config-cache", str(account.file))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = account.ray("up", "-y", "--no-config-cache", str(account.file))
+    assert result.returncode == 0, result.stdout + result.stderr
     (head,) = account.instances()
     sweep = subprocess.run(
         [
@@ -103,8 +103,8 @@ def run(folder: Path, account: object) -> None:
     while len(account.instances()) > 1:
         assert time.monotonic() < deadline, f"idle workers were not terminated: {logs}"
         time.sleep(1)
-    done = account.ray("down", "-y", str(account.file))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = account.ray("down", "-y", str(account.file))
+    assert result.returncode == 0, result.stdout + result.stderr
     assert account.instances() == []
 
 

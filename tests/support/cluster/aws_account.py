@@ -58,7 +58,7 @@ class Account:
 
 
 def _clear_client_caches() -> None:
-    """Make Ray open new connections; it caches them for the life of the process, but each test has its own AWS."""
+    """Make Ray open new connections; it caches them as long as the process runs, but each test has its own server."""
     from ray.autoscaler._private.aws import config, utils
 
     for cached in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
@@ -67,7 +67,7 @@ def _clear_client_caches() -> None:
 
 @contextmanager
 def aws_account(folder: Path, setenv: Callable[[str, str], None], **changes: str) -> Iterator[Account]:
-    """Provide an account within the context; the environment leads to it, and to its nodes (folder_nodes.py).
+    """Provide an account within the context, and point the environment to it and to its nodes (folder_nodes.py).
 
     Args:
         folder: an empty folder for all files.
@@ -95,7 +95,7 @@ def aws_account(folder: Path, setenv: Callable[[str, str], None], **changes: str
     }.items():
         setenv(name, value)
     _clear_client_caches()
-    # moto keeps its accounts for the life of this process.
+    # moto's accounts exist as long as this process.
     urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     group, name = deploy(), f"fgst-{folder.name}"
     text = (ROOT / "cluster.yaml").read_text()
@@ -116,7 +116,7 @@ def aws_account(folder: Path, setenv: Callable[[str, str], None], **changes: str
         server.stop()
         _clear_client_caches()
         for leftover in Path("/tmp").glob(f"ray_ssh_*/{hashlib.sha256(name.encode()).hexdigest()[:10]}"):
-            leftover.rmdir()  # where ssh would put its control sockets
+            leftover.rmdir()  # for ssh's control sockets
             with suppress(OSError):
                 leftover.parent.rmdir()
 

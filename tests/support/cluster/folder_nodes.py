@@ -1,4 +1,4 @@
-"""Cluster nodes that are folders: stand-ins for `ssh` and `rsync`, and for the programs on a node's PATH.
+"""Cluster nodes that are folders: replacements of `ssh` and `rsync`, and of the programs on a node's PATH.
 
 The real `ray up` runs against them. A real bash runs each command of the cluster file, with the node's folder as its
 home. Only programs that would install or start something (uv, curl, sudo, ray, the virtual environment's python) are
@@ -108,7 +108,7 @@ def boot(home: Path) -> None:
     )
     _write(home / ".local/share/ray", _LOGGED_PROGRAM.format(python=sys.executable, before=_START_RAY))
     for program in (Path(os.environ["FGST_NODES"]) / "programs").iterdir() if "FGST_NODES" in os.environ else ():
-        (home / ".local/bin" / program.name).symlink_to(program)  # the head connects to the workers
+        (home / ".local/bin" / program.name).symlink_to(program)  # with them the head connects to the workers
 
 
 def ssh(arguments: list[str]) -> int:

@@ -82,9 +82,9 @@ def missing() -> str | None:
         return f"hosts in namespaces need: apt-get install {' '.join(packages)}"
     script = "mount -t tmpfs tmpfs /mnt && ip link add br0 type bridge"
     probe = ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "sh", "-c", script]
-    done = subprocess.run(probe, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"this machine forbids namespaces ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]})"
+    result = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if result.returncode:
+        return f"this machine forbids namespaces ({(result.stderr.strip().splitlines() or ['no reason given'])[-1]})"
     return None
 
 
@@ -304,7 +304,7 @@ def _first_process(parent: int) -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         descendants = [parent]
-        for pid in descendants:  # grows while iterating
+        for pid in descendants:  # the list grows during the iteration
             with suppress(OSError):
                 descendants += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         for pid in reversed(descendants):

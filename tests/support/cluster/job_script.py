@@ -18,11 +18,11 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 def call(*command: str, fails: bool = False, **environment: str) -> str:
     """Run a command that must succeed, or fail if ``fails``, and return its output."""
-    done = subprocess.run(
+    result = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400, check=False
     )
-    assert bool(done.returncode) is fails, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
+    assert bool(result.returncode) is fails, f"{command}: exit {result.returncode}\n{result.stdout}{result.stderr}"
+    return result.stdout + result.stderr
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A stand-in for the EC2 instance metadata service, version 2, which answers only requests with a valid session token.
+"""A simulated EC2 instance metadata service, version 2, which answers only requests with a valid session token.
 
   python -m tests.support.cluster.metadata_service ADDRESS PORT INSTANCE_ID
 
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, items[self.path])
 
     def do_POST(self) -> None:
-        """Announce an interruption; AWS's own service has no such request."""
+        """Announce an interruption; the real service has no such request."""
         self.server.announce(float(self.rfile.read(int(self.headers["Content-Length"]))))
         self._answer(200)
 

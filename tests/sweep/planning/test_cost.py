@@ -75,7 +75,7 @@ def test_counting_is_fast_cached_and_draws_no_random_numbers(tmp_path: Path) -> 
     model_cost(config, dataset)
     counted = time.process_time()
     model_cost(config.with_values({"train.lr": 0.5}), dataset)
-    assert counted - start < 1  # 0.2 s on an idle machine
+    assert counted - start < 1  # second; 0.2 s on an idle machine
     assert time.process_time() - counted < 0.01
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -88,12 +88,12 @@ def test_network_that_does_not_fit_the_skeleton_is_rejected(dataset: ArrowDatase
 def test_activation_bytes_include_the_inputs_of_linear_layers(dataset: ArrowDataset) -> None:
     """Each matrix product saves its input; activations grow with the number of frames."""
     config = small.small_config(dataset)
-    model, inputs = build(config, dataset), []
+    model, sizes = build(config, dataset), []
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda _, given: inputs.append(given[0].nbytes))
+            module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].nbytes))
     model(torch.zeros(1, 1, 8, 6, 3))
-    assert sum(inputs) < activation_bytes(config, dataset) / 2 < 10 * sum(inputs)
+    assert sum(sizes) < activation_bytes(config, dataset) / 2 < 10 * sum(sizes)
     double = activation_bytes(small.small_config(dataset, data__frames=16), dataset)
     assert 1.9 < double / activation_bytes(config, dataset) < 3
     assert work_per_clip(config, dataset) > model_cost(config, dataset).gflops
@@ -128,9 +128,9 @@ def test_training_steps_continue_across_passes_over_the_clips(dataset: ArrowData
     """18 training clips in batches of 8 are about two steps per pass."""
     config, counts = small.small_config(dataset), []
 
-    def should_continue(done: int) -> bool:
-        counts.append(done)
-        return done < 5
+    def should_continue(steps: int) -> bool:
+        counts.append(steps)
+        return steps < 5
 
     training_steps(config, dataset, "cpu", max_steps=9, should_continue=should_continue)
     assert counts == [1, 2, 3, 4, 5]
@@ -139,8 +139,8 @@ def test_training_steps_continue_across_passes_over_the_clips(dataset: ArrowData
 def test_training_steps_stop_at_the_maximum(dataset: ArrowDataset) -> None:
     counts: list[int] = []
 
-    def should_continue(done: int) -> bool:
-        counts.append(done)
+    def should_continue(steps: int) -> bool:
+        counts.append(steps)
         return True
 
     training_steps(small.small_config(dataset), dataset, "cpu", max_steps=3, should_continue=should_continue)

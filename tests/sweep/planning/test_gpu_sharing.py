@@ -13,7 +13,7 @@ from tests.support import small
 
 
 def record_throughput(*rates: float) -> tuple[Callable[[int], float], list[int]]:
-    """Make a throughput function of 1, 2, 4, 8 trials, and the list of counts that it is called with."""
+    """Make a function with the throughputs of 1, 2, 4 and 8 trials, and the list of counts that it is called with."""
     counts: list[int] = []
 
     def throughput(count: int) -> float:
@@ -27,14 +27,14 @@ def record_throughput(*rates: float) -> tuple[Callable[[int], float], list[int]]
     ("rates", "memory", "share", "measured"),
     [
         ((100, 200, 400, 800), 1, 1 / 8, [1, 2, 4, 8]),  # 8 is the limit
-        ((100, 109), 1, 1, [1, 2]),  # less than a tenth more
+        ((100, 109), 1, 1, [1, 2]),  # an increase of less than 10 %
         ((100, 111, 120), 1, 1 / 2, [1, 2, 4]),
         ((100, 150, 90, 800), 1, 1 / 2, [1, 2, 4]),  # stops at the first count that is not better
         ((100, 190, 0), 1, 1 / 2, [1, 2, 4]),  # four do not fit
         ((100, 200, 400), 22.5, 1 / 4, [1, 2, 4]),  # four take 90 of 100 GiB, which is the limit
         ((100, 200), 22.6, 1 / 2, [1, 2]),
         ((100,), 60, 1, [1]),
-        ((0,), 1, 1, [1]),  # not even one fits
+        ((0,), 1, 1, [1]),  # one does not fit either
     ],
 )
 def test_share_maximizes_throughput_within_memory(
@@ -58,10 +58,10 @@ def test_throughput_of_two_processes_is_measured(tmp_path: Path) -> None:
     assert 0.1 < memory < 4  # GiB of a process with PyTorch
 
 
-def test_invalid_input_is_raised_and_not_mistaken_for_lack_of_memory(tmp_path: Path) -> None:
+def test_invalid_input_is_not_mistaken_for_lack_of_memory(tmp_path: Path) -> None:
     dataset = small.write_small(tmp_path / "data")
     with pytest.raises(InputError, match="no such directory"):
-        measure_throughput(small.small_config(dataset), str(tmp_path / "gone"), "cpu", 1)
+        measure_throughput(small.small_config(dataset), str(tmp_path / "missing"), "cpu", 1)
 
 
 def test_process_that_runs_out_of_memory_does_not_fit(tmp_path: Path) -> None:

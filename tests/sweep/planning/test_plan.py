@@ -133,7 +133,7 @@ def test_batch_size_affects_memory_but_not_time(dataset: ArrowDataset, calibrati
 def test_disk_estimate_matches_the_files_of_a_training(
     dataset: ArrowDataset, calibration: Calibration, tmp_path: Path, ema: float
 ) -> None:
-    # With these channels the weights are 0.5 MB or more, and what else the files contain is within a tenth of that.
+    # With these channels the weights are 0.5 MB or more, and the rest of the files is less than a tenth of that.
     wide = {"model__channels": (64, 64, 128, 128)}
     config = small.small_config(dataset, train__epochs=1, train__ema=ema, **wide)
     estimate = estimate_trial("", config, dataset, calibration, on_gpu=False)
@@ -151,7 +151,7 @@ def test_disk_estimate_matches_the_files_of_a_training(
 @pytest.mark.parametrize(
     ("epochs", "stop", "trained"),
     [
-        (27, EarlyStopping(3, 3), 3 + 6 / 3 + 18 / 9),  # rungs at 3 and 9; at epoch 27 there is nothing left to stop
+        (27, EarlyStopping(3, 3), 3 + 6 / 3 + 18 / 9),  # rungs at 3 and 9; stopping at epoch 27 saves nothing
         (28, EarlyStopping(3, 3), 3 + 6 / 3 + 18 / 9 + 1 / 27),
         (16, EarlyStopping(1, 2), 1 + 1 / 2 + 2 / 4 + 4 / 8 + 8 / 16),
         (3, EarlyStopping(3, 3), 3),
@@ -201,7 +201,7 @@ def test_sampled_params_respect_ranges_and_conditions() -> None:
     assert {params.get("k") for params in samples} == {None, 1, 2, 3, 4}
     logs = [math.log10(params["lr"]) for params in samples]
     assert -4 <= min(logs) <= max(logs) <= 0
-    # Each of the four decades has a quarter of the samples: 100, give or take three binomial deviations of 8.7.
+    # Each of the four decades has a quarter of the samples: 100 ± 26, which is three binomial standard deviations.
     for decade in range(-4, 0):
         assert sum(decade <= value < decade + 1 for value in logs) == pytest.approx(100, abs=26)
 

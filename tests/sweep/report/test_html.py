@@ -1,4 +1,4 @@
-"""Tests of the HTML report, read back by an HTML parser: numbers, sections, and escaping of user input."""
+"""The HTML report, read back by an HTML parser: numbers, sections, and escaping of user input."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import matplotlib
 import optuna
 import pytest
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
 from fgst.sweep.definition import Parameter, Trial, format_params
@@ -97,7 +99,8 @@ def history(final: float, last: int = EPOCHS, start: float = 20) -> dict[str, di
 
 def grid_report(means: dict[Any, float], name: str = "K", seeds: int = 3, **changes: Any) -> ReportData:
     """Make the report of a grid. Seeds differ by 0.2, in opposite directions in even and odd rows."""
-    trials, results, histories = [], [], {}
+    trials: list[Trial] = []
+    results, histories = [], {}
     for row, (value, mean) in enumerate(means.items()):
         for seed in range(seeds):
             params = {name: value}
@@ -109,7 +112,8 @@ def grid_report(means: dict[Any, float], name: str = "K", seeds: int = 3, **chan
                 "cost": 0.25, "peak_memory_gib": 2.0 + row, "clips_per_second": 100.0 + len(trials),
             }  # fmt: skip
             trials.append(trial)
-            results.append(TrialResult(trial.trial_id, trial.label, seed, params, run_id, "finished", metrics))
+            status = TrialStatus.FINISHED
+            results.append(TrialResult(trial.trial_id, trial.label, seed, params, run_id, status, metrics))
             histories[run_id] = history(top1)
     spec = make_sweep([Parameter(name, tuple(means))], trials, seeds=seeds, **changes)
     return ReportData(spec, results, histories, None, "ab" * 16, RESUME)
@@ -117,33 +121,33 @@ def grid_report(means: dict[Any, float], name: str = "K", seeds: int = 3, **chan
 
 def search_report(count: int, objectives: Sequence[str] = ("val_top1",), pruned_at: int = 3) -> ReportData:
     """Make the report of a search. Of every five trials, the fourth is pruned and the fifth fails."""
-    way = {"val_top1": "maximize", "flops": "minimize"}
+    directions = {"val_top1": StudyDirection.MAXIMIZE, "flops": StudyDirection.MINIMIZE}
     study = optuna.create_study(
-        directions=[way[name] for name in objectives], sampler=optuna.samplers.RandomSampler(seed=0)
+        directions=[directions[name] for name in objectives], sampler=optuna.samplers.RandomSampler(seed=0)
     )
     results, histories = [], {}
     for number in range(count):
-        asked = study.ask()
+        trial = study.ask()
         params: dict[str, Any] = {
-            "K": asked.suggest_int("K", 2, 20),
-            "heads": asked.suggest_categorical("heads", (1, 2)),
+            "K": trial.suggest_int("K", 2, 20),
+            "heads": trial.suggest_categorical("heads", (1, 2)),
         }
         if params["heads"] == 2:
-            params["d2"] = asked.suggest_int("d2", 1, 4)
-        params["lr"] = asked.suggest_float("lr", 0.005, 0.2, log=True)
-        status = {3: "pruned", 4: "failed"}.get(number % 5, "finished")
+            params["d2"] = trial.suggest_int("d2", 1, 4)
+        params["lr"] = trial.suggest_float("lr", 0.005, 0.2, log=True)
+        status = {3: TrialStatus.PRUNED, 4: TrialStatus.FAILED}.get(number % 5, TrialStatus.FINISHED)
         top1 = 60 + params["K"] + number / 100
         run_id = f"{number:032x}"
         metrics = {"model/gflops": 1 + (params["K"] + number * 7 % 5) / 10, "device_seconds": 360.0}
-        if status != "failed":
-            histories[run_id] = history(top1, EPOCHS if status == "finished" else pruned_at)
+        if status != TrialStatus.FAILED:
+            histories[run_id] = history(top1, EPOCHS if status == TrialStatus.FINISHED else pruned_at)
             metrics["val/top1"] = [*histories[run_id]["val/top1"].values()][-1]
-        reason = 'OutOfMemoryError: <GPU 0> & "more"' if status == "failed" else ""
+        reason = 'OutOfMemoryError: <GPU 0> & "more"' if status == TrialStatus.FAILED else ""
         results.append(TrialResult(str(number), format_params(params), 0, params, run_id, status, metrics, reason))
-        if status == "finished":
-            study.tell(asked, [metrics["val/top1"], metrics["model/gflops"]][: len(objectives)])
+        if status == TrialStatus.FINISHED:
+            study.tell(trial, [metrics["val/top1"], metrics["model/gflops"]][: len(objectives)])
         else:
-            study.tell(asked, state=optuna.trial.TrialState[{"pruned": "PRUNED", "failed": "FAIL"}[status]])
+            study.tell(trial, state=TrialState.PRUNED if status == TrialStatus.PRUNED else TrialState.FAIL)
     spec = make_sweep(
         SEARCHED, search="optuna" if len(objectives) == 1 else "nsga2", seeds=1, limit=count,
         objectives=tuple(objectives), early_stop=EarlyStopping(1, 3) if len(objectives) == 1 else None,
@@ -290,7 +294,7 @@ def test_pareto_front_includes_equal_trials() -> None:
     assert [result.run_id for result in pareto_front(spec, results)] == ["0", "1", "4"]
 
 
-def test_nothing_is_selected_under_the_paper_protocol(read: Callable[[ReportData], Page]) -> None:
+def test_report_selects_no_configuration_under_the_paper_protocol(read: Callable[[ReportData], Page]) -> None:
     paper = dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, protocol="paper"))
     data = grid_report({3: 78.0, 9: 81.0}, base=paper, objectives=("test_top1",))
     data = dataclasses.replace(
@@ -317,7 +321,7 @@ HOSTILE = '<script>alert("1")</script> & $x_{$ {{ 7 * 7 }}'
 
 def test_user_input_is_escaped(read: Callable[[ReportData], Page]) -> None:
     data = grid_report({HOSTILE: 80.0, "b": 79.0}, name="<i>", title=HOSTILE, dataset_name=HOSTILE, source=HOSTILE)
-    results = [dataclasses.replace(data.results[-1], status="failed", reason=HOSTILE), *data.results[:-1]]
+    results = [dataclasses.replace(data.results[-1], status=TrialStatus.FAILED, reason=HOSTILE), *data.results[:-1]]
     page = read(dataclasses.replace(data, results=results, notes=[HOSTILE], resume_command=[HOSTILE], sweep_id=HOSTILE))
     assert page.tags.isdisjoint({"script", "i"})
     assert page.text.count(HOSTILE) >= 8
@@ -329,7 +333,7 @@ def test_user_input_is_escaped(read: Callable[[ReportData], Page]) -> None:
 @pytest.mark.parametrize("is_started", [True, False])
 def test_report_without_finished_trials(read: Callable[[ReportData], Page], is_started: bool) -> None:
     data = grid_report({3: 78.0, 9: 81.0})
-    failed = [dataclasses.replace(r, status="failed", metrics={}, reason="boom") for r in data.results]
+    failed = [dataclasses.replace(r, status=TrialStatus.FAILED, metrics={}, reason="boom") for r in data.results]
     page = read(dataclasses.replace(data, results=failed if is_started else [], histories={}))
     assert "No trial has finished" in page.text
     assert page.headings == ["Table", *["Failures"] * is_started, "Settings", "Reproducing the results"]

@@ -1,4 +1,4 @@
-"""Tests of simulated searches, on artificial curves with a known answer and on the curves of a real sweep."""
+"""Simulated searches, on artificial curves with a known result and on the curves of a real sweep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fgst.cli import runs
@@ -77,7 +78,7 @@ def test_grid_finds_the_best_trial_in_the_recorded_time(dataset: ArrowDataset) -
     assert result.hours == pytest.approx(1.0)
     assert result.device_hours == pytest.approx(1.0)
     # K=2 finishes after 10 minutes with a regret of 20, K=4 after 30 minutes with a regret of 0.
-    assert result.improvements == (pytest.approx((10 / 60, 20.0)), pytest.approx((0.5, 0.0)))
+    assert np.array(result.improvements) == pytest.approx(np.array([(10 / 60, 20.0), (0.5, 0.0)]))
 
 
 def test_concurrent_trials_shorten_the_search(dataset: ArrowDataset) -> None:
@@ -122,17 +123,19 @@ def test_points_that_were_not_recorded_use_the_nearest_curve(dataset: ArrowDatas
     curves = [*(make_curve(50 + n, **p) for n, p in enumerate(points)), make_curve(90, seed=1, **points[0])]
     records = RecordedCurves(spec, curves, "test")
 
-    def nearest(**changes: Any) -> tuple[LearningCurve, float]:
-        return records.nearest(points[0] | changes, 0)
+    def assert_nearest(curve: LearningCurve, distance: float, **changes: Any) -> None:
+        nearest = records.nearest(points[0] | changes, 0)
+        assert nearest[0] == curve
+        assert nearest[1] == pytest.approx(distance)
 
-    assert nearest() == (curves[0], 0)
+    assert records.nearest(points[0], 0) == (curves[0], 0)
     assert records.nearest(points[0], 1) == (curves[3], 0)
     assert records.nearest(points[1], 1) == (curves[1], 0)  # recorded with another seed
-    assert nearest(K=3) == (curves[0], pytest.approx(2 / 5))
-    assert nearest(K=4) == (curves[1], pytest.approx(2 / 5))
-    assert nearest(lr=0.2) == (curves[0], pytest.approx(1.0))
-    assert nearest(lr=(0.01 * 0.2) ** 0.5)[1] == pytest.approx(0.5)  # the range is logarithmic
-    assert nearest(heads=2, d2=2) == (curves[2], pytest.approx(1 / 2))
+    assert_nearest(curves[0], 2 / 5, K=3)
+    assert_nearest(curves[1], 2 / 5, K=4)
+    assert_nearest(curves[0], 1.0, lr=0.2)
+    assert_nearest(curves[0], 0.5, lr=(0.01 * 0.2) ** 0.5)  # the range is logarithmic
+    assert_nearest(curves[2], 1 / 2, heads=2, d2=2)
     assert records.nearest({"K": 1, "L1": 1, "heads": 2, "d2": 1, "lr": 0.01}, 0)[1] == pytest.approx(1.0)
     assert records.mean_val(points[0]) == (50 + 90) / 2
 
@@ -193,7 +196,7 @@ def test_tpe_has_no_more_regret_than_random_search(dataset: ArrowDataset) -> Non
 
 
 def test_second_objective_must_be_recorded(dataset: ArrowDataset) -> None:
-    changes = {"search": "nsga2", "objectives": ("val_top1", "flops"), "limit": 6}
+    changes: dict[str, Any] = {"search": "nsga2", "objectives": ("val_top1", "flops"), "limit": 6}
     curves = [make_curve(50 + k, K=k, L1=1, heads=1) for k in range(1, 7)]
     with pytest.raises(InputError, match="6 of its trials have no model/gflops, which --objectives requires"):
         run_simulation(dataset, curves, JOINT, **changes)
@@ -216,7 +219,7 @@ def test_csv_and_json_files_give_the_same_curves(tmp_path: Path) -> None:
     assert most_common_length(curves) == 2
 
 
-GOOD: Mapping[str, Any] = {"params": {"K": 2}, "seed": 0, "val/top1": [1, 2], "minutes": [1, 2]}
+VALID: Mapping[str, Any] = {"params": {"K": 2}, "seed": 0, "val/top1": [1, 2], "minutes": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -224,16 +227,16 @@ GOOD: Mapping[str, Any] = {"params": {"K": 2}, "seed": 0, "val/top1": [1, 2], "m
     [
         ("", "contains no learning curves; create one with: python -m fgst.runs curves"),
         ("hello\nworld\n", "neither JSON lines nor CSV"),
-        (json.dumps(GOOD) + "\n{", "line 2 is not a valid learning curve"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "seed"}), "line 1 has no 'seed'"),
+        (json.dumps(VALID) + "\n{", "line 2 is not a valid learning curve"),
+        (json.dumps({k: v for k, v in VALID.items() if k != "seed"}), "line 1 has no 'seed'"),
         (
-            json.dumps({**GOOD, "minutes": [1]}),
+            json.dumps({**VALID, "minutes": [1]}),
             r"line 1 is not a valid .* \(minutes is not given for each of the 2",
         ),
-        (json.dumps({**GOOD, "minutes": [2, 1]}), "minutes do not increase"),
-        (json.dumps({**GOOD, "val/top1": [1, float("nan")]}), "val/top1 is not finite in every epoch"),
-        (json.dumps({**GOOD, "params": {"K": [1]}}), "neither a number nor a string"),
-        (json.dumps({**GOOD, "val/top1": []}), "no val/top1"),
+        (json.dumps({**VALID, "minutes": [2, 1]}), "minutes do not increase"),
+        (json.dumps({**VALID, "val/top1": [1, float("nan")]}), "val/top1 is not finite in every epoch"),
+        (json.dumps({**VALID, "params": {"K": [1]}}), "neither a number nor a string"),
+        (json.dumps({**VALID, "val/top1": []}), "no val/top1"),
     ],
 )
 def test_invalid_curves_are_reported_with_their_line(tmp_path: Path, text: str, message: str) -> None:
@@ -244,20 +247,20 @@ def test_invalid_curves_are_reported_with_their_line(tmp_path: Path, text: str, 
 
 def test_curves_that_do_not_match_the_sweep_are_rejected(dataset: ArrowDataset, tmp_path: Path) -> None:
     base = ["--dataset", str(dataset.path), "--preset", "tiny", "--epochs", "4", *TINY]
-    good = write_curves(tmp_path, [make_curve(60, K=2), make_curve(80, K=4)])
+    curves = write_curves(tmp_path, [make_curve(60, K=2), make_curve(80, K=4)])
     for argv, message in (
         (["--simulate", str(tmp_path / "none.jsonl")], "none.jsonl: cannot be read"),
-        (["--simulate", good, "--epochs", "9"], "have at most 4 epochs, and the sweep has 9; use --epochs 4"),
-        (["--simulate", good, "--values", "3,5"], "none of its 2 trials is within the searched space"),
-        (["--simulate", good, "--resume", "0" * 32], "--simulate trains nothing; remove --resume"),
-        (["--simulate", good, "--dry-run"], "remove --dry-run"),
-        (["--simulate", good, "--protocol", "paper"], "has no validation"),
+        (["--simulate", curves, "--epochs", "9"], "have at most 4 epochs, and the sweep has 9; use --epochs 4"),
+        (["--simulate", curves, "--values", "3,5"], "none of its 2 trials is within the searched space"),
+        (["--simulate", curves, "--resume", "0" * 32], "--simulate trains nothing; remove --resume"),
+        (["--simulate", curves, "--dry-run"], "remove --dry-run"),
+        (["--simulate", curves, "--protocol", "paper"], "has no validation"),
         (["--repeats", "5"], "--repeats is the number of searches of --simulate"),
     ):
         with pytest.raises(InputError, match=message):
             sweep(FOCAL_K, None, [*base, *argv])
     with pytest.raises(InputError, match="a trial varies K, and this sweep varies K, L1, heads, d2"):
-        sweep(JOINT, None, [*base, "--simulate", good])
+        sweep(JOINT, None, [*base, "--simulate", curves])
 
 
 def test_simulation_on_the_curves_of_a_real_sweep_gives_the_same_result(
@@ -292,7 +295,7 @@ def test_simulation_on_the_curves_of_a_real_sweep_gives_the_same_result(
     assert "its rank among 3 points 1.0 " in shown
     assert "trials recorded with their seed 3.0 " in shown
     assert lines[-1].endswith("--values 2,4,6 " + " ".join(TINY) + " --seed 3")
-    # The simulation writes nothing.
+    # The simulation writes no files and adds no runs.
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
     assert len(store.runs(list(store.experiments()))) == 4
     with pytest.raises(InputError, match="is not a sweep"):
