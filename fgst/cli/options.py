@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fgst.config import MODALITIES, PRESETS, PROTOCOLS, TrialConfig
 from fgst.data.cache import read_size
@@ -101,13 +101,32 @@ def add_system_metrics_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class TrialOptions(Protocol):
+    """The values of the options of :func:`add_trial_options`; ``None`` where an option is not given."""
+
+    @property
+    def preset(self) -> str | None: ...
+    @property
+    def epochs(self) -> int | None: ...
+    @property
+    def modality(self) -> str | None: ...
+    @property
+    def benchmark(self) -> str | None: ...
+    @property
+    def protocol(self) -> str | None: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def overrides(self) -> Sequence[str]: ...
+
+
 def trial_config(
-    args: argparse.Namespace, dataset: str, *, has_gpu: bool, base: TrialConfig | None = None
+    options: TrialOptions | argparse.Namespace, dataset: str, *, has_gpu: bool, base: TrialConfig | None = None
 ) -> TrialConfig:
     """Build the trial's configuration from the options; report a preset chosen by default on stderr.
 
     Args:
-        args: the parsed options of :func:`add_trial_options`.
+        options: the parsed options of :func:`add_trial_options`.
         dataset: directory or URI of the data set.
         has_gpu: whether trials run on a GPU; determines the default preset.
         base: configuration that the options modify, instead of a preset.
@@ -116,7 +135,7 @@ def trial_config(
         InputError: if a value is invalid; the message names the option or the field.
     """
     if base is None:
-        preset = args.preset
+        preset = options.preset
         if preset is None:
             preset = "paper" if has_gpu else "small"
             print(
@@ -126,15 +145,15 @@ def trial_config(
         base = PRESETS[preset]
     values: dict[str, Any] = {"data.dataset": dataset}
     for name, value in (
-        ("train.epochs", args.epochs),
-        ("data.modality", args.modality),
-        ("data.benchmark", args.benchmark),
-        ("data.protocol", args.protocol),
-        ("train.seed", args.seed),
+        ("train.epochs", options.epochs),
+        ("data.modality", options.modality),
+        ("data.benchmark", options.benchmark),
+        ("data.protocol", options.protocol),
+        ("train.seed", options.seed),
     ):
         if value is not None:
             values[name] = value
-    return base.with_values(values | read_overrides(args.overrides))
+    return base.with_values(values | read_overrides(options.overrides))
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, str]:

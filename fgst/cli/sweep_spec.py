@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -32,8 +31,7 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
             # The demo shows the way in minutes on any machine.
             options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
             print(f"using preset tiny and {options.epochs} epochs for the demo (--preset, --epochs)", file=sys.stderr)
-    args = argparse.Namespace(**{f.name: getattr(options, f.name) for f in dataclasses.fields(options)})
-    base = trial_config(args, location, has_gpu=has_gpu(options), base=settings)
+    base = trial_config(options, location, has_gpu=has_gpu(options), base=settings)
     dataset = ArrowDataset(location)
     objectives = tuple(options.objectives.split(",")) if options.objectives else ("val_top1",)
     multi_objective = len(objectives) > 1 and definition.search != "grid"
