@@ -20,7 +20,7 @@ from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.progress import tracked
 from fgst.data.skeleton import NTU_25
 from fgst.data.splits import Benchmark
-from fgst.data.writer import check_output, write_dataset, writing_to
+from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError
 
 SUBJECTS, CAMERAS = 10, 2
@@ -193,7 +193,7 @@ def make_demo(
     if seed < 0:
         raise InputError(f"--seed is {seed}; it must be 0 or more")
     check_output(out, overwrite=overwrite)
-    with writing_to(out), closing(tracked(_clips(clips, classes, seed), clips, "generating clips")) as generated:
+    with closing(tracked(_clips(clips, classes, seed), clips, "generating clips")) as generated:
         return write_dataset(
             out,
             generated,

@@ -22,11 +22,13 @@ from fgst.config import RECIPES
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.layout import DESCRIPTION, FORMAT, INTEGER_COLUMNS, FileEntry, arrow_schema
 from fgst.data.skeleton import Skeleton
+from fgst.data.sources import ClipError
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 
 # Names of the files in a data set's directory.
 _FILE_NAME = re.compile(r"clips-\d{5,}\.arrow|report\.(json|png)|" + re.escape(DESCRIPTION))
+MAX_NUMBER = 2**31 - 1  # of a subject, camera, setup or replication
 SHARD_BYTES = 256 * 1024 * 1024
 
 
@@ -61,42 +63,54 @@ def write_dataset(
         The new data set, opened.
 
     Raises:
-        InputError: if ``out`` exists, or a clip does not fit the skeleton or the classes, or repeats a name.
+        InputError: if ``out`` exists or cannot be written, or a clip does not fit the skeleton or the classes, has a
+            number out of range, or repeats a name.
         ValueError: if the recipe or a benchmark's column is unknown.
     """
     _check_metadata(recipe, benchmarks)
-    out = Path(out).absolute()
+    out = Path(out)
     check_output(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        temporary.chmod(0o755)  # mkdtemp's 0700 would hide it from other users
+    with _temporary_folder(out) as temporary:
         files: list[FileEntry] = []
         count = 0
         for shard in _shards(_checked(clips, skeleton, len(classes)), shard_bytes):
             path = temporary / f"clips-{len(files):05d}.arrow"
-            _write_file(path, shard, skeleton)
+            with writing_to(out):  # not around the loop: an OSError of ``clips`` is about their source
+                _write_file(path, shard, skeleton)
             files.append(FileEntry.of(path))
             count += len(shard)
             del shard  # free its clips before the next shard is collected
         if not files:
             raise InputError(f"{out}: there is no clip to write")
-        write_description(
-            temporary,
-            files,
-            num_clips=count,
-            name=name,
-            skeleton=skeleton,
-            classes=classes,
-            benchmarks=benchmarks,
-            recipe=recipe,
-            source=source,
-        )
-        publish(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        with writing_to(out):
+            write_description(
+                temporary,
+                files,
+                num_clips=count,
+                name=name,
+                skeleton=skeleton,
+                classes=classes,
+                benchmarks=benchmarks,
+                recipe=recipe,
+                source=source,
+            )
+            publish(temporary, out.absolute())
     return ArrowDataset(out, verify=False)
+
+
+@contextmanager
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """A new folder next to ``out``, for its content; removed if the context is left by an exception."""
+    with writing_to(out):
+        out = out.absolute()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+        folder.chmod(0o755)  # mkdtemp's 0700 would hide it from other users
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def write_shard(path: Path, clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> FileEntry:
@@ -186,18 +200,38 @@ def writing_to(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
+def check_joints(joints: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+    """Check the joints of one clip.
+
+    Returns:
+        The joints as float32, ``(M, T, N, 3)``.
+
+    Raises:
+        ClipError: if they have another shape, or a coordinate is not a finite 32-bit number.
+    """
+    shape = joints.shape
+    if len(shape) != 4 or shape[2:] != (skeleton.num_joints, 3) or 0 in shape:
+        raise ClipError(f"joints have shape {shape}, not (persons, frames, {skeleton.num_joints}, 3)")
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are caught below
+        joints = np.asarray(joints, np.float32)
+    if not np.isfinite(joints).all():
+        raise ClipError("a coordinate is not a finite 32-bit number")
+    return joints
+
+
 def _checked(clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> Iterator[Clip]:
     seen: set[str] = set()
     for clip in clips:
-        shape = clip.joints.shape
-        if len(shape) != 4 or shape[2:] != (skeleton.num_joints, 3) or 0 in shape:
-            raise InputError(
-                f"clip {clip.clip_id}: joints have shape {shape}, not (persons, frames, {skeleton.num_joints}, 3)"
-            )
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are caught below
-            joints = np.asarray(clip.joints, np.float32)
-        if not np.isfinite(joints).all():
-            raise InputError(f"clip {clip.clip_id}: a coordinate is not a finite 32-bit number")
+        try:
+            joints = check_joints(clip.joints, skeleton)
+        except ClipError as fault:
+            raise InputError(f"clip {clip.clip_id}: {fault}") from None
+        for column in ("subject", "camera", "setup", "replication"):
+            number = getattr(clip, column)
+            if not 0 <= number <= MAX_NUMBER:
+                raise InputError(
+                    f"clip {clip.clip_id}: {column} is {number}; it must be 1 to {MAX_NUMBER}, or 0 if not recorded"
+                )
         if not 0 <= clip.label < num_classes:
             raise InputError(f"clip {clip.clip_id}: label {clip.label} is outside 0 to {num_classes - 1}")
         if clip.clip_id in seen:

@@ -172,6 +172,7 @@ def build_spec(
     base = resolve_data_defaults(base, dataset)
     search = search or definition.search
     parameters = _varied(definition, definition.parameters(dataset.skeleton, base), values, also)
+    _check_values_by_row(definition, parameters)
     factory = TrialFactory(definition, base, dataset)
     seed_range = range(base.train.seed, base.train.seed + seeds)
     trials: tuple[Trial, ...] = ()
@@ -246,6 +247,18 @@ def _varied(
     if len(set(values)) != len(values):
         raise InputError(f"--values contains a value twice: {', '.join(map(str, values))}")
     return [Parameter(parameter.name, tuple(values), field=parameter.field)]
+
+
+def _check_values_by_row(definition: SweepDefinition, parameters: Sequence[Parameter]) -> None:
+    """Raise ValueError if ``published`` or ``baseline`` can never match a row of several parameters."""
+    keys = [*definition.published, *([] if definition.baseline is None else [definition.baseline])]
+    for key in keys if len(parameters) > 1 else ():
+        if not isinstance(key, tuple) or len(key) > len(parameters):
+            names = ", ".join(parameter.name for parameter in parameters)
+            raise ValueError(
+                f"sweep {definition.name}: {key!r} in published or baseline must be a tuple of values of {names}, in "
+                "this order, without those whose condition does not hold"
+            )
 
 
 def _initial_points(

@@ -83,7 +83,7 @@ def input_example(networks: Path) -> pd.DataFrame:
     pose = np.zeros((4, card.skeleton.num_joints, 3), np.float32)
     pose[:, :, 1] = np.linspace(-0.8, 0.8, card.skeleton.num_joints)
     raw_format = FORMATS[card.preparation]
-    raw = raw_format.encode(pose)
+    raw = raw_format.encode(pose, card.skeleton)
     content = base64.b64encode(raw).decode() if raw_format.is_binary else raw.decode()
     return pd.DataFrame([{"name": f"still{raw_format.suffix}", "content": content}])
 

@@ -36,6 +36,6 @@ def test_ntu_files_give_the_clips_of_their_data_set(tmp_path: Path) -> None:
 def test_encoded_joints_are_read_back(name: str) -> None:
     skeleton = NW_UCLA_20 if name == "nw-ucla" else NTU_25
     joints = np.random.default_rng(0).normal(size=(4, skeleton.num_joints, 3)).astype(np.float32)
-    clip = read_clip(FORMATS[name].encode(joints), name, skeleton)
+    clip = read_clip(FORMATS[name].encode(joints, skeleton), name, skeleton)
     expected = joints - joints[0, skeleton.centre] if name == "ntu" else joints  # NTU's cleaning moves the origin
     np.testing.assert_allclose(clip, expected[None], rtol=0, atol=2e-4)  # .skeleton files have four decimals

@@ -17,6 +17,7 @@ import numpy as np
 from fgst.data.formats import custom, ntu_skeleton, nw_ucla
 from fgst.data.skeleton import Skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError
+from fgst.data.writer import check_joints
 from fgst.errors import InputError
 
 __all__ = ["FORMATS", "RawFormat", "read_clip"]
@@ -29,13 +30,14 @@ class RawFormat:
     Attributes:
         suffix: of its files, in lower case, with its dot.
         read: parses a whole file into joints ``(M, T, N, 3)`` float32, given the expected skeleton; raises ClipError.
-        encode: the inverse for a single person's joints ``(T, N, 3)``, without labels; used for examples of requests.
+        encode: the inverse for a single person, ``(T, N, 3)`` in the given skeleton, without labels; used for examples
+            of requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
     """
 
     suffix: str
     read: Callable[[bytes, Skeleton], np.ndarray]
-    encode: Callable[[np.ndarray], bytes]
+    encode: Callable[[np.ndarray, Skeleton], bytes]
     is_binary: bool = False
 
 
@@ -64,6 +66,6 @@ def read_clip(content: bytes, preparation: str, skeleton: Skeleton) -> np.ndarra
     if len(content) > MAX_FILE_BYTES:
         raise InputError(f"has {len(content):,} bytes; a clip has at most {MAX_FILE_BYTES:,}")
     try:
-        return FORMATS[preparation].read(content, skeleton)
+        return check_joints(FORMATS[preparation].read(content, skeleton), skeleton)
     except ClipError as fault:
         raise InputError(str(fault)) from None

@@ -22,7 +22,7 @@ from fgst.data.progress import tracked
 from fgst.data.skeleton import Skeleton
 from fgst.data.sources import ClipError, printable
 from fgst.data.splits import Benchmark
-from fgst.data.writer import check_output, write_dataset, writing_to
+from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError
 
 OPTIONAL_COLUMNS = ("subject", "camera", "setup", "replication")
@@ -55,8 +55,9 @@ def read_joints(content: bytes, skeleton: Skeleton) -> np.ndarray:
     return clip
 
 
-def encode_joints(joints: np.ndarray) -> bytes:
+def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
     """Write joints, ``(T, N, 3)``, as an ``.npy`` file."""
+    del skeleton
     file = io.BytesIO()
     np.save(file, joints)
     return file.getvalue()
@@ -187,7 +188,7 @@ def prepare(
     classes = sorted({row["label"] for row in rows})
     source: dict[str, Any] = {"made_by": "data_prep.custom"}  # _read_clips completes it before it is written
     reading = tracked(_read_clips(clips, rows, parsed_skeleton, classes, source), total=len(rows), description="clips")
-    with closing(reading), writing_to(out):
+    with closing(reading):
         return write_dataset(
             out,
             reading,

@@ -46,8 +46,9 @@ def read_joints(content: bytes, skeleton: Skeleton = NTU_25) -> np.ndarray:
     return clean(read_skeleton(content)).joints
 
 
-def encode_joints(joints: np.ndarray) -> bytes:
+def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
     """Write the joints of one person, ``(T, 25, 3)``, as a ``.skeleton`` file; all other fields are zero."""
+    del skeleton
     lines = [str(len(joints))]
     for frame in joints:
         lines += ["1", "72057594037927936" + " 0" * (BODY_FIELDS - 1), str(len(frame))]

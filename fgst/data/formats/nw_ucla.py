@@ -20,7 +20,7 @@ from fgst.data.progress import tracked
 from fgst.data.skeleton import NW_UCLA_20, Skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source, printable
 from fgst.data.splits import Benchmark
-from fgst.data.writer import check_output, write_dataset, writing_to
+from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError
 
 CLASSES = (
@@ -98,7 +98,7 @@ def prepare(
         report = Report(other_files=listing.other_files)
         origin: dict[str, Any] = {}  # _read_clips completes it before write_dataset reads it
         # Close the generator before an error message is printed, so that its progress bar is removed first.
-        with closing(_read_clips(source, files, report, origin, skip_bad=skip_bad)) as clips, writing_to(out):
+        with closing(_read_clips(source, files, report, origin, skip_bad=skip_bad)) as clips:
             first = next(clips, None)
             if first is None:
                 path, fault = report.rejected[0]
@@ -184,8 +184,9 @@ def read_joints(content: bytes, skeleton: Skeleton = NW_UCLA_20) -> np.ndarray:
     return _joints(_fields(content)["skeletons"])[None]
 
 
-def encode_joints(joints: np.ndarray) -> bytes:
+def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
     """Write the joints of one person, ``(T, 20, 3)``, as a clip's JSON without name and label."""
+    del skeleton
     return json.dumps({"skeletons": joints.tolist()}).encode()
 
 
