@@ -17,7 +17,7 @@ from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from fgst.model.shapes import INPUT_SHAPES, InputShape
 from fgst.model.summary import summarize
-from tests.model.test_variants import SMALL, VARIANTS
+from tests.model.small_networks import SMALL, VARIANTS
 from tests.support.small import write_small
 
 SHAPE = InputShape("small", 1, 9, NW_UCLA_20, 4)
