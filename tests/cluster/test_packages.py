@@ -69,7 +69,7 @@ def test_job_package_without_ignore_files_is_too_large(checkout: Path, tmp_path:
 class LocalRsync:
     """Runs the rsync commands of Ray's command runner with a folder of this machine as the target."""
 
-    def check_call(self, command: list[str], **_: Any) -> None:
+    def check_call(self, command: list[str], **_options: Any) -> None:
         rsync, _, _, *options, target = command  # without the option --rsh and its value
         subprocess.run([rsync, *options, target.partition(":")[2]], stdout=subprocess.DEVNULL, check=True)
 

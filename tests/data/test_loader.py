@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fgst.config import MODALITIES, DataConfig
+from fgst.config import MODALITIES, DataConfig, resolve
 from fgst.data.loader import ClipLoader, choose_device, make_loaders
 from fgst.errors import InputError
 from tests.data.helpers import CPU, SKELETONS, both_recipes, load_all, random_walks, seeded, write
+from tests.support.small import motion_clips, small_config, write_small
 
 torch.set_num_threads(1)
 
@@ -83,6 +85,22 @@ def test_clips_without_extent_become_zero(training: bool, modality: str, tmp_pat
     if not training:
         assert not clips[0, ..., 2].any()
         assert clips[0, ..., :2].any()
+
+
+def test_motionless_person_is_present_in_motion_modalities(tmp_path: Path) -> None:
+    clips = list(motion_clips())
+    pair = next(clip for clip in clips if clip.joints.shape[0] == 2)
+    still = np.repeat(pair.joints[1:, :1], pair.joints.shape[1], axis=1)
+    clips.append(dataclasses.replace(pair, clip_id="still", joints=np.concatenate([pair.joints[:1], still])))
+    clips.append(dataclasses.replace(pair, clip_id="alone", joints=pair.joints[:1]))
+    dataset = write_small(tmp_path / "data", clips)
+    config = resolve(small_config(dataset, data__modality="joint_motion"), dataset)
+    person_mask: dict[str, list[bool]] = {}
+    for loader in make_loaders(dataset, config.data, CPU).values():
+        (batch,) = loader.evaluation_batches()
+        person_mask |= dict(zip(loader.clip_ids, batch.person_mask.tolist(), strict=True))
+    assert person_mask["still"] == [True, True]
+    assert person_mask["alone"] == [True, False]
 
 
 # Passes over the clips
