@@ -105,9 +105,9 @@ def main() -> None:
                 name = f"S{number // 4800 % 17 + 1:03d}C{number // 1600 % 3 + 1:03d}P{number // 40 % 40 + 1:03d}"
                 archive.writestr(f"{name}R001A{number % 40 + 1:03d}.skeleton", clip)
         outs = [Path(folder, f"out-{number}") for number in range(options.rounds)]
-        whole = min(seconds(partial(prepare, [source], out, edition="60")) for out in outs)
-    report("zip to data set", whole)
-    print(f"NTU RGB+D 120 at that rate: {NTU_120_CLIPS * whole / len(clips) / 60:.0f} min on one core")
+        preparation = min(seconds(partial(prepare, [source], out, edition="60")) for out in outs)
+    report("zip to data set", preparation)
+    print(f"NTU RGB+D 120 at that rate: {NTU_120_CLIPS * preparation / len(clips) / 60:.0f} min on one core")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from fgst.sweep import Parameter, SweepDefinition
 
 definition = SweepDefinition(
     name="modalities",
-    title="What does each modality reach alone?",
+    title="How accurate is each modality alone?",
     parameters=lambda skeleton, base: [Parameter("modality", tuple(MODALITIES))],
     settings=lambda params, base: {"data.modality": params["modality"]},
     baseline="joint",

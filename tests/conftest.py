@@ -53,7 +53,7 @@ def nw_ucla(nw_ucla_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Arro
 
 
 @pytest.fixture(scope="session")
-def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The database of an empty tracking store, which tests copy because MLflow takes seconds to create one."""
     from fgst.tracking.store import TrackingStore
 
@@ -63,17 +63,17 @@ def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracking_uri(_empty_database: Path, tmp_path: Path) -> str:
+def tracking_uri(empty_database: Path, tmp_path: Path) -> str:
     """An empty tracking store for one test: ``mlflow.db`` in ``tmp_path``."""
-    shutil.copy(_empty_database, tmp_path / "mlflow.db")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="module")
-def module_tracking_uri(_empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def module_tracking_uri(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An empty tracking store shared by the tests of a module: ``mlflow.db`` in a temporary folder."""
     folder = tmp_path_factory.mktemp("module")
-    shutil.copy(_empty_database, folder / "mlflow.db")
+    shutil.copy(empty_database, folder / "mlflow.db")
     return f"sqlite:///{folder}/mlflow.db"
 
 
@@ -84,7 +84,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 
 @pytest.fixture(scope="session")
-def _object_store() -> Iterator[str]:
+def object_store_url() -> Iterator[str]:
     """The address of an S3 server in this process."""
     from moto.server import ThreadedMotoServer
 
@@ -96,7 +96,7 @@ def _object_store() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(_object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bucket(object_store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An S3 client with an empty bucket ``motion``.
 
     Environment variables configure clients for its server, and ``FGST_CACHE`` is a folder in ``tmp_path``.
@@ -104,7 +104,7 @@ def bucket(_object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     import boto3
 
     for name, value in {
-        "AWS_ENDPOINT_URL": _object_store,
+        "AWS_ENDPOINT_URL": object_store_url,
         "AWS_ACCESS_KEY_ID": "a user",
         "AWS_SECRET_ACCESS_KEY": "a secret",
         "AWS_DEFAULT_REGION": "us-east-1",

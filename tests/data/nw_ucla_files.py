@@ -73,5 +73,5 @@ def edited(**changes: Any) -> dict[str, bytes]:
 def with_value(text: str) -> dict[str, bytes]:
     """Return the files of a clip with ``text`` in place of the y of joint 4 in frame 2."""
     frames = make_skeletons()
-    frames[2][4][1] = "HERE"
-    return {f"{NAME}.json": clip_json(NAME, skeletons=frames).replace(b'"HERE"', text.encode())}
+    frames[2][4][1] = "PLACEHOLDER"
+    return {f"{NAME}.json": clip_json(NAME, skeletons=frames).replace(b'"PLACEHOLDER"', text.encode())}

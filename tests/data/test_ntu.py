@@ -155,7 +155,7 @@ def test_interrupted_preparation_resumes(
 def test_invalid_options_are_reported_in_one_line(
     tmp_path: Path, archive: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "empty.txt").write_text("nothing here\n")
+    (tmp_path / "empty.txt").write_text("no clip\n")
     for arguments, message in (
         (["/nowhere", "out", "--edition", "60"], "/nowhere"),
         ([str(archive), str(prepared), "--edition", "60"], "--overwrite"),

@@ -167,11 +167,11 @@ def test_empty_clip_has_finite_scores_and_gradients(persons: int, training: bool
 def test_empty_clip_does_not_affect_other_clips() -> None:
     model, clips = tiny().eval(), clips_of(3, 2)
     with torch.no_grad():
-        whole = model(clips)
+        original = model(clips)
         clips[1] = 0
         with_empty = model(clips)
-    assert_outputs_close(with_empty[[0, 2]], whole[[0, 2]])
-    assert (with_empty[1] - whole[1]).abs().max() > 1e-6
+    assert_outputs_close(with_empty[[0, 2]], original[[0, 2]])
+    assert (with_empty[1] - original[1]).abs().max() > 1e-6
 
 
 def test_evaluation_does_not_depend_on_batch() -> None:

@@ -96,11 +96,11 @@ def test_wrong_password_is_rejected_before_sweep_starts(server: TeamServer, tmp_
 
 @pytest.mark.slow
 def test_restart_reuses_data(server: TeamServer, store: TrackingStore) -> None:
-    run = store.start(store.experiment("restart"), "restart", "restart", {"note": "here"})
+    run = store.start(store.experiment("restart"), "restart", "restart", {"note": "text"})
     assert "all data remains in" in server.stop()
     assert not (server.folder / "data" / "postgres" / "postmaster.pid").exists()
     server.start()
-    assert TrackingStore().run(run.run_id).data.tags["note"] == "here"
+    assert TrackingStore().run(run.run_id).data.tags["note"] == "text"
     for name in ("secret", "password"):
         file = server.folder / "data" / name
         assert not file.exists() or file.stat().st_mode & 0o077 == 0
@@ -178,13 +178,13 @@ def test_artifacts_are_stored_in_bucket(tmp_path: Path, monkeypatch: pytest.Monk
         store = TrackingStore()
         run = store.start(store.experiment("bucket"), "bucket", "bucket", {})
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "note.txt").write_text("here")
+        (tmp_path / "out" / "note.txt").write_text("text")
         run.log_artifacts(tmp_path / "out")
         (key,) = [item.key for item in bucket.objects.all() if not item.key.endswith("/")]
         assert key.startswith("mlflow/")
         assert key.endswith(f"{run.run_id}/artifacts/note.txt")
         with store.artifacts(run.run_id, "note.txt") as note:
-            assert note.read_text() == "here"
+            assert note.read_text() == "text"
         assert not (server.folder / "data" / "artifacts").exists()
     finally:
         server.end()

@@ -99,7 +99,7 @@ def test_restored_server_has_all_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         for name, value in first.environment.items():
             monkeypatch.setenv(name, value)
         store = TrackingStore()
-        run = store.start(store.experiment("backup"), "backup", "backup", {"note": "here"})
+        run = store.start(store.experiment("backup"), "backup", "backup", {"note": "text"})
         uri = (tmp_path / "backup.tar.gz").as_uri()
         with pytest.raises(InputError, match="stop it first"):
             main(["save", str(first.folder / "data"), uri])
@@ -109,7 +109,7 @@ def test_restored_server_has_all_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         main(["restore", str(second.folder / "data"), uri])
         second.start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", second.uri)
-        assert TrackingStore().run(run.run_id).data.tags["note"] == "here"
+        assert TrackingStore().run(run.run_id).data.tags["note"] == "text"
         second.stop()
     finally:
         first.end()

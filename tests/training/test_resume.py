@@ -42,24 +42,24 @@ RESUMABLE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", RESUMABLE)
 def test_resume_between_epochs_is_bit_exact(tmp_path: Path, dataset: ArrowDataset, variant: str) -> None:
     config = small_config(dataset, **RESUMABLE[variant])
-    whole = run(config, tmp_path / "whole")
-    halves = run(config, tmp_path / "halves", epochs=2)
+    uninterrupted = run(config, tmp_path / "uninterrupted")
+    resumed = run(config, tmp_path / "resumed", epochs=2)
     torch.manual_seed(99)  # a new process has another random state
-    halves += run(config, tmp_path / "halves")[1:]
-    assert [result.epoch for result in halves] == [1, 2, 3, 4]
-    assert_same_result(tmp_path / "halves", halves, tmp_path / "whole", whole)
+    resumed += run(config, tmp_path / "resumed")[1:]
+    assert [result.epoch for result in resumed] == [1, 2, 3, 4]
+    assert_same_result(tmp_path / "resumed", resumed, tmp_path / "uninterrupted", uninterrupted)
     # The network is trained: its loss changes in every epoch.
-    assert len({result.metrics["train/loss"] for result in whole}) == 4
+    assert len({result.metrics["train/loss"] for result in uninterrupted}) == 4
 
 
 def test_resume_after_interrupt_at_every_step_is_bit_exact(tmp_path: Path, dataset: ArrowDataset) -> None:
     """The training is interrupted by Ctrl-C at each step of each epoch."""
     config = small_config(dataset, train__epochs=3, model__dropout=0.2)
-    whole = run(config, tmp_path / "whole")
+    uninterrupted = run(config, tmp_path / "uninterrupted")
     results: dict[int, EpochResult] = {}
 
     def train(on_step: Callable[[int, int, int], None] | None = None) -> None:
-        for result in fit(config, device="cpu", checkpoints=tmp_path / "broken", on_step=on_step):
+        for result in fit(config, device="cpu", checkpoints=tmp_path / "interrupted", on_step=on_step):
             results[result.epoch] = result
 
     for position in itertools.product((1, 2, 3), (1, 2, 3)):
@@ -71,14 +71,16 @@ def test_resume_after_interrupt_at_every_step_is_bit_exact(tmp_path: Path, datas
         with pytest.raises(KeyboardInterrupt):
             train(interrupt)
     train()
-    assert_same_result(tmp_path / "broken", [results[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
+    assert_same_result(
+        tmp_path / "interrupted", [results[epoch] for epoch in (1, 2, 3)], tmp_path / "uninterrupted", uninterrupted
+    )
 
 
 @pytest.mark.parametrize("variant", RESUMABLE)
 def test_preemption_after_every_step_is_bit_exact(tmp_path: Path, dataset: ArrowDataset, variant: str) -> None:
     """A training that is stopped after every step runs each step exactly once and ends with the same bits."""
     config = small_config(dataset, **({"model__dropout": 0.2} | RESUMABLE[variant]), train__epochs=3)
-    whole = run(config, tmp_path / "whole")
+    uninterrupted = run(config, tmp_path / "uninterrupted")
     results: dict[int, EpochResult] = {}
     steps: list[tuple[int, int]] = []
 
@@ -102,7 +104,9 @@ def test_preemption_after_every_step_is_bit_exact(tmp_path: Path, dataset: Arrow
             continue
         break
     assert steps == list(itertools.product((1, 2, 3), (1, 2, 3)))
-    assert_same_result(tmp_path / "stopped", [results[epoch] for epoch in (1, 2, 3)], tmp_path / "whole", whole)
+    assert_same_result(
+        tmp_path / "stopped", [results[epoch] for epoch in (1, 2, 3)], tmp_path / "uninterrupted", uninterrupted
+    )
 
 
 def test_checkpoint_within_epoch_has_step_in_name(tmp_path: Path, dataset: ArrowDataset) -> None:
@@ -153,12 +157,12 @@ for result in fit(
 
 def test_resume_after_kill_is_bit_exact(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, model__dropout=0.3)
-    whole = run(config, tmp_path / "whole")
+    uninterrupted = run(config, tmp_path / "uninterrupted")
     kill_on_line(start_python(TRAIN_AND_HANG, dataset.path, tmp_path / "killed"), "within an epoch")
     assert [entry.name for entry in (tmp_path / "killed").iterdir()] == ["epoch-00002"]
     resumed = run(config, tmp_path / "killed")
     assert [(result.epoch, result.is_replay) for result in resumed] == [(2, True), (3, False), (4, False)]
-    assert_same_result(tmp_path / "killed", resumed, tmp_path / "whole", whole[1:])
+    assert_same_result(tmp_path / "killed", resumed, tmp_path / "uninterrupted", uninterrupted[1:])
 
 
 def test_resume_replays_epoch_of_checkpoint(tmp_path: Path, dataset: ArrowDataset) -> None:
@@ -174,14 +178,14 @@ def test_resume_replays_epoch_of_checkpoint(tmp_path: Path, dataset: ArrowDatase
 
 def test_finished_training_replays_last_epoch(tmp_path: Path, dataset: ArrowDataset) -> None:
     config = small_config(dataset, train__epochs=2)
-    whole = run(config, tmp_path)
+    uninterrupted = run(config, tmp_path)
     expected = checkpoint_bits(tmp_path)
     (replay,) = run(config, tmp_path)
     assert (replay.epoch, replay.is_replay) == (2, True)
-    assert replay.metrics == whole[-1].metrics
+    assert replay.metrics == uninterrupted[-1].metrics
     assert replay.test is not None
-    assert whole[-1].test is not None
-    assert replay.test.scores.tobytes() == whole[-1].test.scores.tobytes()
+    assert uninterrupted[-1].test is not None
+    assert replay.test.scores.tobytes() == uninterrupted[-1].test.scores.tobytes()
     assert checkpoint_bits(tmp_path) == expected
 
 
@@ -253,12 +257,12 @@ def test_resume_with_other_data_is_rejected(tmp_path: Path, dataset: ArrowDatase
 
 
 def test_resume_after_moving_data_set_is_bit_exact(tmp_path: Path, dataset: ArrowDataset) -> None:
-    whole = run(small_config(dataset, train__epochs=2), tmp_path / "whole")
+    uninterrupted = run(small_config(dataset, train__epochs=2), tmp_path / "uninterrupted")
     shutil.copytree(dataset.path, tmp_path / "before")
     run(small_config(tmp_path / "before", train__epochs=2), tmp_path / "run", epochs=1)
     (tmp_path / "before").rename(tmp_path / "after")
     resumed = run(small_config(tmp_path / "after", train__epochs=2), tmp_path / "run")
-    assert_same_result(tmp_path / "run", resumed, tmp_path / "whole", whole)
+    assert_same_result(tmp_path / "run", resumed, tmp_path / "uninterrupted", uninterrupted)
 
 
 @pytest.mark.parametrize(

@@ -160,10 +160,10 @@ def test_scores_do_not_depend_on_batch_size(tmp_path: Path, dataset: ArrowDatase
     model, card = load_model(tmp_path / "epoch-00001")
     loader = make_loaders(dataset, card.config.data, CPU)["test"]
     model.train()
-    whole = score(model, loader)
+    expected = score(model, loader)
     assert model.training  # the mode is restored
     for batch_size in (1, 5):
-        assert_close(score(model, loader, batch_size).scores, whole.scores, terms=2**7)
+        assert_close(score(model, loader, batch_size).scores, expected.scores, terms=2**7)
 
 
 # Learning
