@@ -1,9 +1,10 @@
-"""Compare details that the paper leaves unspecified, by validation only: ``python -m benchmarks.choices``.
+"""Compare choices that the paper leaves unspecified, on validation clips: ``python -m benchmarks.choices``.
 
 Each variation changes one setting of the base and is trained with several seeds. Seed s also determines the held-out
 training subjects (fold s), so all variations are evaluated on the same folds. Test clips are not used.
 
-Each finished training is a line of ``--log``. Repeating the command trains only what is missing and prints the table.
+Each finished training is recorded as a line of ``--log``. The command skips recorded trainings, runs the missing ones
+and prints the table.
 
   python -m benchmarks.choices --dataset datasets/nw-ucla                         all variations, preset tiny
   python -m benchmarks.choices --preset small --epochs 6 --only base "ema 0.99"   a larger network, two variations
@@ -57,12 +58,12 @@ def train(task: tuple[str, int, dict[str, Any], str, str, str]) -> None:
     from fgst.training import fit
 
     config = PRESETS[preset].with_values(values | {"train.seed": seed, "data.validation_seed": seed})
-    started, metrics = time.perf_counter(), {}
+    start, metrics = time.perf_counter(), {}
     for result in fit(config, device="cpu"):
         metrics = result.metrics
-    # Test metrics are not logged, so that nothing can be selected by them.
+    # Test metrics are not logged, so that no choice can be based on them.
     logged = {k: round(v, 4) for k, v in metrics.items() if not k.startswith("test/")}
-    line = {"key": key, "name": name, "seed": seed, "minutes": (time.perf_counter() - started) / 60, "metrics": logged}
+    line = {"key": key, "name": name, "seed": seed, "minutes": (time.perf_counter() - start) / 60, "metrics": logged}
     with open(log, "a") as file:
         file.write(json.dumps(line) + "\n")
     print(f"{name:22} seed {seed}  val {logged['val/top1']:5.1f} %  {line['minutes']:.1f} min", flush=True)
@@ -100,9 +101,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="datasets/nw-ucla")
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--epochs", type=int, default=6, help="each of `repeat` passes; default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds and folds; default: %(default)s")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="train only these variations")
+    parser.add_argument(
+        "--epochs", type=int, default=6, help="number of epochs, each of `repeat` passes; default: %(default)s"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, i.e. of folds; default: %(default)s")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train these variations only")
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=FIELD=VALUE,…", help="add a variation")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base configuration"
@@ -113,7 +116,9 @@ def main() -> None:
         default=os.cpu_count(),
         help="number of parallel trainings with one thread each; default: all cores",
     )
-    parser.add_argument("--log", default="checkpoints/choices.jsonl", help="default: %(default)s")
+    parser.add_argument(
+        "--log", default="checkpoints/choices.jsonl", help="file of finished trainings; default: %(default)s"
+    )
     options = parser.parse_args()
 
     variations = dict(VARIATIONS)
@@ -137,12 +142,12 @@ def main() -> None:
         selected = [line | {"name": keys[line["key"]]} for line in lines if line["key"] in keys]
         return sorted(selected, key=lambda line: names.index(line["name"]))
 
-    done = {(line["name"], line["seed"]) for line in finished()}
+    trained = {(line["name"], line["seed"]) for line in finished()}
     tasks = [
         (name, seed, base | variations[name], options.preset, key(name), str(log))
         for seed in range(options.seeds)
         for name in names
-        if (name, seed) not in done
+        if (name, seed) not in trained
     ]
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0")
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:

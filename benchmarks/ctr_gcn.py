@@ -1,7 +1,7 @@
 """CTR-GCN (Chen et al., ICCV 2021), implemented from its paper as the reference of ``benchmarks.step_time``.
 
-Only its cost matters here. Layers, widths, kernels and branches are the paper's, and so are the number of parameters
-(1.4 M) and of FLOPs (1.5 GFLOPs per clip at T 64, N 20). This project does not train it.
+It is a reference for cost only and is not trained. Layers, widths, kernels and branches are those of the paper, and so
+are the number of parameters (1.4 M) and of FLOPs (1.5 GFLOPs per clip at T 64, N 20).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GraphConvolution(nn.Module):
 
 
 def temporal_convolution(channels_in: int, channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Sequential:
-    """Return a convolution over frames, padded to keep their number (at stride 1), and its batch norm."""
+    """Return a convolution over frames with batch norm; padding preserves the number of frames at stride 1."""
     padding = (kernel + (kernel - 1) * (dilation - 1) - 1) // 2
     return nn.Sequential(
         nn.Conv2d(channels_in, channels, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1)),

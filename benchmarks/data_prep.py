@@ -1,8 +1,8 @@
-"""Throughput of preparing ``.skeleton`` files on one core: ``python -m benchmarks.data_prep``.
+"""Measure the throughput of preparing ``.skeleton`` files on one core: ``python -m benchmarks.data_prep``.
 
 Generated clips of NTU RGB+D's mean size (about 85 frames, one clip in six with two bodies) are parsed alternately by
-``fgst`` and by a plain parser that reads line by line and converts every field to a number, as the field's public code
-does. Then the whole preparation is timed: zip, parser, cleaning, Arrow file.
+``fgst`` and by a plain parser, which reads line by line and converts every field to a number, as public code for this
+format does. Afterwards, the whole preparation is timed: zip, parser, cleaning, Arrow file.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def make_clip(rng: np.random.Generator, bodies: int) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object]) -> float:
     """Return the duration of a call."""
     start = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - start
 
 
-def _all(parse: Callable[[bytes], Any], clips: list[bytes]) -> None:
+def _parse_all(parse: Callable[[bytes], Any], clips: list[bytes]) -> None:
     for clip in clips:
         parse(clip)
 
@@ -86,14 +86,14 @@ def main() -> None:
     size = sum(map(len, clips))
     print(f"{len(clips)} clips, {size / len(clips) / 1e3:.0f} kB each; one core, best of {options.rounds} rounds")
 
-    def report(what: str, best: float) -> None:
-        print(f"{what:34}{len(clips) / best:9,.0f} clips/s{size / best / 1e6:9,.0f} MB/s")
+    def report(name: str, best: float) -> None:
+        print(f"{name:34}{len(clips) / best:9,.0f} clips/s{size / best / 1e6:9,.0f} MB/s")
 
     parsers: tuple[Callable[[bytes], Any], ...] = (plain_parser, read_skeleton)
     best = dict.fromkeys(parsers, float("inf"))
     for _ in range(options.rounds):
         for parse in parsers:
-            best[parse] = min(best[parse], seconds(partial(_all, parse, clips)))
+            best[parse] = min(best[parse], seconds(partial(_parse_all, parse, clips)))
     report("plain parser", best[plain_parser])
     report("fgst.data.formats.ntu_skeleton", best[read_skeleton])
     print(f"{'ratio':34}{best[plain_parser] / best[read_skeleton]:9.1f}")
@@ -105,9 +105,9 @@ def main() -> None:
                 name = f"S{number // 4800 % 17 + 1:03d}C{number // 1600 % 3 + 1:03d}P{number // 40 % 40 + 1:03d}"
                 archive.writestr(f"{name}R001A{number % 40 + 1:03d}.skeleton", clip)
         outs = [Path(folder, f"out-{number}") for number in range(options.rounds)]
-        whole = min(seconds(partial(prepare, [source], out, edition="60")) for out in outs)
-    report("zip to data set", whole)
-    print(f"NTU RGB+D 120 at that rate: {NTU_120_CLIPS * whole / len(clips) / 60:.0f} min on one core")
+        preparation = min(seconds(partial(prepare, [source], out, edition="60")) for out in outs)
+    report("zip to data set", preparation)
+    print(f"NTU RGB+D 120 at that rate: {NTU_120_CLIPS * preparation / len(clips) / 60:.0f} min on one core")
 
 
 if __name__ == "__main__":

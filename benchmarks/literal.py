@@ -1,10 +1,10 @@
-"""A literal implementation of the FG-STFormer: one line of PyTorch per line of the equations, nothing merged.
+"""A literal implementation of the FG-STFormer: one line of PyTorch per line of the equations, without fused products.
 
 It is the baseline of ``benchmarks.step_time`` and a second reference for the tests: with the weights of
 :class:`fgst.model.FGSTFormer`, converted by :func:`literal_weights`, it computes the same scores. It implements Eq. 1-5
 with both branches, without the ablations.
 
-Axes: B' clips times persons · T frames · N joints, K focal joints or P parts · C channels · d width of a head.
+Axes: B' clips times persons; T frames; N joints, K focal joints or P parts; C channels; d width of a head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run a command and report its duration and the peak memory of it and all its child processes.
+"""Run a command and report its duration and the peak memory of its process and all child processes.
 
   python -m benchmarks.peak_memory python -m data_prep.ntu corpus.zip out --edition 60 --workers 4
 
@@ -17,13 +17,13 @@ import psutil
 
 
 def memory_by_process_type(process: psutil.Process) -> dict[str, float]:
-    """Return the current memory in MiB: of Ray's daemons and workers by name, and of all other processes."""
+    """Return the current memory in MiB of Ray's daemons and workers by name, and of all other processes together."""
     sizes: dict[str, float] = {}
-    for one in [process, *process.children(recursive=True)]:
+    for member in [process, *process.children(recursive=True)]:
         try:
-            is_ray = one.name() in ("raylet", "gcs_server") or "ray::" in " ".join(one.cmdline())
-            name = one.name() if is_ray else "python"
-            sizes[name] = sizes.get(name, 0) + one.memory_full_info().pss / 2**20
+            is_ray = member.name() in ("raylet", "gcs_server") or "ray::" in " ".join(member.cmdline())
+            name = member.name() if is_ray else "python"
+            sizes[name] = sizes.get(name, 0) + member.memory_full_info().pss / 2**20
         except psutil.Error:
             continue
     return sizes
@@ -32,7 +32,7 @@ def memory_by_process_type(process: psutil.Process) -> dict[str, float]:
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    started = time.perf_counter()
+    start = time.perf_counter()
     process = subprocess.Popen(sys.argv[1:])
     peak: dict[str, float] = {}
     ended = threading.Event()
@@ -41,10 +41,10 @@ def main() -> None:
         nonlocal peak
         while not ended.wait(0.1):
             try:
-                now = memory_by_process_type(psutil.Process(process.pid))
+                current = memory_by_process_type(psutil.Process(process.pid))
             except psutil.Error:
                 return
-            peak = max(peak, now, key=lambda sizes: sum(sizes.values()))
+            peak = max(peak, current, key=lambda sizes: sum(sizes.values()))
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -52,7 +52,7 @@ def main() -> None:
     ended.set()
     sampler.join()
     parts = ", ".join(f"{name} {size:,.0f}" for name, size in sorted(peak.items()))
-    print(f"{time.perf_counter() - started:.1f} s, peak {sum(peak.values()):,.0f} MiB ({parts})", file=sys.stderr)
+    print(f"{time.perf_counter() - start:.1f} s, peak {sum(peak.values()):,.0f} MiB ({parts})", file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,11 +1,12 @@
-"""What a sweep of a thousand trials costs its driver, its tracking server and its report; what grows, and how fast.
+"""Measure the resources of a sweep of a thousand trials, and how they grow with the number of trials.
 
-The engine, the search, MLflow and the report are the real ones; the trials sleep through their epochs, and the cluster
-is a virtual one of several nodes on this machine, whose cores are pretended. So 64 trials run at a time on two cores.
+The backend, the search, MLflow and the report are the real ones. The trials sleep during their epochs, and the cluster
+consists of virtual nodes on this machine that claim to have more cores than it has. This allows 64 concurrent trials on
+two cores.
 
-  python -m benchmarks.scale                                       # 1,000 trials, 64 at a time, PostgreSQL: 15 minutes
-  python -m benchmarks.scale --trials 250 --store none             # without MLflow: what Ray Tune and the search take
-  python -m benchmarks.scale --only search --trials 1000           # Optuna alone
+  python -m benchmarks.scale                                       # 1,000 trials, 64 concurrent, PostgreSQL: 15 minutes
+  python -m benchmarks.scale --trials 250 --store none             # without MLflow: Ray Tune and the search only
+  python -m benchmarks.scale --only search --trials 1000           # Optuna only
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from fgst.sweep.status import TrialStatus
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "correct horse battery staple"
-MARKS = (0.05, 0.25, 0.5, 0.75, 1.0)  # of the trials, where growth is measured
+MARKS = (0.05, 0.25, 0.5, 0.75, 1.0)  # shares of the trials after which resources are measured
 
 
 @contextmanager
 def tracking_server(folder: Path) -> Iterator[tuple[str, int]]:
-    """PostgreSQL and MLflow, as ``make server`` starts them: the URI, and the process's id."""
+    """Run PostgreSQL and MLflow as ``make server`` does; yield the URI and the id of the server's process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,48 +63,55 @@ def tracking_server(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def virtual_cluster(nodes: int, together: int) -> Iterator[str]:
-    """A Ray cluster of ``nodes`` nodes that pretend to have ``together`` cores in all; its address."""
+def virtual_cluster(nodes: int, cores: int) -> Iterator[str]:
+    """Run a Ray cluster of ``nodes`` nodes that claim to have ``cores`` cores in total; yield its address."""
     from ray.cluster_utils import Cluster
 
     from fgst.sweep.backends.ray_session import quieten
 
     quieten()
-    patient = {
-        "worker_register_timeout_seconds": 600,  # two cores start 64 processes at once
+    system_config = {
+        "worker_register_timeout_seconds": 600,  # two cores start 64 processes at the same time
         "prestart_worker_first_driver": False,
     }
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": patient},
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": system_config},
     )
     try:
         for number in range(nodes):
-            cluster.add_node(num_cpus=together // nodes + (number < together % nodes))
+            cluster.add_node(num_cpus=cores // nodes + (number < cores % nodes))
         yield cluster.address
     finally:
         cluster.shutdown()
 
 
-class Watch(threading.Thread):
-    """Looks at the driver, and at what serves it, each time that so many more trials have ended."""
+class ResourceMonitor(threading.Thread):
+    """Measures memory and processor time of the driver and of all other processes at given numbers of started trials.
+
+    Args:
+        log: the log of the simulated trials.
+        marks: numbers of started trials, in increasing order.
+        folder: working directory of the benchmark.
+        server: process id of the tracking server, if there is one.
+    """
 
     def __init__(self, log: Path, marks: Sequence[int], folder: Path, server: int | None) -> None:
         super().__init__(daemon=True)
         self._log, self._marks, self._folder, self._server = log, list(marks), folder, server
-        self._began, self.over = time.monotonic(), threading.Event()
+        self._start, self.stopped = time.monotonic(), threading.Event()
         self.rows: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        while self._marks and not self.over.wait(0.5):
-            begun = self._log.read_bytes().count(b'"begin"') if self._log.exists() else 0
-            if begun >= self._marks[0]:
+        while self._marks and not self.stopped.wait(0.5):
+            started = self._log.read_bytes().count(b'"begin"') if self._log.exists() else 0
+            if started >= self._marks[0]:
                 self._marks.pop(0)
-                self.rows.append(self._look(begun))
+                self.rows.append(self._measure(started))
 
-    def _look(self, begun: int) -> dict[str, Any]:
+    def _measure(self, started: int) -> dict[str, Any]:
         driver = psutil.Process()
-        row: dict[str, Any] = {"trials": begun, "seconds": time.monotonic() - self._began}
+        row: dict[str, Any] = {"trials": started, "seconds": time.monotonic() - self._start}
         row["driver_mib"] = driver.memory_full_info().uss / 2**20
         row["driver_cpu"] = _cpu([driver])
         kinds: dict[str, list[psutil.Process]] = {}
@@ -122,6 +130,7 @@ class Watch(threading.Thread):
 
 
 def _kind(process: psutil.Process) -> str:
+    """Return the row label of a child process: trials, a daemon of Ray, or other."""
     name = process.name()
     if name.startswith("ray::"):
         return "trials"
@@ -129,13 +138,14 @@ def _kind(process: psutil.Process) -> str:
 
 
 def _server_processes(pid: int, folder: Path) -> list[psutil.Process]:
-    """MLflow's and PostgreSQL's, which are nobody's children."""
+    """Return the processes of MLflow and PostgreSQL. PostgreSQL is a daemon, which has no parent."""
     postgres = int((folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
-    family = [psutil.Process(pid), psutil.Process(postgres)]
-    return family + [child for parent in family for child in parent.children(recursive=True)]
+    parents = [psutil.Process(pid), psutil.Process(postgres)]
+    return parents + [child for parent in parents for child in parent.children(recursive=True)]
 
 
 def _cpu(processes: Sequence[psutil.Process]) -> float:
+    """Return the processor time of processes in seconds."""
     seconds = 0.0
     for process in processes:
         with suppress(psutil.Error):
@@ -145,14 +155,15 @@ def _cpu(processes: Sequence[psutil.Process]) -> float:
 
 
 def _uss(process: psutil.Process) -> float:
+    """Return the private memory of a process in MiB."""
     try:
         return float(process.memory_full_info().uss / 2**20)
     except psutil.Error:
         return 0.0
 
 
-def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
-    """A joint search on the demo's skeleton: eight parameters, as ``sweeps/search.py`` has them."""
+def definition_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
+    """Return the definition of ``sweeps/search.py``, a base configuration, and a demo data set."""
     import runpy
 
     from fgst.config import PRESETS
@@ -164,23 +175,26 @@ def question_and_base(folder: Path, epochs: int) -> tuple[Any, Any, Any]:
 
 
 def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[dict[str, float]]:
-    """Processor time of a suggestion, of an epoch's report and of an end, as the study in sqlite grows."""
+    """Measure the processor time of a suggestion, of the report of an epoch and of the end of a trial.
+
+    The study is stored in SQLite and grows with the number of trials.
+    """
     from fgst.sweep.definition import TrialFactory
     from fgst.sweep.search import Search
     from fgst.sweep.spec import EarlyStopping, build_spec
 
-    question, base, dataset = question_and_base(folder, epochs)
-    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStopping(1, 3), seeds=seeds)
-    search = Search(spec, TrialFactory(question, spec.base, dataset), f"sqlite:///{folder}/optuna.db", "scale")
+    definition, base, dataset = definition_and_base(folder, epochs)
+    spec = build_spec(definition, base, dataset, limit=trials, early_stop=EarlyStopping(1, 3), seeds=seeds)
+    search = Search(spec, TrialFactory(definition, spec.base, dataset), f"sqlite:///{folder}/optuna.db", "scale")
     times: dict[str, list[float]] = {"ask": [], "result": [], "tell": []}
 
-    def timed(what: str, call: Any, *arguments: Any) -> Any:
-        began = time.process_time()  # other work on the machine comes and goes
-        answer = call(*arguments)
-        times[what].append(time.process_time() - began)
-        return answer
+    def timed(name: str, call: Any, *arguments: Any) -> Any:
+        start = time.process_time()  # independent of other load on the machine, unlike wall time
+        result = call(*arguments)
+        times[name].append(time.process_time() - start)
+        return result
 
-    rows, marks, done = [], [max(1, int(share * trials)) for share in MARKS], 0
+    rows, marks, finished = [], [max(1, int(share * trials)) for share in MARKS], 0
     while (trial := timed("ask", search.ask)) is not None:
         status, metrics = TrialStatus.FINISHED, {}
         for epoch in range(1, epochs + 1):
@@ -189,10 +203,10 @@ def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[d
                 status = TrialStatus.PRUNED
                 break
         timed("tell", search.tell, trial.trial_id, status, metrics, trial)
-        done += 1
-        if done in marks:
-            row = {"trials": float(done)} | {
-                f"{what}_cpu_ms": 1000 * statistics.median(seconds[-30:]) for what, seconds in times.items()
+        finished += 1
+        if finished in marks:
+            row = {"trials": float(finished)} | {
+                f"{name}_cpu_ms": 1000 * statistics.median(seconds[-30:]) for name, seconds in times.items()
             }
             rows.append(row)
             print(json.dumps({k: round(v, 1) for k, v in row.items()}), file=sys.stderr, flush=True)
@@ -200,7 +214,7 @@ def measure_search(folder: Path, trials: int, epochs: int, seeds: int) -> list[d
 
 
 def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The sweep itself; then its report, piece by piece."""
+    """Run a sweep on a virtual cluster, and measure its resources, its delays and the time of reading its results."""
     from fgst.sweep.backends.ray import RayBackend
     from fgst.sweep.backends.resources import Resources
     from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
@@ -209,71 +223,83 @@ def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from fgst.sweep.spec import EarlyStopping, build_spec
     from fgst.tracking.store import TrackingStore
 
-    question, base, dataset = question_and_base(folder, options.epochs)
+    definition, base, dataset = definition_and_base(folder, options.epochs)
     stop = EarlyStopping(1, 3) if options.early_stop else None
-    spec = build_spec(question, base, dataset, limit=options.trials, early_stop=stop, search=options.search)
+    spec = build_spec(definition, base, dataset, limit=options.trials, early_stop=stop, search=options.search)
     log = folder / "log.jsonl"
     server = tracking_server(folder / "server") if options.store == "server" else nullcontext((None, None))
-    with server as (uri, pid), virtual_cluster(options.nodes, options.together) as address:
+    with server as (uri, pid), virtual_cluster(options.nodes, options.cores) as address:
         store = TrackingStore(uri or f"sqlite:///{folder}/mlflow.db")
         session = create_sweep(
-            spec, TrialFactory(question, spec.base, dataset), store, storage_location=str(folder / "storage")
+            spec, TrialFactory(definition, spec.base, dataset), store, storage_location=str(folder / "storage")
         )
-        watch = Watch(log, [max(1, int(s * options.trials)) for s in MARKS], folder, pid)
-        watch.start()
+        monitor = ResourceMonitor(log, [max(1, int(s * options.trials)) for s in MARKS], folder, pid)
+        monitor.start()
         profile = cProfile.Profile() if options.profile else None
-        began = time.monotonic()
+        start = time.monotonic()
         if profile is not None:
             profile.enable()
         simulated = SimulatedTrial(options.seconds, options.store != "none", str(log))
         resources = Resources(address, 1.0, 0.0, options.max_concurrent)
         callbacks = [ProgressDisplay(), MlflowReport(["python", "sweeps/search.py", "--resume", "…"]), TablePrinter()]
         session.run(RayBackend(resources, simulated), callbacks=callbacks)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         if profile is not None:
             profile.disable()
             pstats.Stats(profile, stream=sys.stderr).sort_stats("cumulative").print_stats(70)
-        watch.over.set()
-        watch.join()
-        found = {"seconds": seconds, "growth": watch.rows, **delays(log, options.together)}
+        monitor.stopped.set()
+        monitor.join()
+        results = {"seconds": seconds, "growth": monitor.rows, **delays(log, options.cores)}
         if options.store != "none":
-            found["reading"] = measure_reading(session)
-        return found
+            results["reading"] = measure_reading(session)
+        return results
 
 
-def delays(log: Path, together: int) -> dict[str, Any]:
-    """From a trial's end, or the report of the epoch at which it was stopped, to the next one's begin."""
+def delays(log: Path, cores: int) -> dict[str, Any]:
+    """Evaluate the log of the trials: scheduling delays, durations of logging, and throughput.
+
+    A scheduling delay is the time from the end of a trial, or from the report of the epoch at which it was stopped, to
+    the begin of the next trial in the same process.
+    """
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    lines.sort(key=lambda line: line["at"])
-    begins = [line["at"] for line in lines if line["what"] == "begin"]
-    last: dict[str, float] = {}
+    lines.sort(key=lambda line: line["time"])
+    begins = [line["time"] for line in lines if line["event"] == "begin"]
+    ends: dict[str, float] = {}
     for line in lines:
-        last[line["key"]] = line["at"]
-    # Tune keeps a trial's process for the next one: a process is a place.
-    places: dict[int, list[dict[str, Any]]] = {}
+        ends[line["trial_id"]] = line["time"]
+    # Tune reuses a trial's process for the next trial.
+    lines_by_process: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
-        places.setdefault(line["pid"], []).append(line)
-    pairs = [pair for place in places.values() for pair in itertools.pairwise(place) if pair[1]["what"] == "begin"]
-    waits = [later["at"] - before["at"] for before, later in sorted(pairs, key=lambda pair: pair[1]["at"])]
-    writing = [line["writing"] for line in lines if line["what"] == "epoch" and line["epoch"] < 9]
-    steady = (begins[together] if len(begins) > together else begins[0], begins[-1])
-    inside = [line for line in lines if steady[0] <= line["at"] <= steady[1]]
-    running, most = 0, 0
+        lines_by_process.setdefault(line["pid"], []).append(line)
+    pairs = [
+        pair
+        for process_lines in lines_by_process.values()
+        for pair in itertools.pairwise(process_lines)
+        if pair[1]["event"] == "begin"
+    ]
+    waits = [begin["time"] - end["time"] for end, begin in sorted(pairs, key=lambda pair: pair[1]["time"])]
+    logging_seconds = [line["logging_seconds"] for line in lines if line["event"] == "epoch" and line["epoch"] < 9]
+    # From the begin of the first trial that had to wait for a core to that of the last trial.
+    steady_start, steady_end = begins[cores] if len(begins) > cores else begins[0], begins[-1]
+    steady_lines = [line for line in lines if steady_start <= line["time"] <= steady_end]
+    running, max_running = 0, 0
     for line in lines:
-        running += (line["what"] == "begin") - (last[line["key"]] == line["at"])
-        most = max(most, running)
-    span = max(1e-9, steady[1] - steady[0])
+        running += (line["event"] == "begin") - (ends[line["trial_id"]] == line["time"])
+        max_running = max(max_running, running)
+    duration = max(1e-9, steady_end - steady_start)
     return {
-        "ramp_s": steady[0] - begins[0], "at_once": most, "processes": len({line["pid"] for line in lines}),
+        "ramp_s": steady_start - begins[0], "max_concurrent": max_running,
+        "processes": len({line["pid"] for line in lines}),
         "delay_s": quantiles(waits), "delay_first_half_s": quantiles(waits[: len(waits) // 2]),
         "delay_second_half_s": quantiles(waits[len(waits) // 2 :]),
-        "metric_batch_s": quantiles(writing),
-        "epochs_per_s": sum(line["what"] == "epoch" for line in inside) / span,
-        "trials_per_s": sum(line["what"] == "begin" for line in inside) / span,
+        "metric_batch_s": quantiles(logging_seconds),
+        "epochs_per_s": sum(line["event"] == "epoch" for line in steady_lines) / duration,
+        "trials_per_s": sum(line["event"] == "begin" for line in steady_lines) / duration,
     }  # fmt: skip
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Return median, 95th percentile and maximum; empty for fewer than two values."""
     if len(values) < 2:
         return {}
     cuts = statistics.quantiles(values, n=20)
@@ -281,19 +307,18 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def measure_reading(session: Any) -> dict[str, float]:
-    """Seconds in which what the report needs is read from the store."""
-
-    began = time.perf_counter()
+    """Measure the seconds of reading all results and one learning curve from the tracking store."""
+    start = time.perf_counter()
     results = session.results()
-    read = time.perf_counter()
+    results_end = time.perf_counter()
     for result in results[:50]:
         session.store.metric_history(result.run_id, "val/top1")
-    a_curve = (time.perf_counter() - read) / len(results[:50])
-    return {"trials": len(results), "trials_s": read - began, "a_curve_s": a_curve}
+    curve_seconds = (time.perf_counter() - results_end) / len(results[:50])
+    return {"trials": len(results), "trials_s": results_end - start, "curve_s": curve_seconds}
 
 
 def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, float]]:
-    """Processor time of each piece of the report on so many made-up trials, and the page's size."""
+    """Measure the processor time of each part of the report on simulated trials, and the size of its page."""
     from fgst.sweep.definition import TrialFactory
     from fgst.sweep.report.html import ReportData, write_report
     from fgst.sweep.report.tables import print_table, to_csv
@@ -301,10 +326,10 @@ def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, flo
     from fgst.sweep.search import Search
     from fgst.sweep.spec import EarlyStopping, build_spec
 
-    question, base, dataset = question_and_base(folder, epochs)
-    spec = build_spec(question, base, dataset, limit=trials, early_stop=EarlyStopping(1, 3), search="random")
-    search = Search(spec, TrialFactory(question, spec.base, dataset), None, "report")
-    everything, curves = [], {}
+    definition, base, dataset = definition_and_base(folder, epochs)
+    spec = build_spec(definition, base, dataset, limit=trials, early_stop=EarlyStopping(1, 3), search="random")
+    search = Search(spec, TrialFactory(definition, spec.base, dataset), None, "report")
+    all_results, curves = [], {}
     while (trial := search.ask()) is not None:
         values: dict[int, float] = {}
         for epoch in range(1, epochs + 1):
@@ -314,31 +339,31 @@ def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, flo
         status, seed = TrialStatus.PRUNED if stopped else TrialStatus.FINISHED, trial.config.train.seed
         metrics = {"val/top1": values[epoch], "test/top1": values[epoch], "minutes": 1.0, "device_seconds": 60.0}
         search.tell(trial.trial_id, status, metrics, trial)
-        everything.append(
+        all_results.append(
             TrialResult(trial.trial_id, trial.label, seed, dict(trial.params), trial.trial_id, status, metrics)
         )
         curves[trial.trial_id] = {"val/top1": values, "train/loss": {e: 100 - v for e, v in values.items()}}
     rows = []
     for share in MARKS[1:]:
-        results = everything[: int(share * len(everything))]
+        results = all_results[: int(share * len(all_results))]
         times = {"trials": float(len(results))}
 
-        def timed(what: str, call: Any, into: dict[str, float] = times) -> Any:
-            began = time.process_time()
-            answer = call()
-            into[what] = time.process_time() - began
-            return answer
+        def timed(name: str, call: Any, times: dict[str, float] = times) -> Any:
+            start = time.process_time()
+            result = call()
+            times[name] = time.process_time() - start
+            return result
 
-        def pieces(results: list[TrialResult] = results, timed: Any = timed) -> Path:
+        def write_all_parts(results: list[TrialResult] = results, timed: Any = timed) -> Path:
             table = timed("rows_s", lambda: build_rows(spec, results))
             timed("best_s", lambda: best_result(spec, results))
             with (folder / "table.txt").open("w") as file, redirect_stdout(file):
                 timed("table_s", lambda: print_table(spec, table, None))
             timed("csv_s", lambda: to_csv(spec, table))
-            told = ReportData(spec, results, curves, search.study, "0" * 32, ["python", "…"])
-            return timed("page_s", lambda: write_report(told, folder / "page"))
+            data = ReportData(spec, results, curves, search.study, "0" * 32, ["python", "…"])
+            return timed("page_s", lambda: write_report(data, folder / "page"))
 
-        times["page_kb"] = pieces().stat().st_size / 1000
+        times["page_kb"] = write_all_parts().stat().st_size / 1000
         rows.append(times)
         print(json.dumps({k: round(v, 3) for k, v in times.items()}), file=sys.stderr, flush=True)
     return rows
@@ -346,38 +371,42 @@ def measure_report(folder: Path, trials: int, epochs: int) -> list[dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000, help="(default: %(default)s)")
-    parser.add_argument("--together", type=int, default=64, help="pretended cores of all nodes (default: %(default)s)")
-    parser.add_argument("--max-concurrent", type=int, help="as of a sweep; default: what fits")
-    parser.add_argument("--nodes", type=int, default=4, help="virtual ones (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=9, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of an epoch (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="with --only search (default: %(default)s)")
-    parser.add_argument("--search", default="optuna", choices=("optuna", "random"), help="(default: %(default)s)")
-    parser.add_argument("--early-stop", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--store", choices=("server", "sqlite", "none"), default="server", help="where trials write")
-    parser.add_argument("--only", choices=("search", "report", "sweep"), help="a part (default: all)")
-    parser.add_argument("--profile", action="store_true", help="where the driver's time goes")
-    parser.add_argument("--dir", help="keep everything there; default: a folder that is removed")
+    parser.add_argument("--trials", type=int, default=1000, help="number of trials (default: %(default)s)")
+    parser.add_argument("--cores", type=int, default=64, help="virtual cores of all nodes (default: %(default)s)")
+    parser.add_argument("--max-concurrent", type=int, help="limit of concurrent trials; default: all cores")
+    parser.add_argument("--nodes", type=int, default=4, help="number of virtual nodes (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=9, help="epochs of a trial (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of an epoch (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="seeds of a trial, with --only search (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--search", default="optuna", choices=("optuna", "random"), help="search algorithm (default: %(default)s)"
+    )
+    parser.add_argument("--early-stop", action=argparse.BooleanOptionalAction, default=True, help="stop trials early")
+    parser.add_argument("--store", choices=("server", "sqlite", "none"), default="server", help="tracking store")
+    parser.add_argument("--only", choices=("search", "report", "sweep"), help="part to measure; default: all")
+    parser.add_argument("--profile", action="store_true", help="profile the driver")
+    parser.add_argument("--dir", help="folder for all files; default: a temporary folder")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = Path(options.dir or tempfile.mkdtemp(prefix="fgst-scale-")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)  # PostgreSQL runs as another user where this is root
-    found: dict[str, Any] = {}
+    folder.chmod(0o755)  # if this process runs as root, PostgreSQL runs as another user
+    measurements: dict[str, Any] = {}
     try:
         if options.only in (None, "search"):
             (folder / "search").mkdir()
-            found["search"] = measure_search(folder / "search", options.trials, options.epochs, options.seeds)
+            measurements["search"] = measure_search(folder / "search", options.trials, options.epochs, options.seeds)
         if options.only in (None, "report"):
             (folder / "report").mkdir()
-            found["report"] = measure_report(folder / "report", options.trials, options.epochs)
+            measurements["report"] = measure_report(folder / "report", options.trials, options.epochs)
         if options.only in (None, "sweep"):
-            found |= measure_sweep(folder, options)
+            measurements |= measure_sweep(folder, options)
     finally:
         if not options.dir:
             shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(found, indent=1))
+    print(json.dumps(measurements, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Simulated trial: it sleeps through its epochs and writes to MLflow what a real trial would write.
+"""A simulated trial, which sleeps in its epochs and writes the same kinds of data to MLflow as a real trial.
 
-It does not import PyTorch, so that a hundred of its processes fit into the memory of ten trainings.
+It does not import PyTorch: a hundred processes of simulated trials need about as much memory as ten trainings.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class SimulatedTrial:
     Attributes:
         epoch_seconds: approximate duration of an epoch; the actual one is 0.75 to 1.25 times that, by trial.
         log_to_mlflow: whether to write runs, metrics and artifacts to MLflow.
-        log_file: path of a file of JSON lines, to which all processes append the begin, each epoch and the end of
-            every trial; empty for no log.
+        log_file: path of a file of JSON lines, to which the processes of all trials append one line at the begin, at
+            each epoch and at the end of a trial; empty for no log.
         full_nodes: concatenated ids of the Ray nodes on which trials report a full disk after their first epoch.
     """
 
@@ -53,7 +53,7 @@ class SimulatedTrial:
         """Run all epochs and return the trial's outcome, as a real trial would."""
         self._log(trial, 0, "begin", 0.0)
         run = self._start_run(trial, context) if self.log_to_mlflow else None
-        seconds, epochs = self._seconds_of(trial), trial.config.train.epochs
+        seconds, epochs = self._epoch_seconds(trial), trial.config.train.epochs
         for epoch in range(1, epochs + 1):
             time.sleep(seconds)
             metrics = _metrics(trial, epoch, seconds)
@@ -87,15 +87,15 @@ class SimulatedTrial:
         run.log_dataset("simulated", "0" * 64, "nowhere")
         return run
 
-    def _seconds_of(self, trial: Trial) -> float:
+    def _epoch_seconds(self, trial: Trial) -> float:
         return self.epoch_seconds * (0.75 + 0.5 * random.Random(trial.trial_id).random())
 
-    def _log(self, trial: Trial, epoch: int, event: str, writing_seconds: float) -> None:
-        """Append an event to the log in a single write, so that lines of concurrent processes stay intact."""
+    def _log(self, trial: Trial, epoch: int, event: str, logging_seconds: float) -> None:
+        """Append an event to the log in a single write, so that concurrent processes do not mix their lines."""
         if self.log_file:
             line = json.dumps({
-                "key": trial.trial_id, "what": event, "epoch": epoch, "at": time.time(), "writing": writing_seconds,
-                "pid": os.getpid(), "node": _node_id(),
+                "trial_id": trial.trial_id, "event": event, "epoch": epoch, "time": time.time(),
+                "logging_seconds": logging_seconds, "pid": os.getpid(), "node": _node_id(),
                 "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "openmp": os.environ.get("OMP_WAIT_POLICY"),
                 "torch": "torch" in sys.modules,
             })  # fmt: skip
@@ -104,7 +104,7 @@ class SimulatedTrial:
 
 
 def _metrics(trial: Trial, epoch: int, seconds: float) -> dict[str, float]:
-    """Make up the metrics of an epoch that took ``seconds``."""
+    """Return simulated metrics of an epoch that took ``seconds``."""
     epochs = trial.config.train.epochs
     metrics = {
         "val/top1": accuracy(trial, epoch), "train/loss": 3 - 2 * epoch / epochs, "train/top1": 50.0,
@@ -117,7 +117,7 @@ def _metrics(trial: Trial, epoch: int, seconds: float) -> dict[str, float]:
 
 
 def _log_artifacts(run: TrackedRun) -> None:
-    """Log random files of the sizes in ``ARTIFACTS``."""
+    """Log files of random bytes with the sizes in ``ARTIFACTS``."""
     with tempfile.TemporaryDirectory(prefix="fgst-simulated-") as name:
         folder = Path(name)
         for path, size in ARTIFACTS.items():
@@ -128,13 +128,16 @@ def _log_artifacts(run: TrackedRun) -> None:
 
 def _node_id() -> str:
     """Return the id of the Ray node of this process; empty without Ray."""
-    import ray  # lazy: a log without Ray does not need it
+    import ray  # lazy: not needed without Ray
 
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
 def accuracy(trial: Trial, epoch: int) -> float:
-    """Make up a learning curve in %: its final value depends on the trial, and early epochs predict it roughly."""
+    """Return the accuracy in % of a simulated learning curve, whose final value depends on the trial.
+
+    Early epochs predict the final value roughly.
+    """
     generator = random.Random(trial.trial_id)
     final, steepness = 40 + 50 * generator.random(), 1.5 + 3 * generator.random()
     noise = random.Random(f"{trial.trial_id} {epoch}").gauss(0, 1)

@@ -1,15 +1,15 @@
 """Time the forward pass and the training step of the network against references: ``python -m benchmarks.step_time``.
 
-At each shape four contenders are timed in turn for several rounds, so that other load affects all of them alike:
+At each shape, four contenders are timed alternately in several rounds, so that other load affects all of them equally:
 
 * the network (``fgst.model``) in float32 and with bfloat16 autocast;
 * a literal implementation of the same equations (``benchmarks.literal``);
-* CTR-GCN (``benchmarks.ctr_gcn``), the public network that most of the field builds on;
+* CTR-GCN (``benchmarks.ctr_gcn``), the public network on which most later work is based;
 * the ceiling: every matrix product and convolution of the network's step, with the same shapes and types, timed
-  separately on prepared operands. No implementation of these equations with library products can be faster.
+  separately on prepared operands. It is a lower bound for implementations of these equations with library products.
 
 A step consists of forward pass, cross-entropy and backward pass, without the optimizer. The fastest round counts,
-because disturbances only make a measurement longer.
+because other load can only make a measurement longer.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
     """Records the matrix products and convolutions that run in its context: operator, operand shapes and types."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,9 +93,12 @@ class Recorder(TorchDispatchMode):
 def _describe(value: Any) -> Any:
     """Describe a tensor by shape, type and memory layout; convert lists to tuples; return other values unchanged."""
     if isinstance(value, Tensor):
-        last = value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-        transposed = value.dim() in (2, 3) and value.stride(-1) != 1
-        return ("tensor", tuple(value.shape), value.dtype, "last" if last else "transposed" if transposed else "")
+        layout = ""
+        if value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last):
+            layout = "channels last"
+        elif value.dim() in (2, 3) and value.stride(-1) != 1:
+            layout = "transposed"
+        return ("tensor", tuple(value.shape), value.dtype, layout)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -107,18 +110,21 @@ def make_operand(described: Any, device: torch.device) -> Any:
     if layout == "transposed":
         return torch.randn(*shape[:-2], shape[-1], shape[-2], device=device).to(dtype).transpose(-1, -2)
     value = torch.randn(shape, device=device).to(dtype)
-    return value.contiguous(memory_format=torch.channels_last) if layout == "last" else value
+    return value.contiguous(memory_format=torch.channels_last) if layout == "channels last" else value
 
 
 def products_of(step: Callable[[], object]) -> Counter[Any]:
-    """Count the products that ``step`` calls."""
+    """Count the matrix products and convolutions that ``step`` calls."""
     with Recorder() as recorder:
         step()
     return recorder.calls
 
 
 def time_products(calls: Counter[Any], device: torch.device, repeats: int) -> float:
-    """Return the seconds of all calls: the fastest of ``repeats`` of each call, times its number of occurrences."""
+    """Return the seconds of all calls.
+
+    Each distinct call is repeated, and the fastest repetition is multiplied by the number of its occurrences.
+    """
     total = 0.0
     for (op, described, options), count in calls.items():
         # Time the allocating variant in place of an out= variant: the product is the same.
@@ -133,10 +139,10 @@ def time_products(calls: Counter[Any], device: torch.device, repeats: int) -> fl
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     _synchronize(device)
-    started = time.perf_counter()
+    start = time.perf_counter()
     call()
     _synchronize(device)
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def _synchronize(device: torch.device) -> None:
@@ -191,10 +197,10 @@ def contenders(shape: Shape, config: ModelConfig, device: torch.device, compiled
     for dtype, precision in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         for prefix in ("fgst", "fgst, compiled") if compiled else ("fgst",):
             torch.manual_seed(0)
-            ours = FGSTFormer(config, shape.skeleton, CLASSES, frames=shape.T)
-            rows.append(contender(f"{prefix} {precision}", ours, shape, device, dtype))
-            if "compiled" in prefix:  # its FLOPs have been counted
-                ours.compile()
+            model = FGSTFormer(config, shape.skeleton, CLASSES, frames=shape.T)
+            rows.append(contender(f"{prefix} {precision}", model, shape, device, dtype))
+            if "compiled" in prefix:  # after its FLOPs have been counted
+                model.compile()
     literal = LiteralFGSTFormer(config, shape.skeleton, CLASSES)
     rows.append(contender("literal float32", literal, shape, device, torch.float32))
     reference = CTRGCN(shape.skeleton, CLASSES, persons=shape.M)
@@ -218,7 +224,7 @@ def measure(shape: Shape, config: ModelConfig, device: torch.device, rounds: int
         for row in rows:
             row.measure(device)
         for precision, calls in products.items():
-            forward, step = (time_products(each, device, repeats=2) for each in calls)
+            forward, step = (time_products(counts, device, repeats=2) for counts in calls)
             ceilings[precision] = min(ceilings[precision][0], forward), min(ceilings[precision][1], step)
 
     reference = rows[-1].seconds[1]

@@ -4,8 +4,8 @@ Examples:
   python sweeps/parts_p.py                                         generated motion, the preset for this machine
   python sweeps/parts_p.py --dataset datasets/nw-ucla --preset small --values 1,5,10 --seeds 3
 
-The default is every partition that the skeleton knows, up to each joint its own part. The paper has P = 10 and no
-table of it.
+By default, all partitions that the skeleton defines are tried, including single joints as parts. The paper uses P = 10
+and has no table for this choice.
 """
 
 from fgst.cli.sweep import main

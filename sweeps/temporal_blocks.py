@@ -1,4 +1,4 @@
-"""Attention over frames, convolution over frames, or both: what does the FG-TFormer gain? (Table 3 of the paper)
+"""Attention over frames, convolution over frames, or both, as in the FG-TFormer? (Table 3 of the paper)
 
 Examples:
   python sweeps/temporal_blocks.py                                 generated motion, the preset for this machine

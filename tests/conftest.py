@@ -19,10 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pytest-xdist keep the tests of a file together, so that they share the file's fixtures.
+    """Make pytest-xdist run all tests of a file in one process, so that they share the file's fixtures.
 
-    A file whose tests share nothing expensive is distributed test by test with
-    ``pytestmark = pytest.mark.distribute``.
+    ``pytestmark = pytest.mark.distribute`` distributes the tests of a file whose fixtures are cheap.
     """
     for item in items:
         if not item.get_closest_marker("xdist_group") and not item.get_closest_marker("distribute"):
@@ -31,16 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _logging() -> None:
-    """Print log messages to standard error also where a test calls a command's function without ``run_command``."""
+    """Print log messages to standard error even if a test calls a command's function without ``run_command``."""
     configure_logging()
 
 
 @pytest.fixture(scope="session")
 def nw_ucla_zip() -> Path:
-    """The downloaded all_sqe.zip: in $FGST_TEST_DATA/nw-ucla, or in ../shared/datasets next to the repository."""
+    """The downloaded ``all_sqe.zip``, from ``$FGST_TEST_DATA/nw-ucla`` or ``../shared/datasets/nw-ucla``."""
     folders = [ROOT.parent / "shared" / "datasets"]
-    if named := os.environ.get("FGST_TEST_DATA"):
-        folders.insert(0, Path(named))
+    if test_data := os.environ.get("FGST_TEST_DATA"):
+        folders.insert(0, Path(test_data))
     for folder in folders:
         if (path := folder / "nw-ucla" / "all_sqe.zip").is_file():
             return path
@@ -49,13 +48,13 @@ def nw_ucla_zip() -> Path:
 
 @pytest.fixture(scope="session")
 def nw_ucla(nw_ucla_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    """The real recordings as a data set."""
+    """The real NW-UCLA recordings as a data set."""
     return prepare(nw_ucla_zip, tmp_path_factory.mktemp("prepared") / "nw-ucla")[0]
 
 
 @pytest.fixture(scope="session")
-def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of an empty tracking store. MLflow takes seconds to create one, so each test gets a copy."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of an empty tracking store, which tests copy because MLflow takes seconds to create one."""
     from fgst.tracking.store import TrackingStore
 
     folder = tmp_path_factory.mktemp("store")
@@ -64,28 +63,28 @@ def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracking_uri(_empty_database: Path, tmp_path: Path) -> str:
+def tracking_uri(empty_database: Path, tmp_path: Path) -> str:
     """An empty tracking store for one test: ``mlflow.db`` in ``tmp_path``."""
-    shutil.copy(_empty_database, tmp_path / "mlflow.db")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="module")
-def module_tracking_uri(_empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An empty tracking store that the tests of a module share: ``mlflow.db`` in a folder of that module."""
+def module_tracking_uri(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty tracking store shared by the tests of a module: ``mlflow.db`` in a temporary folder."""
     folder = tmp_path_factory.mktemp("module")
-    shutil.copy(_empty_database, folder / "mlflow.db")
+    shutil.copy(empty_database, folder / "mlflow.db")
     return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    """A small generated data set: 48 clips of 4 classes; the second class shows two persons."""
+    """A small generated data set of 48 clips and 4 classes; clips of the second class have two persons."""
     return make_demo(tmp_path_factory.mktemp("prepared") / "demo", clips=48, classes=4)
 
 
 @pytest.fixture(scope="session")
-def _object_store() -> Iterator[str]:
+def object_store_url() -> Iterator[str]:
     """The address of an S3 server in this process."""
     from moto.server import ThreadedMotoServer
 
@@ -97,15 +96,15 @@ def _object_store() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(_object_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 client with an empty bucket "motion".
+def bucket(object_store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An S3 client with an empty bucket ``motion``.
 
-    The environment points to its server, and ``FGST_CACHE`` to a folder in ``tmp_path``.
+    Environment variables configure clients for its server, and ``FGST_CACHE`` is a folder in ``tmp_path``.
     """
     import boto3
 
     for name, value in {
-        "AWS_ENDPOINT_URL": _object_store,
+        "AWS_ENDPOINT_URL": object_store_url,
         "AWS_ACCESS_KEY_ID": "a user",
         "AWS_SECRET_ACCESS_KEY": "a secret",
         "AWS_DEFAULT_REGION": "us-east-1",

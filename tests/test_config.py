@@ -1,4 +1,4 @@
-"""Configurations: parsing, validation by field name, flat form and digest."""
+"""Configurations: parsing, validation with field names in error messages, flat form, and digests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fgst.errors import InputError
 from tests.support.process import start_python
 from tests.support.small import SKELETON
 
-BY_NAME = (("hip", "spine", "head"), ("left_hand", "right_hand"), ("foot",))
+PARTS_BY_NAME = (("hip", "spine", "head"), ("left_hand", "right_hand"), ("foot",))
 
-# A valid value other than the default for every field, written out so that a test fails if a new field is missing.
-OTHER: dict[str, Any] = {
+# A valid value other than the default for every field. A test fails if a new field is missing here.
+NON_DEFAULT: dict[str, Any] = {
     "model.channels": (64, 64, 64, 64, 128, 128, 256, 256),
     "model.stage1_layers": 5,
     "model.stage2_layers": 3,
@@ -60,8 +60,8 @@ OTHER: dict[str, Any] = {
     "train.precision": "bfloat16",
     "train.seed": 1,
 }
-# Fields that must change together: the layers add up to the number of channels; cross-attention needs two branches.
-TOGETHER = {
+# Fields that must change together: the sum of layers is the number of channels; cross-attention needs two branches.
+DEPENDENT: dict[str, dict[str, Any]] = {
     "model.stage1_layers": {"model.stage1_layers": 5, "model.stage2_layers": 3},
     "model.stage2_layers": {"model.stage2_layers": 3, "model.stage1_layers": 5},
     "model.part_branch": {"model.part_branch": False, "model.cross_attention": False},
@@ -69,6 +69,7 @@ TOGETHER = {
 
 
 def field_of(config: TrialConfig, name: str) -> Any:
+    """Return the value of a field by its full name."""
     section, attribute = name.split(".")
     return getattr(getattr(config, section), attribute)
 
@@ -76,8 +77,8 @@ def field_of(config: TrialConfig, name: str) -> Any:
 # Defaults and presets
 
 
-def test_defaults_are_the_papers() -> None:
-    """§4.2 of the paper."""
+def test_defaults_match_paper() -> None:
+    """Section 4.2 of the paper."""
     config = TrialConfig()
     model, data, train = config.model, config.data, config.train
     assert model.channels == (64, 64, 128, 128, 256, 256, 256, 256)
@@ -90,7 +91,7 @@ def test_defaults_are_the_papers() -> None:
     assert (train.momentum, train.weight_decay) == (0.9, 5e-4)
     assert train.warmup * 80 == 5
     assert train.schedule == "step"
-    assert [at * 80 for at in train.decay_at] == [50, 70]
+    assert [share * 80 for share in train.decay_at] == [50, 70]
     assert train.decay_factor == 0.1
     assert train.label_smoothing == 0
     assert (data.modality, data.protocol) == ("joint", "validation")
@@ -113,13 +114,13 @@ def test_configurations_are_frozen_and_hashable() -> None:
 
 # Flat form
 
-# shared_branches needs both branches.
-ALL_SET = OTHER | {"model.part_branch": True}
+# shared_branches requires both branches.
+ALL_SET = NON_DEFAULT | {"model.part_branch": True}
 
 
 VARIANTS = {
     **PRESETS,
-    "parts by name": TrialConfig(model=ModelConfig(parts=BY_NAME)),
+    "parts by name": TrialConfig(model=ModelConfig(parts=PARTS_BY_NAME)),
     "all set": TrialConfig().with_values(ALL_SET),
     "one dilation": TrialConfig(model=ModelConfig(dilations=(3,)), train=TrainConfig(decay_at=())),
 }
@@ -135,15 +136,17 @@ def test_flat_round_trip(variant: str) -> None:
     assert TrialConfig.from_flat(flat).flat() == flat
 
 
-def test_flat_names_every_field_once_with_json_values() -> None:
-    assert set(TrialConfig().flat()) == set(OTHER)
+def test_flat_contains_every_field_as_json_value() -> None:
+    assert set(TrialConfig().flat()) == set(NON_DEFAULT)
     flat = TrialConfig().with_values(ALL_SET).flat()
     for name, value in ALL_SET.items():
         assert flat[name] == (list(value) if isinstance(value, tuple) else value)
-    assert TrialConfig(model=ModelConfig(parts=BY_NAME)).flat()["model.parts"] == [list(part) for part in BY_NAME]
+    assert TrialConfig(model=ModelConfig(parts=PARTS_BY_NAME)).flat()["model.parts"] == [
+        list(part) for part in PARTS_BY_NAME
+    ]
 
 
-def test_missing_fields_take_their_default() -> None:
+def test_missing_fields_have_defaults() -> None:
     assert TrialConfig.from_flat({}) == TrialConfig()
     assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(train=TrainConfig(seed=3))
 
@@ -200,7 +203,7 @@ def test_values_round_trip_as_text(variant: str) -> None:
         ("data.recipe", "ntu", "ntu"),
     ],
 )
-def test_text_is_parsed_as_the_fields_type(name: str, text: str, value: Any) -> None:
+def test_text_is_parsed_as_type_of_field(name: str, text: str, value: Any) -> None:
     start = TrialConfig(train=TrainConfig(repeat=7), data=DataConfig(frames=7, benchmark="b"))
     parsed = field_of(start.with_values({name: text}), name)
     assert parsed == value
@@ -223,11 +226,11 @@ def test_values_are_validated_together() -> None:
         TrialConfig().with_values({"model.stage1_layers": "5"})
 
 
-def test_with_values_changes_only_the_named_fields_of_a_copy() -> None:
+def test_with_values_copies_and_changes_given_fields_only() -> None:
     start = TrialConfig().with_values(ALL_SET)
     changed = start.with_values({"train.seed": 9})
     assert start == TrialConfig().with_values(ALL_SET)
-    assert {name for name in OTHER if field_of(start, name) != field_of(changed, name)} == {"train.seed"}
+    assert {name for name in NON_DEFAULT if field_of(start, name) != field_of(changed, name)} == {"train.seed"}
     assert start.with_values({}) == start
 
 
@@ -235,27 +238,28 @@ def test_with_values_changes_only_the_named_fields_of_a_copy() -> None:
 
 
 def wrongly_typed_values() -> list[tuple[str, Any]]:
-    texts, numbers, flags = "some text", 1.5, True
-    wrong: dict[type, list[Any]] = {
+    """Return pairs of a field and a value of the wrong type."""
+    text, number, flag = "some text", 1.5, True
+    invalid: dict[type, list[Any]] = {
         bool: ["1", 1, "yes", None, [True]],
-        int: [texts, numbers, "1.5", flags, "true", [1], "1,2", "nan", {}],
-        float: [texts, flags, "true", [0.1], "0.1,0.2", "nan", "inf", "-Infinity", float("nan"), float("inf"), {}],
-        str: [3, numbers, flags, ["joint"], {}],
-        tuple: [texts, "1,a", flags, "true", None, "none", [[1]], {}, "1,,2"],
+        int: [text, number, "1.5", flag, "true", [1], "1,2", "nan", {}],
+        float: [text, flag, "true", [0.1], "0.1,0.2", "nan", "inf", "-Infinity", float("nan"), float("inf"), {}],
+        str: [3, number, flag, ["joint"], {}],
+        tuple: [text, "1,a", flag, "true", None, "none", [[1]], {}, "1,,2"],
     }
-    # Too large for a float: one short message, no traceback.
-    wrong[float].append("1" + "0" * 400)
+    # Too large for a float.
+    invalid[float].append("1" + "0" * 400)
     cases = []
-    for name, value in TrialConfig().with_values(ALL_SET).flat().items():
-        kind = tuple if isinstance(value, list) else type(value)
-        cases += [(name, bad) for bad in wrong[kind]]
+    for name, valid in TrialConfig().with_values(ALL_SET).flat().items():
+        kind = tuple if isinstance(valid, list) else type(valid)
+        cases += [(name, value) for value in invalid[kind]]
         if name not in ("model.head_width", "data.benchmark", "data.recipe", "data.frames", "train.repeat"):
             cases.append((name, None))
     return cases
 
 
 @pytest.mark.parametrize(("name", "value"), wrongly_typed_values(), ids=lambda value: str(value)[:30])
-def test_wrong_type_is_rejected_by_name(name: str, value: Any) -> None:
+def test_wrong_type_is_rejected_with_field_name(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^{re.escape(name)} "):
         TrialConfig().with_values({name: value})
 
@@ -318,14 +322,14 @@ INVALID: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "message"), INVALID, ids=[message for _, message in INVALID])
-def test_invalid_value_is_rejected_by_name(values: dict[str, Any], message: str) -> None:
+def test_invalid_value_is_rejected_with_field_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         TrialConfig().with_values(values)
 
 
 def test_all_limits_and_choices_are_tested() -> None:
     unlimited = {"model.focal_gate", "model.focal_selection", "data.dataset", "data.benchmark"}
-    assert {name for values, _ in INVALID for name in values} == set(OTHER) - unlimited
+    assert {name for values, _ in INVALID for name in values} == set(NON_DEFAULT) - unlimited
 
 
 @pytest.mark.parametrize(
@@ -342,23 +346,23 @@ def test_all_limits_and_choices_are_tested() -> None:
         ("entirely different", "the settings are model.channels, "),
     ],
 )
-def test_unknown_field_is_rejected_with_a_suggestion(name: str, suggestion: str) -> None:
+def test_unknown_field_is_rejected_with_suggestion(name: str, suggestion: str) -> None:
     with pytest.raises(InputError, match=rf"^unknown setting '{re.escape(name)}'.*{re.escape(suggestion)}"):
         TrialConfig().with_values({name: 1})
 
 
-def test_mismatch_with_skeleton_is_rejected_by_name() -> None:
-    fitting = ModelConfig(focal_joints=6, parts=BY_NAME)
-    fitting.check_skeleton(SKELETON)
+def test_mismatch_with_skeleton_is_rejected_with_field_name() -> None:
+    config = ModelConfig(focal_joints=6, parts=PARTS_BY_NAME)
+    config.check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.focal_joints is 7, but skeleton stick-6 has 6 joints"):
-        dataclasses.replace(fitting, focal_joints=7).check_skeleton(SKELETON)
+        dataclasses.replace(config, focal_joints=7).check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.parts: no partition of skeleton stick-6 into 4 parts; .*1, 3, 6"):
-        dataclasses.replace(fitting, parts=4).check_skeleton(SKELETON)
+        dataclasses.replace(config, parts=4).check_skeleton(SKELETON)
     with pytest.raises(InputError, match=r"model\.parts: .*no joint 'tail'"):
-        dataclasses.replace(fitting, parts=(("tail",),)).check_skeleton(SKELETON)
-    for parts in (BY_NAME[:2], (), (*BY_NAME, ("foot",)), (*BY_NAME, ())):
+        dataclasses.replace(config, parts=(("tail",),)).check_skeleton(SKELETON)
+    for parts in (PARTS_BY_NAME[:2], (), (*PARTS_BY_NAME, ("foot",)), (*PARTS_BY_NAME, ())):
         with pytest.raises(InputError, match=r"model\.parts: .*once"):
-            dataclasses.replace(fitting, parts=parts).check_skeleton(SKELETON)
+            dataclasses.replace(config, parts=parts).check_skeleton(SKELETON)
 
 
 def test_head_width_defaults_to_quarter_of_block_width() -> None:
@@ -369,31 +373,32 @@ def test_head_width_defaults_to_quarter_of_block_width() -> None:
 # Digest
 
 
-@pytest.mark.parametrize("name", sorted(OTHER))
+@pytest.mark.parametrize("name", sorted(NON_DEFAULT))
 def test_digest_depends_on_every_field(name: str) -> None:
     start = TrialConfig()
-    changed = start.with_values(TOGETHER.get(name, {name: OTHER[name]}))
-    assert field_of(changed, name) == OTHER[name] != field_of(start, name)
+    changed = start.with_values(DEPENDENT.get(name, {name: NON_DEFAULT[name]}))
+    assert field_of(changed, name) == NON_DEFAULT[name] != field_of(start, name)
     assert changed.digest() != start.digest()
-    excluded = tuple(TOGETHER.get(name, [name]))
+    excluded = tuple(DEPENDENT.get(name, {name: None}))
     assert changed.digest(without=excluded) == start.digest(without=excluded)
     assert changed.with_values({n: field_of(start, n) for n in excluded}).digest() == start.digest()
 
 
 def test_equal_configurations_have_equal_digests() -> None:
-    whole = TrialConfig(train=TrainConfig(lr=1, weight_decay=0))
-    assert whole == TrialConfig(train=TrainConfig(lr=1.0, weight_decay=0.0))
-    assert whole.digest() == TrialConfig(train=TrainConfig(lr=1.0, weight_decay=0.0)).digest()
-    assert TrialConfig.from_flat(whole.flat()).digest() == whole.digest()
+    with_integers = TrialConfig(train=TrainConfig(lr=1, weight_decay=0))
+    with_floats = TrialConfig(train=TrainConfig(lr=1.0, weight_decay=0.0))
+    assert with_integers == with_floats
+    assert with_integers.digest() == with_floats.digest()
+    assert TrialConfig.from_flat(with_integers.flat()).digest() == with_integers.digest()
 
 
-def test_digest_is_stable_across_processes() -> None:
+def test_digest_is_equal_in_other_process() -> None:
     script = """
 import json, sys
 from fgst.config import TrialConfig
 print(TrialConfig.from_flat(json.loads(sys.argv[1])).digest())
 """
-    config = TrialConfig().with_values(ALL_SET | {"model.parts": BY_NAME})
+    config = TrialConfig().with_values(ALL_SET | {"model.parts": PARTS_BY_NAME})
     values = config.flat()
     shuffled = {name: values[name] for name in sorted(values, reverse=True)}
     out, error = start_python(script, json.dumps(shuffled)).communicate()

@@ -4,8 +4,8 @@ Examples:
   python tools/generate_docs.py            write both pages
   python tools/generate_docs.py --check    change nothing; exit with 1 if a page is out of date
 
-The output does not depend on the terminal's width or on the Python version: tables are rendered from the parsers'
-actions instead of from argparse's help text.
+Tables are rendered from the parsers' actions instead of argparse's help text, so that the output does not depend on the
+width of the terminal or on the Python version.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ COMMAND_INTRODUCTION = """\
 # Command line
 
 Each command runs as `python -m …` as below, or as a sub-command of `fgst`: `fgst train`, `fgst data nw-ucla`,
-`fgst sweep focal_k`; `fgst --help` lists them. Every command prints its options and examples with `--help`. Bad input
-is reported in one line that says what is wrong, where, and which option helps.
+`fgst sweep focal_k`; `fgst --help` lists them. Every command prints its options and examples with `--help`. Invalid
+input is reported in one line with the problem, its location, and the option that solves it.
 
 | exit code | meaning |
 | --- | --- |
-| 0 | done |
-| 1 | done in part: a trial failed, a file was not a clip, or something could not be removed; the output names it |
-| 2 | bad input |
-| 130 | interrupted with Ctrl-C; the message names the command that resumes |
+| 0 | success |
+| 1 | partial success: a trial failed, a file was not a clip, or a file could not be removed; the output names it |
+| 2 | invalid input |
+| 130 | interrupted with Ctrl-C; the message contains the command that resumes |
 
 """
 SETTINGS_INTRODUCTION = """\
@@ -45,14 +45,14 @@ SETTINGS_INTRODUCTION = """\
 
 A trial is described by the fields of `fgst.config.TrialConfig`. Each of them can be set on the command line,
 `--set model.focal_joints=12 --set model.dilations=1,3`, and is a parameter of the MLflow run. `none` means that the
-data set or its recipe decides. Invalid values and combinations raise an error that names the field.
+value is determined by the data set or its recipe. Invalid values and combinations raise an error that names the field.
 
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--check", action="store_true", help="only compare the pages with what would be written")
+    arguments.add_argument("--check", action="store_true", help="compare the pages instead of writing them")
     check = arguments.parse_args(argv).check
     stale = []
     for name, page in {"cli.md": command_page(), "settings.md": settings_page()}.items():
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_page() -> str:
-    """The page of all commands and their options."""
+    """Return the page of all commands and their options."""
     lines = COMMAND_INTRODUCTION.splitlines()
     from fgst.cli.main import COMMANDS, DATA_COMMANDS
 
@@ -86,14 +86,14 @@ def command_page() -> str:
 
 
 def parser_of(module: str) -> argparse.ArgumentParser:
-    """The parser of a command, from the module that defines its ``main``."""
+    """Return the parser of a command, from the module that defines its ``main``."""
     main = importlib.import_module(module).main
     parser: argparse.ArgumentParser = importlib.import_module(main.__module__).build_parser()
     return parser
 
 
 def sweep_section() -> Iterator[str]:
-    """All sweep scripts: what each one varies, and the options that they share."""
+    """Yield the section of the sweep scripts: the options of each script, and those that all scripts share."""
     from fgst.cli.sweep_parser import build_parser
     from fgst.sweep.definition import SweepDefinition
 
@@ -103,8 +103,8 @@ def sweep_section() -> Iterator[str]:
         content = runpy.run_path(str(path))
         (definition,) = (value for value in content.values() if isinstance(value, SweepDefinition))
         parsers.append(build_parser(definition, content["__doc__"]))
-    listed = [{tuple(action.option_strings) for action in parser._actions} for parser in parsers]
-    shared = set.intersection(*listed)
+    option_sets = [{tuple(action.option_strings) for action in parser._actions} for parser in parsers]
+    shared = set.intersection(*option_sets)
     for parser in parsers:
         yield from heading(parser, level=3)
         yield from option_table([a for a in parser._actions if tuple(a.option_strings) not in shared])
@@ -113,7 +113,7 @@ def sweep_section() -> Iterator[str]:
 
 
 def command_section(parser: argparse.ArgumentParser, level: int = 3) -> Iterator[str]:
-    """One command with its sub-commands."""
+    """Yield the section of a command with its sub-commands."""
     yield from heading(parser, level)
     yield from option_groups(parser, level + 1)
     for action in parser._actions:
@@ -123,7 +123,7 @@ def command_section(parser: argparse.ArgumentParser, level: int = 3) -> Iterator
 
 
 def heading(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
-    """Heading, first paragraph as text, and the rest of the description, with its examples, as preformatted text."""
+    """Yield the heading, the first paragraph as text, and the rest of the description as preformatted text."""
     yield from (f"{'#' * level} `{parser.prog}`", "")
     summary, _, rest = inspect.cleandoc(parser.description or "").partition("\n\n")
     yield from (markdown(" ".join(summary.split())), "")
@@ -134,7 +134,7 @@ def heading(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
 def option_groups(
     parser: argparse.ArgumentParser, level: int, only: set[tuple[str, ...]] | None = None
 ) -> Iterator[str]:
-    """A table of argparse's own groups, positional arguments first, and a heading and table for each other group."""
+    """Yield a table of argparse's default groups, and a heading with a table for each other group."""
     general: list[argparse.Action] = []
     named: list[tuple[str, list[argparse.Action]]] = []
     for group in parser._action_groups:
@@ -150,7 +150,7 @@ def option_groups(
 
 
 def option_table(actions: Sequence[argparse.Action]) -> Iterator[str]:
-    """Rows ``option | meaning``; nothing for an empty table. ``--help`` and sub-commands are omitted."""
+    """Yield a table of options and their meaning, or nothing without options; omit ``--help`` and sub-commands."""
     shown = [a for a in actions if not isinstance(a, argparse._HelpAction | argparse._SubParsersAction)]
     shown = [a for a in shown if a.help is not argparse.SUPPRESS]
     if not shown:
@@ -165,7 +165,7 @@ def option_table(actions: Sequence[argparse.Action]) -> Iterator[str]:
 
 
 def signature(action: argparse.Action) -> str:
-    """``--seeds N``, ``--early-stop, --no-early-stop``, ``CLIPS``."""
+    """Return an option with its value: ``--seeds N``, ``--early-stop, --no-early-stop``, ``CLIPS``."""
     value = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else None)
     if isinstance(value, tuple):
         value = " ".join(value)
@@ -179,7 +179,7 @@ def signature(action: argparse.Action) -> str:
 
 
 def markdown(text: str) -> str:
-    """Plain text as Markdown: options, fields and variables as code, nothing else formatted."""
+    """Convert plain text to Markdown, with options, fields and environment variables as code."""
     parts = re.split(r"(`[^`]*`)", text)
     for i in range(0, len(parts), 2):
         part = re.sub(r"([*<>|])", r"\\\1", parts[i])
@@ -193,7 +193,7 @@ def markdown(text: str) -> str:
 
 
 def settings_page() -> str:
-    """The fields of ``TrialConfig`` with their meaning and the values of each preset."""
+    """Return the page of the fields of ``TrialConfig``, with their meanings and the values of each preset."""
     from fgst.config import PRESETS, TrialConfig
 
     lines = SETTINGS_INTRODUCTION.splitlines()
@@ -222,7 +222,7 @@ def settings_page() -> str:
 
 
 def attributes(config_class: type) -> dict[str, str]:
-    """Meaning by field name, from the ``Attributes`` section of a Google-style docstring."""
+    """Return the meaning by field name, from the ``Attributes`` section of a Google-style docstring."""
     _, _, section = inspect.cleandoc(config_class.__doc__ or "").partition("\nAttributes:\n")
     section = re.split(r"\n(?=\S)", section)[0]
     meanings: dict[str, str] = {}
@@ -234,7 +234,7 @@ def attributes(config_class: type) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A value as ``--set`` takes it."""
+    """Format a value as it is passed to ``--set``."""
     if value is None or value == "":
         return "none"
     if isinstance(value, list):
@@ -243,7 +243,7 @@ def value_text(value: Any) -> str:
 
 
 def number_text(value: Any) -> str:
-    """A number without trailing digits, a flag in lower case."""
+    """Format a number with five significant digits, or a flag in lower case."""
     return str(value).lower() if isinstance(value, bool) else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

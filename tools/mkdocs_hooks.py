@@ -1,8 +1,8 @@
-"""MkDocs hooks: files outside ``docs/`` that a page links to become part of the site.
+"""MkDocs hooks that add files outside ``docs/`` to the site if a page links to them.
 
-Pages link to the repository by relative paths (``../cluster.yaml``), which work in a checkout and on any code host.
-A Markdown file outside ``docs/`` that is linked becomes a page, any other file a download, both under ``project/``.
-A link to a missing file is a warning, and so an error of ``mkdocs build --strict``.
+Pages link to files of the repository by relative paths (``../cluster.yaml``), which work in a checkout and on any code
+host. Linked Markdown files become pages, and other linked files become downloads, both under ``project/``. A link to a
+missing file is a warning, which ``mkdocs build --strict`` treats as an error.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 
 
 def to_site(path: str) -> str:
-    """The path in the site of a file of the repository."""
+    """Return the path in the site of a file of the repository."""
     return path.removeprefix("docs/") if path.startswith("docs/") else PREFIX + path
 
 
 def to_repository(site_path: str) -> str:
-    """The inverse of :func:`to_site`."""
+    """Return the path in the repository of a file of the site: the inverse of :func:`to_site`."""
     return site_path.removeprefix(PREFIX) if site_path.startswith(PREFIX) else f"docs/{site_path}"
 
 
 def target_of(link: str, page: str) -> tuple[str, str] | None:
-    """The file of the repository that a link on ``page`` names, and its anchor.
+    """Return the file of the repository that a link on ``page`` refers to, and the anchor.
 
     Returns:
         ``None`` for links to the web and to anchors of the same page.
@@ -48,18 +48,18 @@ def target_of(link: str, page: str) -> tuple[str, str] | None:
 
 
 def links(text: str, page: str) -> list[str]:
-    """The files of the repository that a page links to, code excluded."""
+    """Return the files of the repository that a page links to, without links in code."""
     prose = "".join(CODE.split(text)[::2])
     targets = (target_of(match[2], page) for match in LINK.finditer(prose))
     return [target[0] for target in targets if target is not None]
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the linked files outside ``docs/``, those that they link to included."""
-    waiting = [to_repository(file.src_uri) for file in files.documentation_pages()]
-    seen = set(waiting)
-    while waiting:
-        page = waiting.pop()
+    """Add all files outside ``docs/`` that are linked from a page or from a linked Markdown file."""
+    pages = [to_repository(file.src_uri) for file in files.documentation_pages()]
+    seen = set(pages)
+    while pages:
+        page = pages.pop()
         for target in links((ROOT / page).read_text(encoding="utf-8"), page):
             if target in seen:
                 continue
@@ -77,21 +77,21 @@ def on_files(files: Any, config: Any) -> Any:
                     )
                 )
                 if target.endswith(".md"):
-                    waiting.append(target)
+                    pages.append(target)
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Point links at the site's copies of the files; a link to a folder becomes plain text."""
+    """Replace the targets of links by the files of the site, and links to folders by plain text."""
     source = to_repository(page.file.src_uri)
-    here = os.path.dirname(page.file.src_uri) or "."
+    page_folder = os.path.dirname(page.file.src_uri) or "."
 
     def replace(match: re.Match[str]) -> str:
         target = target_of(match[2], source)
         if target is None:
             return match[0]
         path, anchor = target
-        site_path = os.path.relpath(to_site(path), here)
+        site_path = os.path.relpath(to_site(path), page_folder)
         return f"{match[1]}{site_path}{'#' + anchor if anchor else ''}{match[3]}"
 
     parts = CODE.split(markdown)
@@ -102,6 +102,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def folder_as_text(match: re.Match[str], source: str) -> str:
-    """The text alone of a link to a folder of the repository; any other link unchanged."""
+    """Return the text of a link to a folder of the repository; return any other link unchanged."""
     target = target_of(match[2], source)
     return match[1] if target is not None and (ROOT / target[0]).is_dir() else match[0]

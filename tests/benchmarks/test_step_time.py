@@ -1,4 +1,4 @@
-"""The step-time benchmark compares equal networks, CTR-GCN at its published cost, and the step's own products."""
+"""The step-time benchmark: equality of the networks, published cost of CTR-GCN, and products of the ceiling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import step_time
 from benchmarks.ctr_gcn import CTRGCN
 from benchmarks.literal import LiteralFGSTFormer, literal_weights
-from fgst.config import ModelConfig
+from fgst.config import FocalOrder, ModelConfig
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.model import FGSTFormer
 from tests.support.numerics import assert_close
@@ -30,8 +30,8 @@ def _double_precision() -> Iterator[None]:
 @pytest.mark.usefixtures("_double_precision")
 @pytest.mark.parametrize("order", ["joint", "score"])
 @pytest.mark.parametrize("skeleton", [NW_UCLA_20, NTU_25], ids=lambda skeleton: skeleton.name)
-def test_literal_network_matches_network(skeleton: Skeleton, order: str) -> None:
-    """Scores and gradients in training mode are equal, so the benchmark compares the same computation."""
+def test_literal_network_matches_network(skeleton: Skeleton, order: FocalOrder) -> None:
+    """Scores and gradients in training mode are equal."""
     torch.manual_seed(0)
     config = ModelConfig(channels=(8, 8, 16, 16), stage1_layers=2, stage2_layers=2, focal_joints=6, focal_order=order)
     model, literal = FGSTFormer(config, skeleton, 4, frames=9), LiteralFGSTFormer(config, skeleton, 4)
@@ -39,18 +39,18 @@ def test_literal_network_matches_network(skeleton: Skeleton, order: str) -> None
         torch.nn.init.normal_(parameter, std=0.4)
     literal.load_state_dict(literal_weights(model))
     clips = torch.randn(3, 2, 9, skeleton.num_joints, 3)
-    gradients = []
+    results = []
     for network in (model, literal):
         scores = network(clips)
         cross_entropy(scores, torch.arange(3)).backward()
-        gradients.append((scores.detach(), network.embedding.weight.grad, network.input_norm.weight.grad))
-    for ours, theirs in zip(*gradients, strict=True):
+        results.append((scores.detach(), network.embedding.weight.grad, network.input_norm.weight.grad))
+    for actual, expected in zip(*results, strict=True):
         # Gradients are sums over clips, persons, frames and joints, 2^11 terms; scores and activations have fewer.
-        assert_close(ours, theirs, terms=2**13)
+        assert_close(actual, expected, terms=2**13)
 
 
 def test_ctr_gcn_has_published_cost() -> None:
-    """1.43 M parameters and 1.51 GFLOPs per clip at T 64, N 20; both are exact counts, published with two decimals."""
+    """1.43 M parameters and 1.51 GFLOPs per clip at T 64 and N 20, which are published with two decimals."""
     model, clips = CTRGCN(NW_UCLA_20, 10, persons=1), torch.randn(2, 1, 64, 20, 3)
     with FlopCounterMode(display=False) as counter:
         assert model(clips).shape == (2, 10)
@@ -58,7 +58,7 @@ def test_ctr_gcn_has_published_cost() -> None:
     assert counter.get_total_flops() / 2 / 1e9 == pytest.approx(1.51, abs=0.01)
 
 
-def test_ceiling_contains_exactly_the_products_of_the_step() -> None:
+def test_ceiling_products_have_flops_of_training_step() -> None:
     """The FLOPs of the recorded products equal those of the forward and backward pass."""
     model, clips = FGSTFormer(SMALL, NW_UCLA_20, 4, frames=9), torch.randn(2, 1, 9, 20, 3)
 
@@ -71,14 +71,14 @@ def test_ceiling_contains_exactly_the_products_of_the_step() -> None:
     flops = 0
     for (op, described, options), count in calls.items():
         operands = [step_time.make_operand(d, torch.device("cpu")) for d in described]
-        with FlopCounterMode(display=False) as one:
+        with FlopCounterMode(display=False) as op_counter:
             op(*operands, **dict(options))
-        flops += count * one.get_total_flops()
+        flops += count * op_counter.get_total_flops()
     assert flops == counter.get_total_flops()
     assert step_time.time_products(calls, torch.device("cpu"), 1) > 0
 
 
-def test_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_measure_prints_table(capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     shape = step_time.Shape("small", 2, 8, 2, NTU_25)
     step_time.measure(shape, SMALL, torch.device("cpu"), rounds=1)

@@ -1,4 +1,4 @@
-"""Exit codes, error messages and output of commands, in this process and in real ones."""
+"""Exit codes, error messages and output of commands, called in the test process and run in processes of their own."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="need
 
 
 def raising(error: BaseException) -> Callable[[], None]:
+    """Return a main function that prints a line and raises the error."""
+
     def main() -> None:
         print("a result")
         raise error
@@ -47,7 +49,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 def run(body: str, stdout: int | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a command with this body in a process; its output is returned as bytes."""
+    """Run a command with this body in a process and return its output as bytes."""
     script = COMMAND.format(body=body.strip()).encode("ascii", "backslashreplace").decode()  # for an ASCII locale
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONIOENCODING", "PYTHONUTF8", "LC_ALL")}
     return subprocess.run(
@@ -62,7 +64,7 @@ def run(body: str, stdout: int | None = None, **environment: str) -> subprocess.
 # Exit codes
 
 
-def test_success_returns_normally(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_command_returns_after_success(capsys: pytest.CaptureFixture[str]) -> None:
     run_command(lambda: print("a result"))
     assert capsys.readouterr() == ("a result\n", "")
 
@@ -77,17 +79,17 @@ def test_success_returns_normally(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_error_becomes_an_exit_code_and_one_line(
+def test_error_sets_exit_code_and_prints_one_line(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as raised_exit:
         run_command(raising(error))
-    assert exit_.value.code == code
+    assert raised_exit.value.code == code
     assert capsys.readouterr() == ("a result\n", line)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError(), OSError("disk")], ids=repr)
-def test_bug_keeps_its_traceback(error: Exception) -> None:
+def test_unexpected_error_is_not_caught(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         run_command(raising(error))
     assert raised.value is error
@@ -98,10 +100,10 @@ def test_input_error_is_a_value_error() -> None:
 
 
 @pytest.mark.parametrize("code", [7, 0, None])
-def test_exit_code_of_main_is_kept(code: int | None) -> None:
-    with pytest.raises(SystemExit) as exit_:
+def test_exit_code_of_main_is_preserved(code: int | None) -> None:
+    with pytest.raises(SystemExit) as raised_exit:
         run_command(raising(SystemExit(code)))
-    assert exit_.value.code == code
+    assert raised_exit.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -112,13 +114,13 @@ def test_exit_code_of_main_is_kept(code: int | None) -> None:
         ("raise KeyboardInterrupt", 130, "", "interrupted.\n"),
     ],
 )
-def test_exit_codes_of_processes(body: str, code: int, out: str, error: str) -> None:
+def test_process_exit_codes(body: str, code: int, out: str, error: str) -> None:
     process = run(body)
     assert (process.returncode, process.stdout.decode(), process.stderr.decode()) == (code, out, error)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
-def test_ctrl_c_ends_a_process_without_a_traceback() -> None:
+def test_ctrl_c_ends_process_without_traceback() -> None:
     process = start_python(COMMAND.format(body="print('busy', flush=True); time.sleep(60)"))
     assert process.stdout is not None
     assert process.stdout.readline() == "busy\n"
@@ -143,14 +145,14 @@ def test_ctrl_c_ends_a_process_without_a_traceback() -> None:
     ids=["less than a buffer", "more than a buffer", "small table", "large table", "explicit exit", "help"],
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-def test_closed_pipe_ends_quietly(body: str, unbuffered: str) -> None:
+def test_closed_pipe_exits_without_message(body: str, unbuffered: str) -> None:
     script = COMMAND.format(body=f"sys.stdin.read()\n    {body.strip()}")
     process = start_python(script, stdin=subprocess.PIPE, env_changes={"PYTHONUNBUFFERED": unbuffered})
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
-    process.stdin.close()  # only now does it write
+    process.stdin.close()  # the command writes only after the end of its input
     error = process.stderr.read()
     process.stderr.close()
     assert process.wait() == 141
@@ -182,7 +184,7 @@ def test_closed_pipe_does_not_hide_an_error() -> None:
     ],
     ids=["less than a buffer", "more than a buffer", "table", "explicit exit", "help"],
 )
-def test_full_disk_behind_the_output_is_one_line(body: str) -> None:
+def test_full_disk_on_standard_output_is_reported_in_one_line(body: str) -> None:
     with open("/dev/full", "wb") as full:
         process = run(body, stdout=full.fileno(), PYTHONUNBUFFERED="")
     assert process.stderr.decode() == "error: cannot write to standard output (No space left on device)\n"
@@ -190,7 +192,7 @@ def test_full_disk_behind_the_output_is_one_line(body: str) -> None:
 
 
 @needs_dev_full
-def test_full_disk_elsewhere_keeps_its_traceback() -> None:
+def test_full_disk_on_other_file_shows_traceback() -> None:
     process = run("open('/dev/full', 'w', buffering=1).write('x\\n')")
     assert "Traceback" in process.stderr.decode()
     assert "OSError" in process.stderr.decode()
@@ -211,14 +213,14 @@ def test_closed_standard_output_is_accepted() -> None:
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
     ids=["PYTHONIOENCODING", "locale"],
 )
-def test_ascii_terminal_gets_substitutes(environment: dict[str, str]) -> None:
+def test_characters_are_substituted_on_ascii_terminal(environment: dict[str, str]) -> None:
     process = run("print('K=15 … 89.5 ± 0.2 → Σ'); print('3 × 2', file=sys.stderr)", None, **environment)
     assert process.stdout == b"K=15 ... 89.5 +/- 0.2 -> ?\n"
     assert process.stderr == b"3 x 2\n"
     assert process.returncode == 0
 
 
-def test_table_on_an_ascii_terminal() -> None:
+def test_table_is_substituted_on_ascii_terminal() -> None:
     process = run(TABLE.format(rows=1), PYTHONIOENCODING="ascii")
     assert process.stderr == b""
     assert b"89.5 +/- 0.2" in process.stdout
@@ -226,7 +228,7 @@ def test_table_on_an_ascii_terminal() -> None:
     assert process.returncode == 0
 
 
-def test_utf8_terminal_gets_the_characters_themselves() -> None:
+def test_characters_are_unchanged_on_utf8_terminal() -> None:
     process = run("print('89.5 ± 0.2')", PYTHONIOENCODING="utf-8")
     assert process.stdout.decode() == "89.5 ± 0.2\n"
 
@@ -240,9 +242,9 @@ def test_undecodable_bytes_of_file_names_are_printed_unchanged(encoding: str) ->
 # Log messages
 
 
-def test_log_messages_go_to_standard_error_without_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_messages_go_to_standard_error_without_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging()
-    configure_logging()  # twice must not print twice
+    configure_logging()  # a second call must not duplicate messages
     logging.getLogger("fgst.sweep").info("trial %d of %d", 1, 2)
     logging.getLogger("fgst.sweep").debug("not printed")
     logging.getLogger("other").info("not printed")
@@ -257,20 +259,20 @@ def test_command_prints_log_messages() -> None:
 # Parsers and commands
 
 
-def test_parser_error_is_an_input_error_that_names_the_help() -> None:
+def test_parser_error_refers_to_help() -> None:
     parser = CommandParser("python -m fgst.train", "Train.")
     with pytest.raises(InputError, match=r"unrecognized arguments: --bad; see python -m fgst\.train --help"):
         parser.parse_args(["--bad"])
 
 
-def test_parser_accepts_no_abbreviation() -> None:
+def test_parser_rejects_abbreviations() -> None:
     parser = CommandParser("python -m fgst.train", "Train.")
     parser.add_argument("--dataset")
     with pytest.raises(InputError, match="--data"):
         parser.parse_args(["--data", "x"])
 
 
-def test_parser_takes_the_name_it_was_invoked_as() -> None:
+def test_parser_uses_invoked_name() -> None:
     with invoked_as("fgst runs"):
         parser = CommandParser("python -m fgst.runs", "Runs.")
         child = parser.add_subparsers().add_parser("list", doc="List.")
@@ -278,6 +280,6 @@ def test_parser_takes_the_name_it_was_invoked_as() -> None:
     assert CommandParser("python -m fgst.runs", "Runs.").prog == "python -m fgst.runs"
 
 
-@pytest.mark.parametrize("words", [["a b", "c"], ["it's", "$HOME", "*"], ["sqlite:////tmp/my runs/mlflow.db", 3]])
-def test_formatted_command_can_be_pasted(words: list[object]) -> None:
-    assert shlex.split(format_command(words)) == list(map(str, words))
+@pytest.mark.parametrize("arguments", [["a b", "c"], ["it's", "$HOME", "*"], ["sqlite:////tmp/my runs/mlflow.db", 3]])
+def test_formatted_command_can_be_parsed_by_shell(arguments: list[object]) -> None:
+    assert shlex.split(format_command(arguments)) == list(map(str, arguments))

@@ -70,12 +70,12 @@ def test_tables_name_classes_and_metrics(
     main(["--run-id", runs[2], "--compare", runs[0], "--no-log", "--tracking-uri", store.uri])
     out = capsys.readouterr().out
     assert f"ensemble {runs[2]} (joint, bone): 12 test clips of small x-sub" in out
-    for words in (*small.CLASSES, "top-1", "calibration error", f"compared with {runs[0]}", "McNemar p ="):
-        assert words in out
-    assert not [name for name in store.run(runs[2]).data.metrics if name.startswith("eval/")]
+    for text in (*small.CLASSES, "top-1", "calibration error", f"compared with {runs[0]}", "McNemar p ="):
+        assert text in out
+    assert not any(name.startswith("eval/") for name in store.run(runs[2]).data.metrics)
 
 
-def test_sweep_is_rejected_with_its_best_trial_as_hint(store: TrackingStore) -> None:
+def test_sweep_is_rejected_with_suggested_trial(store: TrackingStore) -> None:
     tags = {"fgst.kind": "sweep", "fgst.best_run": "a" * 32}
     sweep = store.start(store.experiment("small x-sub"), "s", "a sweep", tags)
     with pytest.raises(InputError, match=f"is a sweep, not a training; its best trial is --run-id {'a' * 32}"):

@@ -30,7 +30,7 @@ def log_network(store: TrackingStore, experiment: str, checkpoint: Path, folder:
     return run.run_id
 
 
-def test_figures_are_stored_with_the_run(
+def test_figures_are_stored_as_run_artifacts(
     dataset: ArrowDataset, tmp_path: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = TrackingStore(tracking_uri)
@@ -43,7 +43,7 @@ def test_figures_are_stored_with_the_run(
         assert len(list(folder.glob("*.gif"))) == 1
 
 
-def test_no_log_requires_out() -> None:
+def test_no_log_option_requires_out_option() -> None:
     with pytest.raises(InputError, match="--out"):
         main(["--run-id", "0" * 32, "--no-log"])
 
@@ -62,7 +62,7 @@ def test_run_without_focal_joints_is_rejected(dataset: ArrowDataset, tmp_path: P
         main(["--run-id", run_id, "--tracking-uri", tracking_uri])
 
 
-def test_sweep_is_rejected_with_its_best_trial_as_hint(tracking_uri: str) -> None:
+def test_sweep_is_rejected_with_suggested_trial(tracking_uri: str) -> None:
     store = TrackingStore(tracking_uri)
     tags = {"fgst.kind": "sweep", "fgst.best_run": "a" * 32}
     sweep = store.start(store.experiment("small x-sub"), "s", "a sweep", tags)

@@ -1,4 +1,4 @@
-"""The ``fgst`` command: sub-commands, help and sweeps by name."""
+"""The ``fgst`` command: sub-commands, help texts, and sweeps by name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ SCRIPT = '"""What is printed?"""\n\nimport sys\n\nprint(__name__, *sys.argv)\n'
 
 
 def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as exit_:
+    """Return the help text of a sub-command."""
+    with pytest.raises(SystemExit) as raised:
         dispatch([*arguments, "--help"])
-    assert exit_.value.code in (0, None)
+    assert raised.value.code in (0, None)
     return capsys.readouterr().out
 
 
-def test_help_lists_every_command_and_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_commands_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
     dispatch(["--help"])
     text = capsys.readouterr().out
     assert all(f"\n  {name} " in text for name in [*COMMANDS, "data", "sweep"])
@@ -38,7 +39,7 @@ def test_help_lists_every_command_and_teaches_by_example(capsys: pytest.CaptureF
 
 
 def test_help_starts_quickly() -> None:
-    """Only the chosen command's module is imported; the best of three shows that, whatever else is running."""
+    """The help imports no module of a command. Of three runs the fastest counts, as other load slows some of them."""
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -49,7 +50,7 @@ def test_help_starts_quickly() -> None:
 
 
 def startup_seconds() -> float:
-    """How long an empty Python process takes here, beyond a twentieth of a second."""
+    """Return by how many seconds an empty Python process exceeds 0.05 s; it extends the limit on slow machines."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "pass"], check=True)
     return max(0.0, time.perf_counter() - start - 0.05)
@@ -68,8 +69,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_help_of_a_command_equals_that_of_its_module(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the name differs: ``fgst train`` in place of ``python -m fgst.train``."""
+def test_command_help_equals_module_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the name of the program differs: ``fgst train`` instead of ``python -m fgst.train``."""
     by_command = help_of(name.split(), capsys)
     module = importlib.import_module("fgst.model.__main__" if name == "model" else MODULES[name])
     with pytest.raises(SystemExit):
@@ -98,7 +99,7 @@ def test_help_of_a_command_equals_that_of_its_module(name: str, capsys: pytest.C
         (["sweep", "focal_k", "--bad"], "see fgst sweep focal_k --help"),
     ],
 )
-def test_wrong_command_is_one_line_with_the_remedy(
+def test_wrong_command_is_rejected_with_remedy(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -112,7 +113,7 @@ def test_wrong_command_is_one_line_with_the_remedy(
     assert re.search(message, text)
 
 
-def test_process_exits_with_2_on_a_wrong_command() -> None:
+def test_unknown_command_exits_with_code_2() -> None:
     process = subprocess.run(
         [sys.executable, "-m", "fgst", "trian"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -123,7 +124,7 @@ def test_process_exits_with_2_on_a_wrong_command() -> None:
 # Sweeps
 
 
-def test_sweep_without_a_name_lists_scripts_with_their_first_lines(
+def test_sweep_without_name_lists_scripts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sweeps").mkdir()
@@ -137,27 +138,27 @@ def test_sweep_without_a_name_lists_scripts_with_their_first_lines(
     assert not any("_shared" in line for line in lines)
 
 
-def test_sweep_runs_like_a_script(
+def test_sweep_runs_script_as_main(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sweeps").mkdir()
-    (tmp_path / "sweeps" / "focal_k.py").write_text(SCRIPT)  # takes precedence over the checkout's
+    (tmp_path / "sweeps" / "focal_k.py").write_text(SCRIPT)  # takes precedence over the script of the checkout
     monkeypatch.chdir(tmp_path)
-    before = list(sys.argv)
+    original_argv = list(sys.argv)
     dispatch(["sweep", "focal_k", "--values", "1,2"])
     assert capsys.readouterr().out == "__main__ sweeps/focal_k.py --values 1,2\n"
     dispatch(["sweep", str(tmp_path / "sweeps" / "focal_k.py")])
     assert capsys.readouterr().out == f"__main__ {tmp_path}/sweeps/focal_k.py\n"
-    assert sys.argv == before
+    assert sys.argv == original_argv
 
 
-def test_sweeps_of_the_checkout_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkout_sweeps_are_found_from_other_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert set(sweep_scripts()) == {path.stem for path in (ROOT / "sweeps").glob("*.py")}
     assert find_sweep("focal_k") == Path(fgst.__file__).parents[1] / "sweeps" / "focal_k.py"
 
 
 @pytest.mark.parametrize(("text", "line"), [(SCRIPT, "What is printed?"), ("x = 1", ""), ("not python", "")])
-def test_first_line_of_a_docstring(text: str, line: str, tmp_path: Path) -> None:
+def test_first_line_of_docstring(text: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(text)
     assert first_line_of_docstring(tmp_path / "script.py") == line

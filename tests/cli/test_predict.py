@@ -36,7 +36,7 @@ def run_id(dataset: ArrowDataset, tracking_uri: str, tmp_path: Path) -> str:
     return run.run_id
 
 
-def test_output_as_json_and_as_table(
+def test_predictions_are_printed_as_json_and_table(
     run_id: str, tracking_uri: str, dataset: ArrowDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "one.npy").write_bytes(npy_bytes(dataset.clip(0)))
@@ -49,7 +49,7 @@ def test_output_as_json_and_as_table(
     assert row["top"][0]["class"] in capsys.readouterr().out
 
 
-def test_dash_reads_standard_input(
+def test_dash_means_standard_input(
     run_id: str,
     tracking_uri: str,
     dataset: ArrowDataset,
@@ -61,15 +61,15 @@ def test_dash_reads_standard_input(
     assert json.loads(capsys.readouterr().out)["files"][0]["file"] == "stdin"
 
 
-def test_exit_codes_with_invalid_files(
+def test_invalid_files_set_exit_code(
     run_id: str, tracking_uri: str, dataset: ArrowDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "one.npy").write_bytes(npy_bytes(dataset.clip(0)))
     (tmp_path / "bad.npy").write_bytes(b"nothing")
     arguments = ["--run-id", run_id, "--tracking-uri", tracking_uri, str(tmp_path / "bad.npy")]
-    with pytest.raises(SystemExit) as some:
+    with pytest.raises(SystemExit) as raised:
         main([*arguments, str(tmp_path / "one.npy")])
-    assert some.value.code == 1
+    assert raised.value.code == 1
     assert "not a clip:" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(InputError, match="none of the 1 files is a valid clip"):
         main(arguments)

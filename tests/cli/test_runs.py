@@ -19,7 +19,7 @@ from tests.tracking.sample_runs import SampleRuns
 
 @pytest.fixture
 def runs(tracking_uri: str, tmp_path: Path) -> SampleRuns:
-    """A writer of runs into an empty tracking store."""
+    """An empty tracking store with methods that add runs."""
     return SampleRuns(tracking_uri, tmp_path)
 
 
@@ -36,8 +36,8 @@ def test_tables_fit_80_columns_and_show_full_ids(
     monkeypatch.setenv("COLUMNS", "80")
     sweep, trials = runs.add_sweep(40.0, 60.0)
     runs.store.client.set_tag(trials[0], "mlflow.runName", "[red]a name[/red] \x1b[31m of " + "great length " * 9)
-    more = [sweep] if "--sweep" in arguments else trials if "compare" in arguments else []
-    main([*arguments, *more, "--tracking-uri", runs.uri])
+    run_ids = [sweep] if "--sweep" in arguments else trials if "compare" in arguments else []
+    main([*arguments, *run_ids, "--tracking-uri", runs.uri])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "\x1b" not in out
@@ -47,7 +47,7 @@ def test_tables_fit_80_columns_and_show_full_ids(
         assert "[red]a name" in out
 
 
-def test_json_of_every_command(runs: SampleRuns, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_print_json(runs: SampleRuns, capsys: pytest.CaptureFixture[str]) -> None:
     sweep, trials = runs.add_sweep(40.0, 60.0)
     [row] = run_json(runs, capsys, "list")["runs"]
     assert row["run_id"] == sweep
@@ -63,7 +63,7 @@ def test_json_of_every_command(runs: SampleRuns, capsys: pytest.CaptureFixture[s
 # Garbage collection
 
 
-def test_gc_names_remote_storage(
+def test_gc_reports_remote_storage(
     runs: SampleRuns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.add_sweep(40.0, 60.0)
@@ -72,15 +72,15 @@ def test_gc_names_remote_storage(
     assert "cannot delete from" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_gc_names_folders_without_permission(runs: SampleRuns, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root has permission to write everywhere")
+def test_gc_reports_folders_without_permission(runs: SampleRuns, capsys: pytest.CaptureFixture[str]) -> None:
     sweep, _ = runs.add_sweep()
     storage = runs.folder / "ray_results" / sweep / "key"
     storage.chmod(0o500)
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as raised:
         main(["gc", "--delete", "--tracking-uri", runs.uri, "--json"])
     storage.chmod(0o700)
-    assert exit_.value.code == 1
+    assert raised.value.code == 1
     assert "cannot be deleted" in json.loads(capsys.readouterr().out)["found"][0]["fault"]
 
 
@@ -93,9 +93,9 @@ def test_gc_exits_with_1_if_deleting_fails(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("shutil.rmtree", refuse)
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as raised:
         main(["gc", "--delete", "--tracking-uri", runs.uri, "--json"])
-    assert exit_.value.code == 1
+    assert raised.value.code == 1
     report = json.loads(capsys.readouterr().out)
     assert report["found"][0]["fault"] == "cannot be deleted (Permission denied)"
     assert report["removed_bytes"] == 0
@@ -126,7 +126,7 @@ def test_invalid_arguments_are_rejected(runs: SampleRuns, arguments: list[str], 
 
 
 @pytest.mark.parametrize("command", [["list", "--sweep"], ["curves"]])
-def test_trial_in_place_of_a_sweep_is_rejected_with_a_command_that_works(
+def test_trial_instead_of_sweep_is_rejected_with_working_command(
     runs: SampleRuns, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = runs.add_trial(1.0)
@@ -138,7 +138,7 @@ def test_trial_in_place_of_a_sweep_is_rejected_with_a_command_that_works(
     assert trial in capsys.readouterr().out
 
 
-def test_reading_commands_do_not_create_a_store(tmp_path: Path) -> None:
+def test_list_does_not_create_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such tracking store"):
         main(["list", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"])
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""``python -m fgst.train``: the commands that it prints can be pasted into a shell, and resuming works."""
+"""``python -m fgst.train``: the commands that it prints evaluate and resume the training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from fgst.cli import evaluate, train
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError, Interrupted
+from fgst.tracking.training import track
 from tests.support.small import write_small
 
 SETTINGS = ("--preset", "tiny", "--epochs", "2", "--set", "model.focal_joints=4", "--set", "model.parts=3")
@@ -56,10 +57,11 @@ def test_printed_resume_command_works(
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
 
-        def interrupt(*_: Any) -> str:
-            raise KeyboardInterrupt
+        def interrupt_after_first_epoch(*arguments: Any) -> Any:
+            for _ in track(*arguments):
+                raise KeyboardInterrupt
 
-        patch.setattr(train, "_format_epoch", interrupt)
+        patch.setattr("fgst.tracking.training.track", interrupt_after_first_epoch)
         with pytest.raises(Interrupted, match="Resume with: ") as interruption:
             train.main([*options, "--resume=auto"])
     command = str(interruption.value).split("Resume with: ")[1]

@@ -1,7 +1,7 @@
-"""`ray up cluster.yaml` against AWS simulated by moto: what is started, with which permissions, and what runs there.
+"""``ray up cluster.yaml`` against AWS simulated by moto: instances, permissions, and commands on the nodes.
 
-Ray's AWS provider, its node installer and its command line are real, and so are the requests to "AWS" and all shell
-commands on the nodes; the nodes are folders (folder_nodes.py).
+Ray's AWS provider, its node installer and its command line are real, and so are the requests to the simulated AWS and
+all shell commands on the nodes. The nodes are folders (``folder_nodes.py``).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def allowed_sources(groups: list[dict[str, Any]]) -> list[tuple[Any, str]]:
 
 
 def launch(account: Account, node_type: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Start one node of a type as the autoscaler does, and return its instance."""
+    """Start one node of a type as the autoscaler does, and return the description of its instance."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
@@ -74,10 +74,10 @@ def launch(account: Account, node_type: str, config: dict[str, Any]) -> dict[str
 
 
 def bootstrapped(account: Account, fill: bool = False) -> dict[str, Any]:
-    """Return the configuration as `ray up` completes it.
+    """Return the configuration with everything that ``ray up`` adds to it.
 
     Args:
-        fill: whether to look up the resources of each instance type, which takes seconds.
+        fill: whether to look up the resources of each instance type. This takes seconds.
     """
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -119,7 +119,7 @@ def test_only_ssh_from_user_is_allowed(account: Account) -> None:
     internal = [rule for rule in groups[0]["IpPermissions"] if rule["UserIdGroupPairs"]]
     assert [[pair["GroupId"] for pair in rule["UserIdGroupPairs"]] for rule in internal] == [[account.security_group]]
     assert [rule["IpProtocol"] for rule in internal] == ["-1"]
-    # Without a group in the file, Ray creates one that admits ssh from anywhere, as the file's comment says.
+    # Without a group in the file, Ray creates one that admits SSH from anywhere, as a comment of the file says.
     for kind in account.config["available_node_types"].values():
         del kind["node_config"]["SecurityGroupIds"]
     created = bootstrapped(account)["available_node_types"]["head"]["node_config"]["SecurityGroupIds"]
@@ -133,7 +133,7 @@ def test_missing_user_settings_fail_before_instances_start(
 ) -> None:
     for kind in account.config["available_node_types"].values():
         kind["node_config"]["SecurityGroupIds"] = ["sg-CHANGE-ME"]
-    with pytest.raises(Exception):  # noqa: B017, PT011 (Ray prints the reason and raises a bare exception)
+    with pytest.raises(Exception):  # noqa: B017, PT011 (Ray prints the reason and raises a plain exception)
         bootstrapped(account)
     assert "Failed to detect a security group" in capsys.readouterr().err
     assert account.instances() == []
@@ -171,7 +171,7 @@ def test_roles_have_minimal_permissions(account: Account) -> None:
 
 @pytest.mark.parametrize("ssh_from", ["0.0.0.0/0", "0.0.0.0/1", "anywhere"])
 def test_wide_ssh_ranges_are_rejected(ssh_from: str) -> None:
-    """By the parameter's pattern, which CloudFormation enforces and moto does not."""
+    """The pattern of the parameter excludes them. CloudFormation enforces patterns; moto does not."""
     text = (ROOT / "cluster" / "aws-account.yaml").read_text()
     (pattern,) = re.findall(r"AllowedPattern: '(.*)'", text)
     assert re.fullmatch(pattern, USER_CIDR)
@@ -181,25 +181,23 @@ def test_wide_ssh_ranges_are_rejected(ssh_from: str) -> None:
 
 @pytest.mark.slow
 def test_cloudformation_template_is_valid() -> None:
-    """By AWS's resource descriptions, and without YAML anchors, which CloudFormation does not support."""
+    """It matches AWS's resource descriptions and has no YAML anchors, which CloudFormation does not support."""
     lint = pytest.importorskip("cfnlint.api", reason="install the extra: pip install -e '.[test]'")
     text = (ROOT / "cluster" / "aws-account.yaml").read_text()
 
-    def complaints(template: str) -> list[str]:
+    def errors(template: str) -> list[str]:
         return [str(match) for match in lint.lint_all(template) if not match.rule.id.startswith("I")]  # I: info
 
-    assert complaints(text) == []
-    assert any(
-        "IpProtokol" in complaint for complaint in complaints(text.replace("IpProtocol: tcp", "IpProtokol: tcp"))
-    )
+    assert errors(text) == []
+    assert any("IpProtokol" in error for error in errors(text.replace("IpProtocol: tcp", "IpProtokol: tcp")))
     assert not [token for token in yaml.scan(text) if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
 
 
 @pytest.mark.slow
 def test_cluster_lifecycle(account: Account, tmp_path: Path) -> None:
     nodes = Nodes(tmp_path / "nodes")
-    done = account.ray("up", "-y", "--no-config-cache", str(account.file))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = account.ray("up", "-y", "--no-config-cache", str(account.file))
+    assert result.returncode == 0, result.stdout + result.stderr
     (head,) = account.instances(**{"ray-node-type": "head", "ray-node-status": "up-to-date"})
     address = head["PublicIpAddress"]
     home = nodes.home(address)
@@ -210,24 +208,24 @@ def test_cluster_lifecycle(account: Account, tmp_path: Path) -> None:
     assert not (home / ".aws").exists()
     # Commands on the head
     check_head(nodes, address)
-    # A worker, started as the head's autoscaler does
+    # A worker, started in the same way as by the autoscaler of the head
     worker = install_worker(home, head["PrivateIpAddress"], account)
     check_worker(nodes, worker["PrivateIpAddress"], head["PrivateIpAddress"])
-    # A second `ray up` installs nothing
+    # A second `ray up`, which installs nothing
     (home / ".calls").unlink()
     second = account.ray("up", "-y", "--no-config-cache", "--restart-only", str(account.file))
     assert second.returncode == 0, second.stdout + second.stderr
     assert [call.program for call in nodes.calls(address) if call.program in ("curl", "uv", "sudo")] == []
-    # Commands on the cluster see its settings
-    done = account.ray("exec", str(account.file), "python sweeps/focal_k.py --address auto")
-    assert done.returncode == 0, done.stdout + done.stderr
+    # Commands on the cluster, which have its settings in their environment
+    result = account.ray("exec", str(account.file), "python sweeps/focal_k.py --address auto")
+    assert result.returncode == 0, result.stdout + result.stderr
     last = nodes.calls(address)[-1]
     assert last.line == "python sweeps/focal_k.py --address auto"
     assert last.environment["RAY_AUTH_MODE"] == "token"
     assert last.environment["FGST_STORAGE"] == f"s3://{BUCKET}/fgst/sweeps"
     assert last.environment["MLFLOW_TRACKING_URI"].endswith(":5000")
-    done = account.ray("exec", str(account.file), "bash ~/fgst/cluster/setup.sh save")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = account.ray("exec", str(account.file), "bash ~/fgst/cluster/setup.sh save")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert nodes.calls(address)[-1].arguments[1:3] == ("fgst.server_backup", "save")
     assert nodes.calls(address)[-1].arguments[-1] == f"s3://{BUCKET}/fgst/server.tar.gz"
     down = account.ray("down", "-y", str(account.file))
@@ -236,6 +234,7 @@ def test_cluster_lifecycle(account: Account, tmp_path: Path) -> None:
 
 
 def check_head(nodes: Nodes, address: str) -> None:
+    """Check the commands that have run on the head."""
     calls = nodes.calls(address)
     (install,) = [call for call in calls if call.line.startswith("uv pip install")]
     assert "--torch-backend=cpu" in install.arguments
@@ -262,7 +261,7 @@ def check_head(nodes: Nodes, address: str) -> None:
 
 
 def install_worker(home: Path, head_ip: str, account: Account) -> dict[str, Any]:
-    """Start and set up a worker, with the configuration that `ray up` has copied to the head."""
+    """Start and set up a worker with the configuration that ``ray up`` copied to the head."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
@@ -280,8 +279,9 @@ def install_worker(home: Path, head_ip: str, account: Account) -> dict[str, Any]
 
 
 def check_worker(nodes: Nodes, address: str, head_ip: str) -> None:
+    """Check the commands that have run on a worker."""
     calls = nodes.calls(address)
-    # Once, although Ray runs the setup commands twice
+    # Installed once, although Ray runs the setup commands twice.
     (install,) = [call for call in calls if call.line.startswith("uv pip install")]
     assert install.arguments[-1].endswith("/fgst[cluster]")
     assert not any("torch-backend" in argument for argument in install.arguments)
@@ -315,12 +315,12 @@ def test_setup_reports_invalid_settings(file: str, text: str, message: str, tmp_
     for name, content in {**files, file: text}.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(content)
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", str(home / "fgst" / "cluster" / "setup.sh"), "head"],
         env={"HOME": str(home), "PATH": "/usr/bin:/bin", "FGST_LOG": str(home / ".calls")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr.splitlines()[-1]
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The cluster files: Ray accepts them, and our own checks find errors that Ray's validation does not."""
+"""The cluster files: Ray accepts them, and checks of the project find errors that Ray's validation misses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 def validate(config: dict[str, Any]) -> dict[str, Any]:
-    """Validate as `ray up` does before it contacts anything."""
+    """Validate a configuration as ``ray up`` does before it contacts the cloud, and return it with defaults."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(copy.deepcopy(config))
@@ -26,11 +26,13 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def gpu(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the node type of the workers."""
     node_type: dict[str, Any] = config["available_node_types"]["gpu"]
     return node_type
 
 
 def head(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the node type of the head."""
     node_type: dict[str, Any] = config["available_node_types"]["head"]
     return node_type
 
@@ -42,7 +44,7 @@ def test_file_is_valid(path: Path) -> None:
     assert all_problems(read(path)) == []
 
 
-def test_aws_file_is_checked() -> None:
+def test_cluster_files_include_aws_file() -> None:
     assert AWS in CLUSTER_FILES
 
 
@@ -124,7 +126,7 @@ def test_ray_rejects_invalid_files(change: Change, message: str) -> None:
         (lambda c: c["file_mounts"].update({"~/.aws/credentials": "~/.aws/credentials"}), "contains personal secrets"),
     ],
 )
-def test_own_checks_find_problem(change: Change, message: str) -> None:
+def test_project_checks_find_problem(change: Change, message: str) -> None:
     config = read(AWS)
     change(config)
     assert any(message in problem for problem in all_problems(config)), all_problems(config)

@@ -1,4 +1,4 @@
-"""docs/kuberay.yaml: pods are checked by the Kubernetes client's models, other fields by KubeRay's API reference."""
+"""``docs/kuberay.yaml``: pods match the Kubernetes client's models, and other fields match KubeRay's API reference."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REQUIRED = {
 
 
 def all_problems(document: dict[str, Any]) -> list[str]:
-    """Return everything that is wrong with a RayCluster, one line each."""
+    """Return all problems of a RayCluster document, one line each."""
     problems = [f"{key} is not {value}" for key, value in {"apiVersion": "ray.io/v1", "kind": "RayCluster"}.items()
              if document.get(key) != value]  # fmt: skip
     problems += [f"unknown field {key}" for key in document if key not in ("apiVersion", "kind", "metadata", "spec")]
@@ -58,35 +58,38 @@ def all_problems(document: dict[str, Any]) -> list[str]:
 
 
 def _ray(kind: str, value: Any, path: str) -> list[str]:
-    """Check a value of one of KubeRay's own types."""
+    """Check a value of one of KubeRay's types."""
     if not isinstance(value, dict):
         return [f"{path} is not a map"]
     problems = [f"{path} has no {name}" for name in REQUIRED.get(kind, ()) if name not in value]
-    for name, given in value.items():
-        at, expected = f"{path}.{name}", FIELDS[kind].get(name)
+    for name, item in value.items():
+        item_path, expected = f"{path}.{name}", FIELDS[kind].get(name)
         if expected is None:
-            problems.append(f"{at}: unknown field")
+            problems.append(f"{item_path}: unknown field")
         elif isinstance(expected, tuple):
-            problems += [] if given in expected else [f"{at}: {given!r} is none of {expected}"]
+            problems += [] if item in expected else [f"{item_path}: {item!r} is none of {expected}"]
         elif expected is dict:
             problems += [
-                f"{at}.{key}: {text!r} is not a string" for key, text in given.items() if not isinstance(text, str)
+                f"{item_path}.{key}: {text!r} is not a string"
+                for key, text in item.items()
+                if not isinstance(text, str)
             ]
         elif isinstance(expected, list):
-            problems += [p for i, item in enumerate(given) for p in _named(expected[0], item, f"{at}[{i}]")]
+            problems += [p for i, entry in enumerate(item) for p in _named(expected[0], entry, f"{item_path}[{i}]")]
         elif isinstance(expected, str):
-            problems += _named(expected, given, at)
-        elif type(given) is not expected:
-            problems.append(f"{at}: {given!r} is not {expected.__name__}")
+            problems += _named(expected, item, item_path)
+        elif type(item) is not expected:
+            problems.append(f"{item_path}: {item!r} is not {expected.__name__}")
     return problems
 
 
 def _named(kind: str, value: Any, path: str) -> list[str]:
+    """Check a value of a type of KubeRay or Kubernetes, by the name of the type."""
     return _ray(kind, value, path) if kind in FIELDS else _kubernetes(kind, value, path)
 
 
 def _kubernetes(kind: str, value: Any, path: str) -> list[str]:
-    """Check a value by the client's model, which comes from Kubernetes' OpenAPI and forbids unknown fields."""
+    """Check a value with the client's model, which is generated from Kubernetes' OpenAPI and rejects unknown fields."""
     try:
         getattr(client, kind).model_validate(value, by_alias=True, by_name=False)
     except pydantic.ValidationError as error:
@@ -106,11 +109,13 @@ def test_file_is_valid(document: dict[str, Any]) -> None:
 
 
 def worker(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the group of workers."""
     group: dict[str, Any] = document["spec"]["workerGroupSpecs"][0]
     return group
 
 
 def pod(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the specification of a worker's pod."""
     spec: dict[str, Any] = worker(document)["template"]["spec"]
     return spec
 
@@ -146,7 +151,7 @@ def test_invalid_files_are_detected(change: Change, message: str, document: dict
     assert any(message in problem for problem in all_problems(changed)), all_problems(changed)
 
 
-def test_cluster_is_equivalent_to_cluster_yaml(document: dict[str, Any]) -> None:
+def test_settings_match_cluster_yaml(document: dict[str, Any]) -> None:
     import ray
 
     spec = document["spec"]

@@ -1,4 +1,4 @@
-"""What is copied from a checkout to a cluster: code only, without data, results and machine-specific files."""
+"""Copying a checkout to a cluster: the copy contains code, and no data, results or machine-specific files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.support.cluster.config_checks import CLUSTER_FILES, ROOT, read
 
 MAX_BYTES = 5 * 1000 * 1000
 FOLDERS = ("fgst", "data_prep", "sweeps", "cluster", "mlflow", "docs", "tests", "benchmarks")
-# Files in a checkout after some work in it; each may have gigabytes.
+# Files of a checkout in use, which may be large.
 UNWANTED = (
     "datasets/ntu-60/clips-00000.arrow", "ray_results/01/focal/model.safetensors",
     "mlruns/1/artifacts/model.safetensors", "mlflow.db", "mlflow.db-wal", "checkpoints/0/state.pt",
@@ -33,16 +34,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in ROOT.iterdir():
         if entry.name in FOLDERS:
             shutil.copytree(entry, folder / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif entry.is_file() and entry.name not in (".git", *UNWANTED):  # .git is a file in a git worktree
+        elif entry.is_file() and entry.name not in (".git", *UNWANTED):  # in a Git worktree, .git is a file
             shutil.copy(entry, folder)
     for name in UNWANTED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(os.urandom(MAX_BYTES // len(UNWANTED) + 1))  # together more than the limit
+        (folder / name).write_bytes(os.urandom(MAX_BYTES // len(UNWANTED) + 1))  # their sum exceeds the limit
     return folder
 
 
 def test_job_package_contains_only_code(checkout: Path, tmp_path: Path) -> None:
-    """The package that `ray job submit --working-dir .` uploads."""
+    """The package is the one that ``ray job submit --working-dir .`` uploads."""
     from ray._private.runtime_env.packaging import create_package
 
     package = tmp_path / "package.zip"
@@ -65,17 +66,26 @@ def test_job_package_without_ignore_files_is_too_large(checkout: Path, tmp_path:
     assert (tmp_path / "package.zip").stat().st_size > MAX_BYTES
 
 
+class LocalRsync:
+    """Runs the rsync commands of Ray's command runner with a folder of this machine as the target."""
+
+    def check_call(self, command: list[str], **_options: Any) -> None:
+        rsync, _, _, *options, target = command  # without the option --rsh and its value
+        subprocess.run([rsync, *options, target.partition(":")[2]], stdout=subprocess.DEVNULL, check=True)
+
+
 @pytest.mark.parametrize("path", CLUSTER_FILES, ids=lambda path: path.name)
 @pytest.mark.parametrize("whole", [False, True], ids=["file mounts", "whole checkout"])
 def test_rsync_copies_only_code(path: Path, whole: bool, checkout: Path, tmp_path: Path) -> None:
-    """With the file's mounts and exclusions; and with the exclusions alone, for a mount of the whole checkout."""
+    """This holds for the mounts of the file, and for a mount of the whole checkout with the exclusions of the file."""
     from ray.autoscaler._private.command_runner import SSHCommandRunner
 
     if shutil.which("rsync") is None:
         pytest.skip("install rsync: apt-get install rsync")
     config = read(path)
     options = {name: config.get(name) for name in ("rsync_exclude", "rsync_filter")}
-    exclusions = SSHCommandRunner._create_rsync_filter_args(None, options)
+    authentication = {"ssh_user": "user", "ssh_proxy_use_node_id": True}
+    runner = SSHCommandRunner("", "node", None, authentication, "packages", LocalRsync(), False)
     node = tmp_path / "node"
     mounts = {"~/fgst": "."} if whole else config.get("file_mounts", {})
     for remote, local in mounts.items():
@@ -85,7 +95,7 @@ def test_rsync_copies_only_code(path: Path, whole: bool, checkout: Path, tmp_pat
         target = node / remote.replace("~/fgst", "").strip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         slash = "/" if source.is_dir() else ""  # as Ray does
-        subprocess.run(["rsync", "-az", *exclusions, f"{source}{slash}", f"{target}{slash}"], check=True)
+        runner.run_rsync_up(f"{source}{slash}", f"{target}{slash}", options)
     copied = [file.relative_to(node).as_posix() for file in node.rglob("*") if file.is_file()]
     assert not [name for name in copied if name.endswith(UNWANTED)]
     assert {Path(name).name for name in NEEDED} <= {Path(name).name for name in copied}

@@ -1,7 +1,8 @@
-"""The steps of docs/cluster-local.md, from `ray up cluster.local.yaml` to `ray down`, with failures in between.
+"""The steps of ``docs/cluster-local.md`` from ``ray up cluster.local.yaml`` to ``ray down``, with failures of hosts.
 
-The file is used as shipped, with the values at its top changed as a user would. The tests share the hosts and run in
-order: every sweep must reproduce the metrics of the first one, and the last test checks that nothing is left behind.
+The file is the shipped one; only the values at its top are changed, as a user changes them. The tests share the hosts
+and run in order: every sweep must reproduce the metrics of the first one, and the last test checks that no process
+remains.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ Trials = dict[str, dict[str, Any]]
 
 
 class Cluster:
-    """A user's actions on the laptop. `python -m pytest -s` shows their output."""
+    """Actions of a user on the laptop; ``python -m pytest -s`` shows their output."""
 
     def __init__(self, hosts: Hosts) -> None:
         self.hosts = hosts
         self.tracking = f"http://{hosts.addresses['head']}:5000"
-        self.metrics: dict[str, dict[str, float]] = {}  # of the first sweep, by trial
+        self.metrics: dict[str, dict[str, float]] = {}  # of the first sweep, by trial id
 
     def call(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the laptop."""
@@ -55,52 +56,52 @@ class Cluster:
         return self.hosts.start(LAPTOP, f"cd ~/fgst && {exports} && {command}")
 
     def sweeps(self) -> dict[str, Trials]:
-        """Return the trials of each sweep by trial id, by the sweep's run id, in the order in which sweeps started."""
-        done = self.hosts.run(
+        """Return the trials by trial id for each sweep's run id; sweeps are in the order in which they started."""
+        result = self.hosts.run(
             LAPTOP,
             f"MLFLOW_TRACKING_URI={self.tracking} PYTHONPATH=~/fgst python -m tests.support.cluster.look_script",
         )
-        assert done.returncode == 0, done.stdout
-        sweeps = json.loads(done.stdout.splitlines()[-1].removeprefix("sweeps:"))
+        assert result.returncode == 0, result.stdout
+        sweeps = json.loads(result.stdout.splitlines()[-1].removeprefix("sweeps:"))
         return {sweep["run_id"]: {trial["trial_id"]: trial for trial in sweep["trials"]} for sweep in sweeps}
 
     def nodes(self) -> int:
         """Return the number of nodes that are up, according to the head."""
-        done = self.hosts.run("head", ". ~/.fgst_env && ray status")
-        match = re.search(r"Active:\s+(\d+) local", done.stdout)
+        result = self.hosts.run("head", ". ~/.fgst_env && ray status")
+        match = re.search(r"Active:\s+(\d+) local", result.stdout)
         return int(match[1]) if match else 0
 
-    def trains(self, name: str) -> bool:
+    def is_training(self, name: str) -> bool:
         """Return whether a host is running a trial."""
         return any(re.match(r"ray::\w+\.train", line) for line in self.hosts.processes(name))
 
-    def all_up(self) -> None:
-        """Switch on the hosts that are off, and wait until they have joined the cluster."""
+    def start_workers(self) -> None:
+        """Switch on the workers that are off, and wait until they have joined the cluster."""
         for name in ("w1", "w2"):
             if name not in self.hosts.names:
                 self.hosts.boot(name)
         wait_until(lambda: self.nodes() == 3, "both workers have joined")
 
     def power_cycle(self, name: str, command: str = "true", tmp_size: str = "") -> None:
-        """Run a command on a host, switch the host off and on, and wait until all hosts have joined the cluster."""
+        """Run a command on a worker, switch it off and on again, and wait until all workers have joined the cluster."""
         if name in self.hosts.names:
             self.hosts.run(name, command)
             self.hosts.kill(name)
             others = [other for other in self.hosts.names if other != LAPTOP]
             wait_until(lambda: self.nodes() == len(others), "the head has noticed the loss")
         self.hosts.boot(name, tmp_size)
-        self.all_up()
+        self.start_workers()
 
     def check_metrics(self, trials: Trials) -> None:
-        """Check that a sweep has the same metrics as the first one: all run the same trials, whatever happens."""
+        """Check that a sweep has the same metrics as the first one, which has the same trials."""
         metrics = {trial_id: trial["metrics"] for trial_id, trial in trials.items()}
         self.metrics = self.metrics or metrics
         assert metrics == self.metrics
 
-    def files(self, where: str) -> list[str]:
-        """Return the files in a folder, which need not exist; ``where`` may contain further arguments of ``find``."""
-        done = self.hosts.run(LAPTOP, f"find {where} -type f")
-        return sorted(line for line in done.stdout.splitlines() if not line.startswith("find:"))
+    def files(self, location: str) -> list[str]:
+        """Return the files below a folder, if it exists; ``location`` may contain further arguments of ``find``."""
+        result = self.hosts.run(LAPTOP, f"find {location} -type f")
+        return sorted(line for line in result.stdout.splitlines() if not line.startswith("find:"))
 
     def wait_for_training(self, process: subprocess.Popen[str], known: set[str], *names: str) -> tuple[str, Trials]:
         """Wait until each of the hosts runs a trial and as many trials have completed three epochs.
@@ -113,28 +114,29 @@ class Cluster:
             The sweep's run id and its trials.
         """
 
-        def all_train() -> bool:
+        def all_hosts_train() -> bool:
             assert process.poll() is None, process.communicate()[0]
-            done = self.hosts.run(LAPTOP, f"ls -d {STORAGE}/*/*/epoch-*")
-            paths = [Path(line) for line in done.stdout.splitlines() if line.startswith(STORAGE)]
+            result = self.hosts.run(LAPTOP, f"ls -d {STORAGE}/*/*/epoch-*")
+            paths = [Path(line) for line in result.stdout.splitlines() if line.startswith(STORAGE)]
             trials = {path.parent for path in paths if path.parts[-3] not in known and int(path.name[-5:]) >= 3}
-            return len(trials) >= len(names) and all(map(self.trains, names))
+            return len(trials) >= len(names) and all(map(self.is_training, names))
 
-        wait_until(all_train, "trials have completed three epochs")
+        wait_until(all_hosts_train, "trials have completed three epochs")
         sweeps = self.sweeps()
         (run,) = sweeps.keys() - known
         return run, sweeps[run]
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], description: str) -> None:
+    """Wait until a condition holds; after ``TIMEOUT`` seconds, fail with its description."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, f"timeout, waiting until {what}"
+        assert time.monotonic() < deadline, f"timeout while waiting until {description}"
         time.sleep(1)
 
 
 def check_complete(trials: Trials, before: Trials | None = None) -> None:
-    """Check that each trial finished in its original run, with each epoch once and with all artifacts."""
+    """Check that each trial finished, in the run in which it started, with each epoch once and with all artifacts."""
     assert len(trials) == 3
     for trial in trials.values():
         assert (trial["status"], trial["outcome"]) == ("FINISHED", "finished")
@@ -165,7 +167,7 @@ def cluster(hosts: Hosts) -> Cluster:
     for name in (LAPTOP, "head", "w1"):
         hosts.boot(name)
     cluster = Cluster(hosts)
-    # The values at the top of the file, which a user changes.
+    # The values at the top of the file, which users change.
     file = hosts.folder / LAPTOP / "home" / "fgst" / "cluster.local.yaml"
     text = file.read_text()
     for old, new in (
@@ -188,8 +190,8 @@ def cluster(hosts: Hosts) -> Cluster:
         "ray up -y cluster.local.yaml",
         f"ray exec cluster.local.yaml 'python -m data_prep.demo {DATA} --clips 96 --classes 4'",
     ):
-        done = cluster.call(command)
-        assert done.returncode == 0, done.stdout
+        result = cluster.call(command)
+        assert result.returncode == 0, result.stdout
     wait_until(lambda: cluster.nodes() == 2, "the worker has joined")
     cluster.call("ray exec cluster.local.yaml 'ray status'")
     remaining = cluster.files(f"{SHARED} -not -path '{DATA}*' -not -name .own")
@@ -200,8 +202,8 @@ def cluster(hosts: Hosts) -> Cluster:
 def test_token_and_password_are_required(cluster: Cluster) -> None:
     connect = "RAY_AUTH_MODE=disabled python -c 'import ray; ray.init(address=\"auto\", log_to_driver=False)'"
     without_token = f"mv ~/.ray/auth_token ~/.ray/hidden; {connect}; mv ~/.ray/hidden ~/.ray/auth_token"
-    done = cluster.hosts.run("head", f". ~/.fgst_env && {{ {without_token}; }}")
-    assert "uthentication" in done.stdout, done.stdout
+    result = cluster.hosts.run("head", f". ~/.fgst_env && {{ {without_token}; }}")
+    assert "uthentication" in result.stdout, result.stdout
     head = cluster.hosts.addresses["head"]
     connect_port = f"python -c 'import socket; socket.create_connection((\"{head}\", %d), 5)'"
     assert "refused" in cluster.hosts.run(LAPTOP, connect_port % 8265).stdout
@@ -213,7 +215,7 @@ def test_token_and_password_are_required(cluster: Cluster) -> None:
 
 def test_sweep_survives_lost_host_and_uses_new_one(cluster: Cluster) -> None:
     process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
-    run, before = cluster.wait_for_training(process, set(), "head", "w1")  # two trials, as each host has one core
+    run, before = cluster.wait_for_training(process, set(), "head", "w1")  # two trials, because each host has one core
     cluster.hosts.kill("w1")
     cluster.hosts.boot("w2")
     out, _ = process.communicate(timeout=TIMEOUT)
@@ -227,19 +229,19 @@ def test_sweep_survives_lost_host_and_uses_new_one(cluster: Cluster) -> None:
 
 
 def test_job_api_reproduces_sweep(cluster: Cluster) -> None:
-    """With the laptop's checkout, and on a host that rejoined the cluster."""
+    """The job uses the checkout of the laptop, and a host that has rejoined the cluster."""
     known = cluster.sweeps()
-    cluster.all_up()
+    cluster.start_workers()
     tunnel = cluster.start("ray dashboard cluster.local.yaml")
     connect_port = "python -c 'import socket; socket.create_connection((\"127.0.0.1\", 8265))'"
     wait_until(lambda: cluster.hosts.run(LAPTOP, connect_port).returncode == 0, "the tunnel to the dashboard is open")
-    # A change in this checkout only: jobs use the submitted code, not the copies of `ray up`.
+    # Only this checkout is changed: jobs use the submitted code instead of the copies of `ray up`.
     cluster.call(f"sed -i 's/title=.*/title=\"From the job?\",/' {SCRIPT}")
-    done = cluster.call(f"ray job submit --address http://127.0.0.1:8265 --working-dir . -- python {SWEEP}")
+    result = cluster.call(f"ray job submit --address http://127.0.0.1:8265 --working-dir . -- python {SWEEP}")
     cluster.hosts.stop(LAPTOP, "ray dashboard")
     tunnel.communicate(timeout=TIMEOUT)
-    assert done.returncode == 0, done.stdout
-    assert "From the job?" in done.stdout
+    assert result.returncode == 0, result.stdout
+    assert "From the job?" in result.stdout
     sweeps = cluster.sweeps()
     (run,) = sweeps.keys() - known.keys()
     check_complete(sweeps[run])
@@ -248,7 +250,7 @@ def test_job_api_reproduces_sweep(cluster: Cluster) -> None:
 
 def test_sweep_survives_slow_host_and_stalled_folder(cluster: Cluster) -> None:
     known = cluster.sweeps()
-    cluster.all_up()
+    cluster.start_workers()
     process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
     run, before = cluster.wait_for_training(process, set(known), "w1", "w2")
     with cluster.hosts.frozen("w1"):
@@ -267,7 +269,9 @@ def test_sweep_survives_slow_host_and_stalled_folder(cluster: Cluster) -> None:
 
 def test_spot_notice_moves_trials_before_host_is_lost(cluster: Cluster) -> None:
     known = cluster.sweeps()
-    cluster.power_cycle("w1", "echo export RAY_CLOUD_INSTANCE_ID=i-w1 >>~/.bashrc")  # as set by a cloud's autoscaler
+    cluster.power_cycle(
+        "w1", "echo export RAY_CLOUD_INSTANCE_ID=i-w1 >>~/.bashrc"
+    )  # as an autoscaler of a cloud sets it
     laptop = cluster.hosts.addresses[LAPTOP]
     service = cluster.start(f"exec python -m tests.support.cluster.metadata_service {laptop} 8111 i-w1")
     watcher = cluster.hosts.start(
@@ -280,10 +284,10 @@ def test_spot_notice_moves_trials_before_host_is_lost(cluster: Cluster) -> None:
     output, _ = watcher.communicate(timeout=TIMEOUT)
     print(output, flush=True)
     assert re.search(r"terminate in \d+ s\nsent SIGTERM to 1 trial processes", output)
-    wait_until(lambda: not cluster.trains("w1"), "the trial has exited")
+    wait_until(lambda: not cluster.is_training("w1"), "the trial has exited")
     start = time.monotonic()
-    while time.monotonic() < start + 10 and cluster.trains("head") and cluster.trains("w2"):
-        assert not cluster.trains("w1")  # its core is free, but the trial waits for another node
+    while time.monotonic() < start + 10 and cluster.is_training("head") and cluster.is_training("w2"):
+        assert not cluster.is_training("w1")  # its core is free, but the trial waits for another node
         time.sleep(1)
     cluster.hosts.kill("w1")
     out, _ = process.communicate(timeout=TIMEOUT)
@@ -314,18 +318,18 @@ def test_sweep_avoids_host_with_full_disk(cluster: Cluster) -> None:
 
 def test_sweep_resumes_after_restart_of_head(cluster: Cluster) -> None:
     known = cluster.sweeps()
-    cluster.all_up()
+    cluster.start_workers()
     process = cluster.start(f"ray exec cluster.local.yaml 'python ~/fgst/{SWEEP}'")
     run, before = cluster.wait_for_training(process, set(known), "w1", "w2")
     cluster.hosts.kill("head")
     process.communicate(timeout=TIMEOUT)
     assert process.returncode != 0
     cluster.hosts.boot("head")
-    done = cluster.call("ray up -y cluster.local.yaml")
-    assert done.returncode == 0, done.stdout
+    result = cluster.call("ray up -y cluster.local.yaml")
+    assert result.returncode == 0, result.stdout
     resume = f"python ~/fgst/{SCRIPT} --resume {run} --address auto --cpus-per-trial 1"
-    done = cluster.call(f"ray exec cluster.local.yaml '{resume}'")
-    assert done.returncode == 0, done.stdout
+    result = cluster.call(f"ray exec cluster.local.yaml '{resume}'")
+    assert result.returncode == 0, result.stdout
     sweeps = cluster.sweeps()
     check_complete(sweeps[run], before)
     cluster.check_metrics(sweeps[run])
@@ -333,10 +337,10 @@ def test_sweep_resumes_after_restart_of_head(cluster: Cluster) -> None:
 
 
 def test_down_leaves_no_processes(cluster: Cluster) -> None:
-    done = cluster.call("ray exec cluster.local.yaml 'bash ~/fgst/cluster/local.sh stop'")
-    assert done.returncode == 0, done.stdout
-    done = cluster.call("ray down -y cluster.local.yaml")
-    assert done.returncode == 0, done.stdout
+    result = cluster.call("ray exec cluster.local.yaml 'bash ~/fgst/cluster/local.sh stop'")
+    assert result.returncode == 0, result.stdout
+    result = cluster.call("ray down -y cluster.local.yaml")
+    assert result.returncode == 0, result.stdout
     for name in cluster.hosts.names:
         if name == LAPTOP:
             continue

@@ -1,6 +1,6 @@
-"""Whole clusters of a real Ray, each isolated in its own namespaces.
+"""Clusters with a real Ray, each isolated in its own namespaces.
 
-Ray finds and ends processes by name, so that it would interfere with other instances on this machine.
+Ray finds and ends processes by name and would interfere with other instances on this machine without namespaces.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def namespaces() -> Iterator[None]:
 
 def run_isolated(script: str, folder: Path) -> str:
     """Run a script of tests/support/cluster in its own namespaces, and return its last line of output."""
-    # Processes that are killed with the namespaces leave temporary files; Ray's sockets need a short path.
+    # Processes that are killed with their namespaces leave temporary files. The paths of Ray's sockets must be short.
     (folder / "tmp").mkdir()
     temporary = {"TMPDIR": str(folder / "tmp"), "RAY_TMPDIR": str(TEMPORARY.parent)}
-    done = subprocess.run(
+    result = subprocess.run(
         [
             *("unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "--kill-child"),
             *(sys.executable, str(ROOT / "tests" / "support" / "cluster" / script), str(folder)),
@@ -55,16 +55,16 @@ def run_isolated(script: str, folder: Path) -> str:
         timeout=900,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()[-1]
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()[-1]
 
 
-def test_sweep_as_job(tmp_path: Path) -> None:
+def test_sweep_runs_as_job(tmp_path: Path) -> None:
     (tmp_path / "checkout").mkdir()
     for name in ("fgst", "data_prep", "sweeps", "pyproject.toml", ".rayignore"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / "checkout" / name)
-    assert run_isolated("job_script.py", tmp_path) == "the job is done"
+    assert run_isolated("job_script.py", tmp_path) == "the job is result"
 
 
 def test_autoscaler_starts_and_terminates_spot_workers(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Placement of trials on a cluster of virtual nodes, which advertise more cores and GPUs than this machine has.
+"""Placement of trials on a cluster of virtual nodes, which have more cores and GPUs than this machine.
 
 The backend, Ray and the search are real; trials sleep instead of training.
 """
@@ -43,13 +43,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that runs no trials, and a node that advertises two cores and a GPU."""
+    """A head that runs no trials, and a node with two virtual cores and a virtual GPU."""
     from ray.cluster_utils import Cluster
 
     from fgst.sweep.backends.ray_session import quieten
 
     quieten()
-    monkeypatch.chdir(Path(__file__).parents[2])  # the workers import modules from here
+    monkeypatch.chdir(Path(__file__).parents[2])  # the workers import modules from the working directory
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     before = set(psutil.Process().children(recursive=True))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -73,40 +73,40 @@ class Sweep:
         self.log = folder / "log.jsonl"
         self.context = TrialContext("nowhere", "0", "0" * 32, str(folder / "storage"))
         self.trial = SimulatedTrial(seconds, log_to_mlflow=False, log_file=str(self.log))
-        self.progress: list[TrialUpdate] = []
+        self.updates: list[TrialUpdate] = []
 
     def run(self, resources: Resources, on_progress: Any = None, budget: Budget | None = None) -> list[dict[str, Any]]:
-        """Run the sweep and return what the trials logged.
+        """Run the sweep and return the lines that the trials logged.
 
         Args:
             on_progress: called in this thread after each epoch and at the end of each trial.
         """
 
-        def listen(progress: TrialUpdate) -> None:
-            self.progress.append(progress)
+        def on_update(update: TrialUpdate) -> None:
+            self.updates.append(update)
             if on_progress is not None:
-                on_progress(progress)
+                on_progress(update)
 
-        RayBackend(resources, self.trial).run(self.search, self.context, budget or Budget(), listen)
+        RayBackend(resources, self.trial).run(self.search, self.context, budget or Budget(), on_update)
         return self.lines()
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return what the trials have logged so far."""
+        """Return the lines that the trials have logged so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
     @property
     def final_states(self) -> Counter[str]:
-        """How many trials ended in which state."""
-        return Counter(progress.status for progress in self.progress if progress.status != "running")
+        """The number of trials by final state."""
+        return Counter(update.status for update in self.updates if update.status != "running")
 
 
 def max_concurrency(lines: list[dict[str, Any]], key: str) -> dict[str, int]:
     """Return the largest number of trials that ran at the same time, by the value of ``key``, e.g. for each node."""
     running: Counter[str] = Counter()
     most: Counter[str] = Counter()
-    for line in sorted(lines, key=lambda line: line["at"]):
-        if line["what"] != "epoch":
-            running[line[key]] += 1 if line["what"] == "begin" else -1
+    for line in sorted(lines, key=lambda line: line["time"]):
+        if line["event"] != "epoch":
+            running[line[key]] += 1 if line["event"] == "begin" else -1
             most[line[key]] = max(most[line[key]], running[line[key]])
     return dict(most)
 
@@ -117,13 +117,13 @@ def test_fractional_gpus_share_each_node(cluster: Any, dataset: ArrowDataset, tm
     lines = sweep.run(Resources(cluster.address, gpus_per_trial=0.5, max_concurrent=6))
     assert sweep.final_states == {"finished": 6}
     assert sorted(max_concurrency(lines, "node").values()) == [2, 2]
-    starts = [line["at"] for line in lines if line["what"] == "begin"]
-    ends = [line["at"] for line in lines if line["what"] == "end"]
+    starts = [line["time"] for line in lines if line["event"] == "begin"]
+    ends = [line["time"] for line in lines if line["event"] == "end"]
     assert sum(start < min(ends) for start in starts) == 4  # the fifth waits for a free GPU
     assert {line["gpus"] for line in lines} == {"0"}  # each node's first GPU
     assert {line["openmp"] for line in lines} == {"passive"}
-    assert not any(line["torch"] for line in lines)  # simulated trials do not import it
-    # Requests that the cluster can never satisfy are rejected instead of waiting forever.
+    assert not any(line["torch"] for line in lines)  # simulated trials do not import PyTorch
+    # Requests that the cluster can never satisfy are rejected.
     invalid = Sweep(dataset, tmp_path / "invalid", seconds=0.1)
     for resources, message in (
         (Resources(cluster.address, gpus_per_trial=3.0), "--gpus-per-trial is 3, but there are 2 GPUs"),
@@ -133,67 +133,68 @@ def test_fractional_gpus_share_each_node(cluster: Any, dataset: ArrowDataset, tm
     ):
         with pytest.raises(InputError, match=message):
             invalid.run(resources)
-    assert invalid.progress == []
+    assert invalid.updates == []
 
 
 @pytest.mark.slow
 def test_new_node_gets_trials(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
     sweep = Sweep(dataset, tmp_path, seconds=2.0)
-    joined: list[Any] = []
+    added: list[Any] = []
 
-    def join(progress: TrialUpdate) -> None:
-        if not joined:
-            joined.append(cluster.add_node(num_cpus=2, num_gpus=1))
+    def add_node(update: TrialUpdate) -> None:
+        if not added:
+            added.append(cluster.add_node(num_cpus=2, num_gpus=1))
 
-    lines = sweep.run(Resources(cluster.address, gpus_per_trial=1.0), join)
+    lines = sweep.run(Resources(cluster.address, gpus_per_trial=1.0), add_node)
     assert sweep.final_states == {"finished": 6}
     assert len({line["node"] for line in lines}) == 2
-    first = min(lines, key=lambda line: line["at"])["node"]
-    assert sum(line["what"] == "begin" and line["node"] != first for line in lines) >= 2
+    first = min(lines, key=lambda line: line["time"])["node"]
+    assert sum(line["event"] == "begin" and line["node"] != first for line in lines) >= 2
     assert set(max_concurrency(lines, "node").values()) == {1}
 
 
-def test_trials_of_lost_node_restart_elsewhere(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
-    doomed = cluster.add_node(num_cpus=2, num_gpus=1)
+def test_trials_of_lost_node_restart_on_other_node(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
+    lost_node = cluster.add_node(num_cpus=2, num_gpus=1)
     sweep = Sweep(dataset, tmp_path, seconds=2.0)
-    lost: list[str] = []
+    lost_trials: list[str] = []
 
-    def lose(progress: TrialUpdate) -> None:
+    def remove_node(update: TrialUpdate) -> None:
         """Remove the second node as soon as one of its trials has reported an epoch."""
-        reported = {line["key"] for line in sweep.lines() if line["node"] == doomed.node_id and line["what"] == "epoch"}
-        if not lost and progress.trial.trial_id in reported and progress.status == "running":
-            lost.append(progress.trial.trial_id)
-            cluster.remove_node(doomed, allow_graceful=False)
+        on_lost_node = [line for line in sweep.lines() if line["node"] == lost_node.node_id]
+        reported = {line["trial_id"] for line in on_lost_node if line["event"] == "epoch"}
+        if not lost_trials and update.trial.trial_id in reported and update.status == "running":
+            lost_trials.append(update.trial.trial_id)
+            cluster.remove_node(lost_node, allow_graceful=False)
 
-    lines = sweep.run(Resources(cluster.address, gpus_per_trial=1.0), lose)
-    assert lost
+    lines = sweep.run(Resources(cluster.address, gpus_per_trial=1.0), remove_node)
+    assert lost_trials
     assert sweep.final_states == {"finished": 6}
-    starts = Counter(line["key"] for line in lines if line["what"] == "begin")
-    assert starts[lost[0]] == 2  # other trials are not affected
+    starts = Counter(line["trial_id"] for line in lines if line["event"] == "begin")
+    assert starts[lost_trials[0]] == 2  # other trials are not affected
     assert sum(starts.values()) == 7
-    final_nodes = [line["node"] for line in lines if line["key"] == lost[0] and line["what"] == "end"]
-    assert final_nodes == [next(line["node"] for line in lines if line["node"] != doomed.node_id)]
+    final_nodes = [line["node"] for line in lines if line["trial_id"] == lost_trials[0] and line["event"] == "end"]
+    assert final_nodes == [next(line["node"] for line in lines if line["node"] != lost_node.node_id)]
 
 
-def test_trials_of_node_with_full_disk_move(
+def test_trials_move_from_node_with_full_disk(
     cluster: Any, dataset: ArrowDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (full,) = cluster.worker_nodes
     sweep = Sweep(dataset, tmp_path, seconds=0.3)
     sweep.trial = replace(sweep.trial, full_nodes=full.node_id)
-    joined: list[Any] = []
+    added: list[Any] = []
 
-    def join(progress: TrialUpdate) -> None:
-        if not joined:
-            joined.append(cluster.add_node(num_cpus=2, num_gpus=1))
+    def add_node(update: TrialUpdate) -> None:
+        if not added:
+            added.append(cluster.add_node(num_cpus=2, num_gpus=1))
 
-    lines = sweep.run(Resources(cluster.address, gpus_per_trial=0.5), join)
+    lines = sweep.run(Resources(cluster.address, gpus_per_trial=0.5), add_node)
     assert sweep.final_states == {"finished": 6}
-    starts = Counter(line["key"] for line in lines if line["what"] == "begin")
-    moved = {line["key"] for line in lines if line["what"] == "begin" and line["node"] == full.node_id}
+    starts = Counter(line["trial_id"] for line in lines if line["event"] == "begin")
+    moved = {line["trial_id"] for line in lines if line["event"] == "begin" and line["node"] == full.node_id}
     assert moved
     assert {trial_id: starts[trial_id] for trial_id in moved} == dict.fromkeys(moved, 2)  # once on the full node
-    assert {line["node"] for line in lines if line["what"] == "end"} == {joined[0].node_id}
+    assert {line["node"] for line in lines if line["event"] == "end"} == {added[0].node_id}
     assert capfd.readouterr().err.count("its trials continue on other nodes") == 1
 
 

@@ -1,4 +1,4 @@
-"""The local cache of data sets given by URI: one verified copy, shared by processes, resumed after interruptions."""
+"""The local cache of data sets given by URI: verified copies, shared by processes, resumed after interruptions."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def remote(tmp_path: Path) -> Path:
 
 
 def copies(cache: Path) -> list[Path]:
+    """Return the folders in the cache."""
     return sorted(entry for entry in cache.iterdir() if entry.is_dir())
 
 
@@ -51,7 +52,7 @@ def test_is_remote(location: str, expected: bool) -> None:
     assert is_remote(location) is expected
 
 
-def test_data_set_is_downloaded_once_and_equals_the_original(
+def test_data_set_is_downloaded_once_and_equals_original(
     cache: Path, remote: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original, copy = ArrowDataset(remote), ArrowDataset(remote.as_uri())
@@ -66,7 +67,7 @@ def test_data_set_is_downloaded_once_and_equals_the_original(
     assert capsys.readouterr().err == ""
 
 
-def test_resolved_configuration_keeps_the_uri(cache: Path, remote: Path) -> None:
+def test_resolved_configuration_contains_uri(cache: Path, remote: Path) -> None:
     config = small_config(remote, train__epochs=1).with_values({"data.dataset": remote.as_uri()})
     (from_uri,) = fit(config, device="cpu")
     (from_folder,) = fit(small_config(remote, train__epochs=1), device="cpu")
@@ -74,20 +75,18 @@ def test_resolved_configuration_keeps_the_uri(cache: Path, remote: Path) -> None
     assert resolve(config, ArrowDataset(remote.as_uri())).data.dataset == remote.as_uri()
 
 
-def test_modified_data_set_gets_a_new_copy(cache: Path, remote: Path) -> None:
-    before = local_copy(remote.as_uri())
+def test_modified_data_set_gets_new_copy(cache: Path, remote: Path) -> None:
+    first = local_copy(remote.as_uri())
     shutil.rmtree(remote)
     write_small(remote, motion_clips(seed=1))
-    after = local_copy(remote.as_uri())
-    assert before != after
-    assert ArrowDataset(after).digest != ArrowDataset(before).digest
+    second = local_copy(remote.as_uri())
+    assert first != second
+    assert ArrowDataset(second).digest != ArrowDataset(first).digest
 
 
-def test_interrupted_download_resumes_with_complete_files(
-    cache: Path, remote: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_download_reuses_complete_files(cache: Path, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fgst.data.cache.file_digest", lambda path: pytest.fail("no file is complete yet"))
+        patch.setattr("fgst.data.cache.file_digest", lambda path: pytest.fail("an incomplete file was verified"))
         last = sorted(remote.glob("clips-*.arrow"))[-1]
         content = last.read_bytes()
         last.unlink()
@@ -95,7 +94,7 @@ def test_interrupted_download_resumes_with_complete_files(
             local_copy(remote.as_uri())
     last.write_bytes(content)
     for file in sorted(remote.glob("clips-*.arrow"))[:-1]:
-        file.write_bytes(b"gone")  # must not be read a second time
+        file.write_bytes(b"modified")  # must not be read a second time
     ArrowDataset(local_copy(remote.as_uri()))
 
 
@@ -104,7 +103,7 @@ def test_damaged_upload_is_reported_and_not_cached(damage: str, cache: Path, rem
     file = sorted(remote.glob("clips-*.arrow"))[1]
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
-    file.write_bytes({"altered": content, "truncated": content[:-9], "longer": bytes(content) + b"x" * 9}[damage])
+    file.write_bytes(bytes({"altered": content, "truncated": content[:-9], "longer": content + b"x" * 9}[damage]))
     with pytest.raises(InputError, match=r"clips-00001\.arrow: does not match its entry in dataset"):
         local_copy(remote.as_uri())
     assert [entry.name.endswith(".partial") for entry in copies(cache)] == [True]
@@ -153,20 +152,20 @@ def test_read_size(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "word"),
+    ("uri", "message"),
     [
         ("file:///nowhere/at/all", "is not a data set"),
         ("nonsense://x/y", "cannot be read"),
         ("s3://key:secret@bucket/x", "contains a password"),
     ],
 )
-def test_invalid_uris_are_reported(uri: str, word: str, cache: Path) -> None:
-    with pytest.raises(InputError, match=word) as error:
+def test_invalid_uris_are_reported(uri: str, message: str, cache: Path) -> None:
+    with pytest.raises(InputError, match=message) as error:
         ArrowDataset(uri)
     assert "secret@" not in str(error.value)
 
 
-def test_file_names_outside_the_folder_are_rejected(cache: Path, remote: Path) -> None:
+def test_file_names_outside_folder_are_rejected(cache: Path, remote: Path) -> None:
     description = remote / "dataset.json"
     description.write_text(description.read_text().replace("clips-00000.arrow", "../../evil"))
     with pytest.raises(InputError, match="points outside the data set's directory"):

@@ -1,9 +1,10 @@
-"""Data sets on S3, emulated by moto's server on loopback: client, network and copies are real."""
+"""Data sets on S3: the server is moto's on this machine; client, network and copies are real."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,14 @@ from fgst.training.trainer import fit
 from tests.support.small import small_config, write_small
 
 
-def upload(bucket: object, dataset: ArrowDataset, prefix: str) -> str:
+def upload(bucket: Any, dataset: ArrowDataset, prefix: str) -> str:
     """Upload a data set and return its URI."""
     for file in dataset.path.iterdir():
-        bucket.upload_file(str(file), "motion", f"{prefix}/{file.name}")  # type: ignore[attr-defined]
+        bucket.upload_file(str(file), "motion", f"{prefix}/{file.name}")
     return f"s3://motion/{prefix}"
 
 
-def test_training_on_a_data_set_in_a_bucket(bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_on_data_set_in_bucket(bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     original = write_small(tmp_path / "original", shard_bytes=6000)
     uri = upload(bucket, original, "sets/small")
     copy = ArrowDataset(uri)
@@ -35,7 +36,7 @@ def test_training_on_a_data_set_in_a_bucket(bucket, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == ""
 
 
-def test_missing_and_damaged_objects_are_reported(bucket, tmp_path: Path) -> None:
+def test_missing_and_damaged_objects_are_reported(bucket: Any, tmp_path: Path) -> None:
     for uri in ("s3://motion/nothing", "s3://no-such-bucket/x"):
         with pytest.raises(InputError, match=r"is not a data set|cannot be read"):
             ArrowDataset(uri)
@@ -52,7 +53,7 @@ def test_missing_and_damaged_objects_are_reported(bucket, tmp_path: Path) -> Non
     assert len(ArrowDataset(uri)) == len(dataset)
 
 
-def test_unreachable_object_store_is_reported(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_object_store_is_reported(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(InputError, match=r"s3://motion/x: cannot be read") as error:

@@ -1,4 +1,4 @@
-"""The rules for cleaning NTU RGB+D recordings, at their thresholds."""
+"""The rules for cleaning NTU RGB+D recordings, tested at their thresholds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ RNG = np.random.default_rng(1)
 
 
 def body(body_id: int, frames: Sequence[int], *, motion: float = 0.1, wide: bool = False) -> Body:
+    """Return a body that is tracked in the given frames."""
     return Body(body_id, np.array(frames), person(RNG, len(frames), motion=motion, wide=wide))
 
 
-def spread(ratio: float, frames: int, motion: float = 0.1) -> np.ndarray:
-    """The joints of a body whose x extent is exactly ``ratio`` times its y extent, ``(frames, 25, 3)``."""
+def joints_with_ratio(ratio: float, frames: int, motion: float = 0.1) -> np.ndarray:
+    """Return the joints of a body whose width is exactly ``ratio`` times its height, ``(frames, 25, 3)``."""
     joints = np.zeros((frames, 25, 3))
     joints[:, 0, 1], joints[:, 1, 1] = -0.5, 0.5
     joints[:, 2, 0] = ratio
@@ -41,16 +42,16 @@ def test_bodies_of_up_to_eleven_frames_are_ghosts(length: int, persons: int) -> 
 
 
 @pytest.mark.parametrize(("ratio", "persons"), [(0.8, 2), (0.8000001, 1)])
-def test_frames_wider_than_four_fifths_of_their_height_are_noise(ratio: float, persons: int) -> None:
-    cleaned = clean(Recording(20, (body(1, range(20)), Body(2, np.arange(20), spread(ratio, 20)))))
+def test_frames_wider_than_threshold_are_noise(ratio: float, persons: int) -> None:
+    cleaned = clean(Recording(20, (body(1, range(20)), Body(2, np.arange(20), joints_with_ratio(ratio, 20)))))
     assert len(cleaned.joints) == persons
 
 
 @pytest.mark.parametrize(("noisy", "persons"), [(69, 2), (70, 1)])
 def test_bodies_with_too_many_noise_frames_are_noise(noisy: int, persons: int) -> None:
-    """The threshold, 0.69754 of 100 frames, is between 69 and 70."""
-    joints = spread(0.5, 100)
-    joints[:noisy] = spread(2.0, noisy)
+    """The threshold of 0.69754 is between 69 and 70 of 100 frames."""
+    joints = joints_with_ratio(0.5, 100)
+    joints[:noisy] = joints_with_ratio(2.0, noisy)
     cleaned = clean(Recording(100, (body(1, range(100)), Body(2, np.arange(100), joints))))
     assert len(cleaned.joints) == persons
     assert cleaned.removed == ({"noise bodies": 1} if persons == 1 else {"noise frames": 69})
@@ -58,30 +59,32 @@ def test_bodies_with_too_many_noise_frames_are_noise(noisy: int, persons: int) -
         assert sorted(person.any(axis=(1, 2)).sum() for person in cleaned.joints) == [31, 100]
 
 
-def test_last_body_remains_even_if_it_is_noise() -> None:
+def test_last_body_remains_even_if_noisy() -> None:
     cleaned = clean(Recording(20, (body(1, range(20), wide=True), body(2, range(20), wide=True))))
     assert len(cleaned.joints) == 1
     assert cleaned.removed == {"noise bodies": 1}
 
 
-def test_two_bodies_with_most_motion_remain_in_that_order() -> None:
-    bodies = tuple(Body(i, np.arange(20), spread(0.5, 20, motion)) for i, motion in enumerate((0.1, 0.4, 0.2)))
+def test_two_bodies_with_most_motion_remain_in_order_of_motion() -> None:
+    bodies = tuple(
+        Body(i, np.arange(20), joints_with_ratio(0.5, 20, motion)) for i, motion in enumerate((0.1, 0.4, 0.2))
+    )
     cleaned = clean(Recording(20, bodies))
     assert cleaned.removed == {"further bodies": 1}
-    for track, chosen in zip(cleaned.joints, (bodies[1], bodies[2]), strict=True):
-        np.testing.assert_allclose(track, chosen.joints - bodies[1].joints[0, 1], rtol=0, atol=1e-6)
+    for track, expected in zip(cleaned.joints, (bodies[1], bodies[2]), strict=True):
+        np.testing.assert_allclose(track, expected.joints - bodies[1].joints[0, 1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("start", "persons"), [(19, 1), (20, 1), (23, 1), (18, 2)])
 def test_fragments_are_joined_unless_they_overlap(start: int, persons: int) -> None:
-    """They may share one frame, which is taken from the fragment with less motion."""
+    """Fragments may share one frame, which is taken from the fragment with less motion."""
     cleaned = clean(Recording(40, (body(1, range(20), motion=0.5), body(2, range(start, 40)))))
     assert len(cleaned.joints) == persons
     assert cleaned.removed["joined fragments"] == 2 - persons
     assert cleaned.joints.shape[1] == (40 if start <= 20 else 37)
 
 
-def test_third_body_joins_the_second_if_it_overlaps_the_first() -> None:
+def test_third_body_is_joined_with_second_if_it_overlaps_first() -> None:
     full, early, late = body(1, range(40), motion=0.5), body(2, range(14), motion=0.3), body(3, range(20, 40))
     cleaned = clean(Recording(40, (full, early, late)))
     assert cleaned.removed == {"joined fragments": 1}
@@ -89,7 +92,7 @@ def test_third_body_joins_the_second_if_it_overlaps_the_first() -> None:
     assert np.flatnonzero(~tracked).tolist() == list(range(14, 20))
 
 
-def test_untracked_frames_stay_zero_when_the_origin_is_moved() -> None:
+def test_untracked_frames_are_zero_after_moving_origin() -> None:
     first, second = body(1, range(5, 30), motion=0.5), body(2, range(15))
     cleaned = clean(Recording(30, (first, second)))
     origin = first.joints[0, 1]
@@ -99,7 +102,7 @@ def test_untracked_frames_stay_zero_when_the_origin_is_moved() -> None:
     assert cleaned.joints.dtype == np.float32
 
 
-def test_recordings_without_a_usable_body_are_rejected() -> None:
+def test_recordings_without_usable_body_are_rejected() -> None:
     for bodies in ((), (body(1, range(5)), body(2, range(6, 10))), (Body(1, np.arange(4), np.zeros((4, 25, 3))),)):
         with pytest.raises(ClipError, match="body"):
             clean(Recording(20, bodies))

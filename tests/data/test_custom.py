@@ -1,4 +1,4 @@
-"""Data sets with custom skeletons: the example of the help text works, and invalid input is reported."""
+"""Data sets with custom skeletons: folders and archives of arrays, and error messages for invalid input."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ LABELS = "clip_id,label,subject\nb,wave,1\na,fist,2\nc,wave,2\n"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A folder with three clips, their labels and their skeleton."""
     rng = np.random.default_rng(0)
     (tmp_path / "clips").mkdir()
     for name, shape in (("a", (7, 5, 3)), ("b", (2, 9, 5, 3)), ("c", (4, 5, 3))):
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
 
 
 def arguments(folder: Path, **changes: Any) -> list[str]:
-    """The command line for the files in ``folder``, with some files or options replaced."""
+    """Return the command line for the files in ``folder``, with some files or options replaced."""
     files = {"clips": folder / "clips", "labels": folder / "labels.csv", "skeleton": folder / "skeleton.json"} | changes
     return [
         str(files["clips"]), str(folder / "out"), "--labels", str(files["labels"]),
@@ -48,7 +49,7 @@ def arguments(folder: Path, **changes: Any) -> list[str]:
     ]  # fmt: skip
 
 
-def test_folder_of_arrays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_arrays_is_prepared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(arguments(folder))
     assert "x-sub     1 train, 2 test (by subject)" in capsys.readouterr().out
     dataset = ArrowDataset(folder / "out")
@@ -62,7 +63,7 @@ def test_folder_of_arrays(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     np.testing.assert_array_equal(dataset.clip(1), np.load(folder / "clips" / "b.npy").astype(np.float32))
 
 
-def test_npz_gives_the_same_clips_as_a_folder(folder: Path) -> None:
+def test_npz_gives_same_clips_as_folder(folder: Path) -> None:
     main(arguments(folder))
     np.savez(folder / "clips.npz", **{path.stem: np.load(path) for path in (folder / "clips").iterdir()})
     main([*arguments(folder, clips=folder / "clips.npz"), "--overwrite"])
@@ -79,7 +80,7 @@ class Exploit:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "word"),
+    ("file", "content", "message"),
     [
         ("labels.csv", "clip_id,class\na,b\n", "has no column label"),
         ("labels.csv", "clip_id,label\n", "lists no clip"),
@@ -103,17 +104,17 @@ class Exploit:
     ],
 )
 def test_invalid_files_are_reported(
-    file: str, content: Any, word: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    file: str, content: Any, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if isinstance(content, str):
         (folder / file).write_text(content)
     else:
         np.save(folder / file, content, allow_pickle=True)
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as raised:
         main(arguments(folder))
     error = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert word in error
+    assert raised.value.code == 2
+    assert message in error
     assert error.count("\n") == 1
     assert not (folder / "out").exists()
 

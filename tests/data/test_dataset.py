@@ -76,15 +76,15 @@ def test_gather_concatenates_frames_person_by_person(tmp_path: Path) -> None:
     expected = [frame for row in rows for person in clips[row].joints for frame in person]
     gathered = dataset.gather(rows)
     np.testing.assert_array_equal(gathered, np.stack(expected))
-    gathered[:] = 0  # it is a copy
+    gathered[:] = 0  # must not modify the data set
     np.testing.assert_array_equal(dataset.clip(6), clips[6].joints)
     assert dataset.gather(np.array([], np.int64)).shape == (0, N, 3)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
-def test_clips_are_views_of_the_mapped_file(tmp_path: Path) -> None:
+def test_clips_are_views_of_memory_mapped_files(tmp_path: Path) -> None:
     write_small(tmp_path / "set", varied_clips(), shard_bytes=N * 3 * 4 * 10)
-    before = pa.total_allocated_bytes()
+    allocated_before = pa.total_allocated_bytes()
     dataset = ArrowDataset(tmp_path / "set")
     views = [dataset.clip(row) for row in range(len(dataset))]
     mapped = []
@@ -98,8 +98,8 @@ def test_clips_are_views_of_the_mapped_file(tmp_path: Path) -> None:
         assert len(files) == 1
         assert files.pop().endswith(".arrow")
     assert len({path for _, _, path in mapped}) == 6
-    # Arrow allocates no memory either, except a few bytes for the concatenated columns.
-    assert pa.total_allocated_bytes() - before < 4096
+    # Arrow allocates memory for the concatenated columns only.
+    assert pa.total_allocated_bytes() - allocated_before < 4096
 
 
 def test_clips_are_read_only(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_files_are_one_uncompressed_record_batch_without_nulls(tmp_path: Path) -
 
 
 def test_files_can_be_read_with_arrow_alone(tmp_path: Path) -> None:
-    """The layout is as documented: a list of frames of N * 3 numbers each, person by person."""
+    """The layout is the documented one: a list of frames with N * 3 numbers each, person by person."""
     clips = varied_clips()
     write_small(tmp_path / "set", clips)
     table = ipc.open_file(str(tmp_path / "set" / "clips-00000.arrow")).read_all()
@@ -148,32 +148,32 @@ def test_digest_does_not_depend_on_name_and_source(tmp_path: Path) -> None:
     digests = {
         write_small(tmp_path / "a").digest,
         ArrowDataset(tmp_path / "a").digest,
-        write_small(tmp_path / "b", source={"url": "elsewhere"}).digest,
+        write_small(tmp_path / "b", source={"url": "another source"}).digest,
         write_small(tmp_path / "c", name="another name").digest,
     }
     assert len(digests) == 1
     assert len(digests.pop()) == 64
 
 
-def test_digest_depends_on_everything_that_training_uses(tmp_path: Path) -> None:
+def test_digest_depends_on_all_training_inputs(tmp_path: Path) -> None:
     clips = [*motion_clips()]
-    nudged = clips[7].joints.copy()
-    nudged[0, 0, 0, 0] = np.nextafter(nudged[0, 0, 0, 0], np.float32(1))
-    regrown = dataclasses.replace(SKELETON, parents=(0, 0, 1, 2, 1, 0))
-    renamed = dataclasses.replace(SKELETON, joints=(*SKELETON.joints[:5], "feet"))
+    modified_joints = clips[7].joints.copy()
+    modified_joints[0, 0, 0, 0] = np.nextafter(modified_joints[0, 0, 0, 0], np.float32(1))
+    other_parents = dataclasses.replace(SKELETON, parents=(0, 0, 1, 2, 1, 0))
+    other_joint_name = dataclasses.replace(SKELETON, joints=(*SKELETON.joints[:5], "feet"))
     variants: dict[str, tuple[list[Clip], dict[str, Any]]] = {
         "unchanged": (clips, {}),
-        "a value": ([*clips[:7], dataclasses.replace(clips[7], joints=nudged), *clips[8:]], {}),
+        "a value": ([*clips[:7], dataclasses.replace(clips[7], joints=modified_joints), *clips[8:]], {}),
         "a label": ([dataclasses.replace(clips[0], label=1), *clips[1:]], {}),
         "a subject": ([dataclasses.replace(clips[0], subject=2), *clips[1:]], {}),
         "a clip's name": ([dataclasses.replace(clips[0], clip_id="other"), *clips[1:]], {}),
         "the order": (clips[::-1], {}),
-        "a clip less": (clips[:-1], {}),
+        "one clip less": (clips[:-1], {}),
         "a class name": (clips, {"classes": ("left hand", "right hand", "leg")}),
         "the order of classes": (clips, {"classes": CLASSES[::-1]}),
-        "the skeleton's bones": (clips, {"skeleton": regrown}),
+        "the skeleton's bones": (clips, {"skeleton": other_parents}),
         "the skeleton's parts": (clips, {"skeleton": dataclasses.replace(SKELETON, partitions=())}),
-        "a joint's name": (clips, {"skeleton": renamed}),
+        "a joint's name": (clips, {"skeleton": other_joint_name}),
         "the training subjects": (
             clips,
             {"benchmarks": [dataclasses.replace(BENCHMARKS[0], train=(1, 2, 3)), BENCHMARKS[1]]},

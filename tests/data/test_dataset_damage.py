@@ -1,4 +1,4 @@
-"""Damaged data sets are rejected with a message that names the file."""
+"""Damaged and inconsistent data sets are rejected with a message that names the file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(content)
 
 
-def flip_first(folder: Path) -> None:
+def flip_first_byte(folder: Path) -> None:
     flip(folder / "clips-00000.arrow", 0)
 
 
@@ -55,7 +55,7 @@ def flip_coordinate(folder: Path) -> None:
     flip(folder / "clips-00000.arrow", content.index(joints) + 2)
 
 
-def flip_last(folder: Path) -> None:
+def flip_last_byte(folder: Path) -> None:
     flip(folder / "clips-00000.arrow", -1)
 
 
@@ -70,6 +70,8 @@ def lengthen(folder: Path) -> None:
 
 
 def use_file_of(make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Return a function that replaces the file of a data set by that of another one, which ``make`` writes."""
+
     def damage(folder: Path) -> None:
         make(folder.parent / "other")
         shutil.copy(folder.parent / "other" / "clips-00000.arrow", folder / "clips-00000.arrow")
@@ -78,9 +80,9 @@ def use_file_of(make: Callable[[Path], Any]) -> Callable[[Path], None]:
 
 
 FILE_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "first byte": (flip_first, "modified"),
+    "first byte": (flip_first_byte, "modified"),
     "one bit of a coordinate": (flip_coordinate, "modified"),
-    "last byte": (flip_last, "modified"),
+    "last byte": (flip_last_byte, "modified"),
     "one byte short": (lambda folder: truncate(folder, lambda size: size - 1), "truncated"),
     "half": (lambda folder: truncate(folder, lambda size: size // 2), "truncated"),
     "empty": (lambda folder: truncate(folder, lambda size: 0), "truncated"),
@@ -98,8 +100,8 @@ def test_damaged_file_is_reported(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "set"
     write_small(folder)
     ArrowDataset(folder)
-    apply, fault = FILE_DAMAGES[damage]
-    apply(folder)
+    apply_damage, fault = FILE_DAMAGES[damage]
+    apply_damage(folder)
     with pytest.raises(InputError, match=rf"clips-00000\.arrow.*({fault}).*prepare") as raised:
         ArrowDataset(folder)
     assert str(raised.value).startswith(str(folder))
@@ -121,6 +123,7 @@ def test_truncated_file_is_reported_with_and_without_verification(tmp_path: Path
 
 
 def arrow_file(schema: pa.Schema, batches: list[pa.RecordBatch]) -> bytes:
+    """Return the content of an Arrow file with these record batches."""
     sink = pa.BufferOutputStream()
     with ipc.new_file(sink, schema) as writer:
         for batch in batches:
@@ -145,12 +148,12 @@ def test_file_with_another_skeleton_is_reported(tmp_path: Path) -> None:
         ArrowDataset(tmp_path / "set")
 
 
-@pytest.mark.parametrize(("batches", "what"), [(2, "2 record batches"), (0, "0 record batches")])
-def test_file_without_exactly_one_record_batch_is_reported(tmp_path: Path, batches: int, what: str) -> None:
+@pytest.mark.parametrize(("batches", "fault"), [(2, "2 record batches"), (0, "0 record batches")])
+def test_file_without_exactly_one_record_batch_is_reported(tmp_path: Path, batches: int, fault: str) -> None:
     write_small(tmp_path / "set")
     batch = ipc.open_file(str(tmp_path / "set" / "clips-00000.arrow")).get_batch(0)
     put_file(tmp_path / "set", arrow_file(batch.schema, [batch] * batches))
-    with pytest.raises(InputError, match=rf"clips-00000\.arrow.*{what}"):
+    with pytest.raises(InputError, match=rf"clips-00000\.arrow.*{fault}"):
         ArrowDataset(tmp_path / "set")
 
 
@@ -162,7 +165,7 @@ def test_file_without_clips_is_reported(tmp_path: Path) -> None:
         ArrowDataset(tmp_path / "set")
 
 
-@pytest.mark.parametrize("content", [b"", b"no Arrow file at all" * 100, b"ARROW1\0\0" + b"\xff" * 500 + b"ARROW1"])
+@pytest.mark.parametrize("content", [b"", b"not an Arrow file" * 100, b"ARROW1\0\0" + b"\xff" * 500 + b"ARROW1"])
 def test_file_that_is_not_arrow_is_reported(tmp_path: Path, content: bytes) -> None:
     write_small(tmp_path / "set")
     put_file(tmp_path / "set", content)
@@ -224,7 +227,7 @@ def test_missing_key_of_description_is_reported(tmp_path: Path, key: str) -> Non
         {"benchmarks": [{"name": "x-sub", "column": "subject", "train": ["a"]}]},
         {"benchmarks": []},
         {"source": [1]},
-        {"recipe": "unheard-of"},
+        {"recipe": "unknown"},
     ],
     ids=str,
 )
@@ -235,14 +238,14 @@ def test_invalid_description_is_reported(tmp_path: Path, changes: dict[str, Any]
         ArrowDataset(tmp_path / "set")
 
 
-def test_labels_without_a_class_are_rejected(tmp_path: Path) -> None:
+def test_labels_without_class_are_rejected(tmp_path: Path) -> None:
     write_small(tmp_path / "set")
     edit_description(tmp_path / "set", classes=list(CLASSES[:2]))
     with pytest.raises(InputError, match=r"set/dataset\.json.*class"):
         ArrowDataset(tmp_path / "set")
 
 
-def test_missing_data_set_is_reported_with_the_commands_that_create_one(tmp_path: Path) -> None:
+def test_missing_data_set_is_reported_with_preparation_commands(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no such directory.*data_prep"):
         ArrowDataset(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"is not a data set.*data_prep"):

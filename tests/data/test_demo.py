@@ -1,4 +1,4 @@
-"""The demo data set: deterministic, plausible as motion, learnable but not trivial."""
+"""The demo data set: it is deterministic, has plausible motion, and is learnable without being trivial."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ MOVED = {
 
 @pytest.fixture(scope="module")
 def all_classes(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    """All twelve classes, performed once by each subject in front of both cameras."""
+    """All twelve classes, each performed once by each subject and recorded by both cameras."""
     return make_demo(tmp_path_factory.mktemp("all_classes") / "demo", clips=240, classes=12)
 
 
 def content(dataset: ArrowDataset) -> dict[str, bytes]:
-    """The content of all files, by name."""
+    """Return the content of all files by name."""
     return {file.name: file.read_bytes() for file in dataset.path.iterdir()}
 
 
@@ -50,9 +50,9 @@ def main(argv: list[str]) -> None:
 
 def error_line(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     """Run the command, which must fail with a single line on stderr, and return the line."""
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as raised_exit:
         main([str(word) for word in argv])
-    assert exit_.value.code == 2
+    assert raised_exit.value.code == 2
     stdout, stderr = capsys.readouterr()
     assert stdout == ""
     assert stderr.startswith("error: ")
@@ -68,16 +68,16 @@ def test_equal_arguments_give_equal_files(demo: ArrowDataset, tmp_path: Path) ->
     assert not np.array_equal(other.clip(0), demo.clip(0))
 
 
-def test_smaller_data_set_is_a_prefix_of_a_larger_one(demo: ArrowDataset, tmp_path: Path) -> None:
-    fewer = make_demo(tmp_path / "fewer", clips=25, classes=4)  # the last performance has one camera only
-    assert len(fewer) == 25
+def test_smaller_data_set_is_prefix_of_larger_one(demo: ArrowDataset, tmp_path: Path) -> None:
+    smaller = make_demo(tmp_path / "smaller", clips=25, classes=4)  # one camera only for the last performance
+    assert len(smaller) == 25
     for row in range(25):
-        assert fewer.clip_ids[row] == demo.clip_ids[row]
-        assert np.array_equal(fewer.clip(row), demo.clip(row))
+        assert smaller.clip_ids[row] == demo.clip_ids[row]
+        assert np.array_equal(smaller.clip(row), demo.clip(row))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 8, 12])
-def test_every_split_has_every_class_at_the_minimum_of_clips(classes: int, tmp_path: Path) -> None:
+def test_splits_have_all_classes_with_minimum_number_of_clips(classes: int, tmp_path: Path) -> None:
     dataset = make_demo(tmp_path / "demo", clips=6 * classes, classes=classes)
     assert [benchmark.name for benchmark in dataset.benchmarks] == ["x-sub", "x-view"]
     for benchmark in dataset.benchmarks:
@@ -113,18 +113,18 @@ def test_only_classes_with_two_persons_have_two_persons(all_classes: ArrowDatase
         assert len(joints) == (2 if action in ("push the other person", "shake hands") else 1)
         if len(joints) == 2:
             spines = joints[:, :, NTU_25.centre]
-            apart = np.linalg.norm((spines[0] - spines[1])[:, [0, 2]], axis=-1)
-            assert 0.3 < apart.min() <= apart.max() < 1.6
+            distances = np.linalg.norm((spines[0] - spines[1])[:, [0, 2]], axis=-1)
+            assert 0.3 < distances.min() <= distances.max() < 1.6
             assert joints[1].std(axis=0).min() > 0  # the second person moves
 
 
-def test_two_persons_even_with_few_classes(demo: ArrowDataset, tmp_path: Path) -> None:
+def test_few_classes_include_one_with_two_persons(demo: ArrowDataset, tmp_path: Path) -> None:
     assert demo.max_persons == 2
     assert make_demo(tmp_path / "two", clips=12, classes=2).max_persons == 2
 
 
-def test_both_cameras_see_each_performance(all_classes: ArrowDataset) -> None:
-    """After the best rotation between two views, only the sensor noise remains."""
+def test_both_cameras_record_same_performances(all_classes: ArrowDataset) -> None:
+    """The best rotation between two views leaves only the sensor noise."""
     rows = {name: row for row, name in enumerate(all_classes.clip_ids)}
     pairs = [(row, rows[name[:-1] + "2"]) for name, row in rows.items() if name.endswith("v1")]
     assert len(pairs) == 120
@@ -140,27 +140,27 @@ def test_both_cameras_see_each_performance(all_classes: ArrowDataset) -> None:
             assert all_classes.columns[column][one] == all_classes.columns[column][two]
 
 
-def test_table_of_moved_joints_has_all_classes() -> None:
+def test_moved_joints_are_listed_for_all_classes() -> None:
     assert list(MOVED) == [action.name for action in ACTIONS]
 
 
 @pytest.mark.parametrize("action", MOVED)
 def test_classes_move_their_characteristic_joints(all_classes: ArrowDataset, action: str) -> None:
     moved, still, reference = (JOINT[joint] for joint in MOVED[action])
-    wins, motions = 0, []
+    times_larger, motions = 0, []
     rows = np.flatnonzero(all_classes.columns["label"] == all_classes.classes.index(action))
     for row in rows:
-        person = all_classes.clip(row)[0].astype(float)
+        person = all_classes.clip(int(row))[0].astype(float)
         relative = person - person[:, [reference]]
         motion = np.sqrt(relative.var(axis=0).sum(axis=-1))  # (N,), metres
         motions.append(motion[moved])
-        wins += motion[moved] > motion[still]
+        times_larger += motion[moved] > motion[still]
     assert np.median(motions) > 0.03
-    assert wins >= 0.8 * len(rows)
+    assert times_larger >= 0.8 * len(rows)
 
 
 def test_poses_are_plausible() -> None:
-    """Checks the signs of the axes: a raised hand is above the head, a kick points forward, knees bend backward."""
+    """The signs of the axes are correct: a raised hand is above the head, kicks point forward, knees bend backward."""
 
     def pose(name: str) -> np.ndarray:
         (action,) = (action for action in ACTIONS if action.name == name)
@@ -212,7 +212,7 @@ def test_bone_lengths_are_constant() -> None:
     assert sorted(joint for joint, _ in TREE) == list(range(1, NTU_25.num_joints))
 
 
-def test_learnable_across_subjects_but_not_trivial(all_classes: ArrowDataset) -> None:
+def test_classes_are_learnable_but_not_trivial(all_classes: ArrowDataset) -> None:
     """A nearest-centroid classifier on mean positions and motion is far above chance and far from perfect."""
     splits = all_classes.splits("x-sub", validation=0)
 
@@ -224,12 +224,12 @@ def test_learnable_across_subjects_but_not_trivial(all_classes: ArrowDataset) ->
     values = np.stack([features(row) for row in range(len(all_classes))])
     labels = all_classes.columns["label"]
     centres = np.stack([values[splits.train][labels[splits.train] == label].mean(0) for label in range(12)])
-    guesses = np.linalg.norm(values[splits.test][:, None] - centres, axis=-1).argmin(1)
-    accuracy = (guesses == labels[splits.test]).mean()
+    predictions = np.linalg.norm(values[splits.test][:, None] - centres, axis=-1).argmin(1)
+    accuracy = (predictions == labels[splits.test]).mean()
     assert 0.3 < accuracy < 0.95
 
 
-def test_description_says_that_it_is_generated(demo: ArrowDataset) -> None:
+def test_description_marks_data_as_generated(demo: ArrowDataset) -> None:
     assert demo.name == "demo"
     assert demo.source == {"generated": True, "seed": 0}
 
@@ -256,15 +256,15 @@ def test_existing_data_set_requires_overwrite(tmp_path: Path, capsys: pytest.Cap
     small = ("--clips", "12", "--classes", "2")
     main([str(tmp_path / "demo"), *small])
     assert capsys.readouterr().out.startswith("generated motion, not recordings\n")
-    before = content(ArrowDataset(tmp_path / "demo"))
+    original = content(ArrowDataset(tmp_path / "demo"))
     assert "--overwrite to replace it" in error_line(capsys, tmp_path / "demo", *small, "--seed", 1)
-    assert content(ArrowDataset(tmp_path / "demo")) == before
+    assert content(ArrowDataset(tmp_path / "demo")) == original
     main([str(tmp_path / "demo"), *small, "--seed", "1", "--overwrite"])
     assert ArrowDataset(tmp_path / "demo").source["seed"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_command_in_a_shell(tmp_path: Path) -> None:
+def test_command_runs_in_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_prep.demo", str(tmp_path / "demo"), "--clips", "12", "--classes", "2"]
     result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")

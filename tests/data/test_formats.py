@@ -1,4 +1,4 @@
-"""Raw files read one by one, for prediction and serving, give the same clips as in the data set."""
+"""Raw files that are read individually, as for prediction and serving, give the same clips as in the data set."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.support.ntu_corpus import corpus, write_folder
 from tests.support.small import save_untrained_network
 
 
-def test_ntu_files_give_the_clips_of_their_data_set(tmp_path: Path) -> None:
+def test_ntu_files_give_clips_of_data_set(tmp_path: Path) -> None:
     cases = corpus(60, seed=4)
     prepared, _ = prepare_ntu([write_folder(tmp_path / "raw", cases)], tmp_path / "ntu", edition="60")
     assert prepared.preparation == "ntu"
     for row, clip in enumerate(prepared.clip_ids):
         content = next((tmp_path / "raw").rglob(f"{clip}.skeleton")).read_bytes()
         np.testing.assert_array_equal(read_clip(content, "ntu", prepared.skeleton), prepared.clip(row))
-    # The example of the served model is such a file, too.
+    # The input example of a served model is such a file, too.
     predictor = Predictor.load(
         save_untrained_network(prepared, tmp_path / "network", data__benchmark="x-sub", model__parts=5)
     )
@@ -33,7 +33,7 @@ def test_ntu_files_give_the_clips_of_their_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_encoded_joints_are_read_back(name: str) -> None:
+def test_encoded_joints_round_trip(name: str) -> None:
     skeleton = NW_UCLA_20 if name == "nw-ucla" else NTU_25
     joints = np.random.default_rng(0).normal(size=(4, skeleton.num_joints, 3)).astype(np.float32)
     clip = read_clip(FORMATS[name].encode(joints, skeleton), name, skeleton)

@@ -24,7 +24,7 @@ from fgst.training.trainer import fit
 from tests.support.ntu_corpus import Case, corpus, write_folder, write_zip
 from tests.support.process import kill_on_line, start_python
 
-COUNT = 290  # ten files of each kind, more than one shard
+COUNT = 290  # ten files of each kind, which need more than one shard
 
 
 def main(argv: list[str]) -> None:
@@ -51,11 +51,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The content of all files, by name."""
+    """Return the content of all files by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_clips_are_as_expected(prepared: Path, cases: list[Case]) -> None:
+def test_clips_match_generated_files(prepared: Path, cases: list[Case]) -> None:
     dataset = ArrowDataset(prepared)
     rows = {clip: row for row, clip in enumerate(dataset.clip_ids)}
     good = {case.name: case for case in cases if not case.fault}
@@ -64,14 +64,14 @@ def test_clips_are_as_expected(prepared: Path, cases: list[Case]) -> None:
     for name, case in good.items():
         joints = dataset.clip(rows[name])
         assert joints.shape == (case.persons, case.frames, 25, 3), name
-        assert not joints[0, 0, 1].any()  # the spine of the first frame is at the origin
+        assert not joints[0, 0, 1].any()  # the spine is at the origin in the first frame
         row = {column: int(values[rows[name]]) for column, values in dataset.columns.items()}
         assert name == "S{setup:03d}C{camera:03d}P{subject:03d}R{replication:03d}A{action:03d}".format(
             **row, action=row["label"] + 1
         )
 
 
-def test_report_counts_are_as_expected(prepared: Path, cases: list[Case]) -> None:
+def test_report_counts_match_generated_files(prepared: Path, cases: list[Case]) -> None:
     report = json.loads((prepared / "report.json").read_text())
     assert report["files_read"] == COUNT
     assert report["left_out"] == dict(sorted(Counter(case.fault for case in cases if case.fault).items()))
@@ -87,7 +87,7 @@ def test_report_counts_are_as_expected(prepared: Path, cases: list[Case]) -> Non
 
 
 @pytest.mark.parametrize("kind", ["same zip", "folder", "two sources"])
-def test_result_does_not_depend_on_the_kind_of_source(
+def test_result_does_not_depend_on_kind_of_source(
     kind: str, tmp_path: Path, prepared: Path, cases: list[Case], archive: Path
 ) -> None:
     sources = [archive]
@@ -133,19 +133,20 @@ def test_interrupted_preparation_resumes(
     tmp_path: Path, prepared: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_shard = ntu.make_shard
-    started = []
+    started: list[int] = []
+    interrupt = True
 
-    def interrupted(task: ntu.ShardTask) -> ntu.ShardRecord:
+    def recording_make_shard(task: ntu.ShardTask) -> ntu.ShardRecord:
         started.append(task.index)
-        if task.index == 1:
+        if task.index == 1 and interrupt:
             raise KeyboardInterrupt
         return make_shard(task)
 
-    monkeypatch.setattr(ntu, "make_shard", interrupted)
+    monkeypatch.setattr(ntu, "make_shard", recording_make_shard)
     with pytest.raises(KeyboardInterrupt):
         prepare([archive], tmp_path / "out", edition="60")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(ntu, "make_shard", lambda task: started.append(task.index) or make_shard(task))
+    interrupt = False
     prepare([archive], tmp_path / "out", edition="60")
     assert started == [0, 1, 1]
     assert contents(tmp_path / "out") == contents(prepared)
@@ -154,32 +155,32 @@ def test_interrupted_preparation_resumes(
 def test_invalid_options_are_reported_in_one_line(
     tmp_path: Path, archive: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "empty.txt").write_text("nothing here\n")
-    for arguments, word in (
+    (tmp_path / "empty.txt").write_text("no clip\n")
+    for arguments, message in (
         (["/nowhere", "out", "--edition", "60"], "/nowhere"),
         ([str(archive), str(prepared), "--edition", "60"], "--overwrite"),
         ([str(archive), "out", "--edition", "60", "--workers", "0"], "--workers"),
         ([str(archive), "out", "--edition", "60", "--exclude-list", str(tmp_path / "empty.txt")], "names no clip"),
         ([str(archive), "out"], "--edition"),
     ):
-        with pytest.raises(SystemExit) as exit_:
+        with pytest.raises(SystemExit) as raised:
             main(arguments)
         error = capsys.readouterr().err
-        assert exit_.value.code == 2
-        assert word in error
+        assert raised.value.code == 2
+        assert message in error
         assert error.count("\n") == 1
 
 
-def test_command_prints_a_summary(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_summary(tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(archive), str(tmp_path / "out"), "--edition", "60", "--workers", "1"])
     out = capsys.readouterr().out
-    for word in (f"read      {COUNT}", "no usable body", "joined fragments", "x-view", "python -m fgst.train"):
-        assert word in out
+    for text in (f"read      {COUNT}", "no usable body", "joined fragments", "x-view", "python -m fgst.train"):
+        assert text in out
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     main([str(archive), str(tmp_path / "out"), "--edition", "60", "--workers", "1", "--overwrite"])
 
 
-def test_joints_equal_those_of_the_file_except_for_the_origin(prepared: Path, cases: list[Case]) -> None:
+def test_joints_equal_file_except_for_origin(prepared: Path, cases: list[Case]) -> None:
     dataset = ArrowDataset(prepared)
     case = cases[0]
     row = list(dataset.clip_ids).index(case.name)
@@ -197,8 +198,8 @@ def test_other_folders_are_never_replaced(tmp_path: Path, archive: Path) -> None
     assert (tmp_path / "out" / "mine.txt").read_text() == "x"
 
 
-def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
-    """Compression ratios of a thousand and names with parent folders or control characters do no harm."""
+def test_malicious_archives_are_read_safely(tmp_path: Path, cases: list[Case]) -> None:
+    """Compression ratios of a thousand, and names with parent folders or control characters."""
     good = cases[0]
     bombs = {
         "S001C001P001R001A002": b"\0" * 40_000_000,
@@ -215,10 +216,10 @@ def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
         for name, content in bombs.items():
             archive.writestr(f"{name}.skeleton", content)
     assert (tmp_path / "bad.zip").stat().st_size < 200_000
-    before = set(tmp_path.parent.rglob("*.skeleton"))
+    existing = set(tmp_path.parent.rglob("*.skeleton"))
     dataset, report = prepare([tmp_path / "bad.zip"], tmp_path / "out", edition="60")
     assert list(dataset.clip_ids) == [good.name]
-    assert set(tmp_path.parent.rglob("*.skeleton")) == before
+    assert set(tmp_path.parent.rglob("*.skeleton")) == existing
     assert report.reasons() == {"unreadable": 3, "not a clip": 3, "not in this edition": 1}
     assert report.other_files == 1
     text = (dataset.path / "report.json").read_text()
@@ -229,7 +230,7 @@ def test_hostile_archives(tmp_path: Path, cases: list[Case]) -> None:
 @pytest.mark.parametrize(
     ("edition", "benchmark"), [("60", "x-sub"), ("60", "x-view"), ("120", "x-sub"), ("120", "x-set")]
 )
-def test_training_on_each_benchmark(edition: str, benchmark: str, tmp_path: Path) -> None:
+def test_training_uses_splits_of_benchmark(edition: str, benchmark: str, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", corpus(230, actions=8, setups=32 if edition == "120" else 17))
     dataset, _ = prepare([source], tmp_path / "out", edition=edition)
     config = PRESETS["tiny"].with_values(
@@ -246,7 +247,7 @@ def test_training_on_each_benchmark(edition: str, benchmark: str, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_preparation_on_an_existing_cluster(tmp_path: Path, prepared: Path, archive: Path) -> None:
+def test_preparation_on_existing_cluster(tmp_path: Path, prepared: Path, archive: Path) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -278,8 +279,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_four_workers_and_a_kill_do_not_change_the_result(tmp_path: Path) -> None:
-    """5,000 files of all kinds, with one worker, with four, and with four after a kill."""
+def test_result_does_not_depend_on_workers_and_kill(tmp_path: Path) -> None:
+    """Prepare 5,000 files of all kinds with one worker, with four workers, and with four workers after a kill."""
     cases = corpus(5000)
     source = write_zip(tmp_path / "skeletons.zip", cases)
     four_workers = partial(ray_map, address=None, workers=4)

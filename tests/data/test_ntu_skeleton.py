@@ -1,4 +1,4 @@
-"""The parsers of .skeleton files: any input gives a correct recording or a precise error."""
+"""The parsers of ``.skeleton`` files: any input gives a correct recording or a precise error."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PAIR = text(4, [Track(FIRST_ID, [0, 1, 3], person(RNG, 3)), Track(FIRST_ID + 1, 
 steady = settings(derandomize=True, deadline=None, max_examples=400)
 
 
-def assert_equal(one: Recording, other: Recording) -> None:
-    assert one.num_frames == other.num_frames
-    assert [body.body_id for body in one.bodies] == [body.body_id for body in other.bodies]
-    for a, b in zip(one.bodies, other.bodies, strict=True):
+def assert_equal(first: Recording, second: Recording) -> None:
+    assert first.num_frames == second.num_frames
+    assert [body.body_id for body in first.bodies] == [body.body_id for body in second.bodies]
+    for a, b in zip(first.bodies, second.bodies, strict=True):
         np.testing.assert_array_equal(a.frames, b.frames)
         np.testing.assert_array_equal(a.joints, b.joints)
 
 
-def test_bodies_are_distinguished_by_ids_beyond_float_precision() -> None:
+def test_body_ids_are_not_rounded_to_float() -> None:
     recording = read_skeleton(PAIR)
     assert [body.body_id for body in recording.bodies] == [FIRST_ID, FIRST_ID + 1]
     assert float(FIRST_ID) == float(FIRST_ID + 1)
@@ -40,7 +40,7 @@ def test_bodies_are_distinguished_by_ids_beyond_float_precision() -> None:
     st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=75, max_size=75),
     st.sampled_from(["{!r}", "{:.7g}", "{:.3e}", "{:.9f}"]),
 )
-def test_numbers_are_parsed_as_python_parses_them(values: list[float], form: str) -> None:
+def test_numbers_are_parsed_as_by_python(values: list[float], form: str) -> None:
     joints = np.array(values).reshape(1, 25, 3)
     written = text(1, [Track(7, [0], joints)], number=lambda value: form.format(float(value)))
     tokens = [line.split()[:3] for line in written.splitlines() if len(line.split()) == 12]
@@ -50,22 +50,22 @@ def test_numbers_are_parsed_as_python_parses_them(values: list[float], form: str
 
 
 def mutations(content: bytes) -> st.SearchStrategy[bytes]:
-    """The content with a piece cut or replaced, with lines removed, repeated or moved, or random bytes."""
+    """Generate random bytes, and the content with a piece cut or replaced or with lines removed, repeated or moved."""
     lines = content.splitlines(keepends=True)
     position, length = st.integers(0, len(content)), st.integers(0, 60)
-    token = st.sampled_from(
+    replacement = st.sampled_from(
         [b"", b"0", b"1", b"-1", b"25", b"24", b"nan", b"-inf", b"1e999", b"1_0", b"0x1", b"\0", b"\r", b"\n", b"  ",
          b"\t", b"\xff\xfe", b"99999999999999999999999", b"1 2", b"\x1a", "٣".encode()]
     )  # fmt: skip
-    cut = st.builds(lambda p, n, t: content[:p] + t + content[p + n :], position, length, token)
+    cut = st.builds(lambda p, n, t: content[:p] + t + content[p + n :], position, length, replacement)
     row = st.integers(0, len(lines) - 1)
     moved = st.builds(lambda a, b, c: b"".join(lines[:a] + lines[a + 1 : b] + [lines[c]] + lines[b:]), row, row, row)
     return st.one_of(cut, moved, st.builds(lambda p: content[:p], position), st.binary(max_size=200))
 
 
 @pytest.mark.parametrize("content", [PLAIN, PAIR], ids=["one body", "two bodies"])
-def test_any_input_gives_a_recording_or_a_printable_error(content: bytes) -> None:
-    """If the fast parser returns a recording, the strict one returns the same."""
+def test_any_input_gives_recording_or_printable_error(content: bytes) -> None:
+    """If the fast parser returns a recording, the strict parser returns the same one."""
     outcomes = set()
 
     @steady
@@ -99,7 +99,7 @@ def test_truncated_file_is_rejected(end: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "word"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b" \r\n\n", "is empty"),
@@ -114,15 +114,15 @@ def test_truncated_file_is_rejected(end: int) -> None:
         (b"3.0\n", "'3.0' on line 1"),
     ],
 )  # fmt: skip
-def test_errors_name_the_line(content: bytes, word: str) -> None:
+def test_errors_name_line(content: bytes, message: str) -> None:
     with pytest.raises(ClipError) as error:
         read_skeleton(content)
-    assert word in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("number", [b"4000000000", b"99999999999999999999"])
 @pytest.mark.parametrize("field", ["frames", "bodies", "joints"])
-def test_memory_does_not_depend_on_counts_in_the_file(field: str, number: bytes) -> None:
+def test_memory_does_not_depend_on_counts_in_file(field: str, number: bytes) -> None:
     lines = PLAIN.split(b"\n")
     lines[{"frames": 0, "bodies": 1, "joints": 3}[field]] = number
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""The two skeletons compared with lists copied from the literature, and validation of skeletons."""
+"""The two public skeletons, compared with lists from the literature, and validation of skeletons."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ NAMES = {
     },
 }  # fmt: skip
 
-both = pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
+both_skeletons = pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)
 
 
-def counted_from_1(skeleton: Skeleton, parts: int) -> list[set[int]]:
+def parts_from_1(skeleton: Skeleton, parts: int) -> list[set[int]]:
+    """Return a partition with joints counted from 1."""
     return [{joint + 1 for joint in part} for part in skeleton.partition(parts)]
 
 
-@both
-def test_bones(skeleton: Skeleton) -> None:
+@both_skeletons
+def test_bones_match_literature(skeleton: Skeleton) -> None:
     bones = [(child + 1, parent + 1) for child, parent in enumerate(skeleton.parents)]
     assert bones == sorted(BONES[skeleton.name])
 
 
-@both
-def test_every_joint_descends_from_the_single_root(skeleton: Skeleton) -> None:
+@both_skeletons
+def test_all_joints_descend_from_single_root(skeleton: Skeleton) -> None:
     roots = {joint for joint, parent in enumerate(skeleton.parents) if joint == parent}
     assert len(roots) == 1
     for joint in range(skeleton.num_joints):
@@ -58,8 +59,8 @@ def test_every_joint_descends_from_the_single_root(skeleton: Skeleton) -> None:
         assert joint in roots
 
 
-@both
-def test_joint_names(skeleton: Skeleton) -> None:
+@both_skeletons
+def test_joint_names_match_literature(skeleton: Skeleton) -> None:
     limbs = [
         (side, joint)
         for joints in (("shoulder", "elbow", "wrist", "hand"), ("hip", "knee", "ankle", "foot"))
@@ -71,41 +72,41 @@ def test_joint_names(skeleton: Skeleton) -> None:
     assert len(set(skeleton.joints)) == skeleton.num_joints
 
 
-@both
-def test_centre_is_the_spine(skeleton: Skeleton) -> None:
+@both_skeletons
+def test_centre_is_spine(skeleton: Skeleton) -> None:
     assert skeleton.centre == 1
     assert "spine" in skeleton.joints[skeleton.centre]
 
 
-@both
-def test_ten_parts(skeleton: Skeleton) -> None:
-    assert counted_from_1(skeleton, 10) == TEN_PARTS[skeleton.name]
+@both_skeletons
+def test_ten_parts_match_literature(skeleton: Skeleton) -> None:
+    assert parts_from_1(skeleton, 10) == TEN_PARTS[skeleton.name]
 
 
-@both
-def test_five_parts_are_the_trunk_and_four_limbs(skeleton: Skeleton) -> None:
+@both_skeletons
+def test_five_parts_are_trunk_and_limbs(skeleton: Skeleton) -> None:
     head, torso, *halves = TEN_PARTS[skeleton.name]
     limbs = [halves[i] | halves[i + 1] for i in range(0, 8, 2)]
-    assert counted_from_1(skeleton, 5) == [head | torso, *limbs]
+    assert parts_from_1(skeleton, 5) == [head | torso, *limbs]
 
 
-@both
+@both_skeletons
 def test_known_parts(skeleton: Skeleton) -> None:
     assert skeleton.known_parts == (1, 2, 5, 6, 10, skeleton.num_joints)
 
 
-@both
+@both_skeletons
 def test_partitions_are_nested(skeleton: Skeleton) -> None:
-    """Every coarser part is a union of whole finer parts."""
+    """Every part of a coarser partition is a union of parts of the finer one."""
     for coarse, fine in zip(skeleton.known_parts, skeleton.known_parts[1:], strict=False):
-        finer = counted_from_1(skeleton, fine)
+        finer = parts_from_1(skeleton, fine)
         assert len(finer) == fine
-        for part in counted_from_1(skeleton, coarse):
+        for part in parts_from_1(skeleton, coarse):
             assert set().union(*(small for small in finer if small <= part)) == part
 
 
-@both
-def test_left_and_right_are_mirror_images(skeleton: Skeleton) -> None:
+@both_skeletons
+def test_left_and_right_are_symmetric(skeleton: Skeleton) -> None:
     def mirrored(joint: int) -> int:
         name = skeleton.joints[joint]
         swapped = name.replace("left_", "right_") if "left_" in name else name.replace("right_", "left_")
@@ -119,9 +120,9 @@ def test_left_and_right_are_mirror_images(skeleton: Skeleton) -> None:
         assert {frozenset(map(mirrored, part)) for part in partition} == partition
 
 
-@both
-def test_mirrored_parts_list_mirrored_joints_in_the_same_order(skeleton: Skeleton) -> None:
-    """One linear layer embeds all parts, so an elbow must have the same position in the left and right arm."""
+@both_skeletons
+def test_mirrored_parts_have_same_joint_order(skeleton: Skeleton) -> None:
+    """One linear layer embeds all parts, so that an elbow must have the same position in the left and right arm."""
     for parts in skeleton.known_parts:
         names = [[skeleton.joints[joint] for joint in part] for part in skeleton.partition(parts)]
         for part in names:
@@ -129,18 +130,18 @@ def test_mirrored_parts_list_mirrored_joints_in_the_same_order(skeleton: Skeleto
                 assert [name.replace("left_", "right_") for name in part] in names
 
 
-@both
+@both_skeletons
 def test_json_round_trip(skeleton: Skeleton) -> None:
     assert Skeleton.from_dict(json.loads(json.dumps(skeleton.to_dict()))) == skeleton
 
 
-def test_custom_partition_keeps_the_order_of_its_names() -> None:
+def test_custom_partition_preserves_order_of_names() -> None:
     skeleton = Skeleton("stick", ("hip", "neck", "head"), (0, 0, 1))
     assert skeleton.partition((("head", "hip"), ("neck",))) == ((2, 0), (1,))
     assert skeleton.partition([["neck", "head", "hip"]]) == ((1, 2, 0),)
 
 
-def test_single_joints_are_always_a_partition() -> None:
+def test_single_joints_are_partition_of_every_skeleton() -> None:
     skeleton = Skeleton("stick", ("hip", "neck", "head"), (0, 0, 1))
     assert skeleton.known_parts == (3,)
     assert skeleton.partition(3) == ((0,), (1,), (2,))

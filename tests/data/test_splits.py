@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fgst.data.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 from tests.support.small import motion_clips, write_small
 
 
 def split_ids(dataset: ArrowDataset, benchmark: str = "", **options: Any) -> dict[str, set[str]]:
+    """Return the clip ids of each split."""
     splits = dataset.splits(benchmark, **options)
     return {name: set(dataset.clip_ids[getattr(splits, name)]) for name in ("train", "val", "test")}
 
@@ -51,21 +53,21 @@ def test_equal_seeds_hold_out_the_same_subjects(dataset: ArrowDataset) -> None:
 
 
 def test_paper_protocol_trains_on_all_training_clips(dataset: ArrowDataset) -> None:
-    with_validation, without = split_ids(dataset), split_ids(dataset, validation=0)
-    assert without["val"] == set()
-    assert without["train"] == with_validation["train"] | with_validation["val"]
-    assert without["test"] == with_validation["test"]
+    validation, paper = split_ids(dataset), split_ids(dataset, validation=0)
+    assert paper["val"] == set()
+    assert paper["train"] == validation["train"] | validation["val"]
+    assert paper["test"] == validation["test"]
     assert dataset.splits(validation=0).val_subjects == ()
 
 
-def test_validation_of_a_single_subject_is_rejected_with_the_remedy(tmp_path: Path) -> None:
+def test_validation_with_single_subject_is_rejected_with_remedy(tmp_path: Path) -> None:
     dataset = write_small(tmp_path / "set", benchmarks=[Benchmark("x-sub", "subject", (3,))])
     with pytest.raises(InputError, match=r"x-sub.*one subject.*--protocol paper"):
         dataset.splits()
     assert len(dataset.splits(validation=0).train) == 6
 
 
-def test_benchmarks_split_by_their_column(tmp_path: Path) -> None:
+def test_benchmarks_split_by_column(tmp_path: Path) -> None:
     clips = [*motion_clips()]
     dataset = write_small(
         tmp_path / "set",
@@ -77,7 +79,7 @@ def test_benchmarks_split_by_their_column(tmp_path: Path) -> None:
             Benchmark("few", "subject", (1,), (6,)),
         ],
     )
-    expected = {
+    expected: dict[str, tuple[Callable[[Clip], bool], Callable[[Clip], bool]]] = {
         "": (lambda clip: clip.setup in (1, 3), lambda clip: clip.setup not in (1, 3)),
         "x-set": (lambda clip: clip.setup in (1, 3), lambda clip: clip.setup not in (1, 3)),
         "x-view": (lambda clip: clip.camera == 1, lambda clip: clip.camera == 2),
@@ -92,7 +94,7 @@ def test_benchmarks_split_by_their_column(tmp_path: Path) -> None:
         assert ids["test"]
 
 
-def test_validation_subjects_of_a_benchmark_by_camera(dataset: ArrowDataset) -> None:
+def test_validation_subjects_of_camera_benchmark(dataset: ArrowDataset) -> None:
     clips = {clip.clip_id: clip for clip in motion_clips()}
     (held_out,) = dataset.splits("x-view", seed=1).val_subjects
     ids = split_ids(dataset, "x-view", seed=1)
@@ -101,15 +103,15 @@ def test_validation_subjects_of_a_benchmark_by_camera(dataset: ArrowDataset) -> 
     assert ids["test"] == {name for name, clip in clips.items() if clip.camera == 2}
 
 
-def test_unknown_benchmark_is_rejected_with_the_known_ones(dataset: ArrowDataset) -> None:
+def test_unknown_benchmark_is_rejected_with_known_ones(dataset: ArrowDataset) -> None:
     with pytest.raises(InputError, match=r"data\.benchmark is 'x-sup'.*x-sub, x-view"):
         dataset.splits("x-sup")
 
 
-@pytest.mark.parametrize(("train", "test", "what"), [((9,), None, "training"), ((1, 2), (9,), "test")])
-def test_benchmark_with_an_empty_split_is_rejected(
-    tmp_path: Path, train: tuple[int, ...], test: tuple[int, ...] | None, what: str
+@pytest.mark.parametrize(("train", "test", "split"), [((9,), None, "training"), ((1, 2), (9,), "test")])
+def test_benchmark_with_empty_split_is_rejected(
+    tmp_path: Path, train: tuple[int, ...], test: tuple[int, ...] | None, split: str
 ) -> None:
     dataset = write_small(tmp_path / "set", benchmarks=[Benchmark("x-sub", "subject", train, test)])
-    with pytest.raises(InputError, match=rf"x-sub has no {what} clip"):
+    with pytest.raises(InputError, match=rf"x-sub has no {split} clip"):
         dataset.splits(validation=0)

@@ -1,4 +1,4 @@
-"""Writing Arrow data sets: atomic, in bounded files, and only to valid targets."""
+"""Writing Arrow data sets: atomically, in files of limited size, and to valid targets only."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ N = SKELETON.num_joints
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """The digests of all files under a folder; sub-folders are listed, too."""
+    """Return the digests of all files below a folder, and all sub-folders."""
     return {
         str(entry.relative_to(folder)): file_digest(entry) if entry.is_file() else "folder"
         for entry in folder.rglob("*")
     }
 
 
-def test_files_respect_shard_bytes_unless_they_have_a_single_clip(tmp_path: Path) -> None:
+def test_file_size_is_limited_to_shard_bytes_or_one_clip(tmp_path: Path) -> None:
     limit = N * 3 * 4 * 45
     write_small(tmp_path / "set", shard_bytes=limit)
     files = sorted((tmp_path / "set").glob("*.arrow"))
     for file, following in zip(files, [*files[1:], None], strict=True):
         sizes = [frames * persons * N * 3 * 4 for frames, persons in lengths(file)]
         assert sum(sizes) <= limit or len(sizes) == 1
-        if following is not None:  # files are not closed early
+        if following is not None:  # a file is closed only if the next clip does not fit
             frames, persons = lengths(following)[0]
             assert sum(sizes) + frames * persons * N * 3 * 4 > limit
     assert len(files) > 3
 
 
 def lengths(file: Path) -> list[tuple[int, int]]:
+    """Return the numbers of frames and persons of each clip."""
     table = ipc.open_file(str(file)).read_all()
     return list(zip(table["num_frames"].to_pylist(), table["num_persons"].to_pylist(), strict=True))
 
@@ -67,7 +68,7 @@ def test_writer_buffers_one_shard_at_a_time(tmp_path: Path) -> None:
     assert 5 <= max_alive <= 5 + 2
 
 
-def test_write_dataset_returns_the_opened_data_set(tmp_path: Path) -> None:
+def test_write_dataset_returns_opened_data_set(tmp_path: Path) -> None:
     written = write_dataset(
         str(tmp_path / "set"), motion_clips(), name="n", skeleton=SKELETON, classes=list(CLASSES),
         benchmarks=list(BENCHMARKS), recipe="nw-ucla", source={},
@@ -81,6 +82,7 @@ ERRORS = [ValueError("bad file"), OSError("disk full"), KeyboardInterrupt()]
 
 
 def failing_clips(number: int, error: BaseException) -> Iterator[Clip]:
+    """Generate ``number`` clips, then raise an error."""
     for i, clip in enumerate(motion_clips(seed=3)):
         if i == number:
             raise error
@@ -96,7 +98,7 @@ def test_failed_write_leaves_no_files(tmp_path: Path, error: BaseException, numb
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_failed_write_keeps_the_existing_data_set(tmp_path: Path, error: BaseException) -> None:
+def test_failed_write_preserves_existing_data_set(tmp_path: Path, error: BaseException) -> None:
     write_small(tmp_path / "set")
     before = snapshot(tmp_path)
     with pytest.raises(type(error)):
@@ -114,25 +116,25 @@ def test_invalid_benchmarks_are_rejected_before_writing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_failed_rename_keeps_the_existing_data_set(
+def test_failed_rename_preserves_existing_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     old = write_small(tmp_path / "set")
     rename, failed = Path.rename, 0
 
-    def failing(self: Path, target: Path) -> Path:
+    def failing_rename(self: Path, target: Path) -> Path:
         nonlocal failed
         if Path(target) == tmp_path / "set" and failed < failures:
             failed += 1
             raise OSError("no")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(Path, "rename", failing_rename)
     with pytest.raises(OSError, match="no"):
         write_small(tmp_path / "set", motion_clips(seed=3), overwrite=True)
     assert failed == failures
     copies = [file.parent for file in tmp_path.rglob("dataset.json")]
-    assert len(copies) == 1  # in the backup folder if its name cannot be restored
+    assert len(copies) == 1  # in the backup folder if renaming it back fails, too
     assert failures > 1 or copies == [tmp_path / "set"]
     assert ArrowDataset(copies[0]).digest == old.digest
 
@@ -152,7 +154,7 @@ write_small(sys.argv[1], clips(), shard_bytes=4000, overwrite=True)
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_killed_writer_keeps_the_existing_data_set_if_any(tmp_path: Path, exists: bool) -> None:
+def test_killed_writer_preserves_existing_data_set(tmp_path: Path, exists: bool) -> None:
     if exists:
         old = write_small(tmp_path / "set")
     kill_on_line(start_python(WRITE_AND_WAIT, tmp_path / "set"), "thirty")
@@ -179,7 +181,7 @@ def test_existing_data_set_is_replaced_only_with_overwrite(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [tmp_path / "set"]
 
 
-def test_open_data_set_stays_readable_when_it_is_replaced(tmp_path: Path) -> None:
+def test_replaced_data_set_remains_readable_while_open(tmp_path: Path) -> None:
     first = write_small(tmp_path / "set")
     write_small(tmp_path / "set", motion_clips(seed=3), overwrite=True)
     np.testing.assert_array_equal(first.clip(2), list(motion_clips())[2].joints)
@@ -206,7 +208,7 @@ def test_data_set_with_extra_files_is_never_replaced(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
-def test_empty_and_nested_new_folders_are_accepted(tmp_path: Path) -> None:
+def test_empty_folder_and_new_nested_folder_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_small(tmp_path / "empty")
     write_small(tmp_path / "a" / "b" / "c")
@@ -218,7 +220,7 @@ def test_data_set_is_readable_by_other_users(tmp_path: Path) -> None:
     assert (tmp_path / "set").stat().st_mode & 0o055 == 0o055
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root has permission to write everywhere")
 def test_missing_permission_is_reported_before_writing(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
@@ -263,7 +265,7 @@ BAD_CLIPS: dict[str, tuple[Clip, str]] = {
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", BAD_CLIPS)
 @pytest.mark.parametrize("position", [0, 30])
-def test_invalid_clip_is_reported_and_nothing_is_written(tmp_path: Path, kind: str, position: int) -> None:
+def test_invalid_clip_is_reported_without_writing_files(tmp_path: Path, kind: str, position: int) -> None:
     bad, fault = BAD_CLIPS[kind]
     clips = [*motion_clips()]
     clips.insert(position, bad)

@@ -12,7 +12,7 @@ from fgst.evaluation.metrics import Scores
 
 
 def make_scores(seed: int = 0, clips: int = 12, classes: int = 4, margin: float = 1.0, **changes: Any) -> Scores:
-    """Random scores, with ``margin`` added to the true class; ``changes`` replace fields."""
+    """Return random scores, with ``margin`` added to the true class; ``changes`` replace fields."""
     rng = np.random.default_rng(seed)
     labels = np.arange(clips) % classes
     values = rng.normal(size=(clips, classes)).astype(np.float32)
@@ -22,7 +22,7 @@ def make_scores(seed: int = 0, clips: int = 12, classes: int = 4, margin: float 
 
 
 def shuffled(scores: Scores, seed: int = 1) -> Scores:
-    """The same scores with the clips in random order."""
+    """Return the same scores with the clips in random order."""
     rows = np.random.default_rng(seed).permutation(scores.num_clips)
     return dataclasses.replace(
         scores, clip_ids=scores.clip_ids[rows], labels=scores.labels[rows], scores=scores.scores[rows]
@@ -30,7 +30,7 @@ def shuffled(scores: Scores, seed: int = 1) -> Scores:
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """The content of an .npy file."""
+    """Return the content of an ``.npy`` file."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()

@@ -46,7 +46,7 @@ def test_bootstrap_interval_matches_resampled_clips() -> None:
     assert bootstrap_interval(make_scores(3, 20, margin=100.0)) == (100.0, 100.0)
 
 
-def test_confused_pairs_list_their_clips() -> None:
+def test_confused_pairs_list_misclassified_clips() -> None:
     scores = make_scores(5, 80, margin=0.5)
     pairs = confused_pairs(scores, CLASSES)
     expected: dict[tuple[int, int], list[str]] = {}
@@ -62,14 +62,14 @@ def test_confused_pairs_list_their_clips() -> None:
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 5), (12, 3), (3, 12), (40, 22)])
-def test_mcnemar_is_the_two_sided_binomial_test(b: int, c: int) -> None:
+def test_mcnemar_matches_two_sided_binomial_test(b: int, c: int) -> None:
     n = b + c
     probabilities = [math.comb(n, k) / 2**n for k in range(n + 1)]
     expected = sum(p for p in probabilities if p <= probabilities[b] * (1 + 1e-9)) if n else 1.0
     assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
 
 
-def test_compare_pairs_clips_in_any_order() -> None:
+def test_compare_does_not_depend_on_clip_order() -> None:
     first, second = make_scores(1, 80, margin=1.6), make_scores(2, 80, margin=0.8)
     comparison = compare(first, shuffled(second), CLASSES)
     first_correct, second_correct = first.predictions == first.labels, second.predictions == second.labels

@@ -1,4 +1,4 @@
-"""Ensembles: matching and fusing scores, and maximum-likelihood weights."""
+"""Ensembles: matching and fusing scores, fitted weights, and ensemble cards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.numerics import assert_close
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 1.7])
-def test_fused_probabilities_are_the_weighted_product(sharpness: float) -> None:
+def test_fused_probabilities_are_weighted_products(sharpness: float) -> None:
     a, b = make_scores(1), make_scores(2)
     fused = softmax(fuse({"joint": a, "bone": b}, {"joint": 3, "bone": 1}, sharpness).scores)
     for i in range(a.num_clips):
@@ -35,26 +35,26 @@ def test_fused_probabilities_are_the_weighted_product(sharpness: float) -> None:
     assert result.digest == "d" * 64
 
 
-def test_fused_ranking_is_that_of_weighted_sums_of_scores() -> None:
+def test_fused_ranking_matches_weighted_sums_of_scores() -> None:
     a, b = make_scores(1, 400), make_scores(2, 400)
     fused = fuse({"joint": a, "bone": b}, {"joint": 0.6, "bone": 0.4}, 3.0)
     sums = 0.6 * a.scores.astype(np.float64) + 0.4 * b.scores
     second, first = np.sort(sums, axis=1)[:, -2:].T
-    decided = first - second > 1e-5  # more than float32 rounding of fused scores of magnitude 10
-    assert decided.mean() > 0.99
-    np.testing.assert_array_equal(fused.predictions[decided], sums.argmax(axis=1)[decided])
+    distinct = first - second > 1e-5  # more than float32 rounding of fused scores of magnitude 10
+    assert distinct.mean() > 0.99
+    np.testing.assert_array_equal(fused.predictions[distinct], sums.argmax(axis=1)[distinct])
 
 
 def test_fuse_does_not_depend_on_clip_order() -> None:
     a, b = make_scores(1), make_scores(2)
-    straight = fuse({"joint": a, "bone": b}, {"joint": 1, "bone": 1})
+    expected = fuse({"joint": a, "bone": b}, {"joint": 1, "bone": 1})
     second_shuffled = fuse({"joint": a, "bone": shuffled(b)}, {"joint": 1, "bone": 1})
-    assert_close(second_shuffled.scores, straight.scores, terms=200, dtype=torch.float32)
+    assert_close(second_shuffled.scores, expected.scores, terms=200, dtype=torch.float32)
     first_shuffled = fuse({"joint": shuffled(a), "bone": b}, {"joint": 1, "bone": 1})
     row_of = {clip: row for row, clip in enumerate(first_shuffled.clip_ids)}
     assert_close(
-        first_shuffled.scores[[row_of[clip] for clip in straight.clip_ids]],
-        straight.scores,
+        first_shuffled.scores[[row_of[clip] for clip in expected.clip_ids]],
+        expected.scores,
         terms=200,
         dtype=torch.float32,
     )
@@ -109,7 +109,7 @@ def test_fitted_weights_have_maximum_posterior(seed: int, members: int, seeds: i
     names = ["joint", "bone", "joint_motion", "bone_motion"][:members]
     margins = rng.uniform(-1, 3, members)
     trainings = [
-        {name: make_scores(int(rng.integers(1e6)), 40, margin=m) for name, m in zip(names, margins, strict=True)}
+        {name: make_scores(int(rng.integers(10**6)), 40, margin=m) for name, m in zip(names, margins, strict=True)}
         for _ in range(seeds)
     ]
     fitted, sharpness = fit_weights(trainings)
@@ -120,13 +120,13 @@ def test_fitted_weights_have_maximum_posterior(seed: int, members: int, seeds: i
         loss = sum(40 * fuse(training, weights, sharpness).loss() for training in trainings)
         return loss + 0.5 * sum((sharpness * weight - 1) ** 2 for weight in weights.values())
 
-    best = negative_log_posterior(fitted, sharpness)
+    minimum = negative_log_posterior(fitted, sharpness)
     # fuse() rounds scores of magnitude 10 or more to float32, for each clip.
     tolerance = 40 * seeds * 100 * np.finfo(np.float32).eps
     for point in rng.dirichlet(np.ones(members), 50):
         other_sharpness = sharpness * float(rng.uniform(0.5, 2))
         other = negative_log_posterior(dict(zip(names, point.tolist(), strict=True)), other_sharpness)
-        assert best <= other + tolerance
+        assert minimum <= other + tolerance
     repeated, repeated_sharpness = fit_weights(trainings)
     assert repeated == pytest.approx(fitted, rel=1e-9, abs=1e-12)
     assert repeated_sharpness == pytest.approx(sharpness, rel=1e-9, abs=1e-12)
@@ -140,25 +140,25 @@ def test_uninformative_members_get_little_weight() -> None:
 
 
 def test_independent_members_get_equal_weights_and_are_sharpened() -> None:
-    one, two = make_scores(3, 400, margin=2.0), make_scores(4, 400, margin=2.0)
-    fitted, sharpness = fit_weights([{"joint": one, "bone": two}])
+    joint, bone = make_scores(3, 400, margin=2.0), make_scores(4, 400, margin=2.0)
+    fitted, sharpness = fit_weights([{"joint": joint, "bone": bone}])
     assert fitted["joint"] == pytest.approx(0.5, abs=0.1)
     assert sharpness > 1.5
-    assert fuse({"joint": one, "bone": two}, fitted).top(1) > max(one.top(1), two.top(1))
+    assert fuse({"joint": joint, "bone": bone}, fitted).top(1) > max(joint.top(1), bone.top(1))
 
 
 def test_perfect_members_get_equal_weights() -> None:
-    one, two = make_scores(3, 40, margin=60.0), make_scores(4, 40, margin=60.0)
-    fitted, sharpness = fit_weights([{"joint": one, "bone": two}])
+    joint, bone = make_scores(3, 40, margin=60.0), make_scores(4, 40, margin=60.0)
+    fitted, sharpness = fit_weights([{"joint": joint, "bone": bone}])
     assert fitted["joint"] == pytest.approx(0.5, abs=1e-6)
     assert sharpness == pytest.approx(2, abs=1e-3)
 
 
 def test_subsets_are_complete_and_unique() -> None:
-    chosen = list(subsets(["a", "b", "c", "d"]))
-    assert len(chosen) == len(set(chosen)) == 15
-    assert chosen[0] == ("a",)
-    assert chosen[-1] == ("a", "b", "c", "d")
+    result = list(subsets(["a", "b", "c", "d"]))
+    assert len(result) == len(set(result)) == 15
+    assert result[0] == ("a",)
+    assert result[-1] == ("a", "b", "c", "d")
     assert equal_weights(["a", "b"]) == {"a": 0.5, "b": 0.5}
 
 

@@ -1,4 +1,4 @@
-"""Explanations by focal joints: statistics and clips compared with loops over the attention maps, and the figures."""
+"""Explanations by focal joints: statistics and clips, compared with loops over the attention maps, and figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support import small
 from tests.support.numerics import assert_close
 
 CPU = torch.device("cpu")
-Trained = tuple[FGSTFormer, ModelCard]
+Network = tuple[FGSTFormer, ModelCard]
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +35,33 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
 
 
 @pytest.fixture(scope="module")
-def trained(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def network(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    """An untrained network for bones."""
     return load_model(small.save_untrained_network(dataset, tmp_path_factory.mktemp("network"), data__modality="bone"))
 
 
 @pytest.fixture(scope="module")
-def loader(dataset: ArrowDataset, trained: Trained) -> ClipLoader:
-    """The test clips."""
-    return ClipLoader(dataset, dataset.splits("x-sub", validation=0).test, trained[1].config.data, CPU)
+def loader(dataset: ArrowDataset, network: Network) -> ClipLoader:
+    """A loader of the test clips."""
+    return ClipLoader(dataset, dataset.splits("x-sub", validation=0).test, network[1].config.data, CPU)
 
 
 @pytest.fixture(scope="module")
 def explained(
-    dataset: ArrowDataset, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+    dataset: ArrowDataset, network: Network, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    model, card = trained
+    """The output folder of an explanation, and the names of its files."""
+    model, card = network
     out = tmp_path_factory.mktemp("out")
     return out, explain(model, card, dataset, out, clips=["clip-014"])
 
 
 def forward(model: FGSTFormer, loader: ClipLoader) -> Iterator[tuple[Batch, np.ndarray, AttentionMaps]]:
-    # In the batches that are tested: rounding in others may choose other focal joints where scores are nearly equal.
+    """Yield each batch with its probabilities and attention maps.
+
+    The batches are those of the explanation: in other batches, rounding may select other focal joints where scores are
+    nearly equal.
+    """
     with torch.inference_mode():
         for batch in loader.evaluation_batches(BATCH_SIZE):
             scores, maps = model(batch.clips, batch.person_mask, return_maps=True)
@@ -63,11 +69,11 @@ def forward(model: FGSTFormer, loader: ClipLoader) -> Iterator[tuple[Batch, np.n
 
 
 def test_heat_map_counts_focal_frames_of_present_persons(
-    dataset: ArrowDataset, trained: Trained, loader: ClipLoader, explained: tuple[Path, list[str]]
+    dataset: ArrowDataset, network: Network, loader: ClipLoader, explained: tuple[Path, list[str]]
 ) -> None:
     written = json.loads((explained[0] / "focal.json").read_text())
     by_class: dict[int, list[list[float]]] = {}
-    for batch, _, maps in forward(trained[0], loader):
+    for batch, _, maps in forward(network[0], loader):
         assert maps.focal_joints is not None
         for index, row in enumerate(batch.rows.tolist()):
             counts, frames = [0.0] * 6, 0
@@ -84,9 +90,9 @@ def test_heat_map_counts_focal_frames_of_present_persons(
         assert sum(written["classes"][name]) == pytest.approx(400, abs=6 * 0.5001e-3)  # four of six joints per frame
 
 
-def test_each_class_is_represented_by_its_most_probable_correct_clip(trained: Trained, loader: ClipLoader) -> None:
-    best = analyze_focal_joints(trained[0], loader).best
-    probabilities = np.concatenate([rows for _, rows, _ in forward(trained[0], loader)])
+def test_best_clips_are_most_probable_correct_ones(network: Network, loader: ClipLoader) -> None:
+    best = analyze_focal_joints(network[0], loader).best
+    probabilities = np.concatenate([rows for _, rows, _ in forward(network[0], loader)])
     labels = loader.labels.numpy()
     for label in range(3):
         candidates = [
@@ -96,25 +102,24 @@ def test_each_class_is_represented_by_its_most_probable_correct_clip(trained: Tr
         assert best[label] == max(candidates)[2]
 
 
-def test_focal_clip_contains_joints_scores_and_attention_of_the_maps(
-    dataset: ArrowDataset, trained: Trained, loader: ClipLoader
-) -> None:
-    model, card = trained
+def test_focal_clip_matches_attention_maps(dataset: ArrowDataset, network: Network, loader: ClipLoader) -> None:
+    model, card = network
     row = int(np.flatnonzero(dataset.columns["num_persons"][loader.rows] == 2)[0])
     clip = make_focal_clip(model, card, dataset, loader, row)
     batch = loader.batch(np.array([row]))
     with torch.inference_mode():
         _, maps = model(batch.clips, batch.person_mask, return_maps=True)
+    assert maps.focal_joints is not None
     T = maps.focal_joints.shape[2]
     layers = [layer for layer in maps.part_to_joint if layer.shape[2] == T]
     assert clip.person_mask.all()
     for person in range(2):
         for frame in range(T):
-            chosen = maps.focal_joints[0, person, frame].tolist()
-            assert np.flatnonzero(clip.focal[person, frame]).tolist() == sorted(chosen)
+            selected = maps.focal_joints[0, person, frame].tolist()
+            assert np.flatnonzero(clip.focal[person, frame]).tolist() == sorted(selected)
             weights = {
                 (joint, part): float(np.mean([float(m[0, person, frame, :, slot, part].mean()) for m in layers]))
-                for slot, joint in enumerate(chosen)
+                for slot, joint in enumerate(selected)
                 for part in range(3)
             }
             strongest = clip.strongest(person, frame)
@@ -122,9 +127,9 @@ def test_focal_clip_contains_joints_scores_and_attention_of_the_maps(
             for (joint, part, weight), expected in zip(strongest, sorted(weights.values(), reverse=True), strict=False):
                 assert weight == pytest.approx(weights[joint, part], rel=1e-5)
                 assert weight == pytest.approx(expected, rel=1e-5)
-    # Positions, although the network's modality is bone.
-    joint = dataclasses.replace(card.config.data, modality="joint")
-    expected_joints = ClipLoader(dataset, loader.rows, joint, CPU).batch(np.array([row])).clips[0].numpy()
+    # The clip contains positions, although the modality of the network is bone.
+    config = dataclasses.replace(card.config.data, modality="joint")
+    expected_joints = ClipLoader(dataset, loader.rows, config, CPU).batch(np.array([row])).clips[0].numpy()
     assert_close(clip.joints, expected_joints, terms=200, dtype=torch.float32)
     shades = clip.shade()[clip.focal]
     assert shades.min() == 0
@@ -147,7 +152,7 @@ def test_written_files_are_listed_and_readable(dataset: ArrowDataset, explained:
                     assert frames.n_frames == 8
 
 
-def test_heat_map_of_120_classes_is_legible(tmp_path: Path) -> None:
+def test_heat_map_height_grows_with_number_of_classes(tmp_path: Path) -> None:
     shares = np.random.default_rng(0).uniform(0, 100, (120, 25))
     joints = (*small.SKELETON.joints * 4, "x")
     focal_heat_map(shares, [f"class {n}" for n in range(120)], joints, tmp_path / "map.png")
@@ -155,6 +160,6 @@ def test_heat_map_of_120_classes_is_legible(tmp_path: Path) -> None:
         assert picture.height > 120 * 30
 
 
-def test_unknown_clip_is_rejected(dataset: ArrowDataset, trained: Trained, tmp_path: Path) -> None:
+def test_unknown_clip_is_rejected(dataset: ArrowDataset, network: Network, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--clip missing: not one of the 12 test clips"):
-        explain(*trained, dataset, tmp_path, clips=["missing"])
+        explain(*network, dataset, tmp_path, clips=["missing"])

@@ -1,4 +1,4 @@
-"""Inference on new clips: the same scores as evaluation, ensembles, and invalid or hostile files."""
+"""Inference on new clips: scores equal those of evaluation, ensembles, and invalid or malicious files."""
 
 from __future__ import annotations
 
@@ -72,23 +72,23 @@ def test_scores_of_real_recordings_equal_evaluation(nw_ucla: ArrowDataset, nw_uc
     assert_close(predictor.probabilities(clips), softmax(expected), terms=200, dtype=torch.float32)
 
 
-def test_ensemble_pools_its_networks(dataset: ArrowDataset, tmp_path: Path) -> None:
+def test_ensemble_fuses_probabilities_of_networks(dataset: ArrowDataset, tmp_path: Path) -> None:
     clips = [dataset.clip(row) for row in range(6)]
-    parts = []
+    single = []
     for number, modality in enumerate(("joint", "bone")):
-        made = save_untrained_network(dataset, tmp_path / f"{number}", seed=number, data__modality=modality)
+        checkpoint = save_untrained_network(dataset, tmp_path / f"{number}", seed=number, data__modality=modality)
         (tmp_path / "both").mkdir(exist_ok=True)
-        made.rename(tmp_path / "both" / modality)
-        parts.append(Predictor.load(tmp_path / "both" / modality).probabilities(clips))
+        checkpoint.rename(tmp_path / "both" / modality)
+        single.append(Predictor.load(tmp_path / "both" / modality).probabilities(clips))
     EnsembleCard((Member("joint", "a" * 32, 0.7), Member("bone", "b" * 32, 0.3)), 1.4).write(
         tmp_path / "both" / "ensemble.json"
     )
-    product = (parts[0] ** 0.7 * parts[1] ** 0.3) ** 1.4
+    product = (single[0] ** 0.7 * single[1] ** 0.3) ** 1.4
     expected = product / product.sum(axis=1, keepdims=True)
     assert_close(Predictor.load(tmp_path / "both").probabilities(clips), expected, terms=200, dtype=torch.float32)
 
 
-def test_top_returns_the_most_likely_classes_first(predictor: Predictor, dataset: ArrowDataset) -> None:
+def test_top_ranks_classes_by_probability(predictor: Predictor, dataset: ArrowDataset) -> None:
     clip = dataset.clip(3)
     [ranking] = predictor.top([clip], 2)
     probabilities = predictor.probabilities([clip])[0]
@@ -153,7 +153,7 @@ INVALID_FILES = {
 
 
 @pytest.mark.parametrize("name", INVALID_FILES)
-def test_read_rejects_invalid_files_with_a_short_reason(predictor: Predictor, name: str) -> None:
+def test_read_rejects_invalid_files_with_short_message(predictor: Predictor, name: str) -> None:
     content = INVALID_FILES[name]
     if content is None:
         file = io.BytesIO()

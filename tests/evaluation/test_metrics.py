@@ -1,4 +1,4 @@
-"""Metrics of scores, compared with values that are counted or computed in another way; and scores files."""
+"""Metrics of scores, compared with independent computations, and scores files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from fgst.evaluation.metrics import Scores
 
 
 def scores_of(rows: Any, labels: list[int]) -> Scores:
+    """Return scores with one row per clip and one column per class."""
     values = np.array(rows, np.float32)
     return Scores(np.array([f"clip {i}" for i in range(len(labels))], dtype=object), np.array(labels), values)
 
 
 def random_scores(clips: int, classes: int, seed: int = 0, levels: int | None = None) -> Scores:
-    """Random scores; with ``levels``, only that many different values, so that there are ties."""
+    """Return random scores; ``levels`` limits the number of different values, so that there are ties."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(clips, classes)) * 3 if levels is None else rng.integers(0, levels, (clips, classes))
     return scores_of(values, rng.integers(0, classes, clips).tolist())
@@ -31,7 +32,7 @@ def random_scores(clips: int, classes: int, seed: int = 0, levels: int | None = 
 # Accuracy
 
 
-def test_top_k_of_a_hand_counted_example() -> None:
+def test_top_k_matches_manual_count() -> None:
     scores = scores_of(
         [[0.9, 0.1, 0.0, -1.0], [0.9, 0.1, 0.0, -1.0], [0.9, 0.1, 0.0, -1.0], [0.0, 0.0, 5.0, 1.0]],
         [0, 1, 3, 2],
@@ -41,18 +42,18 @@ def test_top_k_of_a_hand_counted_example() -> None:
     assert scores.predictions.tolist() == [0, 0, 0, 2]
 
 
-def test_ties_are_resolved_in_favour_of_the_lower_class() -> None:
+def test_ties_are_resolved_by_lower_class_index() -> None:
     labels = [0, 1, 2, 3]
     scores = scores_of(np.zeros((4, 4)), labels)
     assert [scores.top(k) for k in (1, 2, 3, 4)] == [25, 50, 75, 100]
     assert scores.predictions.tolist() == [0] * 4
-    # A constant network is not better than chance.
+    # A network with constant scores is not better than chance.
     assert scores_of([[1, 1, 0]] * 3, [0, 1, 2]).top(2) == pytest.approx(200 / 3, rel=1e-12)
 
 
 @pytest.mark.parametrize("levels", [None, 1, 2, 4])
 @pytest.mark.parametrize("classes", [1, 2, 3, 7])
-def test_top_k_equals_a_stable_sort(classes: int, levels: int | None) -> None:
+def test_top_k_matches_stable_sort(classes: int, levels: int | None) -> None:
     scores = random_scores(50, classes, levels=levels)
     for k in (1, 2, 5, 9):
         hits = 0
@@ -77,7 +78,7 @@ def test_top_5_of_fewer_than_five_classes_is_100() -> None:
 
 
 def test_nan_scores_are_never_correct() -> None:
-    """A diverged network must not win a search."""
+    """A diverged network must not be selected as the best one."""
     nan = math.nan
     assert scores_of([[nan, nan, nan]] * 3, [0, 1, 2]).top(1) == 0
     assert scores_of([[nan, nan, nan]] * 3, [0, 1, 2]).top(2) == 0
@@ -95,7 +96,7 @@ def test_confusion_has_true_classes_as_rows() -> None:
     assert scores.confusion().tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
-def test_confusion_equals_counts() -> None:
+def test_confusion_matches_counts() -> None:
     scores = random_scores(200, 6)
     expected = np.zeros((6, 6), int)
     for label, row in zip(scores.labels, scores.scores, strict=True):
@@ -103,7 +104,7 @@ def test_confusion_equals_counts() -> None:
     np.testing.assert_array_equal(scores.confusion(), expected)
 
 
-def test_per_class_has_rows_for_classes_without_clips() -> None:
+def test_per_class_includes_classes_without_clips() -> None:
     scores = scores_of([[1, 0, 0], [0, 1, 0], [0, 1, 0]], [0, 0, 1])
     assert scores.per_class(["wave", "walk", "sit"]) == [
         {"class": "wave", "num_clips": 2, "correct": 1, "top1": 50.0},
@@ -116,7 +117,7 @@ def test_per_class_has_rows_for_classes_without_clips() -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 30, 1e4])
-def test_loss_equals_cross_entropy_of_torch(scale: float) -> None:
+def test_loss_matches_cross_entropy_of_torch(scale: float) -> None:
     scores = random_scores(40, 5, seed=2)
     scores = Scores(scores.clip_ids, scores.labels, (scores.scores * scale).astype(np.float32))
     expected = torch.nn.functional.cross_entropy(
@@ -126,7 +127,7 @@ def test_loss_equals_cross_entropy_of_torch(scale: float) -> None:
     assert scores.loss() == pytest.approx(expected.item(), rel=1e-12, abs=1e-14 * float(np.abs(scores.scores).max()))
 
 
-def test_loss_of_a_constant_network_is_log_of_the_number_of_classes() -> None:
+def test_loss_of_constant_scores_is_log_of_number_of_classes() -> None:
     assert scores_of(np.full((4, 8), 3.0), [0, 1, 2, 3]).loss() == pytest.approx(math.log(8), rel=1e-12)
 
 
@@ -141,7 +142,8 @@ def test_scores_file_round_trip(tmp_path: Path, clips: int, classes: int) -> Non
     assert read.clip_ids.tolist() == scores.clip_ids.tolist()
     assert read.labels.tolist() == scores.labels.tolist()
     assert read.scores.tobytes() == scores.scores.tobytes()
-    assert (read.labels.dtype, read.scores.dtype) == (np.int64, np.float32)
+    assert read.labels.dtype == np.int64
+    assert read.scores.dtype == np.float32
     assert read.scores.shape == (clips, classes)
 
 

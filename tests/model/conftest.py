@@ -1,11 +1,11 @@
-"""Fixtures for the tests of the network: double precision, for tight tolerances."""
+"""Fixtures for the tests of the network, which run in double precision to allow tight tolerances."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-# Layers of eight channels gain nothing from threads, and lose much when other processes occupy the cores.
+# Layers of eight channels do not benefit from threads, which are slow if other processes use the cores.
 torch.set_num_threads(1)
 
 

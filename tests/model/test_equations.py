@@ -1,4 +1,4 @@
-"""Each block against a NumPy implementation of its equation, at random shapes, and its gradients.
+"""Each block, compared with a NumPy implementation of its equation at random shapes, and its gradients.
 
 The NumPy implementations share only the parameter values with the network. They use whole arrays and einsum, with one
 letter per axis: b clips, t and s frames, n and m tokens, h heads, c, e and d channels.
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fgst.config import ModelConfig
+from fgst.config import FocalOrder, ModelConfig, Norm
 from fgst.model.attention import NormedLinear, attention_map, sine_encoding
 from fgst.model.focal import FocalSelection, PartEmbedding
 from fgst.model.spatial import BasicSFormer, JointPartCrossAttention
@@ -29,7 +29,8 @@ Weights = dict[str, np.ndarray]
 
 
 def config(**changes: Any) -> ModelConfig:
-    return ModelConfig(**({"channels": (8, 8), "stage1_layers": 1, "stage2_layers": 1} | changes))
+    settings: dict[str, Any] = {"channels": (8, 8), "stage1_layers": 1, "stage2_layers": 1}
+    return ModelConfig(**(settings | changes))
 
 
 def randomized(module: nn.Module, seed: int) -> tuple[Any, Weights]:
@@ -53,7 +54,7 @@ def check(actual: Tensor, expected: np.ndarray) -> None:
     """Compare a block's output with that of its equation.
 
     Sums have at most 2^6 terms, and a layer norm over two nearly equal channels amplifies their errors by up to 2^7.
-    Inputs and parameters are of magnitude 1, which is therefore the least magnitude of the summands.
+    Inputs and parameters have magnitude 1, which is therefore the smallest scale of a sum.
     """
     assert_close(actual, expected, terms=2**13, scale=max(1.0, float(np.abs(expected).max())))
 
@@ -66,15 +67,17 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def leaky(x: np.ndarray) -> np.ndarray:
+def leaky_relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0) + 0.01 * np.minimum(x, 0)
 
 
 def linear(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
+    """Apply a linear layer, with a bias if the weights contain one."""
     return np.einsum("ec,...c->...e", w[f"{name}.weight"], x) + w.get(f"{name}.bias", 0)
 
 
 def normed(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
+    """Apply a linear layer and its batch norm, in evaluation mode, or layer norm."""
     y, norm = linear(w, f"{name}.linear", x), f"{name}.norm"
     mean, variance = y.mean(-1, keepdims=True), y.var(-1, keepdims=True)
     if f"{norm}.running_mean" in w:
@@ -83,18 +86,20 @@ def normed(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
 
 
 def projected(w: Weights, name: str, x: np.ndarray, heads: int) -> np.ndarray:
-    """Q, K and V: ``(3, b, t, h, n, d)``."""
+    """Compute Q, K and V, ``(3, b, t, h, n, d)``."""
     y = linear(w, f"{name}.qkv", x)
     return np.moveaxis(y.reshape(*y.shape[:-1], 3, heads, -1), (-3, -2), (0, 3))
 
 
 def finished(w: Weights, name: str, x: np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """Apply W_O and the FFN, with norms and residuals, to the heads ``(b, t, h, n, d)``."""
     joined = np.concatenate(np.moveaxis(heads, 2, 0), axis=-1)  # (b, t, n, h·d)
     x = x + normed(w, f"{name}.out", joined)
-    return x + leaky(normed(w, f"{name}.ffn", x))
+    return x + leaky_relu(normed(w, f"{name}.ffn", x))
 
 
-def eq1(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+def equation_1(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Compute the attention map softmax(Q Kᵀ / √d)."""
     return softmax(np.einsum("...nd,...md->...nm", q, k) / np.sqrt(q.shape[-1]))
 
 
@@ -103,14 +108,14 @@ def eq1(q: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 @deterministic
 @given(small, small, small, small, seeds)
-def test_attention_map(b: int, n: int, m: int, d: int, seed: int) -> None:
+def test_attention_map_matches_equation(b: int, n: int, m: int, d: int, seed: int) -> None:
     q, k = 3 * random(seed, b, n, d), random(seed + 1, b, m, d)
-    check(attention_map(q, k), eq1(q.numpy(), k.numpy()))
+    check(attention_map(q, k), equation_1(q.numpy(), k.numpy()))
 
 
 @deterministic
 @given(st.integers(1, 40), st.integers(1, 33))
-def test_sine_encoding(positions: int, channels: int) -> None:
+def test_sine_encoding_matches_equation(positions: int, channels: int) -> None:
     position, channel = np.mgrid[:positions, :channels]
     angle = position / 10_000 ** ((channel - channel % 2) / channels)
     check(sine_encoding(positions, channels), np.where(channel % 2 == 0, np.sin(angle), np.cos(angle)))
@@ -119,11 +124,11 @@ def test_sine_encoding(positions: int, channels: int) -> None:
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @deterministic
 @given(st.integers(2, 5), small, small, st.integers(2, 6), seeds)
-def test_normed_linear(norm: str, rows: int, n: int, c: int, e: int, seed: int) -> None:
+def test_normed_linear_matches_equation(norm: Norm, rows: int, n: int, c: int, e: int, seed: int) -> None:
     module, w = randomized(NormedLinear(c, e, norm), seed)
     x = random(seed, rows, n, c)
-    under = {f"x.{name}": value for name, value in w.items()}
-    check(module(x), normed(under, "x", x.numpy()))
+    prefixed = {f"x.{name}": value for name, value in w.items()}
+    check(module(x), normed(prefixed, "x", x.numpy()))
     if norm == "batch":
         assert "linear.bias" not in w
         y = linear(w, "linear", x.numpy()).reshape(-1, e)
@@ -140,7 +145,9 @@ def test_normed_linear(norm: str, rows: int, n: int, c: int, e: int, seed: int) 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @deterministic
 @given(small, small, st.lists(st.integers(1, 5), min_size=1, max_size=2), st.integers(2, 6), small, small, seeds)
-def test_basic_sformer(norm: str, b: int, t: int, groups: list[int], c: int, h: int, d: int, seed: int) -> None:
+def test_basic_sformer_matches_equation(
+    norm: Norm, b: int, t: int, groups: list[int], c: int, h: int, d: int, seed: int
+) -> None:
     """Fig. 3a. Two groups of tokens share the weights, but each token attends only to its own group."""
     block = BasicSFormer(c, tuple(groups), config(spatial_heads=h, head_width=d, norm=norm))
     module, w = randomized(block, seed)
@@ -149,7 +156,7 @@ def test_basic_sformer(norm: str, b: int, t: int, groups: list[int], c: int, h: 
     heads, maps, start = [], [], 0
     for number, size in enumerate(groups):
         q, k, v = qkv[..., start : start + size, :]
-        maps.append(eq1(q, k) + w[f"global_maps.{number}"])
+        maps.append(equation_1(q, k) + w[f"global_maps.{number}"])
         heads.append(np.einsum("bthnm,bthmd->bthnd", maps[-1], v))
         start += size
     returned_maps: list[Tensor] = []
@@ -162,7 +169,7 @@ def test_basic_sformer(norm: str, b: int, t: int, groups: list[int], c: int, h: 
 @pytest.mark.parametrize("shared", [False, True])
 @deterministic
 @given(small, small, st.integers(1, 5), st.integers(1, 5), st.integers(2, 6), small, small, seeds)
-def test_joint_part_cross_attention(
+def test_joint_part_cross_attention_matches_equation(
     shared: bool, b: int, t: int, K: int, P: int, c: int, h: int, d: int, seed: int
 ) -> None:
     """Eq. 4, in both directions from the same inputs, without a global map."""
@@ -174,17 +181,17 @@ def test_joint_part_cross_attention(
     (q_j, k_j, v_j), (q_p, k_p, v_p) = (
         projected(w, name, x.numpy() + code.numpy(), h) for name, x, code in zip(names, inputs, codes, strict=True)
     )
-    maps = [eq1(q_j, k_p), eq1(q_p, k_j)]
+    maps = [equation_1(q_j, k_p), equation_1(q_p, k_j)]
     heads = [np.einsum("bthnm,bthmd->bthnd", a, v) for a, v in zip(maps, (v_p, v_j), strict=True)]
     expected = [finished(w, n, x.numpy(), y) for n, x, y in zip(names, inputs, heads, strict=True)]
     if shared:
         joined = torch.cat([code.expand(b, t, -1, -1) for code in codes], dim=2)
         inputs, codes, expected = [torch.cat(inputs, dim=2)], [joined], [np.concatenate(expected, axis=2)]
     returned_maps: list[Tensor] = []
-    for actual, wanted in zip(module(inputs, codes, returned_maps), expected, strict=True):
-        check(actual, wanted)
-    for actual, wanted in zip(returned_maps, maps, strict=True):
-        check(actual, wanted)
+    for output, expected_output in zip(module(inputs, codes, returned_maps), expected, strict=True):
+        check(output, expected_output)
+    for returned_map, expected_map in zip(returned_maps, maps, strict=True):
+        check(returned_map, expected_map)
 
 
 # --- focal joint selection (Eq. 2, 3) and part embedding ---
@@ -194,7 +201,9 @@ def test_joint_part_cross_attention(
 @pytest.mark.parametrize("order", ["joint", "score"])
 @deterministic
 @given(small, small, st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), seeds)
-def test_focal_selection(order: str, gate: bool, b: int, t: int, n: int, K: int, c: int, seed: int) -> None:
+def test_focal_selection_matches_equation(
+    order: FocalOrder, gate: bool, b: int, t: int, n: int, K: int, c: int, seed: int
+) -> None:
     K = min(K, n)
     module, w = randomized(FocalSelection(c, K, gate=gate, order=order), seed)
     x = random(seed, b, t, n, c)
@@ -214,7 +223,7 @@ def test_focal_selection(order: str, gate: bool, b: int, t: int, n: int, K: int,
 
 @deterministic
 @given(small, small, st.lists(st.integers(1, 4), min_size=1, max_size=4), small, seeds)
-def test_part_embedding(b: int, t: int, sizes: list[int], c: int, seed: int) -> None:
+def test_part_embedding_matches_equation(b: int, t: int, sizes: list[int], c: int, seed: int) -> None:
     """The joints of a part are concatenated in its order, padded with zeros, and share one linear layer."""
     N = sum(sizes)
     joints = np.random.default_rng(seed).permutation(N)
@@ -238,7 +247,7 @@ def test_part_embedding(b: int, t: int, sizes: list[int], c: int, seed: int) -> 
     small, st.integers(1, 9), small, st.integers(1, 3), st.booleans(), st.sampled_from([1, 3, 5]),
     st.lists(st.integers(1, 4), min_size=1, max_size=3), seeds,
 )  # fmt: skip
-def test_fg_tformer(
+def test_fg_tformer_matches_equation(
     temporal: str, b: int, T: int, n: int, width: int, halved: bool, kernel: int, dilations: list[int], seed: int
 ) -> None:
     """head_h = (A_h V_h) W_h + V_h with V_h a dilated convolution, and the ablations of Table 3."""
@@ -273,7 +282,7 @@ def test_fg_tformer(
             heads.append(values)
             continue
         queries, keys = (np.moveaxis(piece[..., number, :], 2, 1) for piece in pieces[:2])  # (b, n, t, d)
-        maps.append(eq1(queries, keys))
+        maps.append(equation_1(queries, keys))
         mixed = np.einsum("bnts,bsnd->btnd", maps[-1], values)
         heads.append(mixed if temporal == "attention" else linear(w, f"head_linear.{number}", mixed) + values)
     shortcut = x.numpy()[:, ::stride]
@@ -281,7 +290,7 @@ def test_fg_tformer(
         shortcut = linear(w, "shortcut", shortcut)
     returned_maps: list[Tensor] = []
     out = module(x, returned_maps)
-    check(out, leaky(normed(w, "out", np.concatenate(heads, axis=-1))) + shortcut)
+    check(out, leaky_relu(normed(w, "out", np.concatenate(heads, axis=-1))) + shortcut)
     if maps:
         check(returned_maps[0], np.stack(maps, axis=2))
     else:
@@ -290,7 +299,6 @@ def test_fg_tformer(
 
 # --- gradients ---
 
-LAYER = {"norm": "layer"}
 BLOCKS: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
     "normed linear": (lambda: NormedLinear(3, 4, "batch"), [(5, 3)]),
     **{
@@ -334,14 +342,14 @@ def check_gradients(module: nn.Module, shapes: list[tuple[int, ...]], call: Any)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_block_gradients(block: str) -> None:
+def test_block_gradients_match_finite_differences(block: str) -> None:
     make, shapes = BLOCKS[block]
     module, _ = randomized(make(), 3)
     check_gradients(module.train(), shapes, tuple)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_cross_attention_gradients(norm: str) -> None:
+def test_cross_attention_gradients_match_finite_differences(norm: Norm) -> None:
     block = JointPartCrossAttention(4, (3, 2), config(spatial_heads=2, head_width=2, norm=norm))
     module, _ = randomized(block, 3)
     shapes = [(2, 2, 3, 4), (2, 2, 2, 4), (3, 4), (2, 4)]
@@ -349,8 +357,8 @@ def test_cross_attention_gradients(norm: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["joint", "score"])
-def test_focal_selection_gradients(order: str) -> None:
-    """Scores differ by more than the finite differences, so that these do not change the selection."""
+def test_focal_selection_gradients_match_finite_differences(order: FocalOrder) -> None:
+    """Scores differ by more than the step of the finite differences, which therefore do not change the selection."""
 
     class Selection(nn.Module):
         def __init__(self) -> None:

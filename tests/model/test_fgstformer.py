@@ -1,4 +1,4 @@
-"""Properties of the network that hold for any weights: selection, symmetries, absent persons, presets, errors."""
+"""Properties of the network for any weights: selection, symmetries, absent persons, presets, invalid settings."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def clips_of(B: int, M: int = 1, T: int = 9, N: int = 20, seed: int = 1) -> Tens
     return pose + 0.5 * torch.randn(B, M, T, N, 3, generator=generator)
 
 
-def selection(model: FGSTFormer, clips: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return input and outputs of the focal selection: features, selected features, indices, scores."""
+def run_selection(model: FGSTFormer, clips: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the input and the outputs of the focal selection: features, selected features, indices, scores."""
     calls: list[Any] = []
     hook = model.focal.register_forward_hook(lambda _module, inputs, outputs: calls.append((*inputs, *outputs)))
     with torch.no_grad():
@@ -43,8 +43,8 @@ def selection(model: FGSTFormer, clips: Tensor) -> tuple[Tensor, Tensor, Tensor,
     return calls[0]
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    """Compare two evaluations of the network whose sums run in different orders.
+def assert_outputs_close(actual: Tensor, expected: Tensor) -> None:
+    """Assert that two evaluations of the network differ only by rounding, i.e. by the order of their sums.
 
     Sums have up to 2^8 terms, three layers have about 2^4 blocks and norms in sequence, and features have magnitude 1.
     """
@@ -60,7 +60,7 @@ def gradient_of_projection(*, gate: bool) -> Tensor | None:
     return model.focal.projection.grad
 
 
-def test_gate_gives_projection_a_gradient() -> None:
+def test_projection_has_gradient_with_gate() -> None:
     gradient = gradient_of_projection(gate=True)
     assert gradient is not None
     assert gradient.abs().max() > 1e-6
@@ -71,17 +71,17 @@ def test_projection_has_no_gradient_without_gate() -> None:
     assert gradient is None or not gradient.any()
 
 
-def test_training_the_projection_changes_the_selection() -> None:
+def test_training_projection_changes_selection() -> None:
     model, clips, labels = tiny().eval(), clips_of(8), torch.arange(8) % 5
-    before = selection(model, clips)[2]
+    before = run_selection(model, clips)[2]
     projection, losses = model.focal.projection, []
     for _ in range(10):
         loss = cross_entropy(model(clips), labels)
         (gradient,) = torch.autograd.grad(loss, [projection])
         with torch.no_grad():
-            projection -= 20.0 * gradient
+            projection.sub_(20.0 * gradient)
         losses.append(float(loss.detach()))
-    after = selection(model, clips)[2]
+    after = run_selection(model, clips)[2]
     assert (before != after).any()
     assert losses[-1] < losses[0]
 
@@ -91,9 +91,9 @@ def test_training_the_projection_changes_the_selection() -> None:
 @pytest.mark.parametrize("K", [1, 6, 20])
 def test_selection_contains_highest_scores_in_order(order: str, gate: bool, K: int) -> None:
     model = tiny(focal_order=order, focal_gate=gate, focal_joints=K).eval()
-    features, selected, index, scores = selection(model, clips_of(3))
+    features, selected, index, scores = run_selection(model, clips_of(3))
     projection = model.focal.projection
-    close(scores, torch.sigmoid((features * projection).sum(-1) / projection.square().sum().sqrt()))
+    assert_outputs_close(scores, torch.sigmoid((features * projection).sum(-1) / projection.square().sum().sqrt()))
     assert index.shape == (3, 9, K)
     steps = index.diff(dim=-1) if order == "joint" else -scores.gather(-1, index).diff(dim=-1)
     assert (steps > 0).all()
@@ -104,15 +104,15 @@ def test_selection_contains_highest_scores_in_order(order: str, gate: bool, K: i
             for slot in range(K):
                 joint = index[clip, frame, slot]
                 factor = scores[clip, frame, joint] if gate else 1.0
-                close(selected[clip, frame, slot], features[clip, frame, joint] * factor)
+                assert_outputs_close(selected[clip, frame, slot], features[clip, frame, joint] * factor)
 
 
 def test_selection_is_invariant_to_projection_norm() -> None:
     model, clips = tiny().eval(), clips_of(2)
     with torch.no_grad():
-        before = model(clips)
+        scores = model(clips)
         model.focal.projection.mul_(17)
-        close(model(clips), before)
+        assert_outputs_close(model(clips), scores)
 
 
 # --- symmetries and absent persons ---
@@ -123,7 +123,7 @@ def test_scores_are_equivariant_to_clip_order(training: bool) -> None:
     model, clips, order = tiny().train(training), clips_of(5, 2), torch.tensor([3, 0, 4, 1, 2])
     clips[2, 1] = 0
     with torch.no_grad():
-        close(model(clips[order]), model(clips)[order])
+        assert_outputs_close(model(clips[order]), model(clips)[order])
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -131,7 +131,7 @@ def test_scores_are_invariant_to_person_order(training: bool) -> None:
     model, clips = tiny().train(training), clips_of(4, 2)
     clips[1, 1] = 0  # after the swap, the first person is absent
     with torch.no_grad():
-        close(model(clips.flip(1)), model(clips))
+        assert_outputs_close(model(clips.flip(1)), model(clips))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -139,7 +139,7 @@ def test_absent_person_is_ignored(training: bool) -> None:
     model, clips = tiny().train(training), clips_of(4, 2)
     clips[:, 1] = 0
     with torch.no_grad():
-        close(model(clips), model(clips[:, :1]))
+        assert_outputs_close(model(clips), model(clips[:, :1]))
 
 
 def test_present_persons_are_averaged_and_absent_ones_excluded_from_batch_statistics() -> None:
@@ -148,7 +148,7 @@ def test_present_persons_are_averaged_and_absent_ones_excluded_from_batch_statis
     with torch.no_grad():
         scores = model(clips)
         a, b, c, d, e = model.features(torch.stack([clips[0, 0], clips[0, 1], clips[1, 0], clips[2, 0], clips[2, 1]]))
-        close(scores, model.head(torch.stack([(a + b) / 2, c, (d + e) / 2])))
+        assert_outputs_close(scores, model.head(torch.stack([(a + b) / 2, c, (d + e) / 2])))
 
 
 @pytest.mark.parametrize("persons", [1, 2])
@@ -167,28 +167,28 @@ def test_empty_clip_has_finite_scores_and_gradients(persons: int, training: bool
 def test_empty_clip_does_not_affect_other_clips() -> None:
     model, clips = tiny().eval(), clips_of(3, 2)
     with torch.no_grad():
-        whole = model(clips)
+        original = model(clips)
         clips[1] = 0
         with_empty = model(clips)
-    close(with_empty[[0, 2]], whole[[0, 2]])
-    assert (with_empty[1] - whole[1]).abs().max() > 1e-6
+    assert_outputs_close(with_empty[[0, 2]], original[[0, 2]])
+    assert (with_empty[1] - original[1]).abs().max() > 1e-6
 
 
-def test_evaluation_is_independent_of_the_batch() -> None:
+def test_evaluation_does_not_depend_on_batch() -> None:
     model, clips = tiny().eval(), clips_of(4, 2)
     clips[2, 1] = 0
     with torch.no_grad():
-        close(torch.cat([model(clip[None]) for clip in clips]), model(clips))
+        assert_outputs_close(torch.cat([model(clip[None]) for clip in clips]), model(clips))
 
 
 # --- frames ---
 
 
-def test_shorter_clips_score_as_in_a_network_of_their_length() -> None:
+def test_shorter_clips_have_scores_of_network_of_their_length() -> None:
     long, short, clips = tiny(frames=9).eval(), tiny(1, frames=4).eval(), clips_of(2, T=4)
     short.load_state_dict(long.state_dict())
     with torch.no_grad():
-        close(long(clips), short(clips))
+        assert_outputs_close(long(clips), short(clips))
 
 
 def test_longer_clips_are_rejected() -> None:
@@ -198,8 +198,10 @@ def test_longer_clips_are_rejected() -> None:
 
 def test_frames_halve_where_width_doubles() -> None:
     model = tiny(frames=9, channels=(8, 16, 16, 32, 32), stage2_layers=3).eval()
-    shapes = []
-    for temporal in (*(layer.temporal for layer in model.stage1), *(layer.temporal[0] for layer in model.stage2)):
+    shapes: list[tuple[int, ...]] = []
+    stage1: Any = model.stage1
+    stage2: Any = model.stage2
+    for temporal in (*(layer.temporal for layer in stage1), *(layer.temporal[0] for layer in stage2)):
         temporal.register_forward_hook(lambda _m, inputs, output: shapes.append((*inputs[0].shape, *output.shape)))
     with torch.no_grad():
         model(clips_of(2, T=9))
@@ -210,7 +212,7 @@ def test_frames_halve_where_width_doubles() -> None:
 # --- the paper's settings, presets, saved weights ---
 
 
-def test_default_config_is_the_papers() -> None:
+def test_default_config_matches_paper() -> None:
     paper = {
         "channels": (64, 64, 128, 128, 256, 256, 256, 256),
         "stage1_layers": 6,
@@ -221,14 +223,14 @@ def test_default_config_is_the_papers() -> None:
         "kernel_size": 7,
         "spatial_heads": 3,
     }
-    # Details that the paper leaves open or that cannot be taken literally.
+    # Details that the paper leaves unspecified, or that cannot be implemented literally.
     choices = {"head_width": None, "focal_gate": True, "focal_order": "joint", "norm": "batch", "dropout": 0.0}
     default = dataclasses.asdict(ModelConfig())
     assert {name: default[name] for name in paper | choices} == paper | choices
 
 
 def test_paper_network_halves_frames_at_layers_three_and_five() -> None:
-    model = FGSTFormer(ModelConfig(), NTU_25, 60, frames=128)
+    model: Any = FGSTFormer(ModelConfig(), NTU_25, 60, frames=128)
     assert [layer.temporal.stride for layer in model.stage1] == [1, 1, 2, 1, 2, 1]
     assert [tuple(block.stride for block in layer.temporal) for layer in model.stage2] == [(1, 1), (1, 1)]
     assert model.head[-1].out_features == 60
@@ -239,15 +241,15 @@ def test_global_maps_are_initialized_to_averages() -> None:
         if "global_maps" in name:
             tokens = 20 if name.startswith("stage1") else 6 if ".spatial.0." in name else 5
             assert parameter.shape == (3, tokens, tokens)
-            close(parameter.detach(), torch.full_like(parameter, 1 / tokens))
+            assert_outputs_close(parameter.detach(), torch.full_like(parameter, 1 / tokens))
 
 
 def test_dropout_is_active_in_training_only() -> None:
-    model, plain, clips = tiny(dropout=0.5), tiny(), clips_of(3)
-    plain.load_state_dict(model.state_dict())
+    model, without_dropout, clips = tiny(dropout=0.5), tiny(), clips_of(3)
+    without_dropout.load_state_dict(model.state_dict())
     with torch.no_grad():
-        close(model.eval()(clips), plain.eval()(clips))
-        assert (model.train()(clips) - plain.train()(clips)).abs().max() > 1e-3
+        assert_outputs_close(model.eval()(clips), without_dropout.eval()(clips))
+        assert (model.train()(clips) - without_dropout.train()(clips)).abs().max() > 1e-3
 
 
 def test_head_width_defaults_to_quarter_of_channels() -> None:
@@ -255,13 +257,13 @@ def test_head_width_defaults_to_quarter_of_channels() -> None:
     assert ModelConfig(head_width=20).spatial_head_width(256) == 20
 
 
-# The biases of the convolutions have no effect: the batch norm after them subtracts constants. (Rows of a softmax sum
-# to 1, so a constant in V remains a constant in A V.)
-INERT = re.compile(r".*\.tcn\.\d\.bias")
+# The biases of the convolutions have no effect, because the batch norm after them subtracts constants. (The rows of a
+# softmax sum to 1, so that a constant in V is a constant in A V.)
+INEFFECTIVE = re.compile(r".*\.tcn\.\d\.bias")
 
 
 def untrained_parameters(model: FGSTFormer) -> list[str]:
-    """Return the names of parameters whose gradient is zero up to rounding; it must exist and be finite."""
+    """Return the names of parameters whose gradient is zero up to rounding; all gradients must exist and be finite."""
     largest = {}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -280,7 +282,7 @@ def test_presets_train_all_parameters(preset: str, skeleton: Skeleton) -> None:
     scores = model(clips_of(3, 2, 8, skeleton.num_joints))
     assert scores.shape == (3, 10)
     cross_entropy(scores, torch.arange(3)).backward()
-    assert [name for name in untrained_parameters(model) if not INERT.fullmatch(name)] == []
+    assert [name for name in untrained_parameters(model) if not INEFFECTIVE.fullmatch(name)] == []
 
 
 def test_layer_norm_trains_all_parameters() -> None:
@@ -343,7 +345,7 @@ def test_weights_round_trip_through_safetensors(norm: str, tmp_path: Path) -> No
         ("model.dropout", {"dropout": float("nan")}),
     ],
 )
-def test_invalid_values_are_rejected_by_name(field: str, changes: dict[str, Any]) -> None:
+def test_invalid_values_are_rejected_with_field_name(field: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=field):
         tiny(**changes)
 

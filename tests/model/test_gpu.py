@@ -1,4 +1,4 @@
-"""The network on a GPU: the same scores, gradients and selection as on the CPU."""
+"""The network on a GPU: its scores and gradients agree with those on the CPU, and training is deterministic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.model.test_variants import BFLOAT16_ROUNDINGS, VARIANTS, clips_of, gradients, relative_error, variant
+from tests.model.small_networks import BFLOAT16_ROUNDINGS, VARIANTS, clips_of, gradients, relative_error, variant
 from tests.support.numerics import assert_close, epsilon
 
 pytestmark = [
@@ -17,7 +17,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gpu_agrees_with_cpu(name: str) -> None:
-    """In float64 and with absent persons; the GPU sums in another order."""
+    """In float64, with absent persons. The order of sums differs on the GPU."""
     on_cpu, on_gpu, clips = variant(name), variant(name).cuda(), clips_of(4, 2, 9, 20)
     if on_cpu.config.dropout:
         on_cpu.eval(), on_gpu.eval()

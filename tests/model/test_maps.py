@@ -1,4 +1,4 @@
-"""Attention maps: shapes, values, absent persons, and no effect on the scores."""
+"""Attention maps: shapes, values, absent persons, and scores that do not depend on returning them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fgst.config import ModelConfig
 from fgst.data.skeleton import NW_UCLA_20
 from fgst.model import AttentionMaps, FGSTFormer
-from tests.model.test_variants import EVALUATION_ROUNDINGS, NO_CROSS, NO_PARTS, SMALL, clips_of
+from tests.model.small_networks import EVALUATION_ROUNDINGS, NO_CROSS, NO_PARTS, SMALL, clips_of
 from tests.support.numerics import assert_close
 
 B, M, T, N, H, K, P = 3, 2, 9, 20, 3, 6, 10
@@ -24,7 +24,7 @@ def network(**changes: Any) -> FGSTFormer:
 
 
 def maps_of(model: FGSTFormer, clips: Tensor) -> AttentionMaps:
-    """Return the maps; the scores must be the same as without them, to the bit."""
+    """Return the maps and check that the scores have the same bits as without them."""
     with torch.no_grad():
         scores, maps = model(clips, return_maps=True)
         assert torch.equal(scores, model(clips))
@@ -62,11 +62,8 @@ def test_map_rows_sum_to_one_and_absent_persons_are_zero() -> None:
         rows = values[maps.person_mask].sum(-1)
         assert_close(rows, torch.ones_like(rows), terms=4 * N)
         assert not values[~maps.person_mask].any()
-    for values in (
-        *maps.spatial,
-        *maps.joint_spatial,
-        *maps.part_spatial,
-    ):  # the rows of an untrained A_g sum to 1, too
+    for values in (*maps.spatial, *maps.joint_spatial, *maps.part_spatial):
+        # The rows of an untrained global map sum to 1, too.
         rows = values[maps.person_mask].sum(-1)
         assert_close(rows, torch.full_like(rows, 2), terms=4 * N)
 
@@ -81,13 +78,13 @@ def test_focal_joints_have_the_highest_scores() -> None:
 
 def test_maps_of_a_person_are_independent_of_others() -> None:
     model, clips = network(), clips_of(B, M, T, N)
-    maps, alone = maps_of(model, clips), maps_of(model, clips[1:2, 1:2])
+    maps, single_maps = maps_of(model, clips), maps_of(model, clips[1:2, 1:2])
     for name in ("spatial", "temporal", "joint_spatial", "part_to_joint", "joint_to_part", "part_temporal"):
-        for together, single in zip(getattr(maps, name), getattr(alone, name), strict=True):
+        for together, single in zip(getattr(maps, name), getattr(single_maps, name), strict=True):
             assert_close(together[1, 1], single[0, 0], terms=EVALUATION_ROUNDINGS)
 
 
-def test_single_frame_keeps_its_axis() -> None:
+def test_maps_of_single_frame_have_frame_axis() -> None:
     maps = maps_of(network(), clips_of(B, M, 1, N))
     assert maps.part_to_joint[0].shape == (B, M, 1, H, K, P)
 
@@ -115,22 +112,22 @@ def test_maps_without_focal_selection() -> None:
     assert maps.part_to_joint[0].shape == (B, M, 5, H, N, P)
 
 
-def test_maps_are_detached_and_scores_keep_their_gradient() -> None:
+def test_maps_are_detached_and_scores_are_differentiable() -> None:
     model = network().train()
     scores, maps = model(clips_of(B, M, T, N), return_maps=True)
     assert not maps.part_to_joint[0].requires_grad
     scores.sum().backward()
 
 
-def test_explicit_person_mask() -> None:
-    """A present person may have zero motion, and values of absent persons are ignored."""
+def test_person_mask_overrides_zeros() -> None:
+    """A present person may be zero, and values of absent persons are ignored."""
     model, clips = network(), clips_of(B, M, T, N)
     person_mask = torch.tensor([[True, False], [True, True], [True, True]])
     with torch.no_grad():
         scores = model(clips, person_mask)
         assert_close(scores[0], model(clips[:1, :1])[0], terms=EVALUATION_ROUNDINGS)
         assert_close(scores[1], model(clips)[1], terms=EVALUATION_ROUNDINGS)
-        assert (scores[2] - model(clips)[2]).abs().max() > 1e-6  # a person without motion counts
+        assert (scores[2] - model(clips)[2]).abs().max() > 1e-6  # the second person is zero, but present
         with pytest.raises(ValueError, match=r"person_mask is \(3, 1\)"):
             model(clips, person_mask[:, :1])
     assert person_mask.tolist()[0] == [True, False]  # unchanged

@@ -1,13 +1,17 @@
-"""The whole network against a loop-based implementation of Eq. 1-5 that shares only the parameters with it.
+"""The whole network, compared with a loop-based implementation of Eq. 1-5 that shares only the parameters with it.
 
-The reference loops over clips, persons, frames, joints, heads and taps. A feature is a NumPy vector of C channels; the
-only products are matrix times vector and vector times vector.
+The reference loops over clips, persons, frames, joints, heads and taps. A feature is a NumPy vector of C channels, and
+all products are of a matrix and a vector or of two vectors.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ from fgst.model import FGSTFormer
 from tests.support.numerics import assert_close
 
 NORM_EPSILON = 1e-5
-SLOPE = 0.01
+NEGATIVE_SLOPE = 0.01  # of the leaky_relu ReLU
 NUM_CLASSES = 5
 
 # The ten parts, with joints numbered from 1 as in the literature. The partition into five parts merges the parts of the
@@ -45,11 +49,17 @@ def partition_of(config: ModelConfig, skeleton: Skeleton) -> list[list[int]]:
         return [[joint for part in (torso, head, *limbs) for joint in part]]
     if config.parts == skeleton.num_joints:
         return [[joint] for joint in range(skeleton.num_joints)]
+    assert not isinstance(config.parts, int)
     return [[skeleton.joints.index(name) for name in part] for part in config.parts]
 
 
-def leaky(x: np.ndarray) -> np.ndarray:
-    return np.array([value if value > 0 else SLOPE * value for value in x])
+def leaky_relu(x: np.ndarray) -> np.ndarray:
+    return np.array([value if value > 0 else NEGATIVE_SLOPE * value for value in x])
+
+
+def total(vectors: Iterable[np.ndarray]) -> np.ndarray:
+    """Add vectors, of which there must be at least one."""
+    return functools.reduce(operator.add, vectors)
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -69,7 +79,7 @@ def sine_cosine(position: int, channels: int) -> np.ndarray:
 
 @dataclass
 class Reference:
-    """Reference implementation of the network; ``weights`` are the arrays of its ``state_dict``."""
+    """Reference implementation of the network; ``weights`` contains the arrays of its ``state_dict``."""
 
     weights: dict[str, np.ndarray]
     config: ModelConfig
@@ -101,15 +111,15 @@ class Reference:
         queries: list[np.ndarray],
         keys: list[np.ndarray],
         values: list[np.ndarray],
-        added: np.ndarray | None = None,
+        global_map: np.ndarray | None = None,
     ) -> list[np.ndarray]:
-        """Compute Eq. 1 for one head; ``added`` is the global map that is added after the softmax."""
+        """Compute Eq. 1 for one head; the global map, if there is one, is added after the softmax."""
         out = []
         for i, query in enumerate(queries):
             row = softmax([float(query @ key) / math.sqrt(len(query)) for key in keys])
-            if added is not None:
-                row = [weight + float(extra) for weight, extra in zip(row, added[i], strict=True)]
-            out.append(sum(weight * value for weight, value in zip(row, values, strict=True)))
+            if global_map is not None:
+                row = [weight + float(added) for weight, added in zip(row, global_map[i], strict=True)]
+            out.append(total(weight * value for weight, value in zip(row, values, strict=True)))
         return out
 
     def normed(self, name: str, x: np.ndarray) -> np.ndarray:
@@ -120,7 +130,7 @@ class Reference:
         result = []
         for i, token in enumerate(tokens):
             y = token + self.normed(f"{name}.out", np.concatenate([head[i] for head in heads]))
-            result.append(y + leaky(self.normed(f"{name}.ffn", y)))
+            result.append(y + leaky_relu(self.normed(f"{name}.ffn", y)))
         return result
 
     def basic_sformer(
@@ -128,9 +138,12 @@ class Reference:
     ) -> list[np.ndarray]:
         """Apply Fig. 3a to one frame; ``group`` selects one of the block's global maps."""
         H = self.config.spatial_heads
-        prefix, added = f"{name}.projections", self.weights[f"{name}.global_maps.{group}"]
+        prefix, global_maps = f"{name}.projections", self.weights[f"{name}.global_maps.{group}"]
         projected = [self.qkv(f"{prefix}.qkv", token + code, H) for token, code in zip(tokens, codes, strict=True)]
-        heads = [self.attention(*([p[piece][h] for p in projected] for piece in range(3)), added[h]) for h in range(H)]
+        heads = []
+        for h in range(H):
+            queries, keys, values = ([token[piece][h] for token in projected] for piece in range(3))
+            heads.append(self.attention(queries, keys, values, global_maps[h]))
         return self.finish(prefix, tokens, heads)
 
     def cross(
@@ -143,16 +156,16 @@ class Reference:
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Apply Fig. 3b and Eq. 4 to one frame, in both directions from the same features."""
         H = self.config.spatial_heads
-        of_j, of_p = (f"{name}.projections.{0 if self.config.shared_branches else side}" for side in (0, 1))
-        of_joints = [self.qkv(f"{of_j}.qkv", x + c, H) for x, c in zip(joints, joint_codes, strict=True)]
-        of_parts = [self.qkv(f"{of_p}.qkv", x + c, H) for x, c in zip(parts, part_codes, strict=True)]
+        name_j, name_p = (f"{name}.projections.{0 if self.config.shared_branches else side}" for side in (0, 1))
+        projected_joints = [self.qkv(f"{name_j}.qkv", x + c, H) for x, c in zip(joints, joint_codes, strict=True)]
+        projected_parts = [self.qkv(f"{name_p}.qkv", x + c, H) for x, c in zip(parts, part_codes, strict=True)]
         to_joints, to_parts = [], []
         for h in range(H):
-            q_j, k_j, v_j = ([token[piece][h] for token in of_joints] for piece in range(3))
-            q_p, k_p, v_p = ([token[piece][h] for token in of_parts] for piece in range(3))
+            q_j, k_j, v_j = ([token[piece][h] for token in projected_joints] for piece in range(3))
+            q_p, k_p, v_p = ([token[piece][h] for token in projected_parts] for piece in range(3))
             to_joints.append(self.attention(q_j, k_p, v_p))
             to_parts.append(self.attention(q_p, k_j, v_j))
-        return self.finish(of_j, joints, to_joints), self.finish(of_p, parts, to_parts)
+        return self.finish(name_j, joints, to_joints), self.finish(name_p, parts, to_parts)
 
     def temporal(self, name: str, track: list[np.ndarray], width: int) -> list[np.ndarray]:
         """Apply Eq. 5 to the frames of one joint or part; ``width`` is the output width."""
@@ -161,22 +174,22 @@ class Reference:
         encoded = [x + sine_cosine(t, len(x)) for t, x in enumerate(track)]
         strided = range(0, T, stride)
         d = width // heads
-        attends, convolves = self.config.temporal != "convolution", self.config.temporal != "attention"
-        # W_Q of all heads, then W_K, then W_V if the values are no convolutions
-        rows = [self.linear(f"{name}.projection", encoded[t]) for t in strided] if attends else []
+        has_attention, has_convolution = self.config.temporal != "convolution", self.config.temporal != "attention"
+        # W_Q of all heads, then W_K, and W_V if the values are not convolutions
+        rows = [self.linear(f"{name}.projection", encoded[t]) for t in strided] if has_attention else []
         results = []
         for h, dilation in enumerate(self.config.dilations):
-            if convolves:
+            if has_convolution:
                 values = [self.convolve(f"{name}.tcn.{h}", encoded, t, dilation) for t in strided]
             else:
                 values = [row[(2 * heads + h) * d : (2 * heads + h + 1) * d] for row in rows]
-            if not attends:
+            if not has_attention:
                 results.append(values)
                 continue
             queries = [row[h * d : (h + 1) * d] for row in rows]
             keys = [row[(heads + h) * d : (heads + h + 1) * d] for row in rows]
             fused = self.attention(queries, keys, values)
-            if convolves:
+            if has_convolution:
                 linear = f"{name}.head_linear.{h}"
                 fused = [self.linear(linear, f) + v for f, v in zip(fused, values, strict=True)]
             results.append(fused)
@@ -184,11 +197,11 @@ class Reference:
         for i, t in enumerate(strided):
             joined = np.concatenate([result[i] for result in results])
             shortcut = track[t] if stride == 1 else self.linear(f"{name}.shortcut", track[t])
-            out.append(leaky(self.normed(f"{name}.out", joined)) + shortcut)
+            out.append(leaky_relu(self.normed(f"{name}.out", joined)) + shortcut)
         return out
 
     def convolve(self, name: str, frames: list[np.ndarray], t: int, dilation: int) -> np.ndarray:
-        """Compute a dilated convolution over the frames of a joint at frame ``t``, with zeros outside of the clip."""
+        """Compute a dilated convolution over the frames of a joint at frame ``t``, with zeros outside the clip."""
         taps = self.weights[f"{name}.weight"]  # (d, C_in, k_t, 1)
         value = self.weights[f"{name}.bias"].copy()
         for tap in range(self.config.kernel_size):
@@ -228,8 +241,8 @@ class Reference:
             normed = self.norm("input_norm", frame.reshape(-1))  # channel n·3 + c
             frames.append([self.linear("embedding", normed[3 * n : 3 * n + 3]) for n in range(N)])
         for layer, width in enumerate(config.channels[: config.stage1_layers]):
-            codes = [sine_cosine(n, len(frames[0][0])) for n in range(N)]
-            frames = [self.basic_sformer(f"stage1.{layer}.spatial", frame, codes) for frame in frames]
+            all_codes = [sine_cosine(n, len(frames[0][0])) for n in range(N)]
+            frames = [self.basic_sformer(f"stage1.{layer}.spatial", features, all_codes) for features in frames]
             frames = self.tracks(f"stage1.{layer}.temporal", frames, width)
 
         all_joints = list(range(N))
@@ -237,29 +250,29 @@ class Reference:
         joints, focal = [features for features, _ in selected], [ranking for _, ranking in selected]
         partition = partition_of(config, self.skeleton) if config.part_branch else []
         parts = [self.part_features(frame, partition) for frame in frames] if partition else []
-        which, branches = focal, [joints, parts] if partition else [joints]
+        indices, branches = focal, [joints, parts] if partition else [joints]  # indices[t]: joints of frame t
         for layer, width in enumerate(config.channels[config.stage1_layers :]):
             name, width_in = f"stage2.{layer}", len(joints[0][0])
-            own = [0, 0] if config.shared_branches else [0, 1]  # which weights a branch goes through
+            block = [0, 0] if config.shared_branches else [0, 1]  # index of the block of each branch
             part_codes = [sine_cosine(p, width_in) for p in range(len(partition))]
             for t in range(len(joints)):
-                # The position of a focal joint is the joint's number, whatever its slot.
-                codes = [[sine_cosine(n, width_in) for n in which[t]], part_codes]
-                frame = [
-                    self.basic_sformer(f"{name}.spatial.{own[i]}", branch[t], codes[i], i - own[i])
+                # The position of a focal joint is the index of the joint in the skeleton.
+                codes = [[sine_cosine(n, width_in) for n in indices[t]], part_codes]
+                outputs = [
+                    self.basic_sformer(f"{name}.spatial.{block[i]}", branch[t], codes[i], i - block[i])
                     for i, branch in enumerate(branches)
                 ]
                 if config.cross_attention:
-                    frame = list(self.cross(f"{name}.cross", *frame, *codes))
-                for branch, features in zip(branches, frame, strict=True):
-                    branch[t] = features
+                    outputs = list(self.cross(f"{name}.cross", *outputs, *codes))
+                for branch, output in zip(branches, outputs, strict=True):
+                    branch[t] = output
             if width > width_in:
-                which = [which[t] for t in range(0, len(which), 2)]
-            branches = [self.tracks(f"{name}.temporal.{own[i]}", branch, width) for i, branch in enumerate(branches)]
+                indices = indices[::2]
+            branches = [self.tracks(f"{name}.temporal.{block[i]}", branch, width) for i, branch in enumerate(branches)]
             joints = branches[0]
 
         def average(branch: list[list[np.ndarray]]) -> np.ndarray:
-            return sum(x for frame in branch for x in frame) / sum(len(frame) for frame in branch)
+            return total(x for features in branch for x in features) / sum(len(features) for features in branch)
 
         return np.concatenate([average(branch) for branch in branches]), focal
 
@@ -268,12 +281,12 @@ class Reference:
         rows = []
         for clip in clips:
             persons = [self.person(person)[0] for person in clip if np.any(person != 0)]
-            pooled = sum(persons) / len(persons)
-            rows.append(self.linear("head.3", leaky(self.linear("head.0", pooled))))
+            pooled = total(persons) / len(persons)
+            rows.append(self.linear("head.3", leaky_relu(self.linear("head.0", pooled))))
         return np.stack(rows)
 
 
-def randomise(model: FGSTFormer, seed: int) -> None:
+def randomize(model: FGSTFormer, seed: int) -> None:
     """Set every parameter and running statistic to a random value of realistic magnitude."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
@@ -310,7 +323,7 @@ UNEVEN = (
 )
 
 # (skeleton, persons, frames, changes to a configuration of eight channels).
-CASES = {
+CASES: dict[str, tuple[Skeleton, int, int, dict[str, Any]]] = {
     "ucla": (NW_UCLA_20, 1, 6, {}),
     "ntu two persons": (NTU_25, 2, 5, {}),
     "widths double once": (NTU_25, 1, 7, {"channels": (8, 16, 16), "stage1_layers": 2}),
@@ -324,13 +337,13 @@ CASES = {
     "three dilations": (
         NTU_25, 1, 9, {"dilations": (1, 2, 3), "channels": (12, 24), "kernel_size": 5, "focal_joints": 6},
     ),
-    "an odd width": (NW_UCLA_20, 1, 7, {"dilations": (3, 1, 2), "channels": (9, 9), "kernel_size": 3}),
+    "odd width": (NW_UCLA_20, 1, 7, {"dilations": (3, 1, 2), "channels": (9, 9), "kernel_size": 3}),
     "one frame": (NW_UCLA_20, 2, 1, {"channels": (8, 16)}),
     "one focal joint": (NTU_25, 1, 5, {"focal_joints": 1}),
     "all joints focal": (NTU_25, 1, 4, {"focal_joints": 25, "parts": 5}),
-    "by score": (NTU_25, 2, 5, {"focal_order": "score", "parts": 25}),
+    "order by score": (NTU_25, 2, 5, {"focal_order": "score", "parts": 25}),
     "no gate": (NW_UCLA_20, 1, 6, {"focal_gate": False, "parts": 1}),
-    "no gate, by score": (NW_UCLA_20, 1, 6, {"focal_gate": False, "focal_order": "score", "parts": 20}),
+    "no gate, order by score": (NW_UCLA_20, 1, 6, {"focal_gate": False, "focal_order": "score", "parts": 20}),
     "custom parts": (NW_UCLA_20, 1, 5, {"parts": UNEVEN, "channels": (8, 8, 8), "stage2_layers": 2}),
     "layer norm": (NW_UCLA_20, 2, 7, {"norm": "layer", "channels": (8, 16, 16), "stage1_layers": 2, "parts": 5}),
     "explicit head width": (NTU_25, 1, 5, {"head_width": 3, "spatial_heads": 1}),
@@ -338,7 +351,7 @@ CASES = {
     "Basic-SFormer throughout": (
         NTU_25, 2, 5, {"focal_selection": False, "part_branch": False, "cross_attention": False, "focal_joints": 99},
     ),
-    "focal joints alone": (NW_UCLA_20, 1, 6, {"part_branch": False, "cross_attention": False}),
+    "focal joints only": (NW_UCLA_20, 1, 6, {"part_branch": False, "cross_attention": False}),
     "two branches, no cross-attention": (
         NW_UCLA_20, 2, 5, {"cross_attention": False, "stage2_layers": 2, "channels": (8, 8, 16)},
     ),
@@ -357,11 +370,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_network_matches_reference(case: str) -> None:
     skeleton, M, T, changes = CASES[case]
-    defaults = {"channels": (8, 8), "stage1_layers": 1, "stage2_layers": 1, "focal_joints": 7}
+    defaults: dict[str, Any] = {"channels": (8, 8), "stage1_layers": 1, "stage2_layers": 1, "focal_joints": 7}
     config = ModelConfig(**(defaults | changes))
     seed = list(CASES).index(case)
     model = FGSTFormer(config, skeleton, NUM_CLASSES, frames=T).eval()
-    randomise(model, seed)
+    randomize(model, seed)
     clips = make_clips(2, M, T, skeleton.num_joints, seed)
     reference = Reference({name: value.numpy() for name, value in model.state_dict().items()}, config, skeleton)
 
@@ -369,17 +382,17 @@ def test_network_matches_reference(case: str) -> None:
     with torch.no_grad():
         actual = model(torch.from_numpy(clips)).numpy()
 
-    assert np.abs(expected[0] - expected[1]).max() > 0.01  # otherwise the comparison would prove little
+    assert np.abs(expected[0] - expected[1]).max() > 0.01  # the scores depend on the clips
     # Sums have up to 2^8 terms. Random weights produce attention logits of up to 2^6, by whose magnitude the softmax
     # amplifies the errors of earlier layers.
     assert_close(actual, expected, terms=2**14)
 
 
-def test_frames_select_different_joints() -> None:
-    """The comparison above covers a selection that changes from frame to frame."""
+def test_reference_selects_different_joints_in_frames() -> None:
+    """The comparison includes selections that change from frame to frame."""
     config = ModelConfig(channels=(8, 8), stage1_layers=1, stage2_layers=1, focal_joints=7)
     model = FGSTFormer(config, NW_UCLA_20, NUM_CLASSES, frames=6).eval()
-    randomise(model, 0)
+    randomize(model, 0)
     reference = Reference({name: value.numpy() for name, value in model.state_dict().items()}, config, NW_UCLA_20)
     clip = make_clips(1, 1, 6, 20, 0)[0, 0]
     _, focal = reference.person(clip)

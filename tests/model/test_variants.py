@@ -1,4 +1,4 @@
-"""Presets and ablations of the paper's tables: golden losses, compilation, export and bfloat16.
+"""Presets and ablations of the paper's tables: golden losses, bfloat16, compilation and export.
 
 ``FGST_WRITE_GOLDEN=1 pytest tests/model/test_variants.py`` rewrites the golden losses after an intended change.
 """
@@ -20,53 +20,18 @@ from fgst.config import PRESETS, ModelConfig
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
+from tests.model.small_networks import (
+    BFLOAT16_ROUNDINGS,
+    EVALUATION_ROUNDINGS,
+    VARIANTS,
+    clips_of,
+    gradients,
+    relative_error,
+    variant,
+)
 from tests.support.numerics import assert_close, epsilon
 
-# Roundings in an evaluation of the small network: sums of up to 2^8 terms, and 2^3 blocks and norms in sequence.
-EVALUATION_ROUNDINGS = 2**11
-# In bfloat16 about 150 operations in sequence round the features, with random signs: sqrt(150) ≈ 12 epsilon, 10 % of
-# the scores' spread.
-BFLOAT16_ROUNDINGS = 12
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-SMALL: dict[str, Any] = {"channels": (8, 8, 16), "stage1_layers": 2, "stage2_layers": 1, "focal_joints": 6}
-NO_CROSS = {"cross_attention": False}
-NO_PARTS = {"part_branch": False, **NO_CROSS}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "Table 1, Basic-SFormer": {"focal_selection": False, **NO_PARTS},
-    "Table 1, A": NO_PARTS,
-    "Table 1, B": NO_CROSS,
-    "Table 1, C": {},
-    **{f"Table 2, K={K}": {"focal_joints": K} for K in (3, 6, 9, 12, 15, 18, 20)},
-    "Table 3, Basic-TFormer": {"temporal": "attention"},
-    "Table 3, TCN only": {"temporal": "convolution"},
-    **{f"Table 4, {L1}/{4 - L1}": {"channels": (8, 8, 16, 16), "stage1_layers": L1, "stage2_layers": 4 - L1}
-       for L1 in (1, 2, 3)},
-    **{f"P={P}": {"parts": P} for P in (1, 2, 5, 6, 10, 20)},
-    "dilations 1, 3": {"dilations": (1, 3)},
-    "dilations 1, 2, 3, 4": {"dilations": (1, 2, 3, 4)},
-    "one dilation": {"dilations": (1,)},
-    "no gate": {"focal_gate": False},
-    "order by score": {"focal_order": "score"},
-    "layer norm": {"norm": "layer"},
-    "head width 5": {"head_width": 5},
-    "dropout": {"dropout": 0.1},
-    "shared branches": {"shared_branches": True},
-    "shared branches without JP-CA": {"shared_branches": True, **NO_CROSS},
-    "parts without focal joints": {"focal_selection": False},
-}  # fmt: skip
-
-
-def clips_of(B: int, M: int, T: int, N: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    pose = torch.randn(B, M, 1, N, 3, generator=generator)
-    clips = pose + 0.5 * torch.randn(B, M, T, N, 3, generator=generator)
-    clips[-1, 1:] = 0
-    return clips
-
-
-def variant(name: str, frames: int = 9) -> FGSTFormer:
-    torch.manual_seed(0)
-    return FGSTFormer(ModelConfig(**(SMALL | VARIANTS[name])), NW_UCLA_20, 4, frames=frames)
 
 
 def three_steps(model: FGSTFormer, clips: Tensor) -> list[float]:
@@ -84,12 +49,13 @@ def three_steps(model: FGSTFormer, clips: Tensor) -> list[float]:
 
 
 def check_golden(name: str, losses: list[float]) -> None:
+    """Compare losses with the stored ones, or store them if ``FGST_WRITE_GOLDEN`` is set."""
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("FGST_WRITE_GOLDEN"):
         golden[name] = losses
         GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
     # The losses were computed in float64 on another processor. The order of sums and the rounding of fused operations
-    # depend on the processor and perturb features and gradients by up to 2^8 epsilon. Three steps amplify a
+    # depend on the processor, and perturb features and gradients by up to 2^8 epsilon. Three steps amplify a
     # perturbation of all weights by less than 2^7 (measured: 64 epsilon become at most 4,300 epsilon in a loss). The
     # resulting bound is 1.5e-11 of the loss; wrong signs or factors change the losses by more than 1e-6.
     assert_close(losses, golden[name], terms=2**16)
@@ -119,26 +85,26 @@ def test_golden_losses_cover_variants_and_presets() -> None:
 
 def test_variants_are_distinct_networks() -> None:
     golden = json.loads(GOLDEN.read_text())
-    same = {"Table 1, C", "Table 2, K=6", "P=10"}  # the small network without changes
-    losses = [tuple(golden[name]) for name in VARIANTS if name not in same]
+    equal = {"Table 1, C", "Table 2, K=6", "P=10"}  # the small network without changes
+    losses = [tuple(golden[name]) for name in VARIANTS if name not in equal]
     assert len(set(losses)) == len(losses)
-    assert len({tuple(golden[name]) for name in same}) == 1
+    assert len({tuple(golden[name]) for name in equal}) == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "field"),
     [
         ({"part_branch": False}, "model.cross_attention"),
         ({"part_branch": False, "cross_attention": False, "shared_branches": True}, "model.shared_branches"),
         ({"temporal": "convolutional"}, "model.temporal"),
     ],
 )
-def test_invalid_combinations_are_rejected_by_name(changes: dict[str, Any], word: str) -> None:
-    with pytest.raises(InputError, match=word):
+def test_invalid_combinations_are_rejected_with_field_name(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError, match=field):
         ModelConfig(**changes)
 
 
-def test_disabled_features_are_not_checked_against_the_skeleton() -> None:
+def test_settings_of_disabled_blocks_are_not_checked() -> None:
     ModelConfig(focal_selection=False, focal_joints=25).check_skeleton(NW_UCLA_20)
     ModelConfig(part_branch=False, cross_attention=False, parts=7).check_skeleton(NW_UCLA_20)
 
@@ -151,26 +117,14 @@ def _single_precision() -> None:
     torch.set_default_dtype(torch.float32)
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Return the largest deviation relative to the standard deviation of the scores."""
-    return float((actual.float() - expected).abs().max() / expected.std())
-
-
-def gradients(model: FGSTFormer) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
 @pytest.mark.usefixtures("_single_precision")
 @pytest.mark.parametrize("name", ["Table 1, C", "Table 3, TCN only", "Table 3, Basic-TFormer", "shared branches"])
 def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
     """Scores agree within BFLOAT16_ROUNDINGS · eps of their spread, and gradients have a cosine above 0.99.
 
-    All joints are selected: if two scores are nearly equal, rounding decides which joint is selected, and no bound
-    holds.
+    All joints are selected, because rounding may change the selection between joints with nearly equal scores.
     """
-    VARIANTS["agreement"] = VARIANTS[name] | {"focal_joints": 20, "channels": (32, 32, 64)}
-    model, clips = variant("agreement"), clips_of(8, 1, 9, 20)
-    del VARIANTS["agreement"]
+    model, clips = variant(name, focal_joints=20, channels=(32, 32, 64)), clips_of(8, 1, 9, 20)
     labels = torch.arange(8) % 4
     results = []
     for enabled in (False, True):
@@ -179,22 +133,23 @@ def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
             scores = model(clips)
         cross_entropy(scores.float(), labels).backward()
         results.append((scores.detach(), gradients(model)))
-    (scores, gradient), (rounded, other) = results
+    (scores, gradient), (rounded, rounded_gradient) = results
     assert rounded.dtype == torch.bfloat16
     assert relative_error(rounded, scores) < BFLOAT16_ROUNDINGS * epsilon(torch.bfloat16)
-    assert torch.cosine_similarity(gradient, other, dim=0) > 0.99
+    assert torch.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.99
 
 
 @pytest.mark.usefixtures("_single_precision")
-def test_autocast_reaches_all_blocks() -> None:
-    """A float32 operand would promote all features after it, and every product would copy them back."""
-    model, dtypes = variant("Table 1, C"), {}
+def test_all_blocks_output_bfloat16_under_autocast() -> None:
+    """A float32 operand would promote all later features, which every product would convert back."""
+    model = variant("Table 1, C")
+    dtypes: dict[str, torch.dtype] = {}
     for name, module in model.named_modules():
         if name.endswith(("spatial", "temporal", "spatial.0", "temporal.0", "parts", "embedding")):
             module.register_forward_hook(lambda _m, _i, output, name=name: dtypes.update({name: output.dtype}))
     with torch.autocast("cpu", torch.bfloat16):
         model(clips_of(2, 1, 9, 20))
-    assert dtypes.pop("embedding") == torch.float32  # coordinates keep their precision
+    assert dtypes.pop("embedding") == torch.float32  # the coordinates are float32
     assert set(dtypes.values()) == {torch.bfloat16}
     assert len(dtypes) >= 7
 
@@ -214,7 +169,7 @@ def test_network_compiles_without_graph_breaks(M: int) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.usefixtures("_single_precision")
 def test_compiled_training_agrees_with_eager() -> None:
-    """Losses of three steps in float32: fused kernels round differently, amplified by the steps as in check_golden."""
+    """Losses of three steps agree in float32, although fused kernels round differently (see check_golden)."""
     torch.compiler.reset()
     clips = clips_of(4, 1, 9, 20)
     eager = three_steps(variant("Table 1, C"), clips)

@@ -1,4 +1,4 @@
-"""Reading a cluster's maximum size from its configuration, and publishing it."""
+"""Reading the maximum size of a cluster from its configuration, and publishing it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import pytest
 
 from fgst.cli import autoscaling
 from fgst.errors import InputError
-from fgst.ops.autoscaling import read_node_groups
-from fgst.sweep.backends._ray_private import NodeGroup
+from fgst.ops.autoscaling import NodeGroup, read_node_groups
 from tests.support.cluster.config_checks import ROOT, read
 
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[NodeGroup]]:
-    """The groups that the command publishes; tests/sweep/backends/test_preflight.py does so in a real cluster."""
+    """The groups that the command publishes; ``test_preflight.py`` publishes some in a real cluster."""
     calls: list[Sequence[NodeGroup]] = []
     monkeypatch.setattr(autoscaling, "publish_node_groups", lambda groups, address: calls.append(groups))
     return calls
 
 
-def test_publishes_worker_groups_without_head(
+def test_worker_groups_are_published_without_head(
     tmp_path: Path, published: list[Sequence[NodeGroup]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = read(ROOT / "cluster.yaml")
-    config["available_node_types"]["gpu"]["resources"] = {"CPU": 4, "GPU": 1}  # as Ray fills them in
+    config["available_node_types"]["gpu"]["resources"] = {"CPU": 4, "GPU": 1}  # as filled in by Ray
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(config))
     assert read_node_groups(file) == [NodeGroup(4, {"CPU": 4, "GPU": 1})]
-    config["max_workers"] = 3  # of all types together
+    config["max_workers"] = 3  # limits the sum over all types
     file.write_text(json.dumps(config))
     autoscaling.main([str(file)])
     autoscaling.main(["8", "CPU=16", "GPU=2"])

@@ -1,4 +1,4 @@
-"""The team's tracking server: authentication, concurrent writers, restarts, artifact locations and error messages."""
+"""The tracking server of a team: authentication, concurrent writers, restarts, artifact locations, error messages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def store(server: TeamServer, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
 
 
 @pytest.mark.slow
-def test_concurrent_writers_lose_nothing(store: TrackingStore, tmp_path: Path) -> None:
+def test_runs_of_concurrent_writers_are_complete(store: TrackingStore, tmp_path: Path) -> None:
     experiment = store.experiment("writers")
     processes = []
     for number in range(WRITERS):
@@ -79,26 +79,28 @@ def test_concurrent_writers_lose_nothing(store: TrackingStore, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("store")
-def test_wrong_password_ends_sweep_before_it_starts(server: TeamServer, tmp_path: Path) -> None:
+def test_wrong_password_is_rejected_before_sweep_starts(server: TeamServer, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "sweeps" / "focal_k.py"
     environment = {**os.environ, "MLFLOW_TRACKING_PASSWORD": "wrong"}
     command = [sys.executable, str(script), "--preset", "tiny", "--epochs", "1", "--values", "3"]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"error: the tracking server {server.uri} refuses these credentials")
-    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in done.stderr
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: the tracking server {server.uri} refuses these credentials"
+    )
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in result.stderr
     assert not (tmp_path / "ray_results").exists()
 
 
 @pytest.mark.slow
 def test_restart_reuses_data(server: TeamServer, store: TrackingStore) -> None:
-    run = store.start(store.experiment("restart"), "restart", "restart", {"note": "here"})
+    run = store.start(store.experiment("restart"), "restart", "restart", {"note": "text"})
     assert "all data remains in" in server.stop()
     assert not (server.folder / "data" / "postgres" / "postmaster.pid").exists()
     server.start()
-    assert TrackingStore().run(run.run_id).data.tags["note"] == "here"
+    assert TrackingStore().run(run.run_id).data.tags["note"] == "text"
     for name in ("secret", "password"):
         file = server.folder / "data" / name
         assert not file.exists() or file.stat().st_mode & 0o077 == 0
@@ -141,7 +143,9 @@ def test_unusable_artifact_location_is_rejected(uri: str, message: str, tmp_path
 def test_artifact_location_is_fixed_after_first_start(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    assert artifact_root(folder, "s3://wrong/x") == "s3://wrong/x"  # can be changed until the server has started once
+    assert (
+        artifact_root(folder, "s3://wrong/x") == "s3://wrong/x"
+    )  # the location can change until the first start of the server
     assert artifact_root(folder, "s3://bucket/x/") == "s3://bucket/x"
     (folder / "known").touch()
     assert artifact_root(folder, "s3://bucket/x") == "s3://bucket/x"
@@ -174,13 +178,13 @@ def test_artifacts_are_stored_in_bucket(tmp_path: Path, monkeypatch: pytest.Monk
         store = TrackingStore()
         run = store.start(store.experiment("bucket"), "bucket", "bucket", {})
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "note.txt").write_text("here")
+        (tmp_path / "out" / "note.txt").write_text("text")
         run.log_artifacts(tmp_path / "out")
         (key,) = [item.key for item in bucket.objects.all() if not item.key.endswith("/")]
         assert key.startswith("mlflow/")
         assert key.endswith(f"{run.run_id}/artifacts/note.txt")
         with store.artifacts(run.run_id, "note.txt") as note:
-            assert note.read_text() == "here"
+            assert note.read_text() == "text"
         assert not (server.folder / "data" / "artifacts").exists()
     finally:
         server.end()

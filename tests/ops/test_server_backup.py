@@ -1,4 +1,4 @@
-"""Backups of the team's tracking server in an object store."""
+"""Backups of the tracking server of a team in an object store."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.support.team_server import TeamServer
 
 @pytest.fixture
 def server(tmp_path: Path) -> Path:
-    """The folder of a server that has started before, with the modes that it must have."""
+    """The folder of a server that was started at least once, with the permissions that it must have."""
     folder = tmp_path / "server"
     for name, content in {
         "known": "",
         "secret": "s",
-        "mlflow.log": "long",
+        "mlflow.log": "log",
         "postgres/PG_VERSION": "16",
         "lock": "",
     }.items():
@@ -55,7 +55,7 @@ def test_restore_without_backup_changes_nothing(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "server").exists()
 
 
-def test_truncated_backup_can_be_restored_later(server: Path, tmp_path: Path) -> None:
+def test_restore_succeeds_after_failure_with_truncated_backup(server: Path, tmp_path: Path) -> None:
     backup = tmp_path / "backup.tar.gz"
     (server / "postgres" / "base").write_bytes(bytes(range(256)) * 4000)
     main(["save", str(server), backup.as_uri()])
@@ -99,7 +99,7 @@ def test_restored_server_has_all_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         for name, value in first.environment.items():
             monkeypatch.setenv(name, value)
         store = TrackingStore()
-        run = store.start(store.experiment("backup"), "backup", "backup", {"note": "here"})
+        run = store.start(store.experiment("backup"), "backup", "backup", {"note": "text"})
         uri = (tmp_path / "backup.tar.gz").as_uri()
         with pytest.raises(InputError, match="stop it first"):
             main(["save", str(first.folder / "data"), uri])
@@ -109,7 +109,7 @@ def test_restored_server_has_all_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         main(["restore", str(second.folder / "data"), uri])
         second.start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", second.uri)
-        assert TrackingStore().run(run.run_id).data.tags["note"] == "here"
+        assert TrackingStore().run(run.run_id).data.tags["note"] == "text"
         second.stop()
     finally:
         first.end()

@@ -1,4 +1,4 @@
-"""The spot watcher, against a local metadata service that follows AWS's documentation."""
+"""The spot watcher, with a local metadata service that follows AWS's documentation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def service() -> Iterator[MetadataService]:
 
 
 def test_interruption_notice_is_read(service: MetadataService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be used for a link-local service
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # the metadata service must be accessed without a proxy
     metadata = InstanceMetadata(service.url)
     assert metadata.interruption_notice() is None
     service.announce(120)
@@ -50,21 +50,21 @@ def test_interruption_notice_is_read(service: MetadataService, monkeypatch: pyte
     assert notice is not None
     assert notice.action == "terminate"
     assert 100 < notice.seconds <= 120
-    assert len(service.tokens) == 1  # requests share a token
+    assert len(service.tokens) == 1  # the token is reused
     service.announce(-5, "stop")
     assert metadata.interruption_notice() == InterruptionNotice("stop", 0.0)
-    service.notice = "something new"
+    service.notice = "unknown format"
     assert metadata.interruption_notice() == InterruptionNotice("terminate", spot_watcher.DEFAULT_NOTICE)
 
 
 def test_watcher_survives_expired_token_and_outage(service: MetadataService) -> None:
     outage_end = 4 + 2 * spot_watcher.MAX_CONNECTION_ATTEMPTS
-    sleeps = []
+    sleeps: list[float] = []
 
     def sleep(seconds: float) -> None:
         sleeps.append(seconds)
         if len(sleeps) == 2:
-            service.tokens.append("another")  # the previous token has expired
+            service.tokens.append("another")  # the previous token expires
         if 4 <= len(sleeps) < outage_end:
             service.down = True
         if len(sleeps) == outage_end:
@@ -87,7 +87,7 @@ def test_machine_without_metadata_service_is_rejected(service: MetadataService) 
 
 
 def start_titled(folder: Path, title: str) -> subprocess.Popen[bytes]:
-    """Start a process with a title as Ray sets it, which exits with code 7 on SIGTERM."""
+    """Start a process that has a title like those of Ray's processes and exits with code 7 on SIGTERM."""
     script = "import os, signal, sys; signal.signal(15, lambda *a: os._exit(7)); print(1, flush=True); signal.pause()"
     process = subprocess.Popen([title, "-c", script], executable=sys.executable, stdout=subprocess.PIPE, cwd=folder)
     assert process.stdout is not None
@@ -99,14 +99,14 @@ def test_trials_receive_sigterm_after_drain(tmp_path: Path, monkeypatch: pytest.
     processes = {title: start_titled(tmp_path, title) for title in ("ray::Trainable.train", "ray::IDLE", "python")}
     own_pids = {process.pid for process in processes.values()}
     drains = []
-    all_trials = spot_watcher.trial_processes  # of the whole machine, which may run other tests
+    all_trials = spot_watcher.trial_processes  # includes processes of other tests on this machine
     monkeypatch.setattr(spot_watcher, "trial_processes", lambda: [p for p in all_trials() if p.pid in own_pids])
     trial = processes["ray::Trainable.train"]
     monkeypatch.setattr(spot_watcher, "request_drain", lambda *arguments: drains.append((*arguments, trial.poll())))
     try:
         assert evacuate(InterruptionNotice("terminate", 90.0), "i-1") == 1
         assert trial.wait(20) == 7
-        assert drains == [(90.0, "i-1", None)]  # None: the trial was still running
+        assert drains == [(90.0, "i-1", None)]  # None: the trial was running at the time of the drain
         assert [processes[title].poll() for title in ("ray::IDLE", "python")] == [None, None]
     finally:
         for process in processes.values():
@@ -159,7 +159,7 @@ def test_failed_drain_is_logged(
 
 @pytest.mark.slow
 def test_drained_node_gets_no_new_work(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """On a real two-node cluster, draining keeps running trials, which then exit on SIGTERM."""
+    """On a real cluster of two nodes, draining does not end trials; they exit on SIGTERM."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -169,7 +169,7 @@ def test_drained_node_gets_no_new_work(monkeypatch: pytest.MonkeyPatch, caplog: 
         cluster.add_node(num_cpus=2, env_vars={"RAY_CLOUD_INSTANCE_ID": "i-1"})
         ray.init(address=cluster.address, logging_level="ERROR")
 
-        class Trainable:  # as Tune names it
+        class Trainable:  # the name that Tune uses
             def run(self) -> None:
                 time.sleep(600)
 
@@ -190,11 +190,11 @@ def test_drained_node_gets_no_new_work(monkeypatch: pytest.MonkeyPatch, caplog: 
         assert not request_drain(100, "i-2", cluster.address)
         assert "no node on instance i-2" in caplog.messages[-1]
         assert request_drain(100, "i-1", cluster.address)
-        # A core of the node is free, but the next actor waits for another node.
+        # The next actor waits for another node, although a core of the drained node is free.
         node_id = actor.remote().node.remote()
         new_node = cluster.add_node(num_cpus=2)
         assert ray.get(node_id, timeout=120) == new_node.node_id
-        assert psutil.pid_exists(pid)  # draining alone ends no process
+        assert psutil.pid_exists(pid)  # draining does not end processes
         psutil.Process(pid).terminate()
         with pytest.raises(ray.exceptions.RayError):
             ray.get(running, timeout=60)

@@ -1,4 +1,4 @@
-"""The documentation: its Python blocks run, its commands and settings exist, its generated pages are current."""
+"""The documentation: Python blocks run, commands, files and settings exist, and generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ def page(path: str) -> str:
 
 
 def section(path: str, heading: str) -> str:
-    """The text under a heading, up to the next heading of its level."""
+    """Return the text below a heading, up to the next heading of the same level."""
     level = heading.split()[0]
     return re.split(rf"^{level} ", page(path).split(f"\n{heading}\n", 1)[1], flags=re.MULTILINE)[0]
 
 
 def python_blocks(text: str) -> list[str]:
+    """Return the content of all Python code blocks."""
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
@@ -70,7 +71,7 @@ def test_skeleton_and_attention_map_examples() -> None:
     assert names["maps"].focal_joints.shape == (2, 1, 16, 5)
 
 
-def test_rows_of_the_ablation_table_are_valid_settings() -> None:
+def test_ablation_table_contains_valid_settings() -> None:
     rows = re.findall(r"^\| Table.*\| (.*) \|$", section("docs/model.md", "## The paper's variants"), re.MULTILINE)
     assert len(rows) == 6
     for cell in rows:
@@ -96,8 +97,10 @@ def test_sweep_examples_define_trials(path: str, heading: str, field: str, value
     assert [config.flat()[field] for config in configs] == values
 
 
-def test_data_format_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """The format of docs/architecture.md: parsed, written, checked, and run by its command line."""
+def test_data_format_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example of docs/architecture.md parses files, writes a data set, and reports invalid files."""
     reader, command, entry_point = python_blocks(section("docs/architecture.md", "## Add a raw data format"))
     xyz = load("fgst.data.formats.xyz", reader, tmp_path, monkeypatch)
     data_xyz = load("fgst.cli.data_xyz", command, tmp_path, monkeypatch)
@@ -122,7 +125,7 @@ def test_data_format_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def load(name: str, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a module of the package from the text of an example."""
+    """Import the source of an example as a module of the package."""
     path = folder / f"{name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -134,11 +137,11 @@ def load(name: str, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     return module
 
 
-def test_generated_pages_are_current() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "tools" / "generate_docs.py"), "--check"]
     environment = os.environ | {"COLUMNS": "40", "FGST_STORAGE": "elsewhere"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -152,7 +155,7 @@ def test_linked_files_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_documented_scripts_and_modules_exist(path: Path) -> None:
-    """Examples of new files name kernel, dropout and xyz."""
+    """This excludes the files that readers create in examples: dropout and xyz."""
     text = path.read_text(encoding="utf-8")
     scripts = set(re.findall(r"\bpython (sweeps/\w+\.py)", text)) - {"sweeps/NAME.py", "sweeps/dropout.py"}
     modules = set(re.findall(r"\bpython -m ((?:fgst|data_prep)(?:\.\w+)+)", text)) - {"data_prep.xyz"}

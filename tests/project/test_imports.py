@@ -1,4 +1,4 @@
-"""The import graph: layers, cycles, public APIs, and which package may import which library."""
+"""The import graph: layers, cycles, public APIs, and where libraries may be imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.source import ROOT, Import, imports, modules, parse, relative
 
-# From the bottom to the top; a module imports only its own layer and those below it.
+# From bottom to top. A module imports only from its own layer and from lower layers.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("fgst.errors", "fgst.network", "fgst.field_values", "fgst.config"),
     ("fgst.data",),
@@ -32,7 +32,7 @@ FGST = {name: path for name, path in modules().items() if name.partition(".")[0]
 PACKAGES = sorted(name for name, path in FGST.items() if path.name == "__init__.py")
 MAX_LINES = 450
 
-# Where a library may be imported. "module": also at the top of a module; "function": only within functions.
+# Where a library may be imported: "module" also at the top of a module, "function" only within functions.
 LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
     "ray": {
         "module": ("fgst/sweep/backends/",),
@@ -42,7 +42,7 @@ LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
     "optuna": {"module": ("fgst/sweep/search.py", "fgst/sweep/report/"), "function": ()},
     "argparse": {"module": ("fgst/cli/",), "function": ()},
 }
-# Modules that may be imported without waiting for any of these libraries.
+# Modules whose import must not load any of these libraries.
 HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "matplotlib", "plotly", "scipy", "sqlalchemy", "rich")
 LIGHT = (
     *("fgst", "fgst.config", "fgst.errors", "fgst.network"),
@@ -52,7 +52,7 @@ LIGHT = (
     # The tables of `fgst runs` are imported when they are printed.
     *(name for name in sorted(FGST) if name.startswith("fgst.cli") and name != "fgst.cli.runs_tables"),
 )
-# The core knows neither the tracking nor the search: these may import torch, but none of the other libraries.
+# The core is independent of tracking and search: it may import torch, but none of the other libraries.
 CORE = tuple(
     name for name in sorted(FGST) if re.match(r"fgst\.(data|model|evaluation|training)\b", name) and "plots" not in name
 )
@@ -60,7 +60,7 @@ PRIVATE_RAY = re.compile(r"\bray(\.\w+)*\._\w+|\bfrom ray import _\w+")
 
 
 def layer_of(module: str) -> int:
-    """The index of a module's layer; entry points are above all of them."""
+    """Return the index of a module's layer; entry points are above all layers."""
     if module.endswith("__main__"):
         return ENTRY_POINTS
     for index, packages in enumerate(LAYERS):
@@ -69,8 +69,9 @@ def layer_of(module: str) -> int:
     return ENTRY_POINTS
 
 
-def first_party(found: Iterable[Import]) -> list[Import]:
-    return [item for item in found if item.module in modules()]
+def first_party(imported: Iterable[Import]) -> list[Import]:
+    """Return the imports of modules of this project."""
+    return [item for item in imported if item.module in modules()]
 
 
 # Layers and cycles
@@ -100,7 +101,7 @@ def test_package_does_not_import_scripts(module: str) -> None:
 
 
 def test_imports_have_no_cycle() -> None:
-    """Imports within functions count: a cycle that is hidden in a function is still a cycle."""
+    """Imports within functions are included."""
     graph = {
         module: {item.module for item in first_party(imports(parse(path))) if not item.for_typing} - {module}
         for module, path in FGST.items()
@@ -111,7 +112,7 @@ def test_imports_have_no_cycle() -> None:
         pytest.fail(f"cycle: {' <- '.join(error.args[1])}")
 
 
-def test_cycle_is_found() -> None:
+def test_cycle_is_detected() -> None:
     with pytest.raises(CycleError):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
@@ -120,7 +121,7 @@ def test_cycle_is_found() -> None:
 
 
 def lazy_imports_without_reason(source: str) -> list[int]:
-    """Lines of first-party imports within functions that no comment with the word "lazy" explains.
+    """Return the lines of first-party imports within functions without a comment that contains the word "lazy".
 
     The comment is on the import's line, on the line before, or before the first of several imports in a row.
     """
@@ -165,7 +166,7 @@ def test_imports_within_functions_have_a_reason(module: str) -> None:
         ("def f():\n    import torch", []),
     ],
 )
-def test_lazy_import_without_reason_is_found(source: str, lines: list[int]) -> None:
+def test_lazy_import_without_reason_is_detected(source: str, lines: list[int]) -> None:
     assert lazy_imports_without_reason(source) == lines
 
 
@@ -173,28 +174,28 @@ def test_lazy_import_without_reason_is_found(source: str, lines: list[int]) -> N
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_library_is_imported_only_where_it_belongs(library: str) -> None:
-    rule, wrong = LIBRARIES[library], []
+def test_library_is_imported_in_allowed_modules_only(library: str) -> None:
+    rule, violations = LIBRARIES[library], []
     for path in FGST.values():
         for item in imports(parse(path)):
             allowed = rule["module"] + (rule["function"] if item.in_function or item.for_typing else ())
             if item.top_level == library and not relative(path).startswith(allowed):
-                wrong.append(f"{relative(path)}:{item.line}")
-    assert wrong == []
+                violations.append(f"{relative(path)}:{item.line}")
+    assert violations == []
 
 
-def test_parsed_arguments_stay_in_the_command_line_package() -> None:
-    wrong = [
+def test_argparse_namespaces_are_used_in_command_line_package_only() -> None:
+    violations = [
         relative(path)
         for path in FGST.values()
         if not relative(path).startswith("fgst/cli/") and re.search(r"\bNamespace\b", path.read_text(encoding="utf-8"))
     ]
-    assert wrong == []
+    assert violations == []
 
 
 def test_private_functions_of_ray_are_used_in_one_module() -> None:
-    using = [relative(path) for path in FGST.values() if PRIVATE_RAY.search(path.read_text(encoding="utf-8"))]
-    assert using == ["fgst/sweep/backends/_ray_private.py"]
+    users = [relative(path) for path in FGST.values() if PRIVATE_RAY.search(path.read_text(encoding="utf-8"))]
+    assert users == ["fgst/sweep/backends/_ray_private.py"]
 
 
 @pytest.mark.parametrize(
@@ -208,12 +209,12 @@ def test_private_functions_of_ray_are_used_in_one_module() -> None:
         ("array._private", False),
     ],
 )
-def test_private_function_of_ray_is_recognised(text: str, private: bool) -> None:
+def test_private_function_of_ray_is_detected(text: str, private: bool) -> None:
     assert bool(PRIVATE_RAY.search(text)) == private
 
 
-def loaded(names: Iterable[str], libraries: Iterable[str]) -> str:
-    """Import modules one by one in a new process; return the first that loads one of the libraries."""
+def loading_error(names: Iterable[str], libraries: Iterable[str]) -> str:
+    """Import modules one by one in a new process, and report the first one that loads one of the libraries."""
     script = f"""
 import importlib, sys
 for name in {list(names)!r}:
@@ -227,22 +228,22 @@ for name in {list(names)!r}:
 
 
 def test_light_modules_load_no_heavy_library() -> None:
-    assert loaded(LIGHT, HEAVY) == ""
+    assert loading_error(LIGHT, HEAVY) == ""
 
 
 def test_core_loads_neither_tracking_nor_search() -> None:
-    assert loaded(CORE, [library for library in HEAVY if library not in ("torch", "scipy")]) == ""
+    assert loading_error(CORE, [library for library in HEAVY if library not in ("torch", "scipy")]) == ""
 
 
-def test_loading_a_heavy_library_is_found() -> None:
-    assert loaded(["fgst.model.fgstformer"], ["torch"]) == "fgst.model.fgstformer loads torch"
+def test_loading_of_heavy_library_is_detected() -> None:
+    assert loading_error(["fgst.model.fgstformer"], ["torch"]) == "fgst.model.fgstformer loads torch"
 
 
 # Packages
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_package_has_a_docstring_and_a_public_api(package: str) -> None:
+def test_package_has_docstring_and_public_api(package: str) -> None:
     module = importlib.import_module(package)
     assert module.__doc__, f"{package}: the docstring is missing"
     assert isinstance(module.__all__, list | tuple), f"{package}: __all__ is missing"
@@ -250,16 +251,16 @@ def test_package_has_a_docstring_and_a_public_api(package: str) -> None:
     for name in module.__all__:
         assert getattr(module, name) is not None, f"{package}.{name}"
     with pytest.raises(AttributeError):
-        module.no_such_name  # noqa: B018  (a lazy __getattr__ raises, too)
+        module.no_such_name  # noqa: B018 (a lazy __getattr__ must raise, too)
 
 
 @pytest.mark.parametrize("module", sorted(FGST))
-def test_module_is_of_moderate_length(module: str) -> None:
+def test_module_length_is_limited(module: str) -> None:
     lines = len(FGST[module].read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_LINES, f"{relative(FGST[module])} has {lines} lines; split it"
 
 
-# What the helpers find
+# Helpers of these tests
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_module_is_of_moderate_length(module: str) -> None:
         ("rays = 'import ray'", []),
     ],
 )  # fmt: skip
-def test_imports_are_found(source: str, expected: list[tuple[str, bool, bool]]) -> None:
+def test_imports_are_listed(source: str, expected: list[tuple[str, bool, bool]]) -> None:
     assert [(i.module, i.in_function, i.for_typing) for i in imports(ast.parse(source))] == expected
 
 
@@ -289,7 +290,7 @@ def test_imports_are_found(source: str, expected: list[tuple[str, bool, bool]]) 
         ("fgst.training.trainer", lambda layer: layer == 4),
     ],
 )
-def test_layers_are_recognised(module: str, check: Callable[[int], bool]) -> None:
+def test_layer_of_module(module: str, check: Callable[[int], bool]) -> None:
     assert check(layer_of(module))
 
 

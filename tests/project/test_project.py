@@ -1,4 +1,4 @@
-"""Rules for the project as a whole: the mlflow/ folder, unpickling, packaging and pinned versions."""
+"""Rules for the whole project: the folder ``mlflow/``, unpickling, packaging and pinned versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(en
 
 
 def unpickling(tree: ast.AST) -> Iterator[str]:
-    """Everything in a source that could execute code contained in a file."""
+    """Yield all constructs of a source that could execute code contained in a file."""
     yield from (f"imports {item.top_level}" for item in imports(tree) if item.top_level in UNPICKLERS)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -41,7 +41,7 @@ def unpickling(tree: ast.AST) -> Iterator[str]:
 # The folder mlflow/
 
 
-def test_import_mlflow_finds_the_library() -> None:
+def test_import_mlflow_imports_library() -> None:
     """The folder mlflow/ in the working directory must not shadow the library."""
     script = "import importlib.util; print(importlib.util.find_spec('mlflow').origin)"
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -53,7 +53,7 @@ def test_import_mlflow_finds_the_library() -> None:
     assert Path(str(specification.origin)) == origin
 
 
-def test_folder_mlflow_contains_no_module() -> None:
+def test_mlflow_folder_contains_no_module() -> None:
     assert (ROOT / "mlflow").is_dir()
     assert [path for path in (ROOT / "mlflow").rglob("*") if path.suffix in (".py", ".pyi", ".pyc", ".so")] == []
     assert not (ROOT / "mlflow.py").exists()
@@ -63,11 +63,11 @@ def test_folder_mlflow_contains_no_module() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_source_never_unpickles(path: Path) -> None:
+def test_source_does_not_unpickle(path: Path) -> None:
     assert list(unpickling(parse(path))) == []
 
 
-def test_sources_are_complete() -> None:
+def test_source_files_include_all_folders() -> None:
     names = set(map(relative, SOURCES))
     assert {"fgst/tracking/store.py", "fgst/sweep/runner.py", "sweeps/focal_k.py", "data_prep/nw_ucla.py"} <= names
 
@@ -85,7 +85,7 @@ def test_sources_are_complete() -> None:
         "table.read_pickle(path)",
     ],
 )
-def test_unpickling_is_found(source: str) -> None:
+def test_unpickling_is_detected(source: str) -> None:
     assert list(unpickling(ast.parse(source)))
     assert not list(unpickling(ast.parse("torch.load(path, weights_only=True); np.load(path, allow_pickle=False)")))
 
@@ -102,7 +102,7 @@ def test_every_package_is_listed_and_exists() -> None:
 
 
 def test_data_files_are_packed() -> None:
-    """Files of packages that are not Python source match a pattern of package-data."""
+    """Files of packages other than Python sources match a pattern of package-data."""
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
     packed = {
         path
@@ -129,11 +129,12 @@ def test_console_script_exists() -> None:
 
 
 def canonical(name: str) -> str:
+    """Normalize the name of a package."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_direct_dependencies_are_pinned() -> None:
-    """Each package that pyproject.toml names has a version in constraints.txt, so that setups are reproducible."""
+    """Each package in pyproject.toml has a version in constraints.txt, so that installations are reproducible."""
     project = PYPROJECT["project"]
     required = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     names = {canonical(re.split(r"[^\w.-]", requirement, maxsplit=1)[0]) for requirement in required} - {"fgst"}

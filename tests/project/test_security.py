@@ -1,4 +1,4 @@
-"""Loading a file never executes code from it, and a run id from outside never points outside the artifact folder."""
+"""Loading a file executes no code from it, and run ids from outside cannot refer to paths outside the artifacts."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class Trap:
         return (os.mkdir, (MARKER,))
 
 
-def plain(path: Path) -> None:
+def plain_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps(Trap(), protocol=2))
 
 
-def zipped(path: Path) -> None:
+def torch_archive(path: Path) -> None:
     torch.save({"model": Trap()}, path)
 
 
-def numpy_objects(path: Path) -> None:
+def numpy_object_array(path: Path) -> None:
     file = io.BytesIO()
     np.save(file, np.array([Trap()], dtype=object), allow_pickle=True)
     path.write_bytes(file.getvalue())
@@ -68,6 +68,7 @@ class Artifacts:
     ensemble: str
 
     def artifact(self, run_id: str, path: str) -> Path:
+        """Return the path of an artifact in the local store."""
         root = Path(self.store.run(run_id).info.artifact_uri.removeprefix("file://"))
         return root / path
 
@@ -91,42 +92,42 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     return Artifacts(folder, store, run.info.run_id, trial.info.run_id, ensemble.run_id)
 
 
-def open_data(scene: Artifacts) -> Any:
-    return ArrowDataset(scene.folder / "data")
+def open_data(artifacts: Artifacts) -> Any:
+    return ArrowDataset(artifacts.folder / "data")
 
 
-def resume_training(scene: Artifacts) -> Any:
-    config = small.small_config(scene.folder / "data")
-    return list(fit(config, checkpoints=scene.folder / "interrupted"))
+def resume_training(artifacts: Artifacts) -> Any:
+    config = small.small_config(artifacts.folder / "data")
+    return list(fit(config, checkpoints=artifacts.folder / "interrupted"))
 
 
-def evaluate_trial(scene: Artifacts) -> Any:
-    return evaluate(scene.trial, tracking_uri=scene.store.uri)
+def evaluate_trial(artifacts: Artifacts) -> Any:
+    return evaluate(artifacts.trial, tracking_uri=artifacts.store.uri)
 
 
-def evaluate_ensemble(scene: Artifacts) -> Any:
-    return evaluate(scene.ensemble, tracking_uri=scene.store.uri)
+def evaluate_ensemble(artifacts: Artifacts) -> Any:
+    return evaluate(artifacts.ensemble, tracking_uri=artifacts.store.uri)
 
 
-def read_scores(scene: Artifacts) -> Any:
-    return scene.store.scores(scene.trial, "test")
+def read_scores(artifacts: Artifacts) -> Any:
+    return artifacts.store.scores(artifacts.trial, "test")
 
 
-def resume_sweep(scene: Artifacts) -> Any:
-    return sweep(FOCAL_K, argv=["--local", "--resume", scene.sweep, "--tracking-uri", scene.store.uri])
+def resume_sweep(artifacts: Artifacts) -> Any:
+    return sweep(FOCAL_K, argv=["--local", "--resume", artifacts.sweep, "--tracking-uri", artifacts.store.uri])
 
 
-def sweep_from_run(scene: Artifacts) -> Any:
-    return sweep(FOCAL_K, argv=["--local", "--from-run", scene.trial, "--tracking-uri", scene.store.uri])
+def sweep_from_run(artifacts: Artifacts) -> Any:
+    return sweep(FOCAL_K, argv=["--local", "--from-run", artifacts.trial, "--tracking-uri", artifacts.store.uri])
 
 
-def shard(scene: Artifacts) -> Path:
-    return next((scene.folder / "data").glob("*.arrow"))
+def shard(artifacts: Artifacts) -> Path:
+    return next((artifacts.folder / "data").glob("*.arrow"))
 
 
 def checkpoint_file(name: str) -> Callable[[Artifacts], Path]:
-    def find(scene: Artifacts) -> Path:
-        checkpoint = latest_checkpoint(scene.folder / "interrupted")
+    def find(artifacts: Artifacts) -> Path:
+        checkpoint = latest_checkpoint(artifacts.folder / "interrupted")
         assert checkpoint is not None
         return checkpoint / name
 
@@ -155,34 +156,35 @@ FILES: dict[str, tuple[Callable[[Artifacts], Path], Callable[[Artifacts], Any]]]
 @contextlib.contextmanager
 def restored(*paths: Path) -> Iterator[None]:
     """Restore the content of files at the end of the block."""
-    before = [path.read_bytes() for path in paths]
+    contents = [path.read_bytes() for path in paths]
     yield
-    for path, content in zip(paths, before, strict=True):
+    for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
 
 
 @pytest.fixture
-def scene(artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
-    monkeypatch.chdir(tmp_path)  # a trap would create its directory here
+def isolated_artifacts(artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifacts:
+    """The artifacts, with a working directory in which a trap would create its directory."""
+    monkeypatch.chdir(tmp_path)
     return artifacts
 
 
-@pytest.mark.parametrize("trap", [plain, zipped, numpy_objects])
+@pytest.mark.parametrize("trap", [plain_pickle, torch_archive, numpy_object_array])
 @pytest.mark.parametrize("file", FILES)
 def test_loading_a_file_executes_no_code(
-    scene: Artifacts, file: str, trap: Callable[[Path], None], tmp_path: Path
+    isolated_artifacts: Artifacts, file: str, trap: Callable[[Path], None], tmp_path: Path
 ) -> None:
     locate, use = FILES[file]
-    path = locate(scene)
-    with restored(path, scene.folder / "data" / "dataset.json"):
+    path = locate(isolated_artifacts)
+    with restored(path, isolated_artifacts.folder / "data" / "dataset.json"):
         plant(path, file, trap)
         with pytest.raises(InputError, match=path.name.replace(".", r"\.") + "|dataset|specification"):
-            use(scene)
+            use(isolated_artifacts)
     assert not (tmp_path / MARKER).exists()
 
 
 def plant(path: Path, file: str, trap: Callable[[Path], None]) -> None:
-    """Replace a file by a trap. The digest of clips is adapted, as an attacker would do."""
+    """Replace a file by a trap, and adapt the digest of clips, as an attacker would."""
     trap(path)
     if file == "data set, clips":
         description = json.loads((path.parent / "dataset.json").read_text())
@@ -193,9 +195,9 @@ def plant(path: Path, file: str, trap: Callable[[Path], None]) -> None:
 def test_traps_execute_code_when_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cases: list[tuple[Callable[[Path], None], Callable[[Path], Any]]] = [
-        (plain, lambda path: pickle.loads(path.read_bytes())),
-        (zipped, lambda path: torch.load(path, weights_only=False)),
-        (numpy_objects, lambda path: np.load(path, allow_pickle=True)),
+        (plain_pickle, lambda path: pickle.loads(path.read_bytes())),
+        (torch_archive, lambda path: torch.load(path, weights_only=False)),
+        (numpy_object_array, lambda path: np.load(path, allow_pickle=True)),
     ]
     for trap, unpickle in cases:
         trap(tmp_path / "trap")

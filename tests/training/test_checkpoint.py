@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent however the process ends, and loaded without running any code they contain."""
+"""Checkpoints: complete or absent after failures and kills, and loaded without running code that they contain."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ from tests.support.small import CLASSES, SKELETON, small_config
 PARTS_BY_NAME = [["hip", "spine", "head", "foot"], ["left_hand", "right_hand"]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def card() -> ModelCard:
     return ModelCard(small_config(Path("/sets/small")), SKELETON, CLASSES, 2, "small", "0" * 64)
@@ -44,16 +39,22 @@ def model(card: ModelCard) -> FGSTFormer:
     return card.build()
 
 
+def classifier_bias(model: FGSTFormer) -> torch.Tensor:
+    classifier = model.head[-1]
+    assert isinstance(classifier, torch.nn.Linear)
+    return classifier.bias
+
+
 def save(folder: Path, epoch: int, model: FGSTFormer, card: ModelCard) -> Path:
     """Save a checkpoint in which every file contains the epoch."""
     with torch.no_grad():
-        model.head[-1].bias.fill_(epoch)
+        classifier_bias(model).fill_(epoch)
     state = {"epoch": epoch, "momentum": torch.full((1000,), float(epoch)), "metrics": {"lr": 0.1}}
     return save_checkpoint(folder, epoch, model, dataclasses.replace(card, dataset_digest=f"{epoch}"), state)
 
 
 def epoch_of(directory: Path) -> int:
-    """Return the epoch of a checkpoint; all its files must agree."""
+    """Return the epoch of a checkpoint, which all its files must contain."""
     model, card = load_model(directory)
     state = load_state(directory)
     epochs = {
@@ -61,7 +62,7 @@ def epoch_of(directory: Path) -> int:
         int(card.dataset_digest),
         state["epoch"],
         *state["momentum"].int().tolist(),
-        *model.head[-1].bias.int().tolist(),
+        *classifier_bias(model).int().tolist(),
     }
     assert len(epochs) == 1, epochs
     return epochs.pop()
@@ -73,7 +74,11 @@ def epoch_of(directory: Path) -> int:
 def test_checkpoint_round_trip(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     clips = torch.randn(5, 2, 8, 6, 3)
     model(clips)  # updates the running statistics of the batch norms
-    state = {"epoch": 3, "tensors": [torch.randn(2, 3)], "values": {"a": 1.5, "b": None, "c": (1, "x", True)}}
+    state: dict[str, Any] = {
+        "epoch": 3,
+        "tensors": [torch.randn(2, 3)],
+        "values": {"a": 1.5, "b": None, "c": (1, "x", True)},
+    }
     directory = save_checkpoint(tmp_path / "deep" / "folder", 3, model, card, state)
 
     assert directory == tmp_path / "deep" / "folder" / "epoch-00003"
@@ -111,7 +116,7 @@ def test_card_round_trip(tmp_path: Path, card: ModelCard, changes: dict[str, Any
 def test_save_removes_older_checkpoints(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "epoch-notes.txt").write_text("mine")
-    (tmp_path / ".epoch-00009.1.tmp").mkdir()  # left by a killed process
+    (tmp_path / ".epoch-00009.1.tmp").mkdir()  # of a killed process
     for epoch in (1, 2, 10, 100_000):
         assert latest_checkpoint(tmp_path) != tmp_path / f"epoch-{epoch:05d}"
         directory = save(tmp_path, epoch, model, card)
@@ -120,7 +125,7 @@ def test_save_removes_older_checkpoints(tmp_path: Path, model: FGSTFormer, card:
         assert {entry.name for entry in tmp_path.iterdir()} == {directory.name, "notes", "epoch-notes.txt"}
 
 
-def test_latest_checkpoint_compares_numbers(tmp_path: Path) -> None:
+def test_latest_checkpoint_is_numerically_largest(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "nowhere") is None
     assert latest_checkpoint(tmp_path) is None
     for name in ("epoch-00009", "epoch-100000", "epoch-99999", ".epoch-200000.7.tmp", "epoch-x", "other"):
@@ -132,12 +137,12 @@ def test_latest_checkpoint_compares_numbers(tmp_path: Path) -> None:
 
 
 def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -> None:
-    """Make one stage of saving fail after it has written half a file."""
+    """Make one stage of saving fail after it has written part of a file."""
 
     def failing(*arguments: Any, **options: Any) -> None:
         path = next(argument for argument in arguments if isinstance(argument, Path))
         if not path.exists():
-            path.write_bytes(b"half")
+            path.write_bytes(b"part")
         raise error
 
     def failing_rename(self: Path, target: Path) -> Path:
@@ -147,7 +152,7 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -
         return rename(self, target)
 
     rename = Path.rename
-    targets: dict[str, tuple[Any, str, Callable[..., None]]] = {
+    targets: dict[str, tuple[Any, str, Callable[..., Any]]] = {
         "weights": (checkpoint_module, "save_file", failing),
         "state": (torch, "save", failing),
         "card": (ModelCard, "write", failing),
@@ -158,7 +163,7 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException) -
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("stage", ["weights", "state", "card", "rename"])
-def test_failed_save_leaves_the_previous_checkpoint(
+def test_failed_save_preserves_previous_checkpoint(
     tmp_path: Path,
     model: FGSTFormer,
     card: ModelCard,
@@ -176,14 +181,14 @@ def test_failed_save_leaves_the_previous_checkpoint(
     assert epoch_of(save(tmp_path, 2, model, card)) == 2
 
 
-def test_saving_an_epoch_twice_replaces_it(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+def test_saving_epoch_twice_replaces_checkpoint(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     save_checkpoint(tmp_path, 1, model, card, {"epoch": "first"})
     save_checkpoint(tmp_path, 1, model, card, {"epoch": "second"})
     assert load_state(tmp_path / "epoch-00001")["epoch"] == "second"
     assert [entry.name for entry in tmp_path.iterdir()] == ["epoch-00001"]
 
 
-def test_failed_replacement_restores_the_checkpoint(
+def test_failed_replacement_restores_checkpoint(
     tmp_path: Path, model: FGSTFormer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, model, card)
@@ -198,7 +203,9 @@ SAVE_UNTIL_KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from tests.training.test_checkpoint import ModelCard, SKELETON, CLASSES, save, small_config
+from fgst.model.card import ModelCard
+from tests.support.small import CLASSES, SKELETON, small_config
+from tests.training.test_checkpoint import save
 
 torch.set_num_threads(1)
 card = ModelCard(small_config(Path("/sets/small")), SKELETON, CLASSES, 2, "small", "")
@@ -220,22 +227,22 @@ for number in range(20):
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_kill_during_save_leaves_a_complete_checkpoint(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_kill_during_save_leaves_complete_checkpoint(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> None:
     process = start_python(SAVE_UNTIL_KILLED, tmp_path)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     folders = list(tmp_path.iterdir())
     assert len(folders) == 20
-    leftovers = 0
+    folders_with_leftovers = 0
     for folder in folders:
         latest = latest_checkpoint(folder)
         assert latest is not None
         epoch = epoch_of(latest)
-        leftovers += len(list(folder.iterdir())) > 1
+        folders_with_leftovers += len(list(folder.iterdir())) > 1
         assert epoch_of(save(folder, epoch + 1, model, card)) == epoch + 1
         assert len(list(folder.iterdir())) == 1  # leftovers of the killed process are removed
-    assert leftovers > 0  # some were killed during a save
+    assert folders_with_leftovers > 0  # some processes were killed during a save
 
 
 # Damaged and malicious files
@@ -247,7 +254,7 @@ def directory(tmp_path: Path, model: FGSTFormer, card: ModelCard) -> Path:
 
 
 class Payload:
-    """An attacker's pickle: unpickling it runs an instruction."""
+    """The content of a malicious pickle: unpickling it creates a directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -257,7 +264,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("container", ["plain pickle", "torch, zipped", "torch, old format"])
-def test_code_in_state_is_rejected_and_not_run(tmp_path: Path, directory: Path, container: str) -> None:
+def test_state_with_code_is_rejected_without_running_it(tmp_path: Path, directory: Path, container: str) -> None:
     trap = tmp_path / "trap"
     content = {"epoch": 1, "optimizer": Payload(trap)}
     if container == "plain pickle":
@@ -267,14 +274,15 @@ def test_code_in_state_is_rejected_and_not_run(tmp_path: Path, directory: Path, 
     with pytest.raises(InputError, match=r"epoch-00001/state\.pt: .*remove"):
         load_state(directory)
     assert not trap.exists()
-    torch.load(directory / "state.pt", weights_only=False) if "torch" in container else pickle.loads(
-        (directory / "state.pt").read_bytes()
-    )
-    assert trap.exists()  # plain unpickling does run it
+    if "torch" in container:
+        torch.load(directory / "state.pt", weights_only=False)
+    else:
+        pickle.loads((directory / "state.pt").read_bytes())
+    assert trap.exists()  # unpickling runs the code
 
 
 @pytest.mark.parametrize("size", [0, 10, 0.5, -1, None])
-def test_damaged_state_is_rejected_by_name(directory: Path, size: float | None) -> None:
+def test_damaged_state_is_rejected_with_file_name(directory: Path, size: float | None) -> None:
     file = directory / "state.pt"
     content = file.read_bytes()
     file.write_bytes(b"garbage" if size is None else content[: int(size * len(content)) if size == 0.5 else int(size)])
@@ -282,14 +290,14 @@ def test_damaged_state_is_rejected_by_name(directory: Path, size: float | None) 
         load_state(directory)
 
 
-def test_missing_state_is_rejected_by_name(directory: Path) -> None:
+def test_missing_state_is_rejected_with_file_name(directory: Path) -> None:
     (directory / "state.pt").unlink()
     with pytest.raises(InputError, match=r"epoch-00001/state\.pt: "):
         load_state(directory)
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, 0.5, -1, None])
-def test_damaged_weights_are_rejected_by_name(directory: Path, size: float | None) -> None:
+def test_damaged_weights_are_rejected_with_file_name(directory: Path, size: float | None) -> None:
     file = directory / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(
@@ -299,22 +307,22 @@ def test_damaged_weights_are_rejected_by_name(directory: Path, size: float | Non
         load_model(directory)
 
 
-def test_missing_weights_are_rejected_by_name(directory: Path) -> None:
+def test_missing_weights_are_rejected_with_file_name(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
         load_model(directory)
 
 
-@pytest.mark.parametrize("foreign", ["wider", "other classes", "one less", "one more", "another network"])
-def test_weights_of_another_network_are_rejected_by_name(directory: Path, card: ModelCard, foreign: str) -> None:
+@pytest.mark.parametrize("foreign", ["wider", "other classes", "missing tensor", "extra tensor", "another network"])
+def test_weights_of_another_network_are_rejected_with_file_name(directory: Path, card: ModelCard, foreign: str) -> None:
     weights = load_file(directory / "model.safetensors")
     if foreign == "wider":
         weights = small_card(card, model__channels=[16, 16, 32, 32]).build().state_dict()
     elif foreign == "other classes":
         weights = dataclasses.replace(card, classes=(*CLASSES, "fourth")).build().state_dict()
-    elif foreign == "one less":
+    elif foreign == "missing tensor":
         del weights["embedding.weight"]
-    elif foreign == "one more":
+    elif foreign == "extra tensor":
         weights["extra"] = torch.zeros(1)
     else:
         weights = torch.nn.Linear(3, 3).state_dict()
@@ -324,6 +332,7 @@ def test_weights_of_another_network_are_rejected_by_name(directory: Path, card: 
 
 
 def small_card(card: ModelCard, **values: Any) -> ModelCard:
+    """Return the card with other settings of the small configuration."""
     return dataclasses.replace(card, config=small_config(Path("/sets/small"), **values))
 
 
@@ -348,11 +357,11 @@ INVALID_CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "unknown setting": with_setting("model.unknown", 1),
     "invalid setting": with_setting("model.kernel_size", 4),
     "setting of wrong type": with_setting("train.lr", "fast"),
-    "K beyond the joints": with_setting("model.focal_joints", 7),
-    "no such parts": with_setting("model.parts", 4),
+    "more focal joints than joints": with_setting("model.focal_joints", 7),
+    "unknown partition": with_setting("model.parts", 4),
     "unresolved frames": with_setting("data.frames", None),
     "skeleton is text": edited(skeleton="stick-6"),
-    "skeleton is broken": edited(skeleton=SKELETON.to_dict() | {"parents": [0]}),
+    "skeleton is invalid": edited(skeleton=SKELETON.to_dict() | {"parents": [0]}),
     "no classes": edited(classes=[]),
     "classes is a number": edited(classes=3),
     "max_persons is text": edited(max_persons="two"),
@@ -361,7 +370,7 @@ INVALID_CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("kind", INVALID_CARDS)
-def test_invalid_card_is_rejected_by_name(directory: Path, kind: str) -> None:
+def test_invalid_card_is_rejected_with_file_name(directory: Path, kind: str) -> None:
     file = directory / "config.json"
     file.write_text(json.dumps(INVALID_CARDS[kind](json.loads(file.read_text()))))
     with pytest.raises(InputError, match=r"epoch-00001/config\.json: "):
@@ -369,7 +378,7 @@ def test_invalid_card_is_rejected_by_name(directory: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, None])
-def test_card_that_is_not_json_is_rejected_by_name(directory: Path, content: bytes | None) -> None:
+def test_card_that_is_not_json_is_rejected_with_file_name(directory: Path, content: bytes | None) -> None:
     (directory / "config.json").unlink()
     if content is not None:
         (directory / "config.json").write_bytes(content)
@@ -377,7 +386,7 @@ def test_card_that_is_not_json_is_rejected_by_name(directory: Path, content: byt
         load_model(directory)
 
 
-def test_folder_without_checkpoint_is_rejected_by_name(tmp_path: Path, directory: Path) -> None:
+def test_folder_without_checkpoint_is_rejected_with_file_name(tmp_path: Path, directory: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere/config\.json: "):
         load_model(tmp_path / "nowhere")
     shutil.rmtree(directory)
