@@ -28,6 +28,8 @@ from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext
 from tests.support import small
 
+pytestmark = pytest.mark.long
+
 DEFINITION = SweepDefinition(
     name="rate",
     title="How fast?",
@@ -176,6 +178,7 @@ def test_trials_of_lost_node_restart_on_other_node(cluster: Any, dataset: ArrowD
     assert final_nodes == [next(line["node"] for line in lines if line["node"] != lost_node.node_id)]
 
 
+@pytest.mark.slow
 def test_trials_move_from_node_with_full_disk(
     cluster: Any, dataset: ArrowDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

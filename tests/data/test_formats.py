@@ -10,6 +10,7 @@ import pytest
 from fgst.data.formats import FORMATS, read_clip
 from fgst.data.formats.ntu import prepare as prepare_ntu
 from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
 from fgst.tracking.serving import input_example
 from tests.support.ntu_corpus import corpus, write_folder
@@ -30,6 +31,16 @@ def test_ntu_files_give_clips_of_data_set(tmp_path: Path) -> None:
     (tmp_path / "networks").symlink_to(next((tmp_path / "network").iterdir()))
     request = input_example(tmp_path / "networks")
     assert predictor.read(request["content"][0].encode()).shape == (1, 4, 25, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", FORMATS)
+def test_coordinate_that_is_not_finite_is_rejected(name: str, value: float) -> None:
+    skeleton = NW_UCLA_20 if name == "nw-ucla" else NTU_25
+    joints = np.zeros((4, skeleton.num_joints, 3), np.float32)
+    joints[2, 3, 1] = value
+    with pytest.raises(InputError):
+        read_clip(FORMATS[name].encode(joints, skeleton), name, skeleton)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats import nw_ucla as nw_ucla_format
 from fgst.data.formats.nw_ucla import CLASSES, prepare
 from tests.data.nw_ucla_files import NAME, VALID_NAMES, clip_json, error_line, fill, main, make_skeletons, pack
 
@@ -172,6 +171,6 @@ def test_full_disk_is_reported_in_one_line(
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nw_ucla_format, "write_dataset", full_disk)
+    monkeypatch.setattr("pyarrow.ipc.new_file", full_disk)
     line = error_line(capsys, fill(tmp_path / "in"), tmp_path / "out")
     assert f"{tmp_path / 'out'}: cannot be written (No space left on device)" in line

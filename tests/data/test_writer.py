@@ -130,7 +130,7 @@ def test_failed_rename_preserves_existing_data_set(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing_rename)
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(InputError, match=r"set: cannot be written \(no\)"):
         write_small(tmp_path / "set", motion_clips(seed=3), overwrite=True)
     assert failed == failures
     copies = [file.parent for file in tmp_path.rglob("dataset.json")]
@@ -236,6 +236,13 @@ def test_target_is_checked_before_clips_are_read(tmp_path: Path) -> None:
         write_small(tmp_path / "set", failing_clips(0, AssertionError("a clip was read")))
 
 
+def test_folder_that_cannot_be_created_is_reported_in_one_line() -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("this platform has no /proc, where no folder can be created")
+    with pytest.raises(InputError, match=r"^/proc/set: cannot be written"):
+        write_small(Path("/proc/set"))
+
+
 def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
@@ -259,6 +266,8 @@ BAD_CLIPS: dict[str, tuple[Clip, str]] = {
     "infinite as float32": (Clip("bad", 0, with_value(1e39, np.float64)), "finite"),
     "label too high": (Clip("bad", 3, zeros(1, 5, N, 3)), "label 3"),
     "label negative": (Clip("bad", -1, zeros(1, 5, N, 3)), "label -1"),
+    "subject too large": (Clip("bad", 0, zeros(1, 5, N, 3), subject=2**31), "subject is 2147483648"),
+    "camera negative": (Clip("bad", 0, zeros(1, 5, N, 3), camera=-1), "camera is -1"),
 }
 
 

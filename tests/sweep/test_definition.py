@@ -15,7 +15,7 @@ from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
-from fgst.sweep.definition import SweepDefinition, TrialFactory, grid_points
+from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory, grid_points
 from fgst.sweep.report.tables import to_csv
 from fgst.sweep.results import TrialResult, best_result, build_rows
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
@@ -235,3 +235,18 @@ def test_overrides_of_varied_fields_are_reported(dataset: ArrowDataset) -> None:
         factory = TrialFactory(definition, spec.base, dataset)
         assert ineffective_overrides(spec, factory, fields) == {"model.focal_joints": parameter}
         assert ineffective_overrides(spec, factory, []) == {}
+
+
+def test_published_accuracies_of_several_parameters_are_keyed_by_tuples(dataset: ArrowDataset) -> None:
+    two = dataclasses.replace(
+        FOCAL_K,
+        parameters=lambda skeleton, base: [Parameter("K", (2, 4)), Parameter("frames", (4, 8))],
+        settings=lambda params, base: {"model.focal_joints": params["K"], "data.frames": params["frames"]},
+        published={(2, 8): 90.0},
+        baseline=(4, 8),
+    )
+    spec = build_spec(two, small.small_config(dataset), dataset)
+    assert spec.published_top1({"K": 2, "frames": 8}) == 90.0
+    for changes in ({"published": {2: 90.0}}, {"baseline": 4}, {"baseline": (4, 8, 1)}):
+        with pytest.raises(ValueError, match="must be a tuple of values of K, frames"):
+            build_spec(dataclasses.replace(two, **changes), small.small_config(dataset), dataset)

@@ -18,6 +18,8 @@ from fgst.sweep.trial import MAX_STARTS_WITHOUT_PROGRESS
 from fgst.tracking.tags import Tags
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace, metrics_by_trial, uninterrupted_metrics
 
+pytestmark = [pytest.mark.long, pytest.mark.distribute]
+
 ONE_CORE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
 DATA = ["--dataset", "data", "--preset", "tiny"]
 TWO_TRIALS = [*DATA, "--values", "2,4", "--epochs", "14", *TINY, *ONE_CORE]
@@ -63,6 +65,7 @@ def test_killed_worker_is_restarted_in_the_same_run(workspace: Workspace) -> Non
     assert out.splitlines()[-1].startswith("python -m fgst.evaluate")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_mid_epoch_checkpoint(workspace: Workspace) -> None:
     """A worker receives SIGTERM during an epoch, as on a spot node that is about to be terminated."""
     long_epochs = ["--set", "train.repeat=100", "--set", "train.lr=0.001"]  # of several seconds
@@ -108,7 +111,7 @@ def test_trial_whose_worker_dies_at_every_start_fails(workspace: Workspace) -> N
     assert f"worker died {MAX_STARTS_WITHOUT_PROGRESS} times at its first epoch" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_sigterm_and_sighup_interrupt_a_sweep_like_ctrl_c(workspace: Workspace, number: int) -> None:
     # Under nohup, this process ignores SIGHUP, and the sweep would inherit that.
     previous = signal.signal(number, signal.SIG_DFL)

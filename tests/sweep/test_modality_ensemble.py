@@ -28,6 +28,8 @@ from fgst.tracking.tags import Tags
 from tests.support import small
 from tests.support.workspace import ROOT, TINY
 
+pytestmark = pytest.mark.long
+
 FOCAL_K, MODALITIES = (
     runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["definition"] for name in ("focal_k", "modalities")
 )

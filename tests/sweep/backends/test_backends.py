@@ -26,6 +26,8 @@ from fgst.training import trainer
 from tests.support import small
 from tests.support.definitions import FOCAL_K, JOINT, build_sweep
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> ArrowDataset:
