@@ -19,7 +19,7 @@ from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.definition import SweepDefinition, TrialFactory
 from fgst.sweep.options import SweepOptions, flag_name
 from fgst.sweep.spec import SweepSpec, build_spec
-from fgst.sweep.status import StopReason, SweepStatus
+from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 
 if TYPE_CHECKING:
     from fgst.sweep.backends.base import Backend
@@ -150,7 +150,7 @@ def _backend(options: SweepOptions, spec: SweepSpec) -> Backend:
 
 def _print_header(runner: SweepRunner) -> None:
     spec = runner.spec
-    ended = sum(result.status in ("finished", "pruned") for result in runner.results())
+    ended = sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in runner.results())
     print(
         f"{spec.title} {spec.total} trials on {spec.experiment}"
         + (f", {ended} of them finished before" if ended else "")

@@ -27,8 +27,6 @@ class StopReason(StrEnum):
     DISK_FULL = "disk_full"
     INTERRUPTED = "interrupted"
     """Ctrl-C, SIGTERM or a closed terminal."""
-    SERVER_UNAVAILABLE = "server_unavailable"
-    """The tracking server did not answer for longer than the patience of the driver."""
 
 
 class TrialExit(StrEnum):
