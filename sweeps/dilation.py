@@ -1,10 +1,11 @@
-"""How many temporal heads, and how far apart are the frames that each one's convolution sees?
+"""How many temporal heads, and which dilation for the convolution of each head?
 
 Examples:
   python sweeps/dilation.py                                        generated motion, the preset for this machine
   python sweeps/dilation.py --dataset datasets/nw-ucla --preset small --values "1,2;1,3;1,2,3,4"
 
-A value is one dilation per temporal head; semicolons stand between values. The paper has 1,2 and no table of it.
+A value lists one dilation per temporal head; separate values with semicolons. The paper uses 1,2 and does not compare
+other dilations.
 """
 
 from fgst.cli.sweep import main

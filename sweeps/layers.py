@@ -5,7 +5,7 @@ Examples:
   python sweeps/layers.py --dataset datasets/nw-ucla --preset small --epochs 8
   python sweeps/layers.py --dataset datasets/nw-ucla --protocol paper --seeds 3 --values 5/3,6/2,7/1
 
-The number of layers stays that of the preset: eight for paper, best and small, four for tiny.
+The total number of layers is that of the preset: eight for paper, best and small, four for tiny.
 """
 
 from fgst.cli.sweep import main
@@ -15,7 +15,7 @@ PAPER = {"4/4": 88.8, "5/3": 89.0, "6/2": 89.5, "7/1": 89.0}
 
 
 def splits(layers: int) -> tuple[str, ...]:
-    """The paper's for eight layers; else all that there are."""
+    """Return the paper's splits for eight layers, and all possible splits for any other number."""
     return tuple(PAPER) if layers == 8 else tuple(f"{first}/{layers - first}" for first in range(1, layers))
 
 

@@ -5,7 +5,7 @@ Examples:
   python sweeps/spatial_blocks.py --dataset datasets/nw-ucla --preset small --epochs 8 --seeds 3
   python sweeps/spatial_blocks.py --dataset datasets/nw-ucla --values "Basic-SFormer,+ JP-CA"
 
-Each row has all that the rows above it have.
+Each row adds one block to the row above it.
 """
 
 from fgst.cli.sweep import main

@@ -1,6 +1,6 @@
 """Inspect a data set: verify every byte, print a summary, draw a clip.
 
-examples:
+Examples:
   python -m data_prep.inspect datasets/nw-ucla
   python -m data_prep.inspect datasets/nw-ucla --clip a01_s01_e00_v01 --out clip.png
   python -m data_prep.inspect datasets/nw-ucla --clip a01_s01_e00_v01 --animate --out clip.gif
@@ -29,7 +29,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("--clip", metavar="NAME", help="draw this clip")
     parser.add_argument("--animate", action="store_true", help="draw it as an animated GIF at 30 frames per second")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the picture (default: NAME.png or NAME.gif in the current directory)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the image file to write (default: NAME.png or NAME.gif in the current directory)",
     )
     return parser
 

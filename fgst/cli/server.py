@@ -5,9 +5,9 @@
   python -m fgst.server --sqlite                              without PostgreSQL, for one or two users
   python -m fgst.server --artifacts s3://bucket/mlflow        weights, tables and plots in a bucket
 
-All data is in one folder; a later start reuses it. On the first start, the password of the user admin comes from
-FGST_SERVER_PASSWORD or from a prompt, or is generated and saved in the folder's file password. Ctrl-C stops the server.
-To reach it from other machines over TLS, see mlflow/README.md.
+All data is in one folder, which later starts reuse. On the first start, the password of the user admin comes from
+FGST_SERVER_PASSWORD or from a prompt, or is generated and saved in the file "password" of that folder. Ctrl-C stops the
+server. mlflow/README.md describes access from other machines over TLS.
 """
 
 from __future__ import annotations
