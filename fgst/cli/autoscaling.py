@@ -1,4 +1,4 @@
-"""Publish in a Ray cluster how large it can become, so that sweeps plan for the nodes that the autoscaler can add.
+"""Publish the maximum size of a Ray cluster, so that sweeps plan for the nodes that the autoscaler can add.
 
 Examples:
   python -m fgst.cli.autoscaling ~/ray_bootstrap_config.yaml      on a head created by `ray up`, after `ray start`

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
     if args.clip is None and (args.animate or args.out):
-        raise InputError("--animate and --out draw a clip: choose one with --clip")
+        raise InputError("--animate and --out require --clip, which selects the clip to draw")
     suffix = ".gif" if args.animate else ".png"
     if args.out and args.out.suffix.lower() != suffix:
         raise InputError(f"--out {args.out}: choose a file name that ends in {suffix}")
@@ -71,7 +71,7 @@ def find_clip(dataset: ArrowDataset, name: str) -> int:
 
 
 def _check_values(dataset: ArrowDataset) -> None:
-    """Check for faults that digests cannot reveal, i.e. those of the program that wrote the data set."""
+    """Check for errors that digests cannot detect, i.e. those of the program that wrote the data set."""
     names, counts = np.unique(dataset.clip_ids.astype(str), return_counts=True)
     if (counts > 1).any():
         raise InputError(f"{dataset.path}: clip {names[counts > 1][0]} occurs twice; prepare the data set again")

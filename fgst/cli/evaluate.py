@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst evaluate``."""
     args = build_parser().parse_args(argv)
-    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments should not wait for them
+    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments need neither
     import torch
 
     from fgst.tracking.evaluation import evaluate

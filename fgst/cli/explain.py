@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst explain``."""
     args = build_parser().parse_args(argv)
     if args.no_log and args.out is None:
-        raise InputError("--no-log without --out would discard the figures; name a folder for them with --out")
-    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments should not wait for them
+        raise InputError("--no-log without --out would discard the figures; add --out FOLDER to save them")
+    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments need neither
     import torch
 
     from fgst.data.loader import choose_device

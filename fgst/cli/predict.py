@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst predict``."""
     args = build_parser().parse_args(argv)
-    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments should not wait for them
+    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments need neither
     import torch
 
     from fgst.data.loader import choose_device

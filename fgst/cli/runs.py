@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst runs``."""
     args = build_parser().parse_args(argv)
-    # lazy: MLflow takes seconds to import, and --help and invalid arguments should not wait for it
+    # lazy: MLflow takes seconds to import, and --help and invalid arguments do not need it
     from fgst.cli import runs_tables
     from fgst.tracking import queries
     from fgst.tracking.connection import resolve_existing_uri

@@ -1,4 +1,4 @@
-"""Batches of clips: sampling of frames, augmentation and modality, vectorised on the device.
+"""Batches of clips: sampling of frames, augmentation and modality, vectorized on the device.
 
 On a GPU, all frames of a split are one tensor in device memory. On the CPU, and if they would take too much GPU memory,
 they stay in the memory-mapped files, which all processes of the machine share, and each batch copies its frames. This
@@ -189,7 +189,7 @@ class ClipLoader:
     def training_batches(self, batch_size: int, repeat: int, generator: torch.Generator) -> Iterator[Batch]:
         """Yield augmented batches of ``repeat`` passes over the clips, each pass in a new random order.
 
-        The last batch may be smaller. A last batch of a single clip is dropped, because batch normalisation needs
+        The last batch may be smaller. A last batch of a single clip is dropped, because batch normalization needs
         more than one clip.
         """
         # The order is drawn on the host, so that it does not depend on the device.

@@ -15,7 +15,7 @@ _REPORT_SECONDS = 30.0  # between two lines when stderr is not a terminal
 
 
 def _progress_bar() -> Progress:
-    # lazy: the reader of raw formats uses this module, and a model server needs no terminal
+    # lazy: model servers import this module with the raw formats, but display no progress
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""Writer of Arrow data sets: atomic, in files of bounded size."""
+"""Atomic writer of Arrow data sets, in files of bounded size."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_dataset(
         benchmarks: one or more; the first is the default.
         recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
         source: JSON values that record where the clips come from.
-        overwrite: replace an existing data set at ``out``; anything else there is never touched.
+        overwrite: replace an existing data set at ``out``; a folder with any other content is never replaced.
         shard_bytes: limit of joints per file; only a single larger clip exceeds it.
 
     Returns:

@@ -89,7 +89,7 @@ def pool(scores: Sequence[np.ndarray], weights: Sequence[float], sharpness: floa
     """
     total = sum(weights)
     if not 0 < total < float("inf") or any(not weight >= 0 for weight in weights):
-        raise InputError(f"weights {list(weights)} must not be negative, nor all 0")
+        raise InputError(f"weights {list(weights)} must not be negative, and at least one must be positive")
     members = [w / total * log_softmax(s) for w, s in zip(weights, scores, strict=True) if w]
     return sharpness * np.sum(members, axis=0)
 
@@ -116,7 +116,7 @@ def fit_weights(trainings: Sequence[Mapping[str, Scores]]) -> tuple[dict[str, fl
 
     Accuracy is piecewise constant and easily overfitted. The log-likelihood is smooth, and concave in the products of
     weight and sharpness, so it has a unique maximum. A Gaussian prior with mean 1 and variance 1 on each product is
-    worth about one clip; it decides where the clips do not, e.g. if every member is always correct.
+    worth about one clip; it determines the result where the clips do not, e.g. if every member is always correct.
 
     Args:
         trainings: of each seed, the members' scores of the validation clips.

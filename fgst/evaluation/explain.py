@@ -200,8 +200,8 @@ def _focal_shares(maps: AttentionMaps, num_joints: int) -> np.ndarray:
 def _part_attention(maps: AttentionMaps, num_joints: int) -> np.ndarray | None:
     """Attention of the joints of the first clip to the parts: ``(M, T, N, P)``, zero for joints that are not focal.
 
-    It is the mean over the heads and over the layers at the frame rate of the entrance of stage 2; later layers may
-    have half the frames. ``None`` for a network without part-to-joint attention.
+    It is the mean over the heads, and over those layers whose frame rate is that of the input of stage 2 (later layers
+    may have half the frames). ``None`` for a network without part-to-joint attention.
     """
     assert maps.focal_joints is not None, "the network has no focal joints"
     frames, slots = maps.focal_joints.shape[2:]

@@ -261,7 +261,7 @@ class FGSTFormer(nn.Module):
         """Average each branch over its tokens and frames, ``(B', T, N, 3)`` → ``(B', branches·C)``."""
         B, T, N, C0 = persons.shape
         device = persons.device.type
-        with torch.autocast(device, enabled=False):  # 8-bit coordinates would lose small motions
+        with torch.autocast(device, enabled=False):  # 8 bits of precision would lose small motions
             x = self.input_norm(persons.reshape(B * T, N * C0)).view(B, T, N, C0)
             x = self.embedding(x)  # (B', T, N, C1)
         if torch.is_autocast_enabled(device):

@@ -1,4 +1,4 @@
-"""What happens with the results of a sweep: a report in MLflow and a table on the terminal."""
+"""Callbacks of a sweep: progress display, report in MLflow, and table on the terminal."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class MlflowReport(SweepCallback):
         self._log_summary(runner, result)
 
     def _log_summary(self, runner: SweepRunner, result: SweepResult) -> None:
-        """The best trial's metrics as those of the sweep: MLflow lists sweeps folded, sorted by the same columns."""
+        """Log the best trial's metrics to the sweep's run: MLflow shows the same columns for sweeps and trials."""
         best = result.best
         if best is None:
             return

@@ -26,7 +26,7 @@ class TrialResult:
         status: how it ended, or RUNNING.
         metrics: its last metrics by MLflow name; accuracies in %.
         reason: of a failure.
-        used_micro_batches: each batch was split into two parts after running out of memory.
+        used_micro_batches: whether each batch was split into two parts after running out of memory.
     """
 
     trial_id: str
@@ -196,7 +196,7 @@ class Rung:
 
 
 def rank_report(spec: SweepSpec, histories: Sequence[Mapping[int, float]]) -> list[Rung]:
-    """Whether early stopping was, or would have been, safe.
+    """Compute whether early stopping was, or would have been, safe.
 
     Args:
         histories: validation top-1 by epoch, of trials that ran to the last epoch. With fewer than three the report is

@@ -198,7 +198,7 @@ class TrialStorage:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def keep(self, *, at_once: bool = False) -> str:
-        """Copy the newest checkpoint to the object store if it is time for it.
+        """Copy the newest checkpoint to the object store if a copy is due.
 
         A failed copy is retried after the next epoch.
 

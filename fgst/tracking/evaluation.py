@@ -146,7 +146,7 @@ def _score_network(
         if dataset is None:
             raise InputError(
                 f"{data.path}: the data set has changed since run {run_id} was trained on it (digest "
-                f"{data.digest[:12]}… instead of {card.dataset_digest[:12]}…); evaluate on it nevertheless with "
+                f"{data.digest[:12]}… instead of {card.dataset_digest[:12]}…); to evaluate on it anyway, pass "
                 f"--dataset {shlex.quote(str(data.path))}"
             )
         print(f"note: {data.path} is not the data set that run {run_id} was trained on", file=sys.stderr)

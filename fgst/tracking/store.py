@@ -35,7 +35,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 class TrackingStore:
     """An open tracking store.
 
-    An SQLite database is created or migrated if necessary, so open a new one before processes share it.
+    An SQLite database is created or migrated if necessary. Do this in one process before several share the database.
 
     Args:
         uri: see :func:`~fgst.tracking.connection.resolve_uri` for the default.

@@ -265,7 +265,7 @@ class _Trainer:
         """Run the remaining steps of an epoch and return the last learning rate.
 
         Raises:
-            Preempted: if ``should_stop`` asks for it, after the progress has been saved.
+            Preempted: if ``should_stop`` returns true, after the progress has been saved.
         """
         config, partial, earlier = self.config, self.partial, self.partial.seconds
         torch.manual_seed(_derive_seed(config.seed, epoch))
@@ -275,7 +275,7 @@ class _Trainer:
         resumed_at, lr = partial.steps, 0.0
         batches = self.loaders["train"].training_batches(config.batch_size, self.repeat, generator)
         for step, batch in enumerate(batches):
-            # The batches before an interruption are drawn a second time, which costs little, and skipped.
+            # The batches before an interruption are drawn again and skipped, which is cheap.
             if step < resumed_at:
                 continue
             if resumed_at and step == resumed_at:

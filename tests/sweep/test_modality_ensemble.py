@@ -180,7 +180,7 @@ def test_champion_is_the_last_one_and_stays_until_it_is_beaten(story: Story) -> 
     assert registry.resolve_model(store, "champion") == registry.resolve_model(store, f"{name}/1") == champion.run_id
 
     other, split = story.ensemble(story.second).info.run_id, champion.tags[Tags.VALIDATION_SPLIT]
-    assert "validates at" in registry.promote_if_better(
+    assert "has validation top-1" in registry.promote_if_better(
         store, other, "small x-sub", reached, split
     )  # as good is not better
     assert "other validation clips" in registry.promote_if_better(store, other, "small x-sub", 100.0, split + " else")
@@ -206,8 +206,8 @@ def test_a_resumed_sweep_ends_with_the_same_runs(story: Story) -> None:
     [
         (["--from-run", "SWEEP"], "is not a training"),
         (["--sweep", "TRIAL"], "is not a sweep"),
-        (["--sweep", "SWEEP", "--preset", "tiny"], "give one of them"),
-        (["--sweep", "SWEEP", "--from-run", "TRIAL"], "give one of them"),
+        (["--sweep", "SWEEP", "--preset", "tiny"], "use one of them"),
+        (["--sweep", "SWEEP", "--from-run", "TRIAL"], "use one of them"),
         (["--from-run", "TRIAL", "--refit", "--protocol", "paper"], "--refit uses fusion weights"),
         (["--from-run", "0" * 32], "there is no run"),
         (["--from-run", "TRIAL", "--set", "model.depth=3"], "model.depth"),

@@ -191,7 +191,7 @@ def test_a_trial_lies_on_one_node() -> None:
 @pytest.mark.parametrize(
     ("cluster", "asked", "names"),
     [
-        ({"CPU": 2.0}, Resources(gpus_per_trial=0.5), "Ray sees no GPU"),
+        ({"CPU": 2.0}, Resources(gpus_per_trial=0.5), "Ray finds no GPU"),
         ({"CPU": 2.0, "GPU": 1.0}, Resources(gpus_per_trial=2), "there are 1 GPUs"),
         ({"CPU": 2.0}, Resources(cpus_per_trial=4), "there are 2 cores"),
     ],

@@ -44,7 +44,7 @@ ParallelMap = Callable[[Callable[[ShardTask], ShardRecord], Sequence[ShardTask]]
 
 @dataclass
 class Report:
-    """What became of all files.
+    """Outcome of a preparation: which files were used, and which were rejected.
 
     Attributes:
         edition: of the data set.

@@ -1,4 +1,4 @@
-"""One file of an NTU data set: the unit of parallel work, and of what survives an interruption.
+"""One file of an NTU data set: the unit of parallel work, and of resuming after an interruption.
 
 A shard is a fixed slice of the sorted list of clips, so its content does not depend on the number of workers. Its
 record, a JSON file next to it, is written last: a shard with a record is complete.

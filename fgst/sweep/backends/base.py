@@ -1,4 +1,4 @@
-"""What a backend is: something that runs the trials of a search."""
+"""The interface of backends, which run the trials of a search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Backend(Protocol):
 
         Args:
             search: hands out the trials.
-            context: what the trials need to know of their sweep.
+            context: information about the sweep that the trials need.
             budget: limits; says afterwards why the sweep stopped.
             on_update: called after every epoch and every end of a trial.
 

@@ -129,7 +129,7 @@ def _train(
         seconds = time.perf_counter() - start
         if torch_device.type == "cuda":
             gib = torch.cuda.max_memory_reserved(torch_device) / 2**30 + CONTEXT_GIB
-            if is_alone:  # all other memory that was taken is this process's too: kernels, library handles
+            if is_alone:  # all other memory that was allocated also belongs to this process: kernels, library handles
                 taken = free_before - _free_gib(torch_device)
                 gib += max(0.0, taken - torch.cuda.memory_reserved(torch_device) / 2**30)
         else:

@@ -151,7 +151,7 @@ class RecordedCurves:
             if set(curve.params) != {p.name for p in spec.parameters if p.applies(curve.params)}:
                 raise InputError(
                     f"{source}: a trial varies {', '.join(curve.params) or 'nothing'}, and this sweep varies {names}; "
-                    "use the script, and the --also, with which the curves were recorded"
+                    "use the script and the --also option with which the curves were recorded"
                 )
 
     @property
