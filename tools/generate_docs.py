@@ -45,7 +45,7 @@ SETTINGS_INTRODUCTION = """\
 
 A trial is described by the fields of `fgst.config.TrialConfig`. Each of them can be set on the command line,
 `--set model.focal_joints=12 --set model.dilations=1,3`, and is a parameter of the MLflow run. If a default is `none`,
-the meaning says which value is used instead. Invalid values and combinations raise an error that names the field.
+the last column says which value is used instead. Invalid values and combinations raise an error that names the field.
 
 """
 

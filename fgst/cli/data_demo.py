@@ -5,8 +5,8 @@ Example:
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
 frames per second. Each action moves a few characteristic joints; all others sway and fidget. Noise like that of a depth
-sensor is added. Two cameras see each performance. In benchmark x-sub, odd subjects are for training and even ones for
-testing; in x-view, camera 2 is for training and camera 1 for testing. The same arguments give the same files, and
+sensor is added. Two cameras record each performance. In benchmark x-sub, odd subjects are for training and even ones
+for testing; in x-view, camera 2 is for training and camera 1 for testing. The same arguments give the same files, and
 --clips 200 begins with the clips of --clips 100.
 """
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser("python -m fgst.model", __doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="default: %(default)s")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="paper", help="settings to start from; default: %(default)s"
+    )
     parser.add_argument(
         "--dataset-shape",
         choices=sorted(INPUT_SHAPES),

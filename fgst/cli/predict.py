@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="a registered model: champion (if there is only one model), NAME@champion or NAME/3",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="raw files, folders or zip archives; - for stdin")
-    parser.add_argument("--top", type=positive(int), default=5, metavar="K", help="number of classes (default: 5)")
+    parser.add_argument(
+        "--top", type=positive(int), default=5, metavar="K", help="number of most likely classes to show (default: 5)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_device_options(parser)
     add_tracking_option(parser)

@@ -1,5 +1,6 @@
-"""Run a tracking server for a team: MLflow on PostgreSQL, behind a password.
+"""Run a tracking server for a team: MLflow on PostgreSQL, protected by passwords.
 
+Examples:
   make server                                                 data in server/, on http://127.0.0.1:5000
   python -m fgst.server --dir /srv/fgst --port 5001
   python -m fgst.server --sqlite                              without PostgreSQL, for one or two users

@@ -1,5 +1,6 @@
 """Save a tracking server's folder to an object store, and restore it, e.g. on another machine.
 
+Examples:
   python -m fgst.server_backup save ~/server s3://bucket/fgst/server.tar.gz
   python -m fgst.server_backup restore ~/server s3://bucket/fgst/server.tar.gz
 

@@ -2,8 +2,8 @@
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
 frames per second. Each action moves a few characteristic joints; all others sway and fidget. Noise like that of a depth
-sensor is added. Two cameras see each performance. The same arguments give the same files, and a larger data set begins
-with the clips of a smaller one.
+sensor is added. Two cameras record each performance. The same arguments give the same files, and a larger data set
+begins with the clips of a smaller one.
 """
 
 from __future__ import annotations
