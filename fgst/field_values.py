@@ -54,7 +54,7 @@ def _is_text(option: Any) -> bool:
 def _shorten(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to print integers of thousands of digits
+    except ValueError:  # Python does not print integers of thousands of digits
         text = "an integer of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -4,7 +4,7 @@ Examples:
   python -m fgst.cli.autoscaling ~/ray_bootstrap_config.yaml      on a head created by `ray up`, after `ray start`
   python -m fgst.cli.autoscaling 4 CPU=4 GPU=1                    up to four nodes with these resources (KubeRay)
 
-Without this, a sweep on a new cluster sees only the head, which runs no trials.
+Otherwise, a sweep on a new cluster can see only the head, which runs no trials.
 """
 
 from __future__ import annotations

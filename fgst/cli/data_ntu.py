@@ -85,7 +85,7 @@ def _parallel_map(workers: int, address: str | None) -> ParallelMap | None:
 
 def _draw_lengths(dataset: ArrowDataset, out: Path) -> None:
     """Add a histogram of the clips' lengths to the data set's directory."""
-    from fgst.evaluation.plots import lengths  # lazy: --help must not wait for Matplotlib
+    from fgst.evaluation.plots import lengths  # lazy: --help does not need Matplotlib
 
     with writing_to(out):
         lengths(dataset.columns["num_frames"], dataset.path / "report.png")

@@ -110,7 +110,7 @@ def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
     Raises:
         InputError: if no trial has a complete curve.
     """
-    # lazy: MLflow is imported already, and this is the only command that simulates
+    # lazy: only this command needs the modules of the simulation
     from fgst.sweep.simulation.curves import MINUTES, VAL, make_curve
     from fgst.tracking.queries import summarize_run
 

@@ -36,7 +36,7 @@ def tracked(items: Iterable[T], total: int, description: str) -> Generator[T, No
 
 
 def tracked_clips(items: Iterable[tuple[T, int]], *, total: int, done: int) -> Generator[T, None, None]:
-    """Yield items that stand for several clips each, reporting clips per second and the remaining time.
+    """Yield items that represent several clips each, reporting clips per second and the remaining time.
 
     The report is a progress bar on a terminal, and otherwise a line every half minute.
 

@@ -69,7 +69,7 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
 
     Args:
         source: a zip or a folder.
-        suffix: of the files to list, in lower case, with its dot.
+        suffix: suffix of the files to list, in lower case, with its dot.
         max_bytes: reading a larger file raises ClipError.
         hint: the remedy that error messages suggest.
 

@@ -176,7 +176,7 @@ def make_demo(
         out: the new directory.
         clips: number of clips over all classes, subjects and cameras.
         classes: number of classes, the first of :data:`ACTIONS`. The second class has two persons.
-        seed: of all randomness.
+        seed: seed of all randomness.
         overwrite: replace an existing data set at ``out``.
 
     Raises:

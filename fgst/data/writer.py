@@ -48,8 +48,8 @@ def write_dataset(
     Args:
         out: the new directory.
         clips: consumed one by one; at most ``shard_bytes`` of joints are in memory at a time.
-        name: of the data set.
-        skeleton: of all clips.
+        name: name of the data set.
+        skeleton: skeleton of all clips.
         classes: class names by label.
         benchmarks: one or more; the first is the default.
         recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
@@ -255,7 +255,7 @@ def publish(temporary: Path, out: Path) -> None:
     try:
         temporary.rename(out)
     except BaseException:
-        (backup / "dataset").rename(out)  # if this fails too, the old data set stays in the backup folder
+        (backup / "dataset").rename(out)  # if this also fails, the old data set remains in the backup folder
         backup.rmdir()
         raise
     shutil.rmtree(backup, ignore_errors=True)

@@ -74,7 +74,7 @@ def explain(
         clips: ids of test clips to draw and animate, in addition to one clip per class.
         animate: animate the clip of each class. By default, only that of the first class is animated, and none if
             ``clips`` are given.
-        device: by default the CPU.
+        device: the device; by default the CPU.
 
     Returns:
         Names of the files written, relative to ``out``.
@@ -127,7 +127,7 @@ def analyze_focal_joints(model: FGSTFormer, loader: ClipLoader) -> FocalStatisti
 
 
 def make_focal_clip(model: FGSTFormer, card: ModelCard, data: ArrowDataset, loader: ClipLoader, row: int) -> FocalClip:
-    """Run the network on one clip, and collect what :mod:`fgst.evaluation.focal_plots` draws of it.
+    """Run the network on one clip, and collect the data that :mod:`fgst.evaluation.focal_plots` draws.
 
     Args:
         model: the network.

@@ -1,6 +1,6 @@
-"""The tracking server for a team: MLflow on PostgreSQL (or SQLite), behind a password.
+"""The tracking server for a team: MLflow on PostgreSQL (or SQLite), protected by passwords.
 
-All data is in one folder, which a later start reuses:
+All data is in one folder, which later starts reuse:
 
 ``postgres`` or ``mlflow.db`` and ``users.db``
     the databases of runs and users

@@ -171,8 +171,8 @@ def request_drain(seconds: float, instance_id: str, address: str | None = None) 
     This runs in a separate process because a Ray client that gets no answer can block forever or abort its process.
 
     Args:
-        instance_id: the node's id at the cloud provider, which Ray was given when it started there.
-        address: of the cluster; ``None`` is the cluster that this machine belongs to.
+        instance_id: the node's id at the cloud provider, with which Ray was started there.
+        address: address of the cluster; ``None`` is the cluster that this machine belongs to.
 
     Returns:
         Whether Ray accepted. The reason is logged if it did not.

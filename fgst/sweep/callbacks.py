@@ -64,8 +64,8 @@ class MlflowReport(SweepCallback):
     def curves_of(self, result: TrialResult, store: TrackingStore) -> dict[str, dict[int, float]]:
         """A trial's curves by metric and epoch.
 
-        They are read from the store only if an earlier call of the sweep trained a part of the trial: reading all of
-        them takes two requests per trial, minutes for a thousand trials on a server.
+        They are read from the store only if an earlier invocation trained a part of the trial: reading all of them
+        takes two requests per trial, minutes for a thousand trials on a server.
         """
         collected = self._curves.get(result.trial_id, {})
         curves = {}
@@ -77,7 +77,7 @@ class MlflowReport(SweepCallback):
         return curves
 
     def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
-        """Log everything."""
+        """Log the table, the report and the summary metrics."""
         # lazy: matplotlib takes a second to import, and it is needed at the end only
         from fgst.sweep.report import ReportData, write_report
 

@@ -31,7 +31,7 @@ class Parameter:
     """A parameter that a sweep varies.
 
     Attributes:
-        name: as in tables, e.g. ``K``.
+        name: name in tables, e.g. ``K``.
         values: the values of a grid and the choices of a search: numbers or strings.
         low, high: inclusive bounds of a range, for searches, if there are no ``values``; integer bounds make an integer
             range.

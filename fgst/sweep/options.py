@@ -51,7 +51,7 @@ class Option:
         scope: what it means for a resumed sweep.
         group: heading in ``--help``; ``None`` for options that training and sweeps share, which
             :mod:`fgst.cli.options` adds to the parser.
-        help: explanation; ``{search}`` stands for the search of the sweep's definition.
+        help: explanation; ``{search}`` is replaced by the search of the sweep's definition.
         parse: converts one value; raises ``ValueError`` for an invalid one.
         metavar, choices: as in ``argparse``.
         flag: "yes" for an option without a value, "negatable" for one that also has a ``--no-`` form.
@@ -267,7 +267,7 @@ class SweepOptions:
         }
 
     def require_resumable(self) -> None:
-        """Check that no option was given that a resumed sweep cannot follow.
+        """Check that no option was given that cannot be changed on resume.
 
         Raises:
             InputError: naming these options.

@@ -47,12 +47,12 @@ _STATUS_OF_MLFLOW = {
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a call of a sweep ended.
+    """The result of an invocation of a sweep.
 
     Attributes:
         spec: the sweep.
         sweep_id: id of its MLflow run.
-        status: how the call ended.
+        status: how the invocation ended.
         trials: all trials started so far, those reused from earlier sweeps first.
         best: the trial to continue with, see :func:`fgst.sweep.results.best_result`.
         remaining: number of trials left at most, interrupted ones included.
@@ -116,7 +116,7 @@ class SweepRunner:
         run: the sweep's run.
         storage_location: folder or URI for the checkpoints of this sweep.
         study_storage: URL of the Optuna storage.
-        resumed: the sweep was started by an earlier call.
+        resumed: whether the sweep was started by an earlier invocation.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class SweepRunner:
             backend: where trials run.
             budget: limits of this invocation.
             callbacks: observers, called in this order.
-            price_per_hour: of a GPU (of a core on the CPU), to log the cost of each trial.
+            price_per_hour: hourly price of a GPU (of a core on the CPU), to log the cost of each trial.
             system_metrics: log the load of the machines.
 
         Raises:
@@ -294,7 +294,7 @@ class SweepRunner:
             status = SweepStatus.STOPPED if remaining else SweepStatus.COMPLETED
         if stopped_by_limit:
             self.tracked_run.set_tags({Tags.STOP_REASON: budget.details})
-        elif Tags.STOP_REASON in self.tags():  # from an earlier call
+        elif Tags.STOP_REASON in self.tags():  # from an earlier invocation
             self.store.client.delete_tag(self.sweep_id, Tags.STOP_REASON)
         if status is SweepStatus.INTERRUPTED:
             self.tracked_run.finish("KILLED", budget.details or "interrupted")

@@ -96,7 +96,7 @@ class TrialScheduler:
 
         Args:
             exit: as the trial reports it; a trial that was stopped by :meth:`on_result` ends with that status.
-            reason: of a failure that the trial could not record.
+            reason: reason of a failure that the trial could not record.
             node, host: id and host name of the node that it ran on.
         """
         self._running.discard(trial_id)

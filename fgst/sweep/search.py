@@ -2,8 +2,9 @@
 
 Every sweep is an Optuna study named after the sweep's run, including grids, so ``optuna-dashboard`` opens all of them.
 Each training is one Optuna trial with its trial id and seed as user attributes. Only the driver writes to the study,
-and the study holds everything that a resumed sweep needs: running parameters and the decisions of early stopping. A
-random draw is seeded by the sweep's seed and the number of trials so far, so no sampler state has to survive a kill.
+and the study contains everything that a resumed sweep needs: the parameters of running trials and the decisions of
+early stopping. Random draws are seeded by the sweep's seed and the number of trials so far, so that the state of the
+sampler need not be saved.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ class Search:
             trial.report(metrics[METRIC], epoch)
         if self.spec.early_stop is None or epoch >= self.spec.base.train.epochs:
             return False
-        # Optuna decides once per rung; the decision is recorded so that it survives a kill.
+        # Optuna decides once per rung; the decision is recorded, so that it is not lost if the process is killed.
         if _STOPPED_AT not in trial.user_attrs and trial.should_prune():
             trial.set_user_attr(_STOPPED_AT, epoch)
         return _STOPPED_AT in trial.user_attrs

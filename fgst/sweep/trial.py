@@ -53,7 +53,7 @@ class TrialContext:
         storage: folder (shared by all nodes) or URI for checkpoints.
         threads: CPU threads; ``None`` keeps PyTorch's setting.
         devices: number of GPUs, or of cores on the CPU, that the trial occupies, to log its cost.
-        price_per_hour: of a GPU, or of a core on the CPU.
+        price_per_hour: hourly price of a GPU, or of a core on the CPU.
         latency: measure the time the network takes for one clip.
         system_metrics: log the load of the machine.
         driver: id of the process that drives the sweep.
@@ -83,7 +83,7 @@ def run_trial(
 
     Returns:
         How the trial ended: ``INTERRUPTED`` also if the tracking server was unreachable for too long, ``DISK_FULL`` if
-        it can continue elsewhere or when there is space, ``PREEMPTED`` if this process received SIGTERM.
+        it can continue elsewhere or after space has been freed, ``PREEMPTED`` if this process received SIGTERM.
     """
     # lazy: torch and mlflow take seconds to import, and a driver that simulates trials needs neither
     import torch

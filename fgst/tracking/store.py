@@ -96,7 +96,7 @@ class TrackingStore:
         return {experiment.experiment_id: experiment.name for experiment in pages}
 
     def ui_url(self, experiment: str) -> str:
-        """Where to see an experiment's runs in MLflow's user interface.
+        """Return where MLflow's user interface shows an experiment's runs.
 
         Args:
             experiment: the experiment's id.
@@ -141,8 +141,8 @@ class TrackingStore:
         Args:
             experiment: the experiment's id.
             trial_id: identity of the trial, by which the run is looked up.
-            name: of a new run.
-            tags: of a new run, in addition to its trial id, parent, host, user and git commit.
+            name: name of a new run.
+            tags: tags of a new run, in addition to its trial id, parent, host, user and git commit.
             parent: run id of the sweep. With it, an existing run with this trial id and parent is reopened.
         """
         all_tags = {**_source_tags(), **tags, Tags.TRIAL_ID: trial_id, **({Tags.PARENT: parent} if parent else {})}

@@ -66,7 +66,7 @@ def read_skeleton(content: bytes) -> Recording:
 
 
 def parse_fast(content: bytes) -> Recording | None:
-    """Parse a file of the usual layout; return ``None`` if anything about it is unusual or malformed."""
+    """Parse a file of the usual layout; return ``None`` if it is unusual or malformed in any way."""
     values = np.frombuffer(content, np.uint8)
     controls = np.flatnonzero(values < 32)  # line ends, unless the file contains other control characters
     blank = values <= 32

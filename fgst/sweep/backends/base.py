@@ -25,10 +25,10 @@ class Backend(Protocol):
         Args:
             search: hands out the trials.
             context: information about the sweep that the trials need.
-            budget: limits; says afterwards why the sweep stopped.
+            budget: limits of the sweep; records why the sweep stopped.
             on_update: called after every epoch and every end of a trial.
 
         Raises:
-            InputError: if the backend can never give a trial what it needs.
+            InputError: if the backend cannot provide the resources of a trial.
         """
         ...

@@ -17,7 +17,7 @@ def measure_gpu_share(spec: SweepSpec) -> float:
     """Measure how many trials share the GPU best; returns the share of one trial.
 
     Raises:
-        InputError: if PyTorch sees no GPU.
+        InputError: if PyTorch finds no GPU.
     """
     if not torch.cuda.is_available():
         raise InputError("--gpus-per-trial auto measures on this machine, but PyTorch finds no GPU here; give a number")

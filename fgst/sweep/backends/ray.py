@@ -62,7 +62,7 @@ class RayBackend:
         """See :meth:`fgst.sweep.backends.base.Backend.run`.
 
         Raises:
-            InputError: if no cluster answers at the address, or it can never give a trial what it asks for.
+            InputError: if no cluster answers at the address, or if it cannot provide the resources of a trial.
         """
         with ExitStack() as stack:
             stack.enter_context(ray_session(self.resources.address))
@@ -142,7 +142,7 @@ def _run_in_worker(
     if exit == TrialExit.PREEMPTED:
         os._exit(preemption.EXIT_CODE)  # Ray restarts the trial on a node with free resources
     give_back_memory()
-    # Tune wants the metric of its search algorithm ("epoch") in every result.
+    # Tune requires the metric of its search algorithm ("epoch") in every result.
     return {
         "state": TrialExit(exit).value,
         "node": ray.get_runtime_context().get_node_id(),
@@ -178,7 +178,7 @@ class SchedulerSearcher(Searcher):
 
 
 class StoppingScheduler(FIFOScheduler):
-    """Tune's trial scheduler: first in, first out, and stops the trials that are to stop."""
+    """Tune's trial scheduler: first in, first out; stops trials when the :class:`TrialScheduler` decides so."""
 
     def __init__(self, scheduler: TrialScheduler) -> None:
         super().__init__()

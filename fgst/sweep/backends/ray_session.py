@@ -1,4 +1,4 @@
-"""Connecting to Ray: a running cluster, or a local one that ends with the work it was started for."""
+"""Connections to Ray: to a running cluster, or to a local one that is shut down after use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
     loss of the terminal have the same effect as Ctrl-C.
 
     Args:
-        address: of a running cluster ("auto" finds it); ``None`` starts a new local one, even if another is running.
+        address: address of a running cluster ("auto" finds it); ``None`` starts a new local one, even if another one is
+            running.
         local: arguments of ``ray.init`` for a new local cluster.
 
     Raises:
@@ -77,7 +78,7 @@ def ray_map(
     A task whose worker process dies is retried up to :data:`MAX_RETRIES` times.
 
     Args:
-        address: of a running cluster; ``None`` starts a local one.
+        address: address of a running cluster; ``None`` starts a local one.
         workers: the maximum number of tasks that run at a time, on one core each.
 
     Raises:

@@ -14,7 +14,7 @@ class Resources:
     """Resources requested for the trials of a sweep; ``None`` means derived from the machine or cluster.
 
     Attributes:
-        address: of a running Ray cluster ("auto" finds it); ``None`` starts one on this machine.
+        address: address of a running Ray cluster ("auto" finds it); ``None`` starts one on this machine.
         cpus_per_trial: CPU cores, and threads, of a trial.
         gpus_per_trial: GPUs of a trial; 0.25 lets four trials share one GPU.
         max_concurrent: the maximum number of trials that run at a time.

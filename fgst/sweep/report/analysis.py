@@ -55,7 +55,7 @@ def pareto_front(spec: SweepSpec, results: Sequence[TrialResult]) -> list[TrialR
 
 
 def parameter_importance(study: optuna.Study | None) -> tuple[dict[str, float], str]:
-    """Estimate with PED-ANOVA how strongly each parameter decides whether a trial is among the best.
+    """Estimate with PED-ANOVA how strongly each parameter determines whether a trial is among the best.
 
     Args:
         study: the Optuna study of a search; ``None`` for a sweep without one.

@@ -152,7 +152,7 @@ def learning_curves(
         best: run id of the trial to emphasize.
         rungs: epochs at which trials were compared.
         axis_label: name and unit of the values.
-        path: of the PNG file to write.
+        path: path of the PNG file to write.
     """
     figure, axes = new_figure(WIDTH, 3.9)
     pruned_ids = frozenset(pruned)
