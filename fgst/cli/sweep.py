@@ -75,7 +75,7 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
         # thread, because its processes end with the thread that started them.
         threading.Thread(target=_import_runner, daemon=True).start()
         _join_ray(ray, options)
-    # lazy: mlflow takes seconds to import, and invalid input is reported before that
+    # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.runner import create_sweep
     from fgst.tracking.store import TrackingStore, resolve_uri
 
@@ -88,7 +88,7 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
 
 
 def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
-    # lazy: mlflow takes seconds to import, and invalid input is reported before that
+    # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.runner import load_sweep
     from fgst.tracking.store import TrackingStore
 
@@ -104,7 +104,7 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
 
 def _run(runner: SweepRunner, options: SweepOptions) -> int:
     """Run a sweep, print its outcome and what to do next; returns the exit code."""
-    # lazy: mlflow takes seconds to import, and invalid input is reported before that
+    # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
     from fgst.sweep.stopping import Budget
     from fgst.tracking.spool import TrackingServerUnavailable
@@ -257,7 +257,7 @@ def _require_reachable(storage: str, spec: SweepSpec, tracking_uri: str) -> None
 
 def _import_runner() -> None:
     """Import modules that take seconds to import and are needed once Ray has started."""
-    # lazy: the purpose of this function
+    # lazy: this function is called to import these modules in advance
     import fgst.sweep.backends.ray
     import fgst.sweep.callbacks  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""Backups of the tracking server's folder in an object store, e.g. for the time in which no machine runs the server."""
+"""Backups of the tracking server's folder in an object store, which preserve it while no machine runs the server."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 With a shared folder the training writes its checkpoint there itself. With a URI (``s3://bucket/sweeps``, ``gs://…``;
 anything that ``pyarrow.fs`` supports) the checkpoint is written on the node and copied to the object store after
 epochs, so that copying takes at most 5 % of the time, and immediately if the node is about to be preempted. A copy is
-complete once its manifest, which is written last, exists. A resumed trial uses the newest complete copy and verifies it.
+complete once its manifest, which is written last, exists. A resumed trial verifies and uses the newest complete copy.
 """
 
 from __future__ import annotations
