@@ -111,5 +111,5 @@ def _cast(value: Any, option: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_cast(item, element) for item in value)
         if element in (int, float):
-            return (_cast(value, element),)  # a single number stands for a tuple of one
+            return (_cast(value, element),)  # a single number is a tuple of length one
     raise ValueError(value)

@@ -60,7 +60,7 @@ class Parameter:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def allows(self, value: Any) -> bool:
-        """Whether the value is one of ``values`` or lies in the range."""
+        """Whether the value is one of ``values`` or within the range."""
         if self.values:
             return value in self.values
         if not isinstance(value, int | float) or (self.integer and value != int(value)):

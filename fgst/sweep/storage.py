@@ -37,7 +37,7 @@ _FAILURES = (OSError, pa.ArrowException)
 
 
 def resolve(location: str) -> str:
-    """``--storage`` as it is recorded: a URI unchanged, a folder as an absolute path.
+    """Return ``--storage`` in its recorded form: a URI unchanged, a folder as an absolute path.
 
     Raises:
         InputError: if the URI is not writable storage, or contains a password.
