@@ -1,6 +1,6 @@
-# `make sweep` and `make test` set up everything they need, once; `make help` lists the rest.
+# `make sweep` and `make test` install everything they need on first use; `make help` lists all targets.
 PYTHON ?= python3
-# More arguments for the command, e.g. make sweep ARGS="--dataset datasets/nw-ucla --values 5,15"
+# Additional arguments of the command, e.g. make sweep ARGS="--dataset datasets/nw-ucla --values 5,15"
 ARGS ?=
 
 VENV := .venv
@@ -15,7 +15,7 @@ WHAT := -c constraints.txt -e '.[test,dev]'
 help:
 	@echo "make sweep     set up, then the K sweep on generated motion, tracked in MLflow (ARGS=… adds options)"
 	@echo "make test      set up, then the tests;  make test-all: also the slow ones"
-	@echo "make check     lint, format and types (ruff, mypy);  make format: apply the format"
+	@echo "make check     lint, format and types (ruff, mypy);  make format: format the code"
 	@echo "make docs      build the documentation into site/"
 	@echo "make ui        MLflow UI on http://127.0.0.1:5000"
 	@echo "make server    tracking server for a team, on PostgreSQL with a password (mlflow/README.md)"
@@ -24,21 +24,22 @@ help:
 
 setup: $(STAMP)
 
-# uv installs in seconds what pip installs in minutes, but does not read pip's settings: hand over the local wheels.
-# Compiled at once: where Python may not write bytecode, each process would spend seconds compiling PyTorch and MLflow.
-# Without an NVIDIA GPU it is asked for PyTorch's CPU build, which saves gigabytes. If uv fails, pip installs everything.
+# uv installs in seconds what takes pip minutes, but ignores pip's settings, so pip's local wheels are passed explicitly.
+# Bytecode is compiled during installation: where Python cannot write it later, each process would spend seconds compiling
+# PyTorch and MLflow. Without an NVIDIA GPU, uv installs PyTorch's CPU build, which saves gigabytes. If uv fails, pip
+# installs everything.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fgst needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@$(BIN)/python -c pass 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@echo "installing into $(VENV) (a minute; several where nothing is cached)"
+	@echo "installing into $(VENV) (about a minute, or several minutes without cached packages)"
 	@links="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}"; \
 	torch="--torch-backend=cpu"; \
 	if [ -n "$$links" ] || command -v nvidia-smi >/dev/null 2>&1; then torch=""; fi; \
 	uv="$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python"; \
 	{ $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
 		$$uv $$torch $${links:+--find-links "$$links"} $(WHAT); } || \
-	{ echo "uv could not; pip tries (minutes)"; $(BIN)/pip install $(WHAT); }
+	{ echo "uv failed; installing with pip, which takes minutes"; $(BIN)/pip install $(WHAT); }
 	@touch $@
 
 sweep: $(STAMP)
@@ -61,7 +62,7 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# The generated reference pages first. --strict turns broken links and anchors into errors (not with --quiet).
+# First regenerates the reference pages. --strict turns broken links and anchors into errors (but not with --quiet).
 docs: $(STAMP)
 	@$(BIN)/python -c 'import material, mkdocs, mkdocstrings' 2>/dev/null || \
 		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
@@ -69,15 +70,15 @@ docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
-# The store of the working directory, or the one named by the environment. Served to this machine only.
+# Shows the tracking store of the working directory, or the one named by the environment, on this machine only.
 ui: $(STAMP)
 	@case "$${MLFLOW_TRACKING_URI:-}" in http://*|https://*) \
-		echo "the tracking server has its own pages: $$MLFLOW_TRACKING_URI"; exit 0;; esac; \
-	echo "MLflow UI on http://127.0.0.1:$${PORT:-5000} (Ctrl-C ends it)"; \
+		echo "MLflow UI on the tracking server: $$MLFLOW_TRACKING_URI"; exit 0;; esac; \
+	echo "MLflow UI on http://127.0.0.1:$${PORT:-5000} (press Ctrl-C to stop it)"; \
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 \
 		--port $${PORT:-5000} --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
-# Data in server/; further arguments in ARGS.
+# Stores its data in server/; ARGS passes further arguments.
 server: $(STAMP)
 	@$(BIN)/python -m fgst.server $(ARGS)
 

@@ -1,6 +1,6 @@
-"""Hyperparameter sweeps of the FG-STFormer for skeleton-based action recognition.
+"""Hyperparameter sweeps for the FG-STFormer, a network for skeleton-based action recognition.
 
-The public API is loaded on first use, so that ``import fgst`` takes no time:
+The public API is loaded on first use, so that ``import fgst`` is fast:
 
     >>> import fgst
     >>> config = fgst.PRESETS["tiny"].with_values({"data.dataset": "datasets/nw-ucla", "train.epochs": 4})

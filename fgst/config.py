@@ -81,18 +81,18 @@ class ModelConfig:
             processes all joints.
         focal_joints: K (Table 2), number of joints selected in each frame; ignored without ``focal_selection``.
         part_branch: add a second branch of body parts to stage 2 (Table 1, model B).
-        cross_attention: JP-CA between the two branches (Table 1, model C); requires ``part_branch``.
+        cross_attention: add JP-CA between the two branches (Table 1, model C); requires ``part_branch``.
         shared_branches: use the same weights for both branches of stage 2; requires ``part_branch``.
         temporal: "fg" for the FG-TFormer, "attention" for the Basic-TFormer, "convolution" for the TCN alone (Table 3).
         parts: P, the number of body parts in one of the skeleton's partitions, or a custom partition by joint names.
-        dilations: d_t of each temporal head, in frames; its length is the number of temporal heads.
+        dilations: d_t of each temporal head, in frames; one entry per temporal head.
         kernel_size: k_t of the temporal convolutions, in frames; odd.
         spatial_heads: number of heads of Basic-SFormer and JP-CA.
         head_width: d of a spatial head; ``None`` means C // 4, as in the work that the block is taken from.
         focal_gate: multiply the selected joints by their score, which gives W_p (Eq. 2) a gradient.
         focal_order: order of the selected joints, "joint" (by index) or "score" (by descending score, Eq. 3).
         norm: normalization after each output projection, "batch" or "layer".
-        dropout: probability, on each block's output and before the last layer.
+        dropout: dropout probability, on each block's output and before the last layer.
 
     Raises:
         InputError: if a value or a combination of values is invalid; the message names the field.
@@ -190,16 +190,16 @@ class DataConfig:
     """Selection of clips and their conversion to the network's input.
 
     Attributes:
-        dataset: directory or URI of the Arrow data set.
-        benchmark: x-sub, x-view …, by the data set's own names; ``None`` means its first.
+        dataset: directory or URI of the Arrow data set; required for training.
+        benchmark: name of one of the data set's benchmarks, e.g. x-sub or x-view; ``None`` means its first.
         protocol: "validation" holds out training subjects for model selection; "paper" trains on all training clips,
             as the paper's tables do.
-        modality: joint, bone, joint_motion or bone_motion.
+        modality: input modality, joint, bone, joint_motion or bone_motion.
         recipe: sampling and augmentation, "nw-ucla" or "ntu"; ``None`` means the data set's own.
         frames: T of the network's input; ``None`` means the recipe's (52 or 128).
         validation: fraction of the training subjects that is held out.
-        validation_seed: seed of that choice. It is separate from the trial's seed, so that all trials of a sweep hold
-            out the same subjects.
+        validation_seed: seed that selects these subjects. It is separate from the trial's seed, so that all trials of a
+            sweep hold out the same subjects.
 
     Raises:
         InputError: if a value is invalid; the message names the field.
@@ -231,17 +231,19 @@ class TrainConfig:
         repeat: passes per epoch; ``None`` means the recipe's (5 for nw-ucla, 1 for ntu).
         batch_size: clips per step.
         lr: learning rate of SGD with Nesterov momentum, after the warm-up.
-        momentum, weight_decay: of SGD.
+        momentum: Nesterov momentum of SGD.
+        weight_decay: weight decay of SGD.
         warmup: fraction of the epochs in which the learning rate rises linearly (the paper's 5 of 80).
         schedule: "step" multiplies the learning rate by ``decay_factor`` at each point of ``decay_at``; "cosine"
             decays it to 0.
         decay_at: points of decay, as fractions of the epochs (the paper's 50 and 70 of 80).
-        decay_factor: of the step schedule.
-        label_smoothing: of the cross-entropy.
-        ema: decay of an exponential moving average of the weights, which is then evaluated and saved; 0 disables it.
-        precision: of the training steps, "float32" or "bfloat16" (autocast; weights, optimizer state and all scores
-            stay float32). bfloat16 is faster on GPUs and on many CPUs with AVX512-BF16 or AMX.
-        seed: of the initial weights, the order of the clips and the augmentation.
+        decay_factor: factor of the step schedule.
+        label_smoothing: label smoothing of the cross-entropy.
+        ema: decay of an exponential moving average of the weights, which is evaluated and saved instead of the weights
+            themselves; 0 disables it.
+        precision: precision of the training steps, "float32" or "bfloat16" (autocast; weights, optimizer state and all
+            scores stay float32). bfloat16 is faster on GPUs and on many CPUs with AVX512-BF16 or AMX.
+        seed: seed of the initial weights, the order of the clips and the augmentation.
 
     Raises:
         InputError: if a value is invalid; the message names the field.
@@ -345,7 +347,7 @@ def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
 def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
     """Fill in benchmark, recipe, frames, repeat and the data set's absolute location.
 
-    Unlike :func:`resolve` it does not check the network: the base configuration of a sweep need not fit the skeleton
+    Unlike :func:`resolve`, this does not check the network: the base configuration of a sweep need not fit the skeleton
     before the sweep has set its parameters.
 
     Raises:
@@ -366,9 +368,10 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
 _SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 _FIELD_TYPES: dict[str, dict[str, Any]] = {name: field_types(kind) for name, kind in _SECTIONS.items()}
 
-# Chosen by validation (benchmarks/results/nw-ucla.md): cosine decay beats steps; nothing beats the paper's network.
+# Chosen by validation (benchmarks/results/nw-ucla.md): cosine decay was better than steps, and no change of the network
+# was better than the paper's.
 _BEST_TRAINING = TrainConfig(lr=0.05, schedule="cosine", label_smoothing=0.1)
-# The same network, narrower and with shorter clips, so that a CPU trains it in minutes.
+# The same training with fewer epochs, for the narrower networks that can be trained on a CPU.
 _SMALL_TRAINING = dataclasses.replace(_BEST_TRAINING, epochs=16)
 PRESETS: dict[str, TrialConfig] = {
     "paper": TrialConfig(),

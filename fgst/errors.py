@@ -22,7 +22,7 @@ class Interrupted(Exception):
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an error, or one in its chain of causes, is a full disk; a database's file counts too."""
+    """Return whether an error or one of its causes means that a disk is full, including errors of databases."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -54,7 +54,7 @@ def _is_text(option: Any) -> bool:
 def _shorten(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to print integers of thousands of digits
+    except ValueError:  # Python does not print integers of thousands of digits
         text = "an integer of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -111,5 +111,5 @@ def _cast(value: Any, option: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_cast(item, element) for item in value)
         if element in (int, float):
-            return (_cast(value, element),)  # a single number stands for a tuple of one
+            return (_cast(value, element),)  # a single number is a tuple of length one
     raise ValueError(value)

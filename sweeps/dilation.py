@@ -1,11 +1,11 @@
-"""How many temporal heads, and which dilation should the convolution of each head have?
+"""How many temporal heads, and which dilation for the convolution of each head?
 
 Examples:
   python sweeps/dilation.py                                        generated motion, the preset for this machine
   python sweeps/dilation.py --dataset datasets/nw-ucla --preset small --values "1,2;1,3;1,2,3,4"
 
-A value consists of one dilation per temporal head; semicolons separate values. The paper uses 1,2 and has no table for
-this choice.
+A value lists one dilation per temporal head; separate values with semicolons. The paper uses 1,2 and does not compare
+other dilations.
 """
 
 from fgst.cli.sweep import main

@@ -1,4 +1,4 @@
-"""How many focal joints K should stage 2 use? (Table 2 of the paper)
+"""How many focal joints K should be selected for stage 2? (Table 2 of the paper)
 
 Examples:
   python sweeps/focal_k.py                                         generated motion, the preset for this machine
@@ -6,9 +6,9 @@ Examples:
   python sweeps/focal_k.py --dataset datasets/nw-ucla --protocol paper --seeds 3
   python sweeps/focal_k.py --resume SWEEP_RUN_ID
 
-Each value of K is one trial per seed, which is a child run of the sweep's run in MLflow. The best trial is chosen on
-held-out training subjects; the test clips are scored once, after the last epoch. The last line of the output is the
-next command.
+Each value of K is trained once per seed. Each of these trials is a child run of the sweep's run in MLflow. The best one
+is chosen on held-out training subjects; the test clips are scored once, after the last epoch. The last line of the
+output is the next command to run.
 """
 
 from fgst.cli.sweep import main
@@ -19,7 +19,7 @@ PAPER = {3: 88.6, 6: 88.9, 9: 89.0, 12: 89.2, 15: 89.5, 18: 89.2, 21: 89.3, 25: 
 definition = SweepDefinition(
     name="focal_k",
     title="How many focal joints K?",
-    # The paper's values that are smaller than the number of joints, and all joints.
+    # The paper's values that are less than the number of joints, and the number of joints.
     parameters=lambda skeleton, base: [
         Parameter("K", (*(k for k in PAPER if k < skeleton.num_joints), skeleton.num_joints))
     ],

@@ -15,7 +15,7 @@ PAPER = {"4/4": 88.8, "5/3": 89.0, "6/2": 89.5, "7/1": 89.0}
 
 
 def splits(layers: int) -> tuple[str, ...]:
-    """Return the paper's splits for eight layers, and all possible splits for other numbers of layers."""
+    """Return the paper's splits for eight layers, and all possible splits for any other number."""
     return tuple(PAPER) if layers == 8 else tuple(f"{first}/{layers - first}" for first in range(1, layers))
 
 

@@ -1,13 +1,14 @@
-"""How accurate is each modality (joints, bones, motion of both) alone, and all four as an ensemble? (Tables 5 and 6)
+"""How accurate is each modality (joints, bones, the motion of both) alone, and all four together? (Tables 5 and 6)
 
 Examples:
   python sweeps/modalities.py                                      generated motion, the preset for this machine
   python sweeps/modalities.py --sweep SWEEP_RUN_ID                 with the settings of that sweep's best trial
-  python sweeps/modalities.py --from-run RUN_ID --refit            that run's settings; retrain on all training clips
+  python sweeps/modalities.py --from-run RUN_ID --refit            then retrain on all training clips
   python sweeps/modalities.py --dataset datasets/nw-ucla --preset small --protocol paper --seeds 3
 
-At the end, the networks are fused into an ensemble, with weights fitted on the held-out subjects. The best ensemble of
-a data set is registered as its champion. Modalities that have been trained with the same settings are not retrained.
+Finally, the networks are fused into an ensemble, with weights fitted on the held-out subjects. The best ensemble of a
+data set is registered as its champion. With --from-run or --sweep, networks that were already trained with the same
+settings are reused.
 """
 
 from fgst.cli.sweep import main

@@ -4,8 +4,8 @@ Examples:
   python sweeps/parts_p.py                                         generated motion, the preset for this machine
   python sweeps/parts_p.py --dataset datasets/nw-ucla --preset small --values 1,5,10 --seeds 3
 
-By default, all partitions that the skeleton defines are tried, including single joints as parts. The paper uses P = 10
-and has no table for this choice.
+By default, all partitions of the skeleton are compared, up to one part per joint. The paper uses P = 10 and does not
+compare other values.
 """
 
 from fgst.cli.sweep import main

@@ -1,13 +1,13 @@
-"""Which K, P, layers and dilations are best together? A search over all of them with Optuna.
+"""Which K, P, layers and dilations are best together? A search by Optuna over all of them.
 
 Examples:
-  python sweeps/search.py --trials 50 --dry-run                    print its trials and costs, without starting it
+  python sweeps/search.py --trials 50 --dry-run                    print sizes and estimated cost; start nothing
   python sweeps/search.py --dataset datasets/nw-ucla --preset small --trials 50 --early-stop
   python sweeps/search.py --dataset datasets/nw-ucla --trials 30 --also lr,dropout --enqueue "K=12,P=5"
   python sweeps/search.py --dataset datasets/nw-ucla --trials 40 --search nsga2 --objectives val_top1,flops
 
-The paper's setting is tried first. L1 is the number of layers over all joints; the other layers are those of stage 2.
-heads is the number of temporal heads, and d1 … d4 are their dilations.
+The paper's setting is tried first. L1 is the number of layers in stage 1, and the remaining layers form stage 2; heads
+is the number of temporal heads, and d1 … d4 are their dilations.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ DILATIONS = ("d1", "d2", "d3", "d4")
 def parameters(skeleton: Skeleton, base: TrialConfig) -> list[Parameter]:
     heads = tuple(heads for heads in (1, 2, 4) if all(width % heads == 0 for width in base.model.channels))
     frames = base.data.frames
-    assert frames is not None  # the base configuration is resolved
+    assert frames is not None  # filled in from the data set before this function is called
     return [
         Parameter("K", low=2, high=skeleton.num_joints, field="model.focal_joints"),
         Parameter("P", skeleton.known_parts, field="model.parts"),
@@ -53,20 +53,20 @@ def settings(params: Mapping[str, Any], base: TrialConfig) -> dict[str, Any]:
         "model.parts": params["P"],
         "model.stage1_layers": params["L1"],
         "model.stage2_layers": len(base.model.channels) - params["L1"],
-        # Sorted, because the order of the temporal heads does not change the network.
+        # Sorted, because the order of the heads does not affect the network.
         "model.dilations": sorted(params[name] for name in DILATIONS if name in params),
         **{field: params[name] for name, field in fields.items() if name in params},
     }
 
 
 def initial_params(skeleton: Skeleton, base: TrialConfig) -> dict[str, Any]:
-    """Return the parameters of the base configuration, which are the paper's unless ``--set`` changes them."""
+    """Return the setting of the base, which is the paper's unless a preset or --set changes it."""
     model = base.model
     dilations = dict(zip(DILATIONS, model.dilations, strict=False))
-    optional = {"lr": base.train.lr, "weight_decay": base.train.weight_decay, "dropout": model.dropout}
+    more = {"lr": base.train.lr, "weight_decay": base.train.weight_decay, "dropout": model.dropout}
     return {
         "K": model.focal_joints, "P": model.parts, "L1": model.stage1_layers, "heads": len(model.dilations),
-        **dilations, **optional, "frames": base.data.frames,
+        **dilations, **more, "frames": base.data.frames,
     }  # fmt: skip
 
 

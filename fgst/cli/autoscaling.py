@@ -1,10 +1,10 @@
-"""Publish in a Ray cluster how large it can become, so that sweeps plan for the nodes that the autoscaler can add.
+"""Publish the maximum size of a Ray cluster, so that sweeps plan for the nodes that the autoscaler can add.
 
 Examples:
   python -m fgst.cli.autoscaling ~/ray_bootstrap_config.yaml      on a head created by `ray up`, after `ray start`
   python -m fgst.cli.autoscaling 4 CPU=4 GPU=1                    up to four nodes with these resources (KubeRay)
 
-Without this, a sweep on a new cluster sees only the head, which runs no trials.
+Otherwise, a sweep on a new cluster can see only the head, which runs no trials.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all commands share: parsing arguments, output streams, log messages, error messages and exit codes."""
+"""Functions for all commands: parsing arguments, output streams, log messages, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CommandParser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def invoked_as(prog: str) -> Iterator[None]:
-    """Make parsers created in this context call themselves ``prog`` in usage and error messages."""
+    """Make parsers that are created in this context use the name ``prog`` in usage and error messages."""
     token = _invoked_as.set(prog)
     try:
         yield
@@ -68,7 +68,7 @@ def invoked_as(prog: str) -> Iterator[None]:
 
 
 def format_command(words: Iterable[object]) -> str:
-    """Join the words of a command to one line that can be pasted into a shell.
+    """Join the words of a command into one line that can be pasted into a shell.
 
     Args:
         words: program and arguments; each is quoted where it contains spaces or other special characters.
@@ -156,7 +156,10 @@ def _report(line: str) -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output that remembers its error, which tells a full disk behind it from one that a command writes to."""
+    """Standard output that stores its last error.
+
+    This distinguishes a full disk to which the output is redirected from a full disk on which a command writes files.
+    """
 
     failure: OSError | None = None
 
@@ -181,7 +184,7 @@ def is_output_failure(error: BaseException) -> bool:
 
 
 def configure_streams() -> None:
-    """Let standard output and error replace characters that their encoding lacks, e.g. ``±`` by ``+/-`` in ASCII.
+    """Let standard output and error replace characters that their encoding lacks, e.g. ``±`` with ``+/-`` in ASCII.
 
     By default Python raises a UnicodeEncodeError, which would end a sweep at its first table.
     """
@@ -197,7 +200,7 @@ def configure_streams() -> None:
 
 
 def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Codec error handler that replaces one character by an ASCII substitute, or by ``?``.
+    """Codec error handler that replaces one character with an ASCII substitute, or with ``?``.
 
     Bytes of a file name that could not be decoded (which Python represents as surrogates) are printed unchanged.
     """
@@ -213,7 +216,7 @@ def _substitute(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints messages to ``sys.stderr`` as it is at the time, so that redirections are respected."""
+    """Prints messages to the current value of ``sys.stderr``, so that later redirections are respected."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

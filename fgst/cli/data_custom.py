@@ -1,11 +1,12 @@
 """Prepare an Arrow data set with a custom skeleton from NumPy arrays, a table of labels and a skeleton description.
 
-example:
+Example:
   python -m data_prep.custom clips/ datasets/mine --labels labels.csv --skeleton skeleton.json \\
       --benchmark x-sub:subject=1,2,3
 
 CLIPS is a folder with one NAME.npy per clip, or a single .npz with an array per name. Arrays have shape (T, N, 3) for
-one person, or (M, T, N, 3) for M persons; a person who is not visible in a frame is zero in it.
+one person, or (M, T, N, 3) for M persons; in frames in which a person is not visible, that person's coordinates are
+zero.
 
 labels.csv has one line per clip. Its header names the columns: clip_id and label (the name of the class), and
 optionally subject, camera, setup and replication (whole numbers from 1):
@@ -20,7 +21,7 @@ bones maps each joint to its parent; the root has none. centre is the joint that
 into body parts are optional; without them, P must be the number of joints (--set model.parts=5).
 
 --benchmark NAME:COLUMN=VALUES defines a split: clips whose COLUMN is one of VALUES are for training, all others for
-testing. It can be given several times.
+testing. The option can be repeated.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def build_parser() -> CommandParser:
     parser.add_argument("clips", metavar="CLIPS", type=Path, help="folder of NAME.npy files, or an .npz")
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/mine")
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="table of labels, labels.csv")
-    parser.add_argument("--skeleton", type=Path, required=True, metavar="FILE", help="description, skeleton.json")
+    parser.add_argument(
+        "--skeleton", type=Path, required=True, metavar="FILE", help="skeleton description, skeleton.json"
+    )
     parser.add_argument(
         "--benchmark", action="append", required=True, metavar="NAME:COLUMN=VALUES", help="which clips are for training"
     )

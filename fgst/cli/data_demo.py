@@ -1,13 +1,13 @@
-"""Generate a data set of synthetic motion, to try everything without a download. It contains no recordings of people.
+"""Generate a data set of synthetic motion, which needs no download and contains no recordings of people.
 
-example:
+Example:
   python -m data_prep.demo datasets/demo
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
-frames per second. Each action moves a few characteristic joints; all others sway, fidget and jitter as a depth sensor's
-do. Two cameras see each performance. In benchmark x-sub, odd subjects are for training and even ones for testing; in
-x-view, camera 2 is for training and camera 1 for testing. The same arguments give the same files, and --clips 200
-begins with the clips of --clips 100.
+frames per second. Each action moves a few characteristic joints; all others sway and fidget. Noise like that of a depth
+sensor is added. Two cameras record each performance. In benchmark x-sub, odd subjects are for training and even ones
+for testing; in x-view, camera 2 is for training and camera 1 for testing. The same arguments give the same files, and
+--clips 200 begins with the clips of --clips 100.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--classes", type=int, default=8, help=f"number of actions, 2 to {len(ACTIONS)} (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at OUT")
     return parser
 

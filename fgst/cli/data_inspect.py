@@ -1,6 +1,6 @@
 """Inspect a data set: verify every byte, print a summary, draw a clip.
 
-examples:
+Examples:
   python -m data_prep.inspect datasets/nw-ucla
   python -m data_prep.inspect datasets/nw-ucla --clip a01_s01_e00_v01 --out clip.png
   python -m data_prep.inspect datasets/nw-ucla --clip a01_s01_e00_v01 --animate --out clip.gif
@@ -29,7 +29,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("--clip", metavar="NAME", help="draw this clip")
     parser.add_argument("--animate", action="store_true", help="draw it as an animated GIF at 30 frames per second")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the picture (default: NAME.png or NAME.gif in the current directory)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the image file to write (default: NAME.png or NAME.gif in the current directory)",
     )
     return parser
 
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
     if args.clip is None and (args.animate or args.out):
-        raise InputError("--animate and --out draw a clip: choose one with --clip")
+        raise InputError("--animate and --out require --clip, which selects the clip to draw")
     suffix = ".gif" if args.animate else ".png"
     if args.out and args.out.suffix.lower() != suffix:
         raise InputError(f"--out {args.out}: choose a file name that ends in {suffix}")
@@ -68,7 +71,7 @@ def find_clip(dataset: ArrowDataset, name: str) -> int:
 
 
 def _check_values(dataset: ArrowDataset) -> None:
-    """Check for faults that digests cannot reveal, i.e. those of the program that wrote the data set."""
+    """Check for errors that digests cannot detect, i.e. those of the program that wrote the data set."""
     names, counts = np.unique(dataset.clip_ids.astype(str), return_counts=True)
     if (counts > 1).any():
         raise InputError(f"{dataset.path}: clip {names[counts > 1][0]} occurs twice; prepare the data set again")

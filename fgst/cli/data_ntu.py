@@ -1,18 +1,18 @@
 """Prepare an Arrow data set of NTU RGB+D 60 or 120 from .skeleton files.
 
-examples:
+Examples:
   python -m data_prep.ntu nturgbd_skeletons_s001_to_s017.zip datasets/ntu-60 --edition 60
   python -m data_prep.ntu nturgbd_skeletons_s001_to_s017.zip nturgbd_skeletons_s018_to_s032.zip datasets/ntu-120 \\
       --edition 120 --exclude-list NTU_RGBD120_samples_with_missing_skeletons.txt
   python -m data_prep.ntu folder/of/skeleton/files datasets/ntu-60 --edition 60 --workers 4
 
-Each SOURCE is a zip as downloaded (it is read without unpacking) or a folder of .skeleton files. Clips have one or two
-persons in metres and are cleaned with the field's usual rules: ghost and noise bodies are removed, fragments joined,
-the two bodies with the most motion selected, empty frames removed, and the spine of the first frame moved to the
-origin.
+Each SOURCE is a zip as downloaded (it is read without unpacking) or a folder of .skeleton files. Clips contain one or
+two persons, in metres. They are cleaned by the usual rules of public code: ghost and noise bodies are removed,
+fragments joined, the two bodies with the most motion selected, empty frames removed, and the spine of the first frame
+moved to the origin.
 
-Files that cannot be read are left out and listed in OUT/report.json. An interrupted preparation resumes when the same
-command is run again. The result is identical to the bit for any number of workers.
+Files that cannot be read are omitted and listed in OUT/report.json. An interrupted preparation resumes when the same
+command is run again. The result is bit-identical for any number of workers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="zips or folders of .skeleton files")
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/ntu-60")
     parser.add_argument(
-        "--edition", choices=EDITIONS, required=True, help="NTU RGB+D 60, or 120, which includes the former"
+        "--edition", choices=EDITIONS, required=True, help="NTU RGB+D 60 or 120; 120 includes the clips of 60"
     )
     parser.add_argument("--exclude-list", type=Path, metavar="FILE", help="file with names of clips to leave out")
     parser.add_argument(
@@ -85,7 +85,7 @@ def _parallel_map(workers: int, address: str | None) -> ParallelMap | None:
 
 def _draw_lengths(dataset: ArrowDataset, out: Path) -> None:
     """Add a histogram of the clips' lengths to the data set's directory."""
-    from fgst.evaluation.plots import lengths  # lazy: --help must not wait for Matplotlib
+    from fgst.evaluation.plots import lengths  # lazy: --help does not need Matplotlib
 
     with writing_to(out):
         lengths(dataset.columns["num_frames"], dataset.path / "report.png")

@@ -1,6 +1,6 @@
 """Prepare an Arrow data set of Northwestern-UCLA from the skeleton clips of all_sqe.zip.
 
-example:
+Example:
   python -m data_prep.nw_ucla downloads/all_sqe.zip datasets/nw-ucla
 
 SOURCE is the zip as downloaded (it is read without unpacking), or the folder it unpacks to. The public release has

@@ -51,7 +51,7 @@ def print_report(title: str, lines: Sequence[Line], dataset: ArrowDataset, out: 
 
     Args:
         title: the first line.
-        lines: what is specific to the format.
+        lines: information that is specific to the format.
         dataset: the new data set.
         out: its directory as the user typed it.
         seconds: the duration of the preparation.

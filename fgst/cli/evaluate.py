@@ -8,8 +8,8 @@ Examples:
   python -m fgst.evaluate --run-id … --split val
   python -m fgst.evaluate --run-id … --dataset /elsewhere/nw-ucla
 
-It reproduces the accuracy that the training logged, and stores the results with the run: metrics eval/… and artifacts
-under eval/. Exit code 0: evaluated; 2: the arguments, the run or the data set are invalid.
+The accuracy that the training logged is reproduced exactly. The results are stored with the run: metrics eval/… and
+artifacts under eval/. Exit code 0: success; 2: the arguments, the run or the data set are invalid.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a registered model: champion (if there is only one model), NAME@champion or NAME/3",
     )
-    parser.add_argument("--dataset", metavar="DIR", help="a directory or URI (default: the one that the run recorded)")
+    parser.add_argument(
+        "--dataset", metavar="DIR", help="directory or URI of the data set (default: the one that the run recorded)"
+    )
     add_cache_option(parser)
-    parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="the clips to evaluate (default: test)")
     parser.add_argument("--compare", metavar="RUN_ID", help="another run, for a paired comparison on the same clips")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--no-log", action="store_true", help="do not store the results with the run")
@@ -53,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst evaluate``."""
     args = build_parser().parse_args(argv)
-    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments should not wait for them
+    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments need neither
     import torch
 
     from fgst.tracking.evaluation import evaluate

@@ -2,11 +2,11 @@
 
 Examples:
   python -m fgst.explain --run-id 0123456789abcdef0123456789abcdef
-  python -m fgst.explain --run-id … --clip a03_s07_e02_v03 --out figures     that clip in addition, animated
+  python -m fgst.explain --run-id … --clip a03_s07_e02_v03 --out figures     also draw and animate this clip
   python -m fgst.explain --run-id … --animate                                an animation per class
 
-For each class it draws the test clip that the network classifies correctly with the highest probability, and for all
-test clips how often each joint is focal. Exit code 2: the arguments or the run are invalid.
+The figures show, for each class, the test clip that the network classifies correctly with the highest probability, and,
+over all test clips, how often each joint is focal. Exit code 2: the arguments or the run are invalid.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of ``fgst explain``."""
     parser = CommandParser("python -m fgst.explain", __doc__)
     parser.add_argument("--run-id", required=True, metavar="RUN_ID", help="a training")
-    parser.add_argument("--dataset", metavar="DIR", help="a directory or URI (default: the one that the run recorded)")
+    parser.add_argument(
+        "--dataset", metavar="DIR", help="directory or URI of the data set (default: the one that the run recorded)"
+    )
     add_cache_option(parser)
     parser.add_argument(
         "--clip", action="append", default=[], metavar="CLIP_ID", help="also draw and animate this test clip"
     )
-    parser.add_argument("--animate", action="store_true", help="animate a clip of each class, not only of the first")
+    parser.add_argument(
+        "--animate", action="store_true", help="animate one clip of every class, not only of the first class"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write the figures to this folder as well")
     parser.add_argument("--no-log", action="store_true", help="do not store the figures with the run (requires --out)")
     add_device_options(parser)
@@ -54,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst explain``."""
     args = build_parser().parse_args(argv)
     if args.no_log and args.out is None:
-        raise InputError("--no-log without --out would discard the figures; name a folder for them with --out")
-    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments should not wait for them
+        raise InputError("--no-log without --out would discard the figures; add --out FOLDER to save them")
+    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments need neither
     import torch
 
     from fgst.data.loader import choose_device

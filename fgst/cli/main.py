@@ -1,7 +1,7 @@
 """Train FG-STFormer networks for skeleton-based action recognition, and sweep their design choices.
 
 Examples:
-  fgst data demo datasets/demo                                     generated motion, to try everything with
+  fgst data demo datasets/demo                                     generated motion, for trying things out
   fgst data nw-ucla all_sqe.zip datasets/nw-ucla                   real recordings
   fgst train --dataset datasets/nw-ucla --preset small             train one network
   fgst sweep                                                       list the sweeps
@@ -9,8 +9,8 @@ Examples:
   fgst runs best                                                   the best networks so far
   fgst evaluate --run-id RUN_ID                                    accuracy of each class on the test clips
 
-"fgst COMMAND --help" explains a command with examples. Runs are recorded in mlflow.db in the working directory, or on
-the MLflow server that MLFLOW_TRACKING_URI names; "make ui" shows them.
+"fgst COMMAND --help" describes a command, with examples. Runs are recorded in mlflow.db in the working directory, or in
+the tracking store that MLFLOW_TRACKING_URI names; "make ui" shows them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DATA_COMMANDS = {
     "ntu": Command("fgst.cli.data_ntu", "convert NTU RGB+D 60 or 120"),
     "custom": Command("fgst.cli.data_custom", "convert your own recordings"),
     "demo": Command("fgst.cli.data_demo", "generate motion for trying things out"),
-    "inspect": Command("fgst.cli.data_inspect", "check and describe a data set, draw its clips"),
+    "inspect": Command("fgst.cli.data_inspect", "check and describe a data set, draw a clip"),
 }
 DATA_DOC = """Convert raw recordings to an Arrow data set, or inspect one.
 
@@ -156,7 +156,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     script = find_sweep(name)
     before = sys.argv
-    # The script builds the resume command from sys.argv[0]: `python SCRIPT --resume …` works wherever it was found.
+    # The script derives the resume command from sys.argv[0]: `python SCRIPT --resume …` works for any folder.
     sys.argv = [str(script), *rest]
     try:
         with invoked_as(f"fgst sweep {name}"):

@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser("python -m fgst.model", __doc__)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="default: %(default)s")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="paper", help="settings to start from; default: %(default)s"
+    )
     parser.add_argument(
         "--dataset-shape",
         choices=sorted(INPUT_SHAPES),
         default="ntu",
-        help="shape of the clips of a public data set; default: %(default)s",
+        help="use the clip shape of this public data set; default: %(default)s",
     )
-    parser.add_argument("--dataset", metavar="DIR", help="use the shape of this data set's clips instead")
+    parser.add_argument("--dataset", metavar="DIR", help="use the clip shape of this prepared data set instead")
     add_override_option(parser)
     return parser
 

@@ -21,19 +21,20 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
         required=dataset_required,
         metavar="DIR",
         help="Arrow data set prepared by python -m data_prep.nw_ucla, .ntu or .custom: a directory or a URI "
-        "(s3://… gs://… file://…)"
-        + ("" if dataset_required else "; default: synthetic motion, generated in datasets/demo"),
+        "(s3://… gs://… file://…)" + ("" if dataset_required else "; default: generated motion, in datasets/demo"),
     )
     add_cache_option(group)
     group.add_argument(
         "--preset",
         choices=PRESETS,
-        help="paper (§4.2; default on a GPU), best (the paper's network, training settings chosen by validation), "
-        "small (default on a CPU) or tiny (4 narrow layers)",
+        help="paper (§4.2 of the paper; default on a GPU), best (the paper's network, with training settings chosen by "
+        "validation), small (half the width, 32 frames; default on a CPU) or tiny (4 narrow layers)",
     )
     group.add_argument("--epochs", type=positive(int), metavar="E", help="number of epochs; default: the preset's")
     group.add_argument("--modality", choices=MODALITIES, help="input modality; default: joint")
-    group.add_argument("--benchmark", metavar="NAME", help="x-sub, x-view …; default: the data set's first benchmark")
+    group.add_argument(
+        "--benchmark", metavar="NAME", help="benchmark, e.g. x-sub or x-view; default: the data set's first one"
+    )
     group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
@@ -64,8 +65,8 @@ def add_cache_option(parser: argparse._ActionsContainer) -> None:
         "--cache-limit",
         action=_CacheLimit,
         metavar="SIZE",
-        help="size limit of $FGST_CACHE (default: ~/.cache/fgst), the copies of data sets opened by URI, e.g. 50G; "
-        "the least recently used are removed; default: $FGST_CACHE_LIMIT, else no limit",
+        help="size limit, e.g. 50G, of the local copies of data sets opened by URI, in $FGST_CACHE (default: "
+        "~/.cache/fgst); the least recently used are removed; default: $FGST_CACHE_LIMIT, else no limit",
     )
 
 
@@ -79,7 +80,7 @@ class _CacheLimit(argparse.Action):
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that run a network in their own process."""
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
+    parser.add_argument("--device", default="auto", help="device: auto (default), cpu, cuda, cuda:1 …")
     parser.add_argument("--threads", type=positive(int), metavar="N", help="number of CPU threads; default: all cores")
 
 

@@ -7,8 +7,8 @@ Examples:
   cat clip.json | python -m fgst.predict --model champion --json -
 
 Raw files are read and cleaned like those of the run's data set: .json of NW-UCLA, .skeleton of NTU RGB+D, or .npy
-arrays. Exit code 0: all files were classified; 1: some files are not valid clips (the reasons are shown); 2: none is,
-or the arguments are invalid.
+arrays. Exit code 0: all files were classified; 1: some files are not valid clips (the reasons are shown); 2: no file is
+a valid clip, or the arguments are invalid.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="a registered model: champion (if there is only one model), NAME@champion or NAME/3",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="raw files, folders or zip archives; - for stdin")
-    parser.add_argument("--top", type=positive(int), default=5, metavar="K", help="number of classes (default: 5)")
+    parser.add_argument(
+        "--top", type=positive(int), default=5, metavar="K", help="number of most likely classes to show (default: 5)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_device_options(parser)
     add_tracking_option(parser)
@@ -47,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst predict``."""
     args = build_parser().parse_args(argv)
-    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments should not wait for them
+    # lazy: torch and MLflow take seconds to import, and --help and invalid arguments need neither
     import torch
 
     from fgst.data.loader import choose_device

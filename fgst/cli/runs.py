@@ -38,17 +38,23 @@ def build_parser() -> argparse.ArgumentParser:
     # Sub-parsers are CommandParsers as well, so their errors are one line each.
     list_ = commands.add_parser("list", doc="List sweeps, and trainings outside of sweeps, newest first.")
     list_.add_argument("--sweep", metavar="RUN_ID", help="list the trials of this sweep")
-    list_.add_argument("--limit", type=positive(int), default=20, metavar="N", help="default: 20")
+    list_.add_argument(
+        "--limit", type=positive(int), default=20, metavar="N", help="maximum number of runs (default: 20)"
+    )
     best = commands.add_parser(
         "best", doc="Show the best trainings and ensembles of each experiment by validation top-1."
     )
-    best.add_argument("--limit", type=positive(int), default=3, metavar="N", help="per experiment (default: 3)")
-    compare = commands.add_parser("compare", doc="Show settings that differ, and metrics side by side.")
-    compare.add_argument("runs", nargs="+", metavar="RUN_ID")
+    best.add_argument(
+        "--limit", type=positive(int), default=3, metavar="N", help="maximum number of runs per experiment (default: 3)"
+    )
+    compare = commands.add_parser(
+        "compare", doc="Show the settings in which runs differ, and their metrics side by side."
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN_ID", help="two or more runs")
     curves = commands.add_parser(
         "curves", doc="Print learning curves of sweeps' finished trials, one JSON object per line, for --simulate."
     )
-    curves.add_argument("sweeps", nargs="+", metavar="SWEEP_RUN_ID")
+    curves.add_argument("sweeps", nargs="+", metavar="SWEEP_RUN_ID", help="one or more sweeps")
     gc = commands.add_parser(
         "gc", doc="List or delete weights of trials that were not the best, and folders of finished sweeps."
     )
@@ -65,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst runs``."""
     args = build_parser().parse_args(argv)
-    # lazy: MLflow takes seconds to import, and --help and invalid arguments should not wait for it
+    # lazy: MLflow takes seconds to import, and --help and invalid arguments do not need it
     from fgst.cli import runs_tables
     from fgst.tracking import queries
     from fgst.tracking.connection import resolve_existing_uri
@@ -104,7 +110,7 @@ def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
     Raises:
         InputError: if no trial has a complete curve.
     """
-    # lazy: MLflow is imported already, and this is the only command that simulates
+    # lazy: only this command needs the modules of the simulation
     from fgst.sweep.simulation.curves import MINUTES, VAL, make_curve
     from fgst.tracking.queries import summarize_run
 

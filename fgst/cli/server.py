@@ -1,13 +1,14 @@
-"""Run a tracking server for a team: MLflow on PostgreSQL, behind a password.
+"""Run a tracking server for a team: MLflow on PostgreSQL, protected by passwords.
 
+Examples:
   make server                                                 data in server/, on http://127.0.0.1:5000
   python -m fgst.server --dir /srv/fgst --port 5001
   python -m fgst.server --sqlite                              without PostgreSQL, for one or two users
   python -m fgst.server --artifacts s3://bucket/mlflow        weights, tables and plots in a bucket
 
-All data is in one folder; a later start reuses it. On the first start, the password of the user admin comes from
-FGST_SERVER_PASSWORD or from a prompt, or is generated and saved in the folder's file password. Ctrl-C stops the server.
-To reach it from other machines over TLS, see mlflow/README.md.
+All data is in one folder, which later starts reuse. On the first start, the password of the user admin comes from
+FGST_SERVER_PASSWORD or from a prompt, or is generated and saved in the file "password" of that folder. Ctrl-C stops the
+server. mlflow/README.md describes access from other machines over TLS.
 """
 
 from __future__ import annotations

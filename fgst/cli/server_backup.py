@@ -1,10 +1,11 @@
-"""Save a tracking server's folder in an object store, and restore it, e.g. on another machine.
+"""Save a tracking server's folder to an object store, and restore it, e.g. on another machine.
 
+Examples:
   python -m fgst.server_backup save ~/server s3://bucket/fgst/server.tar.gz
   python -m fgst.server_backup restore ~/server s3://bucket/fgst/server.tar.gz
 
-The server must be stopped. Artifacts that it stores elsewhere (--artifacts) are not included. A backup is replaced only
-by a complete one. If there is no backup, restore changes nothing and exits with code 0.
+The server must be stopped. Artifacts that it stores elsewhere (--artifacts) are not included. An existing backup is
+replaced only when the new one is complete. If no backup exists, restore changes nothing and exits with code 0.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from fgst.ops.server_backup import restore_backup, save_backup
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser("python -m fgst.server_backup", __doc__)
-    parser.add_argument("action", choices=("save", "restore"))
+    parser.add_argument("action", choices=("save", "restore"), help="whether to save or to restore the folder")
     parser.add_argument("folder", help="the server's --dir")
-    parser.add_argument("uri", help="the backup, one file, e.g. s3://bucket/fgst/server.tar.gz")
+    parser.add_argument("uri", help="URI of the backup, a single file, e.g. s3://bucket/fgst/server.tar.gz")
     return parser
 
 

@@ -1,5 +1,6 @@
 """Watch for spot interruptions on this EC2 instance, and move its trials to another node before it is terminated.
 
+Examples:
   python -m fgst.cli.spot_watcher         cluster.yaml starts one on each worker
 
 On an interruption notice, Ray drains the node, and each trial writes a checkpoint, exits and restarts elsewhere.

@@ -45,16 +45,16 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
     args = build_parser(definition, doc).parse_args(argv)
     options = SweepOptions.from_values(vars(args))
     if options.local and options.address:
-        raise InputError("--local runs in this process and --address on a cluster; give one of them")
+        raise InputError("--local runs in this process and --address on a cluster; use one of them")
     if options.address not in (None, "auto", "local"):
         require_server(options.address if "://" in options.address else f"ray://{options.address}", "--address")
     if options.simulate:
         _simulate(definition, options, sys.argv[1:] if argv is None else argv)
         return 0
     if options.repeats:
-        raise InputError("--repeats is the number of searches of --simulate: add --simulate CURVES")
+        raise InputError("--repeats is the number of simulated searches: add --simulate CURVES")
     if options.dry_run and options.resume:
-        raise InputError("--dry-run describes a new sweep; --resume continues one")
+        raise InputError("--dry-run describes a new sweep and --resume continues an existing one; use one of them")
     if options.dry_run:
         spec, factory, options = new_spec(definition, options)
         _print_plan(spec, factory, options)
@@ -71,11 +71,11 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
     spec, factory, options = new_spec(definition, options)
     reuse = bool(options.from_run or options.sweep)
     if not options.local and (options.address or not reuse):
-        # Ray's processes start while this one imports what it needs. In the main thread: they end with the thread that
-        # started them.
+        # Ray's processes start while a thread imports the modules that this process needs. Ray is started in the main
+        # thread, because its processes end with the thread that started them.
         threading.Thread(target=_import_runner, daemon=True).start()
         _join_ray(ray, options)
-    # lazy: mlflow takes seconds to import, and bad input is reported before
+    # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.runner import create_sweep
     from fgst.tracking.store import TrackingStore, resolve_uri
 
@@ -88,7 +88,7 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
 
 
 def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
-    # lazy: mlflow takes seconds to import, and bad input is reported before
+    # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.runner import load_sweep
     from fgst.tracking.store import TrackingStore
 
@@ -104,7 +104,7 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
 
 def _run(runner: SweepRunner, options: SweepOptions) -> int:
     """Run a sweep, print its outcome and what to do next; returns the exit code."""
-    # lazy: mlflow takes seconds to import, and bad input is reported before
+    # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
     from fgst.sweep.stopping import Budget
     from fgst.tracking.spool import TrackingServerUnavailable
@@ -161,7 +161,7 @@ def _print_header(runner: SweepRunner) -> None:
 
 
 def _print_outcome(result: SweepResult, command: Sequence[str]) -> None:
-    """What a person needs to know of a sweep besides its table.
+    """Print the outcome of a sweep, apart from its table.
 
     Raises:
         Interrupted: if the sweep is expected to be resumed.
@@ -190,7 +190,7 @@ def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions)
     """Build the ensemble of a complete sweep over modalities; print the next command, or run the refit sweep."""
     assert result.best is not None
     if result.spec.builds_ensemble and not result.remaining and not result.failed:
-        # lazy: needs everything that evaluation needs
+        # lazy: imports the libraries of the evaluation
         from fgst.sweep.modality_ensemble import build_ensemble, print_ensemble, promote_ensemble
 
         ensemble = build_ensemble(runner, result)
@@ -214,7 +214,7 @@ def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions)
     if result.best_label is not None:
         print("the best trial by validation:")
     else:
-        print("a trial (without validation clips none can be chosen):")
+        print("one of the trials (without validation clips, no best trial is selected):")
     print(format_command(options.evaluate_command(result.best.run_id)), flush=True)
 
 
@@ -256,8 +256,8 @@ def _require_reachable(storage: str, spec: SweepSpec, tracking_uri: str) -> None
 
 
 def _import_runner() -> None:
-    """Import what takes seconds and is needed once Ray is up."""
-    # lazy: this function is the warm-up
+    """Import modules that take seconds to import and are needed once Ray has started."""
+    # lazy: this function is called to import these modules in advance
     import fgst.sweep.backends.ray
     import fgst.sweep.callbacks  # noqa: F401
 
@@ -279,7 +279,7 @@ def _print_plan(spec: SweepSpec, factory: TrialFactory, options: SweepOptions) -
 
 
 def _simulate(definition: SweepDefinition, options: SweepOptions, argv: Sequence[str]) -> None:
-    """Try the search that the options describe on recorded curves."""
+    """Simulate the search that the options describe on recorded curves."""
     # lazy: torch takes seconds to import
     from fgst.sweep.simulation.curves import most_common_length, read_curves
     from fgst.sweep.simulation.report import print_simulation
@@ -289,14 +289,14 @@ def _simulate(definition: SweepDefinition, options: SweepOptions, argv: Sequence
         if getattr(options, name):
             raise InputError(f"--simulate trains nothing; remove {flag_name(name)}")
     if options.protocol == "paper":
-        raise InputError("--simulate shows what validation would have chosen, and --protocol paper has no validation")
+        raise InputError("--simulate compares validation accuracies, and --protocol paper has no validation clips")
     assert options.simulate is not None
     curves = read_curves(Path(options.simulate))
     spec, factory, options = new_spec(
         definition, dataclasses.replace(options, epochs=options.epochs or most_common_length(curves))
     )
     if spec.base.data.protocol == "paper":
-        raise InputError("--simulate shows what validation would have chosen, and these settings have no validation")
+        raise InputError("--simulate compares validation accuracies, and these settings have no validation clips")
     records = RecordedCurves(spec, curves, f"--simulate {options.simulate}")
     limits = SimulationLimits(options.max_concurrent or 1, options.max_hours, options.max_trials, options.until_top1)
     repeats = options.repeats or (1 if spec.search == "grid" else 20)

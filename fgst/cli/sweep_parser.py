@@ -48,7 +48,7 @@ def _add_option(
 
 
 def _argparse_type(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A converter whose ``ValueError`` keeps its own message where it has one."""
+    """Return a converter for argparse that keeps the messages of this package and replaces Python's own."""
 
     def convert(text: str) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""From a sweep's command-line options to its specification: settings, search, early stopping, the demo."""
+"""Conversion of a sweep's command-line options to its specification: settings, search, early stopping, the demo."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
     elif location is None:
         location = str(_demo())
         if options.preset is None:
-            # The demo shows the way in minutes on any machine.
+            # The demo must finish within minutes on any machine.
             options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
             print(f"using preset tiny and {options.epochs} epochs for the demo (--preset, --epochs)", file=sys.stderr)
     base = trial_config(options, location, has_gpu=has_gpu(options), base=settings)
@@ -67,7 +67,7 @@ def _settings_of(options: SweepOptions) -> TrialConfig:
     from fgst.tracking.tags import Tags
 
     if options.preset or (options.from_run and options.sweep):
-        raise InputError("--from-run, --sweep and --preset each choose the settings: give one of them")
+        raise InputError("--from-run, --sweep and --preset each choose the settings; use one of them")
     store = TrackingStore(options.tracking_uri)
     run = store.run(options.from_run or options.sweep or "")
     if options.sweep:
@@ -93,7 +93,7 @@ def _check_search(search: str, objectives: tuple[str, ...], options: SweepOption
         raise InputError(f"--objectives {options.objectives}: name one objective or two different ones")
     if search == "grid" and (options.trials or options.objectives or options.enqueue):
         given = "--trials" if options.trials else "--objectives" if options.objectives else "--enqueue"
-        raise InputError(f"{given} applies to searches, and a grid trains everything; add --search optuna")
+        raise InputError(f"{given} applies to searches, and a grid trains all combinations; add --search optuna")
     if search == "nsga2" and len(objectives) == 1:
         raise InputError("--search nsga2 needs two objectives, e.g. --objectives val_top1,flops")
 
@@ -101,7 +101,7 @@ def _check_search(search: str, objectives: tuple[str, ...], options: SweepOption
 def _early_stopping(epochs: int, options: SweepOptions) -> EarlyStopping | None:
     if not options.early_stop:
         if options.grace or options.reduction:
-            raise InputError("--grace and --reduction configure --early-stop: add it")
+            raise InputError("--grace and --reduction require --early-stop")
         return None
     grace_period, reduction_factor = options.grace or max(1, epochs // 9), options.reduction or 3
     if grace_period >= epochs:

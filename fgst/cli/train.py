@@ -6,8 +6,9 @@ Examples:
   python -m fgst.train --dataset datasets/nw-ucla --protocol paper --modality bone
   python -m fgst.train --dataset datasets/nw-ucla --resume auto          resume after an interruption
 
-A checkpoint is saved after every epoch. An interrupted training (Ctrl-C, kill) resumes from the last completed epoch
-and ends with the same results. The last line of the output is the command that evaluates the trained network.
+A checkpoint is saved after every epoch. After an interruption (Ctrl-C, kill), --resume continues from the last
+completed epoch, with the same results as without the interruption. The last line of the output is the command that
+evaluates the trained network.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="auto: resume the newest unfinished training with these settings, or start a new one; RUN_ID: resume "
         "that training",
     )
-    parser.add_argument("--checkpoints", metavar="DIR", default="checkpoints", help="default: checkpoints")
+    parser.add_argument(
+        "--checkpoints", metavar="DIR", default="checkpoints", help="folder for checkpoints (default: checkpoints)"
+    )
     add_device_options(parser)
     add_tracking_option(parser)
     add_system_metrics_option(parser)

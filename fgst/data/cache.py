@@ -140,9 +140,9 @@ class _Progress:
 def _download(
     filesystem: fs.FileSystem, base: str, location: str, files: list[FileEntry], description: bytes, folder: Path
 ) -> None:
-    """Download into a neighbouring ``.partial`` folder, verify each file on the way, and rename the folder at the end.
+    """Download into a neighbouring ``.partial`` folder, verify each file, and rename the folder at the end.
 
-    Files that an interrupted download completed are kept.
+    Files that an interrupted download completed are reused.
     """
     partial = _partial(folder)
     partial.mkdir(exist_ok=True)
@@ -195,7 +195,7 @@ def _readable(size: int) -> str:
 
 
 def _make_room(folder: Path, needed: int) -> None:
-    """Evict the least recently used copies until ``needed`` more bytes respect the cache limit; check the disk.
+    """Evict the least recently used copies until ``needed`` more bytes fit the cache limit; check the free disk space.
 
     Raises:
         InputError: if the limit or the disk is too small for the data set.

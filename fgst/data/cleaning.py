@@ -96,7 +96,10 @@ def _drop_ghosts(bodies: list[Body], removed: Counter[str]) -> list[Body]:
 
 
 def _drop_noise(bodies: list[Body], removed: Counter[str]) -> list[Body]:
-    """Remove frames wider than a person is, and bodies of mostly such frames, but never the last body."""
+    """Remove frames in which a body is too wide for a person, and bodies with mostly such frames.
+
+    The last remaining body is never removed.
+    """
     remaining = list(bodies)
     for body in bodies:
         if len(remaining) == 1:

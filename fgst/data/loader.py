@@ -1,4 +1,4 @@
-"""Batches of clips: sampling of frames, augmentation and modality, vectorised on the device.
+"""Batches of clips: sampling of frames, augmentation and modality, vectorized on the device.
 
 On a GPU, all frames of a split are one tensor in device memory. On the CPU, and if they would take too much GPU memory,
 they stay in the memory-mapped files, which all processes of the machine share, and each batch copies its frames. This
@@ -189,7 +189,7 @@ class ClipLoader:
     def training_batches(self, batch_size: int, repeat: int, generator: torch.Generator) -> Iterator[Batch]:
         """Yield augmented batches of ``repeat`` passes over the clips, each pass in a new random order.
 
-        The last batch may be smaller. A last batch of a single clip is dropped, because batch normalisation needs
+        The last batch may be smaller. A last batch of a single clip is dropped, because batch normalization needs
         more than one clip.
         """
         # The order is drawn on the host, so that it does not depend on the device.
@@ -212,7 +212,7 @@ class ClipLoader:
         return full + (rest > 1 or len(self) * repeat == 1)
 
     def _sample_nw_ucla(self, clips: _RawClips, generator: torch.Generator | None) -> Tensor:
-        """Sample clips with the field's usual recipe for NW-UCLA; returns ``(B, M, T, N, 3)``.
+        """Sample clips with the usual recipe of public code for NW-UCLA; returns ``(B, M, T, N, 3)``.
 
         Centre on the spine of the first frame. In training, rotate about y, then x, by angles uniform in ±60°. Scale
         each axis to [-1, 1] over the whole clip. Select T frames: sorted draws with replacement in training, the floor
@@ -243,7 +243,7 @@ class ClipLoader:
         return joints.transpose(1, 2).contiguous().view(B, M, T, -1, 3)
 
     def _sample_ntu(self, clips: _RawClips, generator: torch.Generator | None) -> Tensor:
-        """Sample clips with the field's usual recipe for NTU RGB+D; returns ``(B, M, T, N, 3)``.
+        """Sample clips with the usual recipe of public code for NTU RGB+D; returns ``(B, M, T, N, 3)``.
 
         In training, crop a random 50 to 100 % of the clip, at least 64 frames if it has that many, and rotate about
         each axis by an angle uniform in ±0.3 rad. In evaluation, crop the central 95 %. Resize the crop to T frames by
@@ -291,7 +291,7 @@ def rotation(angles: Tensor, axis: str) -> Tensor:
 
 
 def even_frames(lengths: Tensor, count: int) -> Tensor:
-    """Return ``int(linspace(0, length - 1, count))`` for each length, equal to NumPy's to the bit.
+    """Return ``int(linspace(0, length - 1, count))`` for each length, bit-identical to NumPy's result.
 
     Args:
         lengths: ``(B,)`` integers.

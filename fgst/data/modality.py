@@ -1,4 +1,4 @@
-"""The field's four input modalities: joint, bone, joint motion, bone motion."""
+"""The four usual input modalities of skeleton-based action recognition: joint, bone, joint motion, bone motion."""
 
 from __future__ import annotations
 

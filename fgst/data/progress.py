@@ -15,7 +15,7 @@ _REPORT_SECONDS = 30.0  # between two lines when stderr is not a terminal
 
 
 def _progress_bar() -> Progress:
-    # lazy: the reader of raw formats uses this module, and a model server needs no terminal
+    # lazy: model servers import this module with the raw formats, but display no progress
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -36,7 +36,7 @@ def tracked(items: Iterable[T], total: int, description: str) -> Generator[T, No
 
 
 def tracked_clips(items: Iterable[tuple[T, int]], *, total: int, done: int) -> Generator[T, None, None]:
-    """Yield items that stand for several clips each, reporting clips per second and the remaining time.
+    """Yield items that represent several clips each, reporting clips per second and the remaining time.
 
     The report is a progress bar on a terminal, and otherwise a line every half minute.
 

@@ -1,7 +1,7 @@
 """The files of a download: members of a zip, read without unpacking it, or files in a folder.
 
-Nothing that a file or an archive claims about itself is trusted: sizes are bounded while reading, and everything that
-makes a file unreadable becomes a :class:`ClipError`.
+Sizes that a file or an archive declares are not trusted: reading is bounded, and every failure to read a file is
+reported as a :class:`ClipError`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
 
     Args:
         source: a zip or a folder.
-        suffix: of the files to list, in lower case, with its dot.
+        suffix: suffix of the files to list, in lower case, with its dot.
         max_bytes: reading a larger file raises ClipError.
         hint: the remedy that error messages suggest.
 

@@ -16,7 +16,7 @@ class Benchmark:
 
     Attributes:
         name: e.g. ``x-sub``.
-        column: the integer column that decides, e.g. ``subject``.
+        column: the integer column that determines the split, e.g. ``subject``.
         train: values of that column whose clips are for training.
         test: values whose clips are for testing; ``None`` means all others.
     """

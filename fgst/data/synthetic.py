@@ -1,9 +1,9 @@
-"""The demo data set: generated motion, to try everything without a download. It contains no recordings of people.
+"""The demo data set: generated motion, which needs no download and contains no recordings of people.
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
-frames per second. Each action moves a few characteristic joints; all others sway, fidget and jitter as a depth sensor's
-do. Two cameras see each performance. The same arguments give the same files, and a larger data set begins with the
-clips of a smaller one.
+frames per second. Each action moves a few characteristic joints; all others sway and fidget. Noise like that of a depth
+sensor is added. Two cameras record each performance. The same arguments give the same files, and a larger data set
+begins with the clips of a smaller one.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def make_demo(
         out: the new directory.
         clips: number of clips over all classes, subjects and cameras.
         classes: number of classes, the first of :data:`ACTIONS`. The second class has two persons.
-        seed: of all randomness.
+        seed: seed of all randomness.
         overwrite: replace an existing data set at ``out``.
 
     Raises:

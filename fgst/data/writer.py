@@ -1,4 +1,4 @@
-"""Writer of Arrow data sets: atomic, in files of bounded size."""
+"""Atomic writer of Arrow data sets, in files of bounded size."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def write_dataset(
     Args:
         out: the new directory.
         clips: consumed one by one; at most ``shard_bytes`` of joints are in memory at a time.
-        name: of the data set.
-        skeleton: of all clips.
+        name: name of the data set.
+        skeleton: skeleton of all clips.
         classes: class names by label.
         benchmarks: one or more; the first is the default.
         recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
         source: JSON values that record where the clips come from.
-        overwrite: replace an existing data set at ``out``; anything else there is never touched.
+        overwrite: replace an existing data set at ``out``; a folder with any other content is never replaced.
         shard_bytes: limit of joints per file; only a single larger clip exceeds it.
 
     Returns:
@@ -289,7 +289,7 @@ def publish(temporary: Path, out: Path) -> None:
     try:
         temporary.rename(out)
     except BaseException:
-        (backup / "dataset").rename(out)  # if this fails too, the old data set stays in the backup folder
+        (backup / "dataset").rename(out)  # if this also fails, the old data set remains in the backup folder
         backup.rmdir()
         raise
     shutil.rmtree(backup, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Ensembles: fusing several networks' scores of the same clips (Tables 5 and 6 of the paper: the four modalities).
 
 The paper fuses "results of four modalities" without saying how. Here the fused score is a weighted mean of
-log-probabilities, which ranks classes as the weighted sums of scores do that are common in the literature. The weights
+log-probabilities, which ranks classes like the weighted sums of scores that are common in the literature. The weights
 and the sharpness (an inverse temperature) are fitted on validation clips, never on test clips.
 """
 
@@ -77,8 +77,8 @@ def pool(scores: Sequence[np.ndarray], weights: Sequence[float], sharpness: floa
     """Compute ``sharpness`` times the weighted mean of the members' log-probabilities.
 
     Args:
-        scores: of each member, ``(n, classes)``.
-        weights: of each member; only their ratios matter.
+        scores: scores of each member, ``(n, classes)``.
+        weights: weights of each member; only their ratios matter.
         sharpness: inverse temperature of the result.
 
     Returns:
@@ -89,7 +89,7 @@ def pool(scores: Sequence[np.ndarray], weights: Sequence[float], sharpness: floa
     """
     total = sum(weights)
     if not 0 < total < float("inf") or any(not weight >= 0 for weight in weights):
-        raise InputError(f"weights {list(weights)} must not be negative, nor all 0")
+        raise InputError(f"weights {list(weights)} must not be negative, and at least one must be positive")
     members = [w / total * log_softmax(s) for w, s in zip(weights, scores, strict=True) if w]
     return sharpness * np.sum(members, axis=0)
 
@@ -99,7 +99,7 @@ def fuse(members: Mapping[str, Scores], weights: Mapping[str, float], sharpness:
 
     Args:
         members: scores by member.
-        weights: by member; members without a weight are ignored.
+        weights: weights by member; members without a weight are ignored.
         sharpness: inverse temperature of the result.
 
     Raises:
@@ -116,10 +116,10 @@ def fit_weights(trainings: Sequence[Mapping[str, Scores]]) -> tuple[dict[str, fl
 
     Accuracy is piecewise constant and easily overfitted. The log-likelihood is smooth, and concave in the products of
     weight and sharpness, so it has a unique maximum. A Gaussian prior with mean 1 and variance 1 on each product is
-    worth about one clip; it decides where the clips do not, e.g. if every member is always correct.
+    worth about one clip; it determines the result where the clips do not, e.g. if every member is always correct.
 
     Args:
-        trainings: of each seed, the members' scores of the validation clips.
+        trainings: for each seed, the members' scores of the validation clips.
 
     Returns:
         The weights, which sum to 1, and the sharpness.

@@ -74,7 +74,7 @@ def explain(
         clips: ids of test clips to draw and animate, in addition to one clip per class.
         animate: animate the clip of each class. By default, only that of the first class is animated, and none if
             ``clips`` are given.
-        device: by default the CPU.
+        device: the device; by default the CPU.
 
     Returns:
         Names of the files written, relative to ``out``.
@@ -127,7 +127,7 @@ def analyze_focal_joints(model: FGSTFormer, loader: ClipLoader) -> FocalStatisti
 
 
 def make_focal_clip(model: FGSTFormer, card: ModelCard, data: ArrowDataset, loader: ClipLoader, row: int) -> FocalClip:
-    """Run the network on one clip, and collect what :mod:`fgst.evaluation.focal_plots` draws of it.
+    """Run the network on one clip, and collect the data that :mod:`fgst.evaluation.focal_plots` draws.
 
     Args:
         model: the network.
@@ -200,8 +200,8 @@ def _focal_shares(maps: AttentionMaps, num_joints: int) -> np.ndarray:
 def _part_attention(maps: AttentionMaps, num_joints: int) -> np.ndarray | None:
     """Attention of the joints of the first clip to the parts: ``(M, T, N, P)``, zero for joints that are not focal.
 
-    It is the mean over the heads and over the layers at the frame rate of the entrance of stage 2; later layers may
-    have half the frames. ``None`` for a network without part-to-joint attention.
+    It is the mean over the heads, and over those layers whose frame rate is that of the input of stage 2 (later layers
+    may have half the frames). ``None`` for a network without part-to-joint attention.
     """
     assert maps.focal_joints is not None, "the network has no focal joints"
     frames, slots = maps.focal_joints.shape[2:]

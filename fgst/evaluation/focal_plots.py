@@ -23,7 +23,7 @@ _SHADES = 0.35, 1.0  # positions in the colour map of the lowest and the highest
 
 @dataclass(frozen=True)
 class FocalClip:
-    """A clip with the network's focal joints and attention, for M persons and T frames at the entrance of stage 2.
+    """A clip with the network's focal joints and attention, for M persons and T frames at the input of stage 2.
 
     Attributes:
         clip_id: the clip.

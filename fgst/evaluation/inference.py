@@ -129,7 +129,7 @@ class Predictor:
 
         Args:
             clips: each ``(M, T, N, 3)``.
-            device: by default the CPU.
+            device: the device; by default the CPU.
 
         Returns:
             ``(n, classes)``, float64.
@@ -150,7 +150,7 @@ class Predictor:
         Args:
             clips: each ``(M, T, N, 3)``.
             k: number of classes.
-            device: by default the CPU.
+            device: the device; by default the CPU.
 
         Returns:
             For each clip, rows with ``class``, ``label`` and ``probability``, most likely first.

@@ -72,7 +72,7 @@ def clip_frames(joints: np.ndarray, skeleton: Skeleton, title: str, path: str | 
     Args:
         joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
         skeleton: the bones to draw.
-        title: above the frames.
+        title: title above the frames.
         path: the file to write.
     """
     count = min(8, joints.shape[1])
@@ -97,7 +97,7 @@ def clip_animation(
     Args:
         joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
         skeleton: the bones to draw.
-        title: above the frames.
+        title: title above the frames.
         path: the file to write.
         frames_per_second: speed of the animation.
     """
@@ -180,7 +180,7 @@ def class_changes(rows: Sequence[Mapping[str, Any]], first: str, second: str, pa
     """Draw the per-class accuracies of two networks and their differences (Figure 6 of the paper).
 
     Args:
-        rows: from top to bottom, each with ``class``, ``first``, ``second`` and ``difference`` in %.
+        rows: rows from top to bottom, each with ``class``, ``first``, ``second`` and ``difference`` in %.
         first: name of the first network.
         second: name of the second network.
         path: the file to write.
@@ -215,7 +215,7 @@ def subsets(
     Args:
         labels: name of each ensemble, from top to bottom.
         val: mean and standard deviation of each ensemble's validation top-1 in %, or ``None``.
-        test: the same of test top-1.
+        test: the same for test top-1.
         path: the file to write.
     """
     figure, axes = new_figure(8.5, 0.32 * len(labels) + 1.4)
@@ -247,8 +247,8 @@ def new_figure(
     """Create a figure without a display or global state.
 
     Args:
-        width: in inches.
-        height: in inches.
+        width: width in inches.
+        height: height in inches.
         columns: number of columns of axes.
         rows: number of rows of axes.
         heights: relative heights of the rows.
@@ -275,7 +275,7 @@ def fix_view(axes: Any, points: np.ndarray, margin: float) -> None:
 
     Args:
         axes: the axes.
-        points: what must be visible.
+        points: points that must be visible.
         margin: factor by which the limits exceed the points' extent.
     """
     low, high = points.min(axis=0), points.max(axis=0)

@@ -16,7 +16,7 @@ def make_report(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
     """Compute the metrics of a split's scores.
 
     Args:
-        scores: of all clips of the split.
+        scores: scores of all clips of the split.
         classes: class names.
 
     Returns:
@@ -59,7 +59,7 @@ def write_comparison(folder: Path, per_class: Sequence[Mapping[str, Any]], first
     """Write the per-class comparison of two networks as a table and as a figure.
 
     Args:
-        folder: created for the files.
+        folder: folder for the files, which is created.
         per_class: rows of :func:`fgst.evaluation.analysis.compare`.
         first: name of the first network.
         second: name of the second network.

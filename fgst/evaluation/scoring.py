@@ -13,8 +13,8 @@ from fgst.model import FGSTFormer
 def score(model: FGSTFormer, loader: ClipLoader, batch_size: int = EVALUATION_BATCH) -> Scores:
     """Compute the network's scores of every clip of a split.
 
-    The clips are not augmented. The network runs in evaluation mode and in float32, whatever precision it was trained
-    in; its previous mode is restored afterwards.
+    The clips are not augmented. The network runs in evaluation mode and in float32, regardless of the precision of its
+    training; its previous mode is restored afterwards.
 
     Args:
         model: the network, on the loader's device.

@@ -212,9 +212,9 @@ class FGSTFormer(nn.Module):
         Args:
             clips: ``(B, M, T, N, 3)``.
             person_mask: whether each person is present, ``(B, M)`` of bool; by default a person is present if any of
-                its values is not zero. Absent persons are ignored, whatever their values. In a clip without any present
-                person the first one counts as present.
-            return_maps: also return the attention maps; there is no overhead otherwise.
+                its values is not zero. The values of absent persons are ignored. In a clip without any present person
+                the first one counts as present.
+            return_maps: also return the attention maps, which cause no overhead if they are not returned.
 
         Returns:
             Scores ``(B, num_classes)``, or with ``return_maps`` the pair of scores and :class:`AttentionMaps`.
@@ -261,7 +261,7 @@ class FGSTFormer(nn.Module):
         """Average each branch over its tokens and frames, ``(B', T, N, 3)`` → ``(B', branches·C)``."""
         B, T, N, C0 = persons.shape
         device = persons.device.type
-        with torch.autocast(device, enabled=False):  # 8-bit coordinates would lose small motions
+        with torch.autocast(device, enabled=False):  # 8 bits of precision would lose small motions
             x = self.input_norm(persons.reshape(B * T, N * C0)).view(B, T, N, C0)
             x = self.embedding(x)  # (B', T, N, C1)
         if torch.is_autocast_enabled(device):
@@ -269,7 +269,7 @@ class FGSTFormer(nn.Module):
         for layer in self.stage1:
             x = layer(x, self._encoding(x)[:N], maps)
 
-        # A token's position is its number; a focal joint keeps the number of the joint, whatever its slot.
+        # A token's position is its number; a focal joint keeps the number of the joint, regardless of its slot.
         branches, positions = [x], [torch.arange(N, device=x.device)]
         if self.config.focal_selection:
             joints, selected, scores = self.focal(x)  # (B', T, K, C), (B', T, K), (B', T, N)

@@ -40,7 +40,8 @@ class FocalSelection(nn.Module):
             Features of the selected joints ``(B', T, K, C)``, their indices ``(B', T, K)``, and the scores of all
             joints ``(B', T, N)``.
         """
-        # Not a matrix product, which autocast would round: rounding makes scores equal, and then the choice arbitrary.
+        # Not a matrix product, which autocast would compute in lower precision: rounding creates ties between scores,
+        # and the choice between tied joints is arbitrary.
         scores = torch.sigmoid((x * (self.projection / self.projection.norm())).sum(-1))
         selected = scores.topk(self.focal_joints, dim=-1).indices  # by descending score
         if self.order == "joint":

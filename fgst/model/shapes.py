@@ -1,4 +1,4 @@
-"""Shapes of the networks' inputs, for summaries; free of PyTorch."""
+"""Shapes of the networks' inputs, for summaries; does not import PyTorch."""
 
 from __future__ import annotations
 

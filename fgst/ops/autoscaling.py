@@ -1,8 +1,8 @@
 """The maximum size of an autoscaling cluster, read from the autoscaler's configuration.
 
-Ray's autoscaler does not publish how large a cluster can become: other processes see only the nodes that are up, and on
-a new cluster that is the head, which runs no trials. Publishing the node groups
-(:func:`fgst.sweep.backends._ray_private.publish_node_groups`) lets a sweep plan for the cluster's full size.
+Ray's autoscaler does not publish how large a cluster can become: other processes see only the running nodes, and on a
+new cluster the only one is the head, which runs no trials. Publishing the node groups
+(:func:`fgst.sweep.backends._ray_private.publish_node_groups`) allows a sweep to plan for the cluster's full size.
 """
 
 from __future__ import annotations

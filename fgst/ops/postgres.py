@@ -29,7 +29,7 @@ def find_postgres() -> Path:
     """
     initdb = shutil.which("initdb")
     folders = [Path(initdb).resolve().parent] if initdb else []
-    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # Debian keeps them off the PATH
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # Debian does not put them on the PATH
     for folder in folders:
         if all((folder / name).is_file() for name in ("initdb", "pg_ctl", "postgres")):
             return folder
@@ -40,7 +40,7 @@ def find_postgres() -> Path:
 def running_postgres(folder: Path, programs: Path) -> Iterator[tuple[str, str]]:
     """Run PostgreSQL within the context, creating its data on the first start.
 
-    It listens on no port, only on a socket in a folder that no other user may enter.
+    It does not listen on a port, only on a socket in a folder that other users cannot access.
 
     Args:
         folder: the tracking server's folder.
@@ -89,7 +89,7 @@ def running_postgres(folder: Path, programs: Path) -> Iterator[tuple[str, str]]:
 
 
 def _unprivileged_user(folder: Path) -> dict[str, Any]:
-    """Return arguments of ``subprocess.run`` that start a program as an ordinary user: PostgreSQL refuses root."""
+    """Return arguments of ``subprocess.run`` that start a program as an ordinary user; PostgreSQL rejects root."""
     if os.geteuid():
         return {}
     for name in ("postgres", "nobody"):

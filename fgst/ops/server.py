@@ -1,6 +1,6 @@
-"""The tracking server for a team: MLflow on PostgreSQL (or SQLite), behind a password.
+"""The tracking server for a team: MLflow on PostgreSQL (or SQLite), protected by passwords.
 
-All data is in one folder, which a later start reuses:
+All data is in one folder, which later starts reuse:
 
 ``postgres`` or ``mlflow.db`` and ``users.db``
     the databases of runs and users
@@ -81,7 +81,7 @@ class AdminPassword:
 
     Attributes:
         value: the password to set; "" after the first start, when MLflow has its hash.
-        source: where its user finds it, e.g. "as given" or "in server/password".
+        source: where the user can find it, in words, e.g. "as given" or "in server/password".
     """
 
     value: str
@@ -186,7 +186,7 @@ def _require_packages() -> None:
 
 
 def _require_writable(uri: str) -> None:
-    """Write an object below a URI and delete it, so that a bad location fails now and not in a trial.
+    """Write an object below a URI and delete it, so that an unusable location fails at the start and not in a trial.
 
     Raises:
         InputError: if the URI cannot be used.

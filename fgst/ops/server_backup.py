@@ -1,4 +1,4 @@
-"""Backups of the tracking server's folder in an object store, e.g. while no machine runs the server."""
+"""Backups of the tracking server's folder in an object store, which preserve it while no machine runs the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def save_backup(folder: Path, uri: str) -> int:
 
     Args:
         folder: the server's folder.
-        uri: of the archive, e.g. s3://bucket/server.tar.gz; an existing one is replaced only by a complete one.
+        uri: URI of the archive, e.g. s3://bucket/server.tar.gz; an existing one is replaced once this one is complete.
 
     Returns:
         The size of the archive in bytes.
@@ -56,7 +56,7 @@ def restore_backup(folder: Path, uri: str) -> bool:
 
     Args:
         folder: where to restore it; may exist, but must not contain a server's data.
-        uri: of the archive.
+        uri: URI of the archive.
 
     Returns:
         Whether there was an archive.
@@ -79,7 +79,7 @@ def restore_backup(folder: Path, uri: str) -> bool:
                 if member.name == "known":
                     complete = True  # created last, below: an interrupted restore can be repeated
                 else:
-                    # The filter "tar" preserves modes, and as root owners: PostgreSQL insists on both for its folder.
+                    # The filter "tar" preserves modes, and as root owners: PostgreSQL requires both for its folder.
                     archive.extract(member, folder, filter="tar")
         if not complete:
             raise InputError(f"{path} is not a backup of a tracking server")

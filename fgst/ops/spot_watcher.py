@@ -1,9 +1,9 @@
 """Graceful handling of spot interruptions: move trials to another node before the cloud terminates this one.
 
-AWS announces an interruption two minutes ahead, only in the instance's own metadata. On such a notice, Ray is asked to
-drain the node, so that it places no more trials there, and the processes of running trials receive SIGTERM: each writes
-a checkpoint and exits, and Ray restarts the trial on another node. Without the watcher, a trial resumes from the last
-uploaded epoch, and only after Ray has noticed that the node is gone.
+AWS announces an interruption two minutes in advance, only in the instance's own metadata. After such a notice, the
+watcher asks Ray to drain the node, so that no more trials are placed there, and sends SIGTERM to the running trials:
+each writes a checkpoint and exits, and Ray restarts the trial on another node. Without the watcher, a trial resumes
+from the last uploaded epoch, and only after Ray has noticed that the node is gone.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class InstanceMetadata:
             seconds = max(0.0, (deadline - datetime.now(UTC)).total_seconds())
             return InterruptionNotice(str(notice["action"]), seconds)
         except (ValueError, KeyError, TypeError):
-            return InterruptionNotice("terminate", DEFAULT_NOTICE)  # an unknown format is a notice all the same
+            return InterruptionNotice("terminate", DEFAULT_NOTICE)  # a notice in an unknown format is still a notice
 
     def instance_id(self) -> str:
         """Return the instance's id.
@@ -171,8 +171,8 @@ def request_drain(seconds: float, instance_id: str, address: str | None = None) 
     This runs in a separate process because a Ray client that gets no answer can block forever or abort its process.
 
     Args:
-        instance_id: the node's id at the cloud provider, which Ray was given when it started there.
-        address: of the cluster; ``None`` is the cluster that this machine belongs to.
+        instance_id: the node's id at the cloud provider, with which Ray was started there.
+        address: address of the cluster; ``None`` is the cluster that this machine belongs to.
 
     Returns:
         Whether Ray accepted. The reason is logged if it did not.

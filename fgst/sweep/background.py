@@ -1,4 +1,4 @@
-"""A worker thread for what the driver records about its trials."""
+"""A worker thread that records the ends of trials for the driver."""
 
 from __future__ import annotations
 

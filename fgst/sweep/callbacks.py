@@ -1,4 +1,4 @@
-"""What happens with the results of a sweep: a report in MLflow and a table on the terminal."""
+"""Callbacks of a sweep: progress display, report in MLflow, and table on the terminal."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class MlflowReport(SweepCallback):
     def curves_of(self, result: TrialResult, store: TrackingStore) -> dict[str, dict[int, float]]:
         """A trial's curves by metric and epoch.
 
-        They are read from the store only if an earlier call of the sweep trained a part of the trial: reading all of
-        them takes two requests per trial, minutes for a thousand trials on a server.
+        They are read from the store only if an earlier invocation trained a part of the trial: reading all of them
+        takes two requests per trial, minutes for a thousand trials on a server.
         """
         collected = self._curves.get(result.trial_id, {})
         curves = {}
@@ -77,7 +77,7 @@ class MlflowReport(SweepCallback):
         return curves
 
     def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
-        """Log everything."""
+        """Log the table, the report and the summary metrics."""
         # lazy: matplotlib takes a second to import, and it is needed at the end only
         from fgst.sweep.report import ReportData, write_report
 
@@ -98,7 +98,7 @@ class MlflowReport(SweepCallback):
         self._log_summary(runner, result)
 
     def _log_summary(self, runner: SweepRunner, result: SweepResult) -> None:
-        """The best trial's metrics as those of the sweep: MLflow lists sweeps folded, sorted by the same columns."""
+        """Log the best trial's metrics to the sweep's run: MLflow shows the same columns for sweeps and trials."""
         best = result.best
         if best is None:
             return

@@ -1,4 +1,4 @@
-"""What a sweep varies: its definition in a script of ``sweeps/``, its parameters, and the trials that they describe."""
+"""Definitions of sweeps, as in the scripts of ``sweeps/``: their parameters, and the trials that these describe."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that a sweep varies.
+    """A parameter that a sweep varies.
 
     Attributes:
-        name: as in tables, e.g. ``K``.
-        values: the values of a grid and the choices of a search: numbers or texts.
+        name: name in tables, e.g. ``K``.
+        values: the values of a grid and the choices of a search: numbers or strings.
         low, high: inclusive bounds of a range, for searches, if there are no ``values``; integer bounds make an integer
             range.
         log: sample the range on a logarithmic scale.
@@ -60,7 +60,7 @@ class Parameter:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def allows(self, value: Any) -> bool:
-        """Whether the value is one of ``values`` or lies in the range."""
+        """Whether the value is one of ``values`` or within the range."""
         if self.values:
             return value in self.values
         if not isinstance(value, int | float) or (self.integer and value != int(value)):
@@ -74,7 +74,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class SweepDefinition:
-    """The question that a script in ``sweeps/`` asks.
+    """The definition of a sweep: what a script in ``sweeps/`` varies, and how its results are compared.
 
     Attributes:
         name: name of the script, e.g. ``focal_k``.
@@ -108,7 +108,7 @@ class Trial:
     """One training of a sweep.
 
     Attributes:
-        label: the parameters in words, for people.
+        label: the parameters as text, for display.
         config: the resolved configuration.
         trial_id: digest of configuration and data set; equal for equal trials, also across sweeps.
         params: parameter values in order.
@@ -159,8 +159,8 @@ class TrialFactory:
         """Configuration fields that these parameters set.
 
         Raises:
-            InputError: if a value is neither offered by the definition nor understood by its ``settings``. An exception
-                for values that the definition itself offers is a fault of the script and is raised unchanged.
+            InputError: if ``settings`` of the definition fails for values that the definition does not contain. An
+                exception for values of the definition itself is a bug of the script and is raised unchanged.
         """
         try:
             return dict(self.definition.settings(params, self.base))

@@ -268,7 +268,7 @@ def print_ensemble(result: EnsembleResult, experiment: str) -> None:
 
 
 def promote_ensemble(runner: SweepRunner, ensemble_id: str) -> str:
-    """Register an ensemble as champion if it validates better than the current one; returns what was done, in words."""
+    """Register an ensemble as champion if its validation accuracy is higher; returns a message with the outcome."""
     chosen_by = runner.tags().get(Tags.WEIGHTS_FROM, ensemble_id)
     val_top1 = runner.store.run(chosen_by).data.metrics.get("val/top1")
     if val_top1 is None:

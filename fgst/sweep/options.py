@@ -1,8 +1,8 @@
 """Options of a sweep's command line as one frozen dataclass.
 
-Each field declares in its metadata how it is typed, how it is explained, and what it means for a sweep that is resumed
-(:class:`Scope`). The parser, the check of a resumed sweep's options and the command that resumes it are all derived
-from these declarations, so an option is added in one place.
+The metadata of each field declares how the option is written, its help text, and its meaning for a resumed sweep
+(:class:`Scope`). The parser, the check of the options on ``--resume`` and the printed resume command are derived from
+these declarations, so an option is added in one place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from fgst.errors import InputError
 from fgst.sweep.definition import OBJECTIVES, SEARCHES, Params
 
-DEFAULT_TRIALS = 20  # trainings of a search
+DEFAULT_TRIALS = 20  # number of trainings of a search
 DEFAULT_STORAGE = "ray_results"
 SEARCHABLE_OBJECTIVES = tuple(name for name in OBJECTIVES if name != "test_top1")
 
@@ -28,11 +28,11 @@ class Scope(Enum):
     """What an option means when the sweep is resumed."""
 
     SWEEP = auto()
-    """Describes the sweep: recorded in its run, cannot be changed later."""
+    """Describes the sweep: recorded in its run, and cannot be changed on resume."""
     ENVIRONMENT = auto()
     """Where and how trials run: repeated in the command that resumes the sweep."""
     CALL = auto()
-    """For this call only."""
+    """Affects only this invocation."""
 
 
 class Group(Enum):
@@ -40,7 +40,7 @@ class Group(Enum):
 
     SWEEP = "the sweep"
     STOPPING = "stopping"
-    ENVIRONMENT = "where it runs"
+    ENVIRONMENT = "execution"
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Option:
         scope: what it means for a resumed sweep.
         group: heading in ``--help``; ``None`` for options that training and sweeps share, which
             :mod:`fgst.cli.options` adds to the parser.
-        help: explanation; ``{search}`` stands for the search of the sweep's definition.
-        parse: converts one value; raises ``ValueError`` for a value that is not of its kind.
+        help: explanation; ``{search}`` is replaced by the search of the sweep's definition.
+        parse: converts one value; raises ``ValueError`` for an invalid one.
         metavar, choices: as in ``argparse``.
         flag: "yes" for an option without a value, "negatable" for one that also has a ``--no-`` form.
         repeatable: the option may be given several times; its values form a list.
@@ -92,7 +92,7 @@ def positive_float(text: str) -> float:
 
 
 def gpu_share(text: str) -> float | str:
-    """A number of GPUs or a fraction of one; "auto" is measured before the sweep starts."""
+    """A number of GPUs, a fraction of one, or "auto", which is replaced by a measurement before the sweep starts."""
     if text == "auto":
         return text
     value = float(text)
@@ -103,32 +103,35 @@ def gpu_share(text: str) -> float | str:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Options of ``python sweeps/NAME.py``; ``None`` means that the option was not given."""
+    """Options of ``python sweeps/NAME.py``. ``None`` means that an option was not given."""
 
     # The sweep.
     values: str | None = option(
-        Scope.SWEEP, Group.SWEEP, "values to try, separated by commas (; if they contain some); default: the script's",
+        Scope.SWEEP, Group.SWEEP,
+        "values to try, separated by commas, or by semicolons if they contain commas; default: the script's",
         metavar="V,V,…",
     )  # fmt: skip
     seeds: int | None = option(
-        Scope.SWEEP, Group.SWEEP, "trainings per configuration (default 1); tables then show mean ± std",
+        Scope.SWEEP, Group.SWEEP, "trainings per configuration; with two or more, tables show mean ± std (default: 1)",
         parse=positive_int, metavar="N",
     )  # fmt: skip
     search: str | None = option(
         Scope.SWEEP, Group.SWEEP,
-        "grid: every combination; optuna: TPE; random; nsga2: two objectives; default here: {search}",
+        "grid: every combination; optuna: TPE; random; nsga2: two objectives; default: the script's ({search})",
         choices=SEARCHES,
     )  # fmt: skip
     trials: int | None = option(
-        Scope.CALL, Group.SWEEP, f"trainings of a search (default {DEFAULT_TRIALS})", parse=positive_int, metavar="N"
-    )
+        Scope.CALL, Group.SWEEP, f"maximum number of trainings of a search (default: {DEFAULT_TRIALS})",
+        parse=positive_int, metavar="N",
+    )  # fmt: skip
     objectives: str | None = option(
         Scope.SWEEP, Group.SWEEP,
-        f"objectives of a search: {', '.join(SEARCHABLE_OBJECTIVES)}; two of them give a Pareto front", metavar="O,O",
+        f"one or two objectives of a search: {', '.join(SEARCHABLE_OBJECTIVES)}; two give a Pareto front",
+        metavar="O,O",
     )  # fmt: skip
     enqueue: tuple[str, ...] | None = option(
         Scope.SWEEP, Group.SWEEP,
-        "parameters that a search tries first (may be repeated); default: the paper's setting; none: nothing",
+        "parameter values that a search tries first, or none; repeatable; default: the paper's setting",
         metavar="NAME=V,…", repeatable=True,
     )  # fmt: skip
     also: str | None = option(
@@ -138,8 +141,10 @@ class SweepOptions:
         Scope.SWEEP, Group.SWEEP, "use the settings and data set of this training instead of a preset", metavar="RUN_ID"
     )
     sweep: str | None = option(
-        Scope.SWEEP, Group.SWEEP, "use those of the best trial (by validation) of this sweep", metavar="SWEEP_RUN_ID"
-    )
+        Scope.SWEEP, Group.SWEEP,
+        "use the settings and data set of the best trial (by validation) of this sweep instead of a preset",
+        metavar="SWEEP_RUN_ID",
+    )  # fmt: skip
     refit: bool = option(
         Scope.SWEEP, Group.SWEEP,
         "afterwards retrain all networks on all training clips and fuse them with the fitted weights",
@@ -151,11 +156,11 @@ class SweepOptions:
     )
     simulate: str | None = option(
         Scope.CALL, Group.SWEEP,
-        "try the search on recorded learning curves (python -m fgst.runs curves); starts and writes nothing",
+        "test the search on recorded learning curves (python -m fgst.runs curves); trains and writes nothing",
         metavar="CURVES",
     )  # fmt: skip
     repeats: int | None = option(
-        Scope.CALL, Group.SWEEP, "number of simulated searches, for their spread (default 20; a grid: 1)",
+        Scope.CALL, Group.SWEEP, "number of simulated searches, with different random draws (default: 20; grid: 1)",
         parse=positive_int, metavar="N",
     )  # fmt: skip
 
@@ -168,19 +173,21 @@ class SweepOptions:
     grace: int | None = option(
         Scope.SWEEP,
         Group.STOPPING,
-        "epochs before the first rung; default: 1/9 of all",
+        "epochs before the first comparison (rung); default: 1/9 of all epochs",
         parse=positive_int,
         metavar="E",
     )
     reduction: int | None = option(
-        Scope.SWEEP, Group.STOPPING, "1/R of the trials continue at a rung (default 3)", parse=positive_int, metavar="R"
-    )
+        Scope.SWEEP, Group.STOPPING, "1/R of the trials continue after each rung (default: 3)",
+        parse=positive_int, metavar="R",
+    )  # fmt: skip
     max_hours: float | None = option(
         Scope.CALL, Group.STOPPING, "stop after this time and keep all results", parse=positive_float, metavar="H"
     )
     max_trials: int | None = option(
-        Scope.CALL, Group.STOPPING, "start at most this many trials in this call", parse=positive_int, metavar="N"
-    )
+        Scope.CALL, Group.STOPPING, "start at most this many trials in this invocation",
+        parse=positive_int, metavar="N",
+    )  # fmt: skip
     until_top1: float | None = option(
         Scope.CALL, Group.STOPPING, "stop when a trial reaches this validation top-1 in %%",
         parse=positive_float, metavar="P",
@@ -198,7 +205,7 @@ class SweepOptions:
     tracking_uri: str | None = option(Scope.ENVIRONMENT)
     system_metrics: bool = option(Scope.ENVIRONMENT, default=False, flag="yes")
 
-    # Where it runs.
+    # Execution.
     local: bool = option(
         Scope.ENVIRONMENT, Group.ENVIRONMENT, "run in this process, one trial after another, without Ray",
         default=False, flag="yes",
@@ -209,31 +216,32 @@ class SweepOptions:
     )  # fmt: skip
     gpus_per_trial: float | str | None = option(
         Scope.ENVIRONMENT, Group.ENVIRONMENT,
-        "GPUs per trial; default: 1 if there is a GPU; 0.25 lets four trials share one; auto: measured first",
+        "GPUs per trial; 0.25 lets four trials share one; auto: measure the best share; default: 1 if there is a GPU",
         parse=gpu_share, metavar="N",
     )  # fmt: skip
     max_concurrent: int | None = option(
-        Scope.ENVIRONMENT, Group.ENVIRONMENT, "concurrent trials; default: as many as fit",
+        Scope.ENVIRONMENT, Group.ENVIRONMENT, "maximum number of concurrent trials; default: as many as fit",
         parse=positive_int, metavar="N",
     )  # fmt: skip
     address: str | None = option(
-        Scope.ENVIRONMENT, Group.ENVIRONMENT, "a running Ray cluster (auto finds it); default: this machine",
+        Scope.ENVIRONMENT, Group.ENVIRONMENT,
+        "address of a running Ray cluster (auto: detect it); default: run on this machine",
         metavar="ADDRESS",
     )  # fmt: skip
     storage: str | None = option(
         Scope.SWEEP, Group.ENVIRONMENT,
-        "where checkpoints are stored: a folder (on a cluster one that all nodes share) or a URI such as "
+        "where checkpoints are stored: a folder (on a cluster, one that all nodes share) or a URI such as "
         f"s3://bucket/sweeps; default: $FGST_STORAGE, else {DEFAULT_STORAGE}",
         metavar="DIR",
     )  # fmt: skip
     study_storage: str | None = option(
         Scope.ENVIRONMENT, Group.ENVIRONMENT,
         "URL of the Optuna storage, for optuna-dashboard; default: optuna.db in --storage, "
-        "or in ~/.local/share/fgst if that is a URI",
+        "or in ~/.local/share/fgst if --storage is a URI",
         metavar="URL",
     )  # fmt: skip
     price_per_hour: float | None = option(
-        Scope.ENVIRONMENT, Group.ENVIRONMENT, "price of a GPU hour (of a core hour on the CPU)",
+        Scope.ENVIRONMENT, Group.ENVIRONMENT, "price of a GPU hour (of a core hour on the CPU), to report costs",
         parse=positive_float, metavar="P",
     )  # fmt: skip
 
@@ -259,7 +267,7 @@ class SweepOptions:
         }
 
     def require_resumable(self) -> None:
-        """Check that no option was given that a resumed sweep cannot follow.
+        """Check that no option was given that cannot be changed on resume.
 
         Raises:
             InputError: naming these options.
@@ -297,12 +305,12 @@ def flag_name(name: str) -> str:
 
 
 def format_number(value: Any) -> str:
-    """A value as it is typed; whole floats without a fraction."""
+    """A value as on the command line; integral floats have no decimal point."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def parse_values(text: str) -> list[Any]:
-    """``5,15`` or, for values that contain commas, ``1,2;1,3``: numbers where they are numbers.
+    """Parse ``5,15`` or, for values that contain commas, ``1,2;1,3``. Comma-separated numbers become numbers.
 
     Raises:
         InputError: if a value is empty.

@@ -23,7 +23,7 @@ class ProgressView:
 
     Args:
         spec: the sweep.
-        done: number of trials that finished or were pruned in an earlier call of the sweep.
+        done: number of trials that finished or were pruned in earlier invocations.
     """
 
     def __init__(self, spec: SweepSpec, done: int) -> None:
@@ -32,7 +32,7 @@ class ProgressView:
         self._running: dict[str, tuple[Trial, dict[str, float]]] = {}
         self._done = done
         self._best: tuple[float, str] | None = None  # validation top-1 in % and label
-        self._epochs: dict[str, int] = {}  # trained in this call, by trial id
+        self._epochs: dict[str, int] = {}  # trained in this invocation, by trial id
         self._earlier_epochs = done * spec.base.train.epochs
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn(),

@@ -21,12 +21,12 @@ class TrialResult:
     """The state of a trial in MLflow.
 
     Attributes:
-        trial_id, label, seed, params: which trial it is.
+        trial_id, label, seed, params: identity of the trial.
         run_id: its MLflow run.
         status: how it ended, or RUNNING.
         metrics: its last metrics by MLflow name; accuracies in %.
-        reason: of a failure.
-        used_micro_batches: each batch was split into two parts after running out of memory.
+        reason: reason of a failure.
+        used_micro_batches: whether each batch was split into two parts after running out of memory.
     """
 
     trial_id: str
@@ -183,10 +183,10 @@ class Rung:
     """How well an epoch predicted the last one.
 
     Attributes:
-        epoch: of the rung.
+        epoch: epoch of the rung.
         tau: Kendall's tau-b between accuracies at this epoch and at the last; ``None`` for constant accuracies.
         trials: number of trials that ran to the last epoch.
-        kept_best: whether the best of them is among those that this rung lets continue.
+        kept_best: whether the best of them is among the trials that continue after this rung.
     """
 
     epoch: int
@@ -196,7 +196,7 @@ class Rung:
 
 
 def rank_report(spec: SweepSpec, histories: Sequence[Mapping[int, float]]) -> list[Rung]:
-    """Whether early stopping was, or would have been, safe.
+    """Compute whether early stopping was, or would have been, safe.
 
     Args:
         histories: validation top-1 by epoch, of trials that ran to the last epoch. With fewer than three the report is

@@ -1,7 +1,7 @@
 """Runs a sweep from its start, or from where it was interrupted, to its results in MLflow.
 
-A sweep ends in one order: results of all trials, statuses and report in MLflow, and only then whatever the caller
-prints (:class:`SweepCallback`). The exit code of the command is made by the command line alone.
+At the end of a sweep, the statuses of all runs are set first; then the callbacks (:class:`SweepCallback`) log the
+report and print the table. Only the command line determines the exit code.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ _STATUS_OF_MLFLOW = {
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a call of a sweep ended.
+    """The result of an invocation of a sweep.
 
     Attributes:
         spec: the sweep.
         sweep_id: id of its MLflow run.
-        status: how the call ended.
+        status: how the invocation ended.
         trials: all trials started so far, those reused from earlier sweeps first.
         best: the trial to continue with, see :func:`fgst.sweep.results.best_result`.
         remaining: number of trials left at most, interrupted ones included.
-        stop_reason, details: why no further trial was started, and that in words.
-        were_spooled: some records were buffered while the tracking server was unreachable, and have been uploaded.
+        stop_reason, details: why no further trial was started, as an enumeration member and in words.
+        were_spooled: whether records were buffered while the tracking server was unreachable, and uploaded later.
     """
 
     spec: SweepSpec
@@ -90,7 +90,7 @@ class SweepCallback:
     """Observes a sweep; the methods do nothing by default."""
 
     def on_start(self, runner: SweepRunner, num_finished: int) -> None:
-        """Before anything is run; ``num_finished`` trials ended in earlier calls."""
+        """Before anything is run; ``num_finished`` trials ended in earlier invocations."""
 
     def on_training_start(self, runner: SweepRunner, num_finished: int) -> None:
         """Before the first trial, if there is one to run."""
@@ -99,7 +99,7 @@ class SweepCallback:
         """After every epoch and every end of a trial, in the loop that starts trials: return quickly."""
 
     def on_training_end(self) -> None:
-        """When no trial runs any more, also after an exception."""
+        """When no trial is running any more, also after an exception."""
 
     def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
         """After the statuses of all runs were set."""
@@ -116,7 +116,7 @@ class SweepRunner:
         run: the sweep's run.
         storage_location: folder or URI for the checkpoints of this sweep.
         study_storage: URL of the Optuna storage.
-        resumed: the sweep was started by an earlier call.
+        resumed: whether the sweep was started by an earlier invocation.
     """
 
     def __init__(
@@ -185,9 +185,9 @@ class SweepRunner:
 
         Args:
             backend: where trials run.
-            budget: limits of this call.
+            budget: limits of this invocation.
             callbacks: observers, called in this order.
-            price_per_hour: of a GPU (of a core on the CPU), for the trials' accounting.
+            price_per_hour: hourly price of a GPU (of a core on the CPU), to log the cost of each trial.
             system_metrics: log the load of the machines.
 
         Raises:
@@ -217,7 +217,7 @@ class SweepRunner:
         except KeyboardInterrupt:
             budget.stop(StopReason.INTERRUPTED, "interrupted")
         except TrackingServerUnavailable:
-            raise  # nothing can be recorded now
+            raise  # nothing can be recorded without the server
         except Exception as error:
             self.tracked_run.finish("FAILED", f"{type(error).__name__}: {error}")
             raise
@@ -294,7 +294,7 @@ class SweepRunner:
             status = SweepStatus.STOPPED if remaining else SweepStatus.COMPLETED
         if stopped_by_limit:
             self.tracked_run.set_tags({Tags.STOP_REASON: budget.details})
-        elif Tags.STOP_REASON in self.tags():  # from an earlier call
+        elif Tags.STOP_REASON in self.tags():  # from an earlier invocation
             self.store.client.delete_tag(self.sweep_id, Tags.STOP_REASON)
         if status is SweepStatus.INTERRUPTED:
             self.tracked_run.finish("KILLED", budget.details or "interrupted")

@@ -1,4 +1,4 @@
-"""The loop's state between a backend and a search: which trial starts, which one stops, what is left."""
+"""The scheduler between a backend and a search: which trial starts, which one stops, and which are left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialUpdate:
-    """Something that happened to a trial: RUNNING after an epoch, any other status when it ended."""
+    """An event of a trial, with its status: RUNNING after an epoch, any other status at its end."""
 
     trial: Trial
     status: TrialStatus
@@ -96,7 +96,7 @@ class TrialScheduler:
 
         Args:
             exit: as the trial reports it; a trial that was stopped by :meth:`on_result` ends with that status.
-            reason: of a failure that the trial could not record.
+            reason: reason of a failure that the trial could not record.
             node, host: id and host name of the node that it ran on.
         """
         self._running.discard(trial_id)

@@ -1,9 +1,10 @@
-"""Which trial runs next and which one stops early, kept in an Optuna study.
+"""The search of a sweep, recorded in an Optuna study: which trial runs next and which one stops early.
 
 Every sweep is an Optuna study named after the sweep's run, including grids, so ``optuna-dashboard`` opens all of them.
 Each training is one Optuna trial with its trial id and seed as user attributes. Only the driver writes to the study,
-and the study holds everything that a resumed sweep needs: running parameters and the decisions of early stopping. A
-random draw is seeded by the sweep's seed and the number of trials so far, so no sampler state has to survive a kill.
+and the study contains everything that a resumed sweep needs: the parameters of running trials and the decisions of
+early stopping. Random draws are seeded by the sweep's seed and the number of trials so far, so that the state of the
+sampler need not be saved.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fgst.sweep.status import TrialStatus
 METRIC = "val/top1"  # the metric that early stopping compares
 # User attributes of Optuna trials; part of the storage format.
 _TRIAL_ID, _SEED, _LABEL, _SAME_AS, _STOPPED_AT = "key", "seed", "label", "same as", "stopped after epoch"
-# Consecutive suggestions that are known already or impossible before a search ends: its space is exhausted.
+# After this many consecutive suggestions that are already known or invalid, the space counts as exhausted.
 MAX_DUPLICATE_SUGGESTIONS = 200
 _ENDED = (TrialStatus.FINISHED, TrialStatus.PRUNED)
 
@@ -132,7 +133,7 @@ class Search:
             self.tell(trial.trial_id, result.status, result.metrics)
 
     def _restore(self) -> set[str]:
-        """Settle what an earlier run left running; returns the ids of all trials that were started."""
+        """Resolve the trials that an earlier run left running; returns the ids of all trials that were started."""
         started = set()
         for frozen in self.study.get_trials(deepcopy=False):
             trial_id = frozen.user_attrs.get(_TRIAL_ID)
@@ -157,7 +158,7 @@ class Search:
         return started
 
     def _retry(self, frozen: FrozenTrial) -> None:
-        """Queue a failed training again: as a new Optuna trial with the same trial id."""
+        """Queue a failed training for another attempt: a new Optuna trial with the same trial id."""
         attempts = [
             t for t in self.study.get_trials(deepcopy=False)
             if t.user_attrs.get(_TRIAL_ID) == frozen.user_attrs[_TRIAL_ID]
@@ -216,7 +217,7 @@ class Search:
             seed = self.spec.base.train.seed
             try:
                 trial = self._factory.make(params, seed)
-            except InputError as error:  # an impossible combination costs no training
+            except InputError as error:  # an invalid combination does not count as a training
                 asked.set_user_attr("impossible", str(error))
                 self.study.tell(asked, state=TrialState.FAIL)
                 continue
@@ -273,7 +274,7 @@ class Search:
             trial.report(metrics[METRIC], epoch)
         if self.spec.early_stop is None or epoch >= self.spec.base.train.epochs:
             return False
-        # Optuna decides once per rung; the decision is recorded so that it survives a kill.
+        # Optuna decides once per rung; the decision is recorded, so that it is not lost if the process is killed.
         if _STOPPED_AT not in trial.user_attrs and trial.should_prune():
             trial.set_user_attr(_STOPPED_AT, epoch)
         return _STOPPED_AT in trial.user_attrs

@@ -37,13 +37,13 @@ class TrialExit(StrEnum):
     PRUNED = "pruned"
     INTERRUPTED = "interrupted"
     DISK_FULL = "disk_full"
-    """No space left on the node; the trial can continue on another node or when there is space."""
+    """No space left on the node; the trial can continue on another node, or after space has been freed."""
     PREEMPTED = "preempted"
     """The process received SIGTERM and saved a checkpoint; the trial continues elsewhere."""
 
 
 class SweepStatus(StrEnum):
-    """How a call of a sweep ended."""
+    """How an invocation of a sweep ended."""
 
     COMPLETED = "completed"
     """No trials are left."""

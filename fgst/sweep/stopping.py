@@ -11,7 +11,7 @@ from fgst.sweep.status import StopReason
 
 @dataclass
 class Budget:
-    """What a sweep may use; ``None`` means no limit.
+    """The limits of a sweep; ``None`` means no limit.
 
     Attributes:
         max_hours: wall time from now on; running trials are stopped after their current epoch.
@@ -19,7 +19,7 @@ class Budget:
         until_top1: validation top-1 in % of a finished trial that is sufficient; running trials are stopped.
         stop_reason: why no further trial is started; ``None`` while the sweep continues.
         details: the reason in words, e.g. ``--max-hours 2``.
-        stop_running: running trials are to stop too.
+        stop_running: whether running trials must stop too.
     """
 
     max_hours: float | None = None
@@ -47,12 +47,12 @@ class Budget:
         self._num_started += 1
 
     def should_stop_running(self) -> bool:
-        """Whether running trials are to stop."""
+        """Whether running trials must stop."""
         self._check_time()
         return self.stop_running
 
     def on_finish(self, metrics: Mapping[str, float]) -> None:
-        """Note the metrics of a trial that finished."""
+        """Record the metrics of a trial that finished."""
         reached = metrics.get("val/top1", 0.0)
         if self.until_top1 is not None and reached >= self.until_top1:
             self.stop(StopReason.UNTIL_TOP1, f"--until-top1 {self.until_top1:g} (a trial reached {reached:.1f} %)")
@@ -62,7 +62,7 @@ class Budget:
         self.stop(StopReason.DISK_FULL, f"disk full{f' on {host}' if host else ''}: free some space")
 
     def stop(self, reason: StopReason, details: str, *, stop_running: bool = True) -> None:
-        """Stop the sweep; the first reason is kept."""
+        """Stop the sweep; only the first reason is recorded."""
         if self.stop_reason is None:
             self.stop_reason, self.details = reason, details
         self.stop_running = self.stop_running or stop_running

@@ -1,9 +1,9 @@
 """Storage in which a trial's checkpoint survives its node: a folder shared by all nodes, or an object store.
 
 With a shared folder the training writes its checkpoint there itself. With a URI (``s3://bucket/sweeps``, ``gs://…``;
-anything that ``pyarrow.fs`` supports) the checkpoint is written on the node and copied to the object store after an
-epoch, as often as 5 % of the time allows, and immediately if the node is about to be preempted. A copy is complete once
-its manifest, which is written last, exists. A resumed trial takes the newest complete copy and verifies it.
+anything that ``pyarrow.fs`` supports) the checkpoint is written on the node and copied to the object store after
+epochs, so that copying takes at most 5 % of the time, and immediately if the node is about to be preempted. A copy is
+complete once its manifest, which is written last, exists. A resumed trial verifies and uses the newest complete copy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FAILURES = (OSError, pa.ArrowException)
 
 
 def resolve(location: str) -> str:
-    """``--storage`` as it is recorded: a URI unchanged, a folder as an absolute path.
+    """Return ``--storage`` in its recorded form: a URI unchanged, a folder as an absolute path.
 
     Raises:
         InputError: if the URI is not writable storage, or contains a password.
@@ -198,7 +198,7 @@ class TrialStorage:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def keep(self, *, at_once: bool = False) -> str:
-        """Copy the newest checkpoint to the object store if it is time for it.
+        """Copy the newest checkpoint to the object store if a copy is due.
 
         A failed copy is retried after the next epoch.
 

@@ -46,14 +46,14 @@ class StopTrial(Exception):
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What a trial needs to know of its sweep.
+    """Information about a sweep that its trials need.
 
     Attributes:
         tracking_uri, experiment, parent: tracking store, experiment id, and run id of the sweep.
         storage: folder (shared by all nodes) or URI for checkpoints.
         threads: CPU threads; ``None`` keeps PyTorch's setting.
-        devices: GPUs, or cores on the CPU, that the trial occupies, for its accounting.
-        price_per_hour: of a GPU, or of a core on the CPU.
+        devices: number of GPUs, or of cores on the CPU, that the trial occupies, to log its cost.
+        price_per_hour: hourly price of a GPU, or of a core on the CPU.
         latency: measure the time the network takes for one clip.
         system_metrics: log the load of the machine.
         driver: id of the process that drives the sweep.
@@ -76,14 +76,14 @@ def run_trial(
 ) -> TrialExit:
     """Train a trial to its last epoch and pass the metrics of each epoch to ``report``.
 
-    A training that fails by itself (bad data, a loss that is not finite, memory) is marked FAILED in MLflow with its
-    reason, and the sweep continues: a restart would fail in the same way. Out of memory is retried once with each batch
-    in two parts. A killed process is restarted by the backend; a trial that makes no progress in
-    ``MAX_STARTS_WITHOUT_PROGRESS`` starts is marked FAILED.
+    A training that raises an error (invalid data, a loss that is not finite, out of memory) is marked FAILED in MLflow
+    with the reason, and the sweep continues: a restart would fail in the same way. After running out of memory, a
+    training is first retried with each batch in two parts. A killed process is restarted by the backend; a trial that
+    makes no progress in ``MAX_STARTS_WITHOUT_PROGRESS`` starts is marked FAILED.
 
     Returns:
         How the trial ended: ``INTERRUPTED`` also if the tracking server was unreachable for too long, ``DISK_FULL`` if
-        it can continue elsewhere or when there is space, ``PREEMPTED`` if this process received SIGTERM.
+        it can continue elsewhere or after space has been freed, ``PREEMPTED`` if this process received SIGTERM.
     """
     # lazy: torch and mlflow take seconds to import, and a driver that simulates trials needs neither
     import torch
@@ -142,7 +142,7 @@ def run_trial(
 def _count_start(previous: Any, storage: TrialStorage, context: TrialContext) -> str:
     """The value of ``Tags.STARTS`` for this start: the checkpoint it starts from and how often that happened in a row.
 
-    A process that dies after every start must not be restarted for ever.
+    A process that dies after every start must not be restarted indefinitely.
 
     Args:
         previous: the trial's run if it was started before.

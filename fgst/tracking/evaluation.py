@@ -1,4 +1,4 @@
-"""Evaluation of a run by its id: score a split with the run's networks, report, and log the report into the run."""
+"""Evaluation of a run by its id: score a split with the run's networks, and log a report to the run."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class ScoredRun:
     """A run's scores of a split.
 
     Attributes:
-        scores: of all clips of the split.
+        scores: scores of all clips of the split.
         card: description of the network; for an ensemble, of its first network.
         dataset: name of the data set.
         digest: digest of the data set.
-        modalities: of the networks, in order.
+        modalities: modalities of the networks, in order.
         seconds: time that scoring took.
     """
 
@@ -71,7 +71,7 @@ def evaluate(
         dataset: path or URI of the data set; ``None`` for the location that the run recorded.
         split: "train", "val" or "test" of the run's benchmark and protocol.
         compare: another run, which is scored on the same clips.
-        log: write the report into the run: metrics ``eval/…`` and artifacts under ``eval/``.
+        log: log the report to the run: metrics ``eval/…`` and artifacts under ``eval/``.
         device: "auto", "cpu", "cuda" …
         tracking_uri: the tracking store; see :func:`fgst.tracking.connection.resolve_uri` for the default.
 
@@ -102,7 +102,7 @@ def evaluate(
         **make_report(scored.scores, classes),
     }
     if compare is not None:
-        # Both runs are scored on the same data, wherever the other one recorded its data set.
+        # Both runs are scored on the same data, even if the other one recorded another location of its data set.
         other = score_run(store, compare, dataset or scored.card.config.data.dataset, split, torch_device).scores
         report["compare"] = {"run_id": compare, **analysis.compare(scored.scores, other, classes)}
     if log:
@@ -146,7 +146,7 @@ def _score_network(
         if dataset is None:
             raise InputError(
                 f"{data.path}: the data set has changed since run {run_id} was trained on it (digest "
-                f"{data.digest[:12]}… instead of {card.dataset_digest[:12]}…); evaluate on it nevertheless with "
+                f"{data.digest[:12]}… instead of {card.dataset_digest[:12]}…); to evaluate on it anyway, pass "
                 f"--dataset {shlex.quote(str(data.path))}"
             )
         print(f"note: {data.path} is not the data set that run {run_id} was trained on", file=sys.stderr)

@@ -55,7 +55,7 @@ class Garbage:
 
 @dataclass
 class GarbageReport:
-    """What can be deleted, and how many trials keep their weights for which reason."""
+    """What can be deleted, and the number of trials that keep their weights, by reason."""
 
     garbage: list[Garbage] = field(default_factory=list)
     retained: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""Overviews of the runs in a tracking store, as JSON values. Runs are ranked by validation top-1, never by the test."""
+"""Overviews of the runs in a tracking store, as JSON values. Runs are ranked by validation accuracy only."""
 
 from __future__ import annotations
 
@@ -237,5 +237,5 @@ def _differing_params(params: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity and no NaN."""
+    """Return a finite value unchanged, and ``None`` for infinity and NaN, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None

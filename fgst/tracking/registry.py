@@ -33,7 +33,7 @@ def model_name(experiment: str) -> str:
 
 
 def promote_if_better(store: TrackingStore, run_id: str, experiment: str, val_top1: float, split: str) -> str:
-    """Register an ensemble as its data set's champion if it validates better than the current champion.
+    """Register an ensemble as its data set's champion if its validation accuracy is higher than the current champion's.
 
     Args:
         store: the tracking store.
@@ -55,7 +55,7 @@ def promote_if_better(store: TrackingStore, run_id: str, experiment: str, val_to
         if current.tags.get(Tags.VALIDATION_SPLIT) != split:
             return f"not registered: the {title} was chosen on other validation clips, so the two cannot be compared"
         if val_top1 <= current_top1:
-            return f"not registered: the {title} validates at {current_top1:.2f} %, this one at {val_top1:.2f} %"
+            return f"not registered: the {title} has validation top-1 {current_top1:.2f} %, this one {val_top1:.2f} %"
     log_model(store, run_id)
     number = store.register(name, run_id, MODEL, {Tags.VAL_TOP1: repr(val_top1), Tags.VALIDATION_SPLIT: split})
     store.client.set_registered_model_alias(name, CHAMPION, number)

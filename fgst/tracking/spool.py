@@ -131,7 +131,7 @@ class Spool:
 
     @property
     def pending(self) -> bool:
-        """Whether any record is still to be sent."""
+        """Whether any record has not been sent yet."""
         return self._records.exists()
 
     @property

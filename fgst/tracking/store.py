@@ -35,7 +35,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 class TrackingStore:
     """An open tracking store.
 
-    An SQLite database is created or migrated if necessary, so open a new one before processes share it.
+    An SQLite database is created or migrated if necessary. Do this in one process before several share the database.
 
     Args:
         uri: see :func:`~fgst.tracking.connection.resolve_uri` for the default.
@@ -96,7 +96,7 @@ class TrackingStore:
         return {experiment.experiment_id: experiment.name for experiment in pages}
 
     def ui_url(self, experiment: str) -> str:
-        """Where to see an experiment's runs in MLflow's user interface.
+        """Return where MLflow's user interface shows an experiment's runs.
 
         Args:
             experiment: the experiment's id.
@@ -141,8 +141,8 @@ class TrackingStore:
         Args:
             experiment: the experiment's id.
             trial_id: identity of the trial, by which the run is looked up.
-            name: of a new run.
-            tags: of a new run, in addition to its trial id, parent, host, user and git commit.
+            name: name of a new run.
+            tags: tags of a new run, in addition to its trial id, parent, host, user and git commit.
             parent: run id of the sweep. With it, an existing run with this trial id and parent is reopened.
         """
         all_tags = {**_source_tags(), **tags, Tags.TRIAL_ID: trial_id, **({Tags.PARENT: parent} if parent else {})}

@@ -1,4 +1,4 @@
-"""Names of the tags under which fgst records things in MLflow runs and registered models."""
+"""Names of the tags that fgst sets on MLflow runs and registered models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tags:
 
     # Trials of a sweep.
     LABEL: Final = "fgst.label"
-    """The trial's parameters in words, for people."""
+    """The trial's parameters as text, for display."""
     PARAMS: Final = "fgst.point"
     """The trial's parameters as a JSON list of (name, value)."""
     STATUS: Final = "fgst.ending"

@@ -1,4 +1,4 @@
-"""Logging a training into its run, epoch by epoch."""
+"""Logging of a training to its run, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def trial_tags(config: TrialConfig, dataset_name: str, dataset_digest: str) -> d
 def track(
     run: TrackedRun, results: Iterator[EpochResult], classes: tuple[str, ...]
 ) -> Generator[EpochResult, None, None]:
-    """Log a training's epochs into its run and pass them on.
+    """Log a training's epochs to its run and yield them.
 
-    The run's status is set however the training ends: FINISHED; FAILED, with the error as its reason; or KILLED if the
-    training is interrupted, preempted, or if the consumer closes the generator.
+    The run's status is always set at the end: FINISHED; FAILED, with the error as its reason; or KILLED if the training
+    is interrupted, preempted, or if the consumer closes the generator.
 
     Args:
         run: the training's run. Epochs that it contains already are not logged twice.
-        results: of :func:`fgst.training.trainer.fit`.
+        results: results of :func:`fgst.training.trainer.fit`.
         classes: class names, for the confusion matrix.
 
     Yields:

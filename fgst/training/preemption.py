@@ -26,8 +26,8 @@ def should_stop() -> bool:
 def install_handler() -> None:
     """Defer SIGTERM while a training is active (see :func:`training_in_progress`).
 
-    At all other times SIGTERM does what it did before this call. Call it in the main thread: Python allows signal
-    handlers only there.
+    At all other times, the previous handler of SIGTERM is used. Call this function in the main thread: Python allows
+    signal handlers only there.
     """
     previous = signal.getsignal(signal.SIGTERM)
 

@@ -42,8 +42,8 @@ class EpochResult:
 
     Attributes:
         epoch: number of completed epochs, from 1.
-        metrics: by MLflow name. ``train/loss`` and ``train/top1`` (on the augmented clips, during training), ``lr`` of
-            the last step, ``clips_per_second`` of the training steps, ``minutes`` of training so far, excluding
+        metrics: values by MLflow name. ``train/loss`` and ``train/top1`` (on augmented clips, during training), ``lr``
+            of the last step, ``clips_per_second`` of the training steps, ``minutes`` of training so far, excluding
             interruptions; ``val/loss``, ``val/top1``, ``val/top5`` unless protocol "paper" trains on all clips;
             ``test/loss``, ``test/top1``, ``test/top5`` after the last epoch only. Accuracies in %.
         test: scores of the test clips, after the last epoch only: test clips are never used for selection.
@@ -109,7 +109,7 @@ def fit(
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Return the learning rate after ``progress`` epochs, a fraction included (§4.2).
+    """Return the learning rate after ``progress`` epochs, which may be fractional (§4.2).
 
     It rises linearly during the warm-up and then follows the schedule: steps of ``decay_factor``, or half a cosine.
     """
@@ -149,7 +149,7 @@ class PartialEpoch:
         seconds: training time before the last interruption.
         loss_sum: sum of the loss over the clips, a scalar on the training's device.
         correct: number of correctly classified clips, a scalar on the training's device.
-        cpu_rng_state, device_rng_state: what dropout draws from; empty if there was no interruption or no GPU.
+        cpu_rng_state, device_rng_state: states of the generators for dropout; empty without an interruption or a GPU.
     """
 
     steps: int = 0
@@ -265,7 +265,7 @@ class _Trainer:
         """Run the remaining steps of an epoch and return the last learning rate.
 
         Raises:
-            Preempted: if ``should_stop`` asks for it, after the progress has been saved.
+            Preempted: if ``should_stop`` returns true, after the progress has been saved.
         """
         config, partial, earlier = self.config, self.partial, self.partial.seconds
         torch.manual_seed(_derive_seed(config.seed, epoch))
@@ -275,7 +275,7 @@ class _Trainer:
         resumed_at, lr = partial.steps, 0.0
         batches = self.loaders["train"].training_batches(config.batch_size, self.repeat, generator)
         for step, batch in enumerate(batches):
-            # The batches before an interruption are drawn a second time, which costs little, and skipped.
+            # The batches before an interruption are drawn again and skipped, which is cheap.
             if step < resumed_at:
                 continue
             if resumed_at and step == resumed_at:
@@ -309,7 +309,7 @@ class _Trainer:
         self.optimizer.step()
 
     def result(self, checkpoint: Path | None, val: Scores | None = None, *, is_replay: bool = False) -> EpochResult:
-        """Return the result of the last completed epoch; after the last one of all, score the test clips."""
+        """Return the result of the last completed epoch; after the training's last epoch, also score the test clips."""
         epoch = self.epochs_done
         if epoch < self.config.epochs:
             return EpochResult(epoch, self.metrics, checkpoint=checkpoint, is_replay=is_replay)
@@ -337,7 +337,7 @@ class _Trainer:
         """Load weights, optimizer state and progress from a checkpoint.
 
         Raises:
-            InputError: if the checkpoint is damaged, or if it is one of another configuration or data set.
+            InputError: if the checkpoint is damaged, or if it belongs to another configuration or data set.
         """
         self._check_card(checkpoint)
         state = load_state(checkpoint)

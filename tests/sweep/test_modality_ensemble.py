@@ -189,7 +189,7 @@ def test_champion_is_replaced_only_by_a_better_ensemble(completed: CompletedSwee
 
     other, split = completed.ensemble(completed.modalities).info.run_id, champion.tags[Tags.VALIDATION_SPLIT]
     # An equally good ensemble does not replace the champion.
-    assert "validates at" in registry.promote_if_better(store, other, "small x-sub", champion_top1, split)
+    assert "has validation top-1" in registry.promote_if_better(store, other, "small x-sub", champion_top1, split)
     assert "other validation clips" in registry.promote_if_better(store, other, "small x-sub", 100.0, f"not {split}")
     assert registry.champion(store, name).version == champion.version
     assert "already" in registry.promote_if_better(store, champion.run_id, "small x-sub", 100.0, split)

@@ -28,10 +28,10 @@ class RawFormat:
     """A format of raw files with one clip each.
 
     Attributes:
-        suffix: of its files, in lower case, with its dot.
+        suffix: file suffix, in lower case, including the dot.
         read: parses a whole file into joints ``(M, T, N, 3)`` float32, given the expected skeleton; raises ClipError.
-        encode: the inverse for a single person, ``(T, N, 3)`` in the given skeleton, without labels; used for examples
-            of requests.
+        encode: the inverse for a single person's joints ``(T, N, 3)`` in the given skeleton, without labels; used for
+            example requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
     """
 
@@ -41,7 +41,7 @@ class RawFormat:
     is_binary: bool = False
 
 
-# By the name that data sets and models record as their preparation.
+# Formats by the name that data sets and models record as their preparation.
 FORMATS: dict[str, RawFormat] = {
     "nw-ucla": RawFormat(".json", nw_ucla.read_joints, nw_ucla.encode_joints),
     "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),

@@ -174,7 +174,7 @@ def prepare(
         skeleton: the skeleton description, in JSON.
         benchmarks: one or more; the first is the default.
         recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
-        name: of the data set; ``None`` means the name of ``out``.
+        name: name of the data set; ``None`` means the name of ``out``.
         overwrite: replace an existing data set at ``out``.
 
     Raises:

@@ -1,7 +1,7 @@
 """NTU RGB+D 60 and 120: preparation of an Arrow data set from ``.skeleton`` files.
 
 Clips are cleaned (:mod:`fgst.data.cleaning`) and written in shards, in parallel if a parallel map is given. An
-interrupted preparation resumes with the shards that are complete. The result is identical to the bit for any number of
+interrupted preparation resumes with the shards that are complete. The result is bit-identical for any number of
 workers.
 """
 
@@ -44,17 +44,17 @@ ParallelMap = Callable[[Callable[[ShardTask], ShardRecord], Sequence[ShardTask]]
 
 @dataclass
 class Report:
-    """What became of all files.
+    """Outcome of a preparation: which files were used, and which were rejected.
 
     Attributes:
-        edition: of the data set.
+        edition: edition of the data set.
         num_files: number of ``.skeleton`` files.
         other_files: number of files with another suffix.
         num_clips: number of clips in the data set.
         rejected: the files that are not in the data set, sorted.
         removed: what cleaning removed from the clips, by reason.
         read_bytes: total size of the files read.
-        sha256: over the content of all files read.
+        sha256: SHA-256 over the content of all files read.
     """
 
     edition: Edition
@@ -154,8 +154,8 @@ def prepare(
         out: the new directory.
         edition: "60" or "120".
         exclude: names of clips to reject.
-        parallel_map: writes the shards, e.g. on a cluster whose nodes see ``sources`` and ``out`` at the same paths;
-            ``None`` writes them one after another in this process.
+        parallel_map: writes the shards, e.g. on a cluster whose nodes can access ``sources`` and ``out`` at the same
+            paths; ``None`` writes them one after another in this process.
         overwrite: replace an existing data set at ``out``.
 
     Returns:

@@ -49,7 +49,7 @@ class Edition:
     """An edition of the data set: NTU RGB+D 60, or 120, which includes it.
 
     Attributes:
-        name: of the Arrow data set.
+        name: name of the Arrow data set.
         actions, setups, subjects: the largest number of each; all are counted from 1.
         benchmarks: the official ones; the first is the default.
     """

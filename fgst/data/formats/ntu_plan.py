@@ -34,7 +34,7 @@ class Plan:
     other_files: int = 0
 
     def digest(self, edition: Edition) -> str:
-        """Return the SHA-256 of what an interrupted preparation must share with this one to be resumed."""
+        """Return the SHA-256 of everything that must be unchanged for an interrupted preparation to be resumed."""
         entries = [[e.name, e.source, e.key, *e.fingerprint] for e in self.entries]
         content = json.dumps([_VERSION, edition.name, CLIPS_PER_SHARD, entries])
         return hashlib.sha256(content.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One file of an NTU data set: the unit of parallel work, and of what survives an interruption.
+"""One file of an NTU data set: the unit of parallel work, and of resuming after an interruption.
 
 A shard is a fixed slice of the sorted list of clips, so its content does not depend on the number of workers. Its
 record, a JSON file next to it, is written last: a shard with a record is complete.
@@ -31,7 +31,7 @@ class Rejected:
     """A file that is not in the data set.
 
     Attributes:
-        path: of the file, escaped for printing.
+        path: path of the file, escaped for printing.
         reason: one of a few categories, e.g. "unreadable".
         fault: the details.
     """
@@ -46,10 +46,10 @@ class ClipEntry:
     """A clip to read.
 
     Attributes:
-        name: of the clip.
+        name: name of the clip.
         source: the zip or folder that contains it.
         key, fingerprint: see :class:`~fgst.data.sources.ClipFile`.
-        path: of its file in reports.
+        path: path of its file in reports.
     """
 
     name: str
@@ -86,7 +86,7 @@ class ShardRecord:
     """The result of writing a shard.
 
     Attributes:
-        index: of the shard.
+        index: index of the shard.
         file: its entry in the data set's description; ``None`` if no clip was usable.
         num_clips: number of clips in it.
         rejected: the files that are not in it.

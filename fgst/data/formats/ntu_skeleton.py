@@ -6,7 +6,7 @@ in metres.
 
 There are two parsers with equal results. The fast one extracts the joints' lines as blocks and passes them to Arrow's
 CSV parser, ten times as fast as parsing line by line. If a file is unusual or malformed, the strict one parses it line
-by line, and its errors name the line. Neither trusts a count in the file before the lines it announces are found.
+by line, and its errors name the line. Neither relies on a count in the file before the announced lines are found.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def read_skeleton(content: bytes) -> Recording:
 
 
 def parse_fast(content: bytes) -> Recording | None:
-    """Parse a file of the usual layout; return ``None`` if anything about it is unusual or malformed."""
+    """Parse a file of the usual layout; return ``None`` if it is unusual or malformed in any way."""
     values = np.frombuffer(content, np.uint8)
-    controls = np.flatnonzero(values < 32)  # line ends, unless there are tabs, carriage returns or worse
+    controls = np.flatnonzero(values < 32)  # line ends, unless the file contains other control characters
     blank = values <= 32
     # Python merges consecutive blanks, but Arrow reads an empty field between them.
     if not content.endswith(b"\n") or (values[controls] != 10).any() or (blank[1:] & blank[:-1]).any():

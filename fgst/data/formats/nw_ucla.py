@@ -39,7 +39,7 @@ _NAME = re.compile(r"a([0-9]{2})_s([0-9]{2})_e([0-9]{2})_v([0-9]{2})")
 
 @dataclass
 class Report:
-    """What became of the files of a source; complete once all clips are read.
+    """Outcome of a preparation: which files were used, and which were rejected. It is complete once all clips are read.
 
     Attributes:
         num_files: number of JSON files.
@@ -163,7 +163,7 @@ def _parse(name: str, content: bytes) -> Clip:
         raise ClipError(f"has file_name {_excerpt(fields['file_name'])}, which differs from the name of the file")
     # True == 1, but True is not a label
     if "label" in fields and (fields["label"] != label + 1 or isinstance(fields["label"], bool)):
-        raise ClipError(f"has label {_excerpt(fields['label'])}, but its name means label {label + 1}")
+        raise ClipError(f"has label {_excerpt(fields['label'])}, but its name implies label {label + 1}")
     joints = _joints(fields["skeletons"])[None]  # (1, T, 20, 3)
     return Clip(name, label, joints, subject=subject, camera=view, replication=episode)
 

@@ -16,7 +16,7 @@ from fgst.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Stands in for an unlimited number of nodes (a maximum of -1), so that the capacity of a cluster is finite.
+# Represents an unlimited number of nodes (a maximum of -1), so that the capacity of a cluster is finite.
 UNLIMITED_NODES = 1000
 
 
@@ -63,7 +63,7 @@ def publish_node_groups(groups: Sequence[NodeGroup], address: str | None = None)
 
     Args:
         groups: the groups; replaces those published before.
-        address: of the cluster; ``None`` is the cluster that this machine belongs to.
+        address: address of the cluster; ``None`` is the cluster that this machine belongs to.
     """
     # lazy: ray takes seconds to import
     from ray import _raylet
@@ -92,9 +92,9 @@ def drain_node(instance_id: str, seconds: float, address: str | None = None) -> 
     node if Ray removes it at once.
 
     Args:
-        instance_id: the node's id at its cloud provider, which Ray was given when it started there.
+        instance_id: the node's id at its cloud provider, with which Ray was started there.
         seconds: the time until the node is terminated.
-        address: of the cluster; ``None`` is the cluster that this machine belongs to.
+        address: address of the cluster; ``None`` is the cluster that this machine belongs to.
 
     Raises:
         InputError: if the cluster has no such node, or rejects the request.

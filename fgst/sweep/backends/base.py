@@ -1,4 +1,4 @@
-"""What a backend is: something that runs the trials of a search."""
+"""The interface of backends, which run the trials of a search."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Backend(Protocol):
 
         Args:
             search: hands out the trials.
-            context: what the trials need to know of their sweep.
-            budget: limits; says afterwards why the sweep stopped.
+            context: information about the sweep that the trials need.
+            budget: limits of the sweep; records why the sweep stopped.
             on_update: called after every epoch and every end of a trial.
 
         Raises:
-            InputError: if the backend can never give a trial what it needs.
+            InputError: if the backend cannot provide the resources of a trial.
         """
         ...

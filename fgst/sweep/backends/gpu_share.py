@@ -17,10 +17,10 @@ def measure_gpu_share(spec: SweepSpec) -> float:
     """Measure how many trials share the GPU best; returns the share of one trial.
 
     Raises:
-        InputError: if PyTorch sees no GPU.
+        InputError: if PyTorch finds no GPU.
     """
     if not torch.cuda.is_available():
-        raise InputError("--gpus-per-trial auto measures on this machine, and PyTorch sees no GPU here; give a number")
+        raise InputError("--gpus-per-trial auto measures on this machine, but PyTorch finds no GPU here; give a number")
     logger.info("measuring how many trials share the GPU best")
     config = spec.trials[0].config if spec.trials else spec.base
     measured: dict[int, tuple[float, float]] = {}

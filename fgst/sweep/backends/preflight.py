@@ -1,4 +1,4 @@
-"""Checks of a cluster before a sweep starts: its capacity, and whether its nodes can reach what the sweep needs.
+"""Checks of a cluster before a sweep starts: its capacity, and whether its nodes can reach storage, data and server.
 
 Some settings work on one machine and fail on a cluster: a local folder, a database in a file, a server on 127.0.0.1.
 :func:`require_reachable` rejects them before any training. Nodes that join later are checked by the trials that run
@@ -43,7 +43,7 @@ class RequiredFile:
 
 
 def cluster_capacity() -> list[dict[str, float]]:
-    """Return the resources of each node of the connected cluster, as large as it can grow.
+    """Return the resources of each node of the connected cluster at its maximum size.
 
     Returns:
         ``{"CPU": cores, "GPU": GPUs, …}`` for each node. On an autoscaling cluster these are the nodes of its maximum
@@ -117,7 +117,7 @@ def require_reachable(storage: str, dataset: str, tracking_uri: str) -> None:
 
 
 def find_unreachable(files: Sequence[RequiredFile], server: str) -> str:
-    """Return the first of these that this machine cannot reach; runs on each node.
+    """Return the first of the files and the server that this machine cannot reach; runs on each node.
 
     Args:
         files: files that must exist here with the same content.
@@ -170,7 +170,7 @@ def _dataset_file(dataset: str) -> RequiredFile:
 
 
 def _write_marker(storage: str) -> Path:
-    """Write a small file into the storage folder, which the other nodes must then see there."""
+    """Write a small file into the storage folder, which the other nodes must then be able to read."""
     marker = Path(storage) / f".seen-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)

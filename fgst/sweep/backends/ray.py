@@ -1,7 +1,8 @@
 """Trials on Ray Tune: on this machine or on a cluster.
 
-Ray decides when and where a trial runs and restarts it if its process or node dies. Which trial is next and which one
-stops is decided by the :class:`~fgst.sweep.scheduler.TrialScheduler`; the classes below connect it to Tune.
+Ray decides when and where a trial runs and restarts it if its process or node dies. The
+:class:`~fgst.sweep.scheduler.TrialScheduler` decides which trial is next and which one stops; the classes below connect
+it to Tune.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class RayBackend:
         """See :meth:`fgst.sweep.backends.base.Backend.run`.
 
         Raises:
-            InputError: if no cluster answers at the address, or it can never give a trial what it asks for.
+            InputError: if no cluster answers at the address, or if it cannot provide the resources of a trial.
         """
         with ExitStack() as stack:
             stack.enter_context(ray_session(self.resources.address))
@@ -83,7 +84,7 @@ class RayBackend:
             limit = self.resources.max_concurrent
             if limit is None and (is_autoscaling() or not self.resources.address):
                 limit = fitting  # otherwise no limit: nodes may be added by hand
-            # Ray's own files. Nothing of ours is read from them again, so they stay with the driver.
+            # Ray's own files. They stay on the driver's machine, because fgst does not read them.
             if is_remote(context.storage):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fgst-ray-")))
             else:
@@ -114,7 +115,7 @@ class RayBackend:
 
 
 def make_trainable(run: RunTrial, context: TrialContext) -> type:
-    """The class of which Ray starts a process per concurrent trial; it is pickled with ``run`` and ``context``."""
+    """Return the class that Ray runs in one process per concurrent trial; pickled with ``run`` and ``context``."""
 
     base: Any = wrap_function(functools.partial(_run_in_worker, run=run, context=context))
 
@@ -141,7 +142,7 @@ def _run_in_worker(
     if exit == TrialExit.PREEMPTED:
         os._exit(preemption.EXIT_CODE)  # Ray restarts the trial on a node with free resources
     give_back_memory()
-    # Tune wants the metric of its search algorithm ("epoch") in every result.
+    # Tune requires the metric of its search algorithm ("epoch") in every result.
     return {
         "state": TrialExit(exit).value,
         "node": ray.get_runtime_context().get_node_id(),
@@ -164,7 +165,7 @@ class SchedulerSearcher(Searcher):
         return Searcher.FINISHED if self._scheduler.is_finished else None
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: :class:`SchedulerCallback` handles ends."""
+        """Do nothing: :class:`SchedulerCallback` handles the ends of trials."""
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(b"")  # the state is in the study and in MLflow
@@ -177,7 +178,7 @@ class SchedulerSearcher(Searcher):
 
 
 class StoppingScheduler(FIFOScheduler):
-    """Tune's trial scheduler: first in, first out, and stops the trials that are to stop."""
+    """Tune's trial scheduler: first in, first out; stops trials when the :class:`TrialScheduler` decides so."""
 
     def __init__(self, scheduler: TrialScheduler) -> None:
         super().__init__()
@@ -226,7 +227,7 @@ class SchedulerCallback(tune.Callback):
 
 
 def _placement_group(per_trial: Mapping[str, float], config: dict[str, Any]) -> Any:
-    """What a trial requests from Ray: its resources on any node, except those that it is to avoid."""
+    """Return what a trial requests from Ray: its resources, on any node except those that it must avoid."""
     bundle = {kind: amount for kind, amount in per_trial.items() if amount}
     if not config.get("avoid"):
         return tune.PlacementGroupFactory([bundle])
@@ -235,10 +236,10 @@ def _placement_group(per_trial: Mapping[str, float], config: dict[str, Any]) -> 
 
 @contextmanager
 def _max_pending_trials(count: int) -> Iterator[None]:
-    """Let Tune keep so many trials pending while the context is open.
+    """Let Tune keep this many trials pending within the context.
 
-    By default Tune requests resources for one trial and for the next one only when that process has started: filling 64
-    slots would take minutes, and a cluster would grow one node at a time.
+    By default Tune requests resources for one trial at a time, and for the next one only after that process has
+    started: filling 64 slots would take minutes, and a cluster would grow one node at a time.
     """
     name = "TUNE_MAX_PENDING_TRIALS_PG"
     if name in os.environ:
@@ -252,7 +253,7 @@ def _max_pending_trials(count: int) -> Iterator[None]:
 
 
 def _trial_id(trial: Any) -> str:
-    """Our trial id of one of Tune's trials."""
+    """The trial id (see :class:`~fgst.sweep.definition.Trial`) of one of Tune's trials."""
     return str(json.loads(trial.config["trial"])["trial_id"])
 
 

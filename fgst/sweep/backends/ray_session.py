@@ -1,4 +1,4 @@
-"""Connecting to Ray: a running cluster, or a local one that ends with the work it was started for."""
+"""Connections to Ray: to a running cluster, or to a local one that is shut down after use."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ MAX_RETRIES = 3  # of a task whose worker process died
 def ray_session(address: str | None, **local: Any) -> Iterator[None]:
     """Keep Ray initialized within the context, and shut it down afterwards.
 
-    If Ray is already initialized, it is used as is and stays up. While the context is active, SIGTERM and the loss of
-    the terminal have the same effect as Ctrl-C.
+    If Ray is already initialized, it is used unchanged and not shut down. While the context is active, SIGTERM and the
+    loss of the terminal have the same effect as Ctrl-C.
 
     Args:
-        address: of a running cluster ("auto" finds it); ``None`` starts a new local one, even if another is running.
+        address: address of a running cluster ("auto" finds it); ``None`` starts a new local one, even if another one is
+            running.
         local: arguments of ``ray.init`` for a new local cluster.
 
     Raises:
@@ -77,7 +78,7 @@ def ray_map(
     A task whose worker process dies is retried up to :data:`MAX_RETRIES` times.
 
     Args:
-        address: of a running cluster; ``None`` starts a local one.
+        address: address of a running cluster; ``None`` starts a local one.
         workers: the maximum number of tasks that run at a time, on one core each.
 
     Raises:
@@ -126,7 +127,7 @@ def _treat_termination_as_interrupt() -> None:
     """Handle SIGTERM and SIGHUP like Ctrl-C; Ray's own handlers would end this process at once."""
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it; leave that so
-        # To be determined now: after a hangup the descriptors no longer refer to a terminal.
+        # Determined now, because after a hangup the descriptors no longer refer to a terminal.
         terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         signal.signal(signal.SIGHUP, lambda number, frame: _on_hangup(terminal))
 

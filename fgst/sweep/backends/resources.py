@@ -14,7 +14,7 @@ class Resources:
     """Resources requested for the trials of a sweep; ``None`` means derived from the machine or cluster.
 
     Attributes:
-        address: of a running Ray cluster ("auto" finds it); ``None`` starts one on this machine.
+        address: address of a running Ray cluster ("auto" finds it); ``None`` starts one on this machine.
         cpus_per_trial: CPU cores, and threads, of a trial.
         gpus_per_trial: GPUs of a trial; 0.25 lets four trials share one GPU.
         max_concurrent: the maximum number of trials that run at a time.
@@ -54,7 +54,7 @@ def resources_per_trial(nodes: Sequence[Mapping[str, float]], resources: Resourc
     total_cpus, total_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     gpus = resources.gpus_per_trial if resources.gpus_per_trial is not None else (1.0 if total_gpus else 0.0)
     if gpus and not total_gpus:
-        raise InputError(f"--gpus-per-trial is {gpus:g}, but Ray sees no GPU; omit it to train on the CPU")
+        raise InputError(f"--gpus-per-trial is {gpus:g}, but Ray finds no GPU; omit it to train on the CPU")
     if gpus > total_gpus:
         raise InputError(f"--gpus-per-trial is {gpus:g}, but there are {total_gpus:g} GPUs")
     cpus = resources.cpus_per_trial
@@ -77,7 +77,7 @@ def resources_per_trial(nodes: Sequence[Mapping[str, float]], resources: Resourc
 
 
 def _cores_per_trial(nodes: Sequence[Mapping[str, float]], concurrent: int) -> float:
-    """Return the largest number of cores with which that many trials run at a time, each on a single node."""
+    """Return the largest number of cores per trial with which ``concurrent`` trials fit, each on a single node."""
     largest = int(max((node.get("CPU", 0.0) for node in nodes), default=1.0))
     for cores in range(largest, 1, -1):
         if max_concurrent_trials(nodes, {"CPU": cores}) >= concurrent:

@@ -1,6 +1,6 @@
 """Planning before a sweep: cost of a network, estimates for ``--dry-run``, and how many trials share a GPU.
 
-The names below load on first use, because they import PyTorch.
+The names below are imported on first use, because they import PyTorch.
 """
 
 from __future__ import annotations

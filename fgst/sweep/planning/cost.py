@@ -97,7 +97,7 @@ def _measure_forward_pass(config: ModelConfig, skeleton: Skeleton, classes: int,
 
     Autocast does not support the meta device, and fake tensors take ten times as long as the arithmetic.
     """
-    state = torch.get_rng_state()  # the weights are thrown away, so they must not advance the generator
+    state = torch.get_rng_state()  # the weights are discarded, so creating them must not advance the generator
     model = FGSTFormer(config, skeleton, classes, frames=frames)
     torch.set_rng_state(state)
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
@@ -154,7 +154,7 @@ def splits_of(data: DataConfig, dataset: ArrowDataset) -> Splits:
 
 
 class _StopTraining(Exception):
-    """Ends the training after the last step that is wanted."""
+    """Ends the training after the last step that is needed."""
 
 
 def training_steps(

@@ -20,7 +20,7 @@ from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.planning.cost import synchronize, training_steps
 
 MAX_MEMORY_SHARE = 0.9  # of a GPU's memory, for all trials on it
-MIN_GAIN = 1.1  # factor of throughput that doubling the number of trials must bring
+MIN_GAIN = 1.1  # minimum factor by which doubling the number of trials must increase throughput
 WARM_UP_STEPS = 2
 CONTEXT_GIB = 0.5  # of a CUDA context before any allocation; a process cannot measure its own
 
@@ -32,7 +32,7 @@ def choose_share(memory_gib: float, total_gib: float, throughput: Callable[[int]
         memory_gib: peak memory of one trial.
         total_gib: memory of the GPU.
         throughput: clips per second of n concurrent trials in total; 0 if they do not fit. Called with 1, 2, 4, …, as
-            long as doubling brings at least a tenth more.
+            long as doubling increases the throughput by at least a tenth.
         max_trials: upper limit of n.
     """
     count, rate = 1, throughput(1)
@@ -129,7 +129,7 @@ def _train(
         seconds = time.perf_counter() - start
         if torch_device.type == "cuda":
             gib = torch.cuda.max_memory_reserved(torch_device) / 2**30 + CONTEXT_GIB
-            if is_alone:  # all other memory that was taken is this process's too: kernels, library handles
+            if is_alone:  # all other memory that was allocated also belongs to this process: kernels, library handles
                 taken = free_before - _free_gib(torch_device)
                 gib += max(0.0, taken - torch.cuda.memory_reserved(torch_device) / 2**30)
         else:
@@ -138,7 +138,7 @@ def _train(
     except InputError as error:
         pipe.send(error)
     except (RuntimeError, MemoryError):
-        os._exit(1)  # out of memory, whatever the library calls it; the parent notices the closed pipe
+        os._exit(1)  # out of memory, reported by different exceptions; the parent notices the closed pipe
 
 
 def _free_gib(device: torch.device) -> float:

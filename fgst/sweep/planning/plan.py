@@ -41,7 +41,7 @@ class TrialEstimate:
     """Estimated size and cost of one trial.
 
     Attributes:
-        name: name of the trial, or its label where it stands for others.
+        name: name of the trial, or its label if it represents several trials.
         epochs: number of epochs.
         size: parameters and FLOPs of the network.
         minutes: duration of the whole training, alone on its device.

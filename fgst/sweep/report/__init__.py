@@ -1,6 +1,6 @@
 """What a sweep reports: the result table as text, CSV and Markdown, and a self-contained HTML page with pictures.
 
-The names below load on first use: the table is needed in every sweep, while the page imports matplotlib and Jinja2.
+The names below are imported on first use: every sweep needs the table, while the page imports matplotlib and Jinja2.
 """
 
 from __future__ import annotations

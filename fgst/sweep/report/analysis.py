@@ -55,7 +55,7 @@ def pareto_front(spec: SweepSpec, results: Sequence[TrialResult]) -> list[TrialR
 
 
 def parameter_importance(study: optuna.Study | None) -> tuple[dict[str, float], str]:
-    """Estimate with PED-ANOVA how strongly each parameter decides whether a trial is among the best.
+    """Estimate with PED-ANOVA how strongly each parameter determines whether a trial is among the best.
 
     Args:
         study: the Optuna study of a search; ``None`` for a sweep without one.
@@ -83,7 +83,7 @@ def parameter_importance(study: optuna.Study | None) -> tuple[dict[str, float], 
         return {}, (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     shares = {name: share for name, share in importance.items() if math.isfinite(share)}
     if len(set(shares.values())) < 2:
-        return {}, "no parameter stands out"
+        return {}, "the parameters do not differ in importance"
     target = "on or near the Pareto front" if len(study.directions) > 1 else "among the best"
     return shares, (
         f"How strongly each parameter determines whether a trial is {target} "

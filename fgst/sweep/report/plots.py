@@ -152,7 +152,7 @@ def learning_curves(
         best: run id of the trial to emphasize.
         rungs: epochs at which trials were compared.
         axis_label: name and unit of the values.
-        path: of the PNG file to write.
+        path: path of the PNG file to write.
     """
     figure, axes = new_figure(WIDTH, 3.9)
     pruned_ids = frozenset(pruned)
@@ -235,7 +235,7 @@ def parallel_coordinates(spec: SweepSpec, results: Sequence[TrialResult], path: 
     """
     shown = sorted(results, key=lambda result: result.metrics[VAL_TOP1])
     accuracies = [result.metrics[VAL_TOP1] for result in shown]
-    # Scaled by finished trials: otherwise pruned ones, with their low accuracy, would use up most of the colors.
+    # Scaled by finished trials: otherwise pruned ones, with their low accuracy, would use up most of the colours.
     finished = [r.metrics[VAL_TOP1] for r in shown if r.status == TrialStatus.FINISHED] or accuracies
     scale = Normalize(float(np.quantile(finished, 0.1)), accuracies[-1], clip=True)
     colors = colormaps["cividis_r"]

@@ -1,6 +1,6 @@
 """Simulation of searches on recorded learning curves, for ``--simulate``: what a search would find, and at what cost.
 
-The names below load on first use, because the simulator imports Optuna, Ray and PyTorch.
+The names below are imported on first use, because the simulator imports Optuna, Ray and PyTorch.
 """
 
 from __future__ import annotations

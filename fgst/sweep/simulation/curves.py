@@ -58,7 +58,7 @@ class LearningCurve:
         return self.final.get("device_seconds", 60 * self.minutes[-1]) / (60 * self.minutes[-1])
 
     def to_json(self, **extra: Any) -> str:
-        """Format as a line of the file; ``extra`` fields are for people and are ignored when the file is read."""
+        """Format as a line of the file; ``extra`` fields are informative and ignored when the file is read."""
         content = {"params": dict(self.params), "seed": self.seed, VAL: self.val, MINUTES: self.minutes}
         return json.dumps(content | dict(self.final) | extra, allow_nan=False)
 

@@ -151,12 +151,12 @@ class RecordedCurves:
             if set(curve.params) != {p.name for p in spec.parameters if p.applies(curve.params)}:
                 raise InputError(
                     f"{source}: a trial varies {', '.join(curve.params) or 'nothing'}, and this sweep varies {names}; "
-                    "use the script, and the --also, with which the curves were recorded"
+                    "use the script and the --also option with which the curves were recorded"
                 )
 
     @property
     def num_points(self) -> int:
-        """Number of different points, whatever their seeds."""
+        """Number of different points, regardless of their seeds."""
         return len(self._mean_val)
 
     def mean_val(self, params: Mapping[str, Any]) -> float:
@@ -264,7 +264,7 @@ class _Simulation:
         self._device_minutes = 0.0
 
     def run(self) -> SimulationResult:
-        """Process events until no trial runs and the search starts no other one."""
+        """Process events until no trial is running and the search starts no further one."""
         while True:
             while (
                 len(self._events) < self._limits.max_concurrent and (trial := self._scheduler.next_trial()) is not None

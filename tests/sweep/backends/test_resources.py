@@ -60,7 +60,7 @@ def test_resources_of_a_trial_are_those_of_a_single_node() -> None:
 @pytest.mark.parametrize(
     ("node", "options", "message"),
     [
-        ({"CPU": 2.0}, Resources(gpus_per_trial=0.5), "Ray sees no GPU"),
+        ({"CPU": 2.0}, Resources(gpus_per_trial=0.5), "Ray finds no GPU"),
         ({"CPU": 2.0, "GPU": 1.0}, Resources(gpus_per_trial=2), "there are 1 GPUs"),
         ({"CPU": 2.0}, Resources(cpus_per_trial=4), "there are 2 cores"),
     ],

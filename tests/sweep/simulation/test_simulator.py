@@ -255,7 +255,7 @@ def test_curves_that_do_not_match_the_sweep_are_rejected(dataset: ArrowDataset, 
         (["--simulate", curves, "--resume", "0" * 32], "--simulate trains nothing; remove --resume"),
         (["--simulate", curves, "--dry-run"], "remove --dry-run"),
         (["--simulate", curves, "--protocol", "paper"], "has no validation"),
-        (["--repeats", "5"], "--repeats is the number of searches of --simulate"),
+        (["--repeats", "5"], "--repeats is the number of simulated searches"),
     ):
         with pytest.raises(InputError, match=message):
             sweep(FOCAL_K, None, [*base, *argv])
