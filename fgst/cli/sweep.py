@@ -200,8 +200,8 @@ def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions)
             print_ensemble(ensemble, result.spec.experiment)
             if ensemble.beaten_by_member is not None:
                 print(
-                    f"note: the best single modality validates at {ensemble.beaten_by_member:.1f} %, "
-                    f"the ensemble at {ensemble.val_top1:.1f} %",
+                    "note: no better than one of its members: the best single modality has validation top-1 "
+                    f"{ensemble.beaten_by_member:.1f} %, the ensemble {ensemble.val_top1:.1f} %",
                     file=sys.stderr,
                 )
             if result.spec.refit:

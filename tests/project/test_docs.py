@@ -105,13 +105,13 @@ def test_data_format_example(
     xyz = load("fgst.data.formats.xyz", reader, tmp_path, monkeypatch)
     data_xyz = load("fgst.cli.data_xyz", command, tmp_path, monkeypatch)
     joints = np.random.default_rng(0).normal(size=(9, 20, 3)).astype(np.float32)
-    assert np.allclose(xyz.read_joints(xyz.encode_joints(joints), NW_UCLA_20), joints[None], rtol=1e-4)
+    assert np.allclose(xyz.read_joints(xyz.encode_joints(joints, NW_UCLA_20), NW_UCLA_20), joints[None], rtol=1e-4)
 
     source = tmp_path / "recordings"
     source.mkdir()
     for subject in range(1, 6):
         for name in xyz.CLASSES:
-            (source / f"{name}_s{subject:02d}_001.xyz").write_bytes(xyz.encode_joints(joints))
+            (source / f"{name}_s{subject:02d}_001.xyz").write_bytes(xyz.encode_joints(joints, NW_UCLA_20))
     monkeypatch.setattr(sys, "argv", ["xyz", str(source), str(tmp_path / "out")])
     exec(entry_point, {"__name__": "__main__"})
     assert "10 clips" in capsys.readouterr().out

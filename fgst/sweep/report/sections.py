@@ -111,7 +111,7 @@ def answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, basel
     elif best.label == baseline and any(row.val_difference for row in rows):
         compared = [row.val_difference for row in rows if row.val_difference]
         within = sum(not difference.beyond_noise for difference in compared)
-        text += f"; it is the baseline, and {within} of the {len(compared)} others differ from it within noise"
+        text += f"; it is the baseline, and {within} of the {len(compared)} other rows are within noise of it"
     elif len(rows) > 1:
         text += "; without two seeds in common with the baseline, differences cannot be separated from noise"
     if len(spec.objectives) > 1:
