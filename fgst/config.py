@@ -88,7 +88,7 @@ class ModelConfig:
         dilations: d_t of each temporal head, in frames; one entry per temporal head.
         kernel_size: k_t of the temporal convolutions, in frames; odd.
         spatial_heads: number of heads of Basic-SFormer and JP-CA.
-        head_width: d of a spatial head; ``None`` means C // 4, as in the work that the block is taken from.
+        head_width: d of a spatial head; ``None`` means C // 4, as in DSTA-Net (Shi et al., 2020).
         focal_gate: multiply the selected joints by their score, which gives W_p (Eq. 2) a gradient.
         focal_order: order of the selected joints, "joint" (by index) or "score" (by descending score, Eq. 3).
         norm: normalization after each output projection, "batch" or "layer".

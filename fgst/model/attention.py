@@ -19,7 +19,7 @@ from fgst.config import Norm
 
 
 def sine_encoding(positions: int, channels: int) -> Tensor:
-    """Return the sine/cosine position encoding of reference [41] of the paper, ``(positions, channels)``.
+    """Return the sine and cosine position encoding of Vaswani et al. (2017), ``(positions, channels)``.
 
     PE(pos, 2i) = sin(pos / 10000^(2i / C)) and PE(pos, 2i + 1) = cos(pos / 10000^(2i / C)).
     """
