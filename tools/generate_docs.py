@@ -234,7 +234,7 @@ def attributes(config_class: type) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """Format a value as it is passed to ``--set``."""
+    """Format a value for ``--set``."""
     if value is None or value == "":
         return "none"
     if isinstance(value, list):

@@ -31,7 +31,7 @@ SWEEP = (
     "--set data.frames=16 --set train.repeat=1 --cpus-per-trial 1"
 )
 TIMEOUT = 900.0  # seconds; the hosts share the cores of one machine
-Trials = dict[str, dict[str, Any]]
+TrialsById = dict[str, dict[str, Any]]
 
 
 class Cluster:
@@ -55,7 +55,7 @@ class Cluster:
         exports = f"export RAY_AUTH_MODE=token MLFLOW_TRACKING_URI={self.tracking}"
         return self.hosts.start(LAPTOP, f"cd ~/fgst && {exports} && {command}")
 
-    def sweeps(self) -> dict[str, Trials]:
+    def sweeps(self) -> dict[str, TrialsById]:
         """Return the trials by trial id for each sweep's run id; sweeps are in the order in which they started."""
         result = self.hosts.run(
             LAPTOP,
@@ -92,7 +92,7 @@ class Cluster:
         self.hosts.boot(name, tmp_size)
         self.start_workers()
 
-    def check_metrics(self, trials: Trials) -> None:
+    def check_metrics(self, trials: TrialsById) -> None:
         """Check that a sweep has the same metrics as the first one, which has the same trials."""
         metrics = {trial_id: trial["metrics"] for trial_id, trial in trials.items()}
         self.metrics = self.metrics or metrics
@@ -103,7 +103,7 @@ class Cluster:
         result = self.hosts.run(LAPTOP, f"find {location} -type f")
         return sorted(line for line in result.stdout.splitlines() if not line.startswith("find:"))
 
-    def wait_for_training(self, process: subprocess.Popen[str], known: set[str], *names: str) -> tuple[str, Trials]:
+    def wait_for_training(self, process: subprocess.Popen[str], known: set[str], *names: str) -> tuple[str, TrialsById]:
         """Wait until each of the hosts runs a trial and as many trials have completed three epochs.
 
         Args:
@@ -135,7 +135,7 @@ def wait_until(condition: Callable[[], bool], description: str) -> None:
         time.sleep(1)
 
 
-def check_complete(trials: Trials, before: Trials | None = None) -> None:
+def check_complete(trials: TrialsById, before: TrialsById | None = None) -> None:
     """Check that each trial finished, in the run in which it started, with each epoch once and with all artifacts."""
     assert len(trials) == 3
     for trial in trials.values():

@@ -248,13 +248,13 @@ def test_part_embedding_matches_equation(b: int, t: int, sizes: list[int], c: in
     st.lists(st.integers(1, 4), min_size=1, max_size=3), seeds,
 )  # fmt: skip
 def test_fg_tformer_matches_equation(
-    temporal: str, b: int, T: int, n: int, width: int, halved: bool, kernel: int, dilations: list[int], seed: int
+    temporal: str, b: int, T: int, n: int, width: int, stride_2: bool, kernel: int, dilations: list[int], seed: int
 ) -> None:
     """head_h = (A_h V_h) W_h + V_h with V_h a dilated convolution, and the ablations of Table 3."""
     H = len(dilations)
     c = width * H
-    e = 2 * c if halved else c
-    stride = 2 if halved else 1
+    e = 2 * c if stride_2 else c
+    stride = 2 if stride_2 else 1
     block_config = config(channels=(4 * H, 4 * H), dilations=tuple(dilations), kernel_size=kernel, temporal=temporal)
     module, w = randomized(FGTFormer(c, e, T, block_config), seed)
     x = random(seed, b, T, n, c)
@@ -286,7 +286,7 @@ def test_fg_tformer_matches_equation(
         mixed = np.einsum("bnts,bsnd->btnd", maps[-1], values)
         heads.append(mixed if temporal == "attention" else linear(w, f"head_linear.{number}", mixed) + values)
     shortcut = x.numpy()[:, ::stride]
-    if halved:
+    if stride_2:
         shortcut = linear(w, "shortcut", shortcut)
     returned_maps: list[Tensor] = []
     out = module(x, returned_maps)

@@ -232,7 +232,7 @@ def test_trial_fails_if_its_node_does_not_see_the_shared_folder(
     dataset: ArrowDataset, tmp_path: Path, tracking_uri: str
 ) -> None:
     context = make_context(tracking_uri, str(tmp_path / "shared"))
-    elsewhere = dataclasses.replace(context, storage=str(tmp_path / "on another machine"))
-    assert run_trial(make_trial(dataset), elsewhere) == "failed"
+    other_context = dataclasses.replace(context, storage=str(tmp_path / "on another machine"))
+    assert run_trial(make_trial(dataset), other_context) == "failed"
     (run,) = TrackingStore(tracking_uri).children(context.parent)
     assert "does not exist on node" in run.data.tags["fgst.reason"]

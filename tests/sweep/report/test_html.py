@@ -396,7 +396,7 @@ def test_early_stopping_section_judges_the_early_order(
     verdicts = {
         (True, "as at the end"): "early stopping looks safe",
         (True, "only the best is right"): "an equally good trial may have been stopped",
-        (True, "reversed"): "Early stopping was a risk. After epoch 1",
+        (True, "reversed"): "Early stopping was a risk. After epochs 1 and 3",
         (False, "as at the end"): "Early stopping would have been safe",
         (False, "only the best is right"): "Early stopping would have been safe",
         (False, "reversed"): "Early stopping would not have been safe",
@@ -409,7 +409,7 @@ def test_early_stopping_section_judges_the_early_order(
 
 def test_early_stopping_verdict_names_every_epoch_that_lost_the_best_trial() -> None:
     rungs = [Rung(1, 0.9, 8, False), Rung(3, 0.9, 8, False), Rung(9, None, 8, True)]
-    assert "After epoch 1, 3, the trial" in early_stopping_verdict(rungs, EarlyStopping(1, 3))
+    assert "After epochs 1 and 3, the trial" in early_stopping_verdict(rungs, EarlyStopping(1, 3))
 
 
 def test_parameter_importance_ranks_parameters() -> None:
