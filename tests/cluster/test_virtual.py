@@ -155,6 +155,7 @@ def test_new_node_gets_trials(cluster: Any, dataset: ArrowDataset, tmp_path: Pat
     assert set(max_concurrency(lines, "node").values()) == {1}
 
 
+@pytest.mark.slow
 def test_trials_of_lost_node_restart_on_other_node(cluster: Any, dataset: ArrowDataset, tmp_path: Path) -> None:
     lost_node = cluster.add_node(num_cpus=2, num_gpus=1)
     sweep = Sweep(dataset, tmp_path, seconds=2.0)

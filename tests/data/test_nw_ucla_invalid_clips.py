@@ -65,7 +65,7 @@ INVALID_CLIPS: dict[str, tuple[dict[str, bytes], str]] = {
     "no frame": (edited(skeletons=[]), "has no frame"),
     "name of another file": (edited(file_name="a01_s01_e00_v02"), "has file_name 'a01_s01_e00_v02'"),
     "file_name is a number": (edited(file_name=7), "has file_name 7"),
-    "another label": (edited(label=2), "has label 2, but its name means label 1"),
+    "another label": (edited(label=2), "has label 2, but its name implies label 1"),
     "label is text": (edited(label="1"), "has label '1'"),
     "label is a boolean": (edited(label=True), "has label true"),
     "deeply nested": ({f"{NAME}.json": b"[" * 200_000}, "is nested too deeply"),

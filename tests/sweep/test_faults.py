@@ -111,7 +111,8 @@ def test_trial_whose_worker_dies_at_every_start_fails(workspace: Workspace) -> N
     assert f"worker died {MAX_STARTS_WITHOUT_PROGRESS} times at its first epoch" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_and_sighup_interrupt_a_sweep_like_ctrl_c(workspace: Workspace, number: int) -> None:
     # Under nohup, this process ignores SIGHUP, and the sweep would inherit that.
     previous = signal.signal(number, signal.SIG_DFL)

@@ -213,8 +213,8 @@ def test_resume_of_a_completed_sweep_adds_no_runs(completed: CompletedSweeps) ->
     [
         (["--from-run", "SWEEP"], "is not a training"),
         (["--sweep", "TRIAL"], "is not a sweep"),
-        (["--sweep", "SWEEP", "--preset", "tiny"], "give one of them"),
-        (["--sweep", "SWEEP", "--from-run", "TRIAL"], "give one of them"),
+        (["--sweep", "SWEEP", "--preset", "tiny"], "use one of them"),
+        (["--sweep", "SWEEP", "--from-run", "TRIAL"], "use one of them"),
         (["--from-run", "TRIAL", "--refit", "--protocol", "paper"], "--refit uses fusion weights"),
         (["--from-run", "0" * 32], "there is no run"),
         (["--from-run", "TRIAL", "--set", "model.depth=3"], "model.depth"),

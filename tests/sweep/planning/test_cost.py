@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +61,7 @@ def test_default_number_of_frames_is_that_of_the_recipe(dataset: ArrowDataset) -
     assert model_cost(default, dataset) == model_cost(explicit, dataset)
 
 
-def test_counting_is_fast_cached_and_draws_no_random_numbers(tmp_path: Path) -> None:
+def test_counting_is_cached_and_draws_no_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_default_dtype(torch.float32)
     dataset = small.write_small(tmp_path / "data", (c for c in small.motion_clips(12)))
     config = PRESETS["paper"].with_values(
@@ -70,13 +69,9 @@ def test_counting_is_fast_cached_and_draws_no_random_numbers(tmp_path: Path) -> 
     )
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    model_cost(small.small_config(dataset), dataset)  # the first count imports modules of PyTorch
-    start = time.process_time()
-    model_cost(config, dataset)
-    counted = time.process_time()
-    model_cost(config.with_values({"train.lr": 0.5}), dataset)
-    assert counted - start < 1  # second; 0.2 s on an idle machine
-    assert time.process_time() - counted < 0.01
+    counted = model_cost(config, dataset)
+    monkeypatch.setattr("fgst.sweep.planning.cost.FGSTFormer", None)  # another count would fail
+    assert model_cost(config.with_values({"train.lr": 0.5}), dataset) == counted
     assert torch.equal(torch.get_rng_state(), before)
 
 
