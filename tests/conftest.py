@@ -19,6 +19,7 @@ from fgst.data.synthetic import make_demo
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Make pytest-xdist run all tests of a file in one process, so that they share the file's fixtures.
 
