@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 WHAT := -c constraints.txt -e '.[test,dev]'
 
 .PHONY: help setup sweep test test-all check format docs ui server clean
@@ -45,8 +45,8 @@ $(STAMP): pyproject.toml constraints.txt
 sweep: $(STAMP)
 	@$(BIN)/python sweeps/focal_k.py $(ARGS)
 
-# The quick tests run on up to four processes. The slow ones start clusters and servers, so they run one at a time;
-# pytest's exit code 5 says that ARGS selected none of them.
+# The quick tests run on up to four processes; the tests of a file share fixtures, so they stay on one. The slow tests
+# start clusters and servers, so they run one at a time; exit code 5 of pytest means that ARGS selected none of them.
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 

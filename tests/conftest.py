@@ -19,17 +19,9 @@ from fgst.data.synthetic import make_demo
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Make pytest-xdist run all tests of a file in one process, so that they share the file's fixtures.
-
-    ``pytestmark = pytest.mark.distribute`` distributes the tests of a file whose fixtures are cheap. Long files start
-    first: a process that started one of them last would keep the others waiting.
-    """
+    """Start long files first: a process that started one of them last would keep the others waiting."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)  # stable
-    for item in items:
-        if not item.get_closest_marker("xdist_group") and not item.get_closest_marker("distribute"):
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from tests.support import small
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace
 
-pytestmark = [pytest.mark.long, pytest.mark.distribute]
+pytestmark = pytest.mark.long
 
 # One process, without Ray.
 LOCAL = [*("--preset", "tiny", "--epochs", "1", "--local", "--cpus-per-trial", "1"), *TINY]

@@ -18,7 +18,7 @@ from fgst.sweep.trial import MAX_STARTS_WITHOUT_PROGRESS
 from fgst.tracking.tags import Tags
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace, metrics_by_trial, uninterrupted_metrics
 
-pytestmark = [pytest.mark.long, pytest.mark.distribute]
+pytestmark = pytest.mark.long
 
 ONE_CORE = ["--cpus-per-trial", "1"]  # the last digits depend on the number of threads
 DATA = ["--dataset", "data", "--preset", "tiny"]

@@ -17,7 +17,7 @@ from fgst.sweep.spec import SweepSpec
 from fgst.tracking.tags import Tags
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace, metrics_by_trial
 
-pytestmark = [pytest.mark.long, pytest.mark.distribute]
+pytestmark = pytest.mark.long
 
 FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
 
