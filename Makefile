@@ -7,14 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 WHAT := -c constraints.txt -e '.[test,dev]'
 
-.PHONY: help setup sweep test test-all check format docs ui server clean
+.PHONY: help setup sweep test test-all coverage check format docs ui server clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make sweep     set up, then the K sweep on generated motion, tracked in MLflow (ARGS=… adds options)"
 	@echo "make test      set up, then the tests;  make test-all: also the slow ones"
+	@echo "make coverage  the quick tests with the share of executed code, which must not fall"
 	@echo "make check     lint, format and types (ruff, mypy);  make format: format the code"
 	@echo "make docs      build the documentation into site/"
 	@echo "make ui        MLflow UI on http://127.0.0.1:5000"
@@ -48,10 +50,14 @@ sweep: $(STAMP)
 # The quick tests run on up to four processes; the tests of a file share fixtures, so they stay on one. The slow tests
 # start clusters and servers, so they run one at a time; exit code 5 of pytest means that ARGS selected none of them.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: test
 	@$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
+
+# Fails if the quick tests execute less of the code than they did when this number was set.
+coverage: $(STAMP)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" $(PARALLEL) --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -81,8 +81,11 @@ def finished_sweep(workspace: Workspace) -> Run:
 
 @pytest.mark.parametrize(
     ("redirection", "code"),
-    [("| true; exit ${PIPESTATUS[0]}", 141), ("> /dev/full", 1), ("| cat", 0)],
-    ids=["closed pipe", "full device", "ASCII"],
+    [
+        pytest.param("| true; exit ${PIPESTATUS[0]}", 141, id="closed pipe"),
+        pytest.param("> /dev/full", 1, id="full device"),
+        pytest.param("| cat", 0, id="ASCII", marks=pytest.mark.slow),  # tests/cli/test_command.py has a quick test
+    ],
 )
 def test_sweep_whose_table_cannot_be_printed_is_complete(workspace: Workspace, redirection: str, code: int) -> None:
     if "full" in redirection and not Path("/dev/full").exists():

@@ -72,7 +72,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CompletedSwe
     small.write_small(folder / "data", small.motion_clips(72))
     store = TrackingStore(f"sqlite:///{folder}/mlflow.db")
     with contextlib.chdir(folder):
-        run_sweep(FOCAL_K, "--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "3", *TINY)
+        run_sweep(FOCAL_K, "--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY)
         [focal_k] = find_sweeps(store)
         out, err = run_sweep(MODALITIES, "--sweep", focal_k.info.run_id, "--seeds", "2", "--refit")
         refit, modalities, _ = find_sweeps(store)

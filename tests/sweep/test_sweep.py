@@ -10,6 +10,7 @@ import signal
 
 import pytest
 
+from fgst.cli import evaluate
 from fgst.cli.sweep import sweep as run_sweep
 from fgst.errors import InputError
 from fgst.sweep.definition import SweepDefinition
@@ -70,9 +71,8 @@ def test_sweep_of_two_trials(workspace: Workspace) -> None:
             line.split(",")[:7] for line in table
         ]
 
-    rejected = workspace.module("fgst.evaluate", "--run-id", parent.info.run_id)
-    assert rejected.returncode == 2
-    assert match[1] in rejected.stderr  # the message names the sweep's best trial
+    with pytest.raises(InputError, match=match[1]):  # the message names the sweep's best trial
+        evaluate.main(["--run-id", parent.info.run_id, "--tracking-uri", workspace.store.uri])
 
 
 def test_ctrl_c_interrupts_a_sweep_and_prints_the_resume_command(workspace: Workspace) -> None:
