@@ -128,7 +128,10 @@ class SweepSpec:
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"sweep.json cannot be read by this version of fgst ({error!r})") from None
+            raise InputError(
+                f"sweep.json cannot be read by this version of fgst ({error!r}); resume the sweep with the version "
+                "that started it"
+            ) from None
 
 
 def _read_parameter(content: dict[str, Any]) -> Parameter:
