@@ -178,6 +178,10 @@ def test_compiled_training_agrees_with_eager() -> None:
     assert_close(three_steps(model, clips), eager, terms=2**15, dtype=torch.float32)
 
 
+@pytest.mark.skipif(
+    (2, 10) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="torch.export of PyTorch 2.10 to 2.12 derives false constraints on the batch size",
+)
 @pytest.mark.usefixtures("_single_precision")
 @pytest.mark.parametrize("M", [1, 2])
 @pytest.mark.parametrize("name", ["Table 1, C", "Table 1, Basic-SFormer", "shared branches"])
