@@ -17,11 +17,18 @@ from fgst.data.formats.nw_ucla import prepare
 from fgst.data.synthetic import make_demo
 
 ROOT = Path(__file__).parents[1]
+SLOW_TIMEOUT = 1200  # seconds; the limit of quick tests is in pyproject.toml
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start long files first: a process that started one of them last would keep the others waiting."""
+    """Start long files first, and give slow tests more time.
+
+    With pytest-xdist, a process that started a long file last would keep the others waiting.
+    """
     items.sort(key=lambda item: item.get_closest_marker("long") is None)  # stable
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
 @pytest.fixture(scope="session", autouse=True)
