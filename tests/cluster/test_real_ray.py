@@ -64,7 +64,7 @@ def test_sweep_runs_as_job(tmp_path: Path) -> None:
     for name in ("fgst", "data_prep", "sweeps", "pyproject.toml", ".rayignore"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / "checkout" / name)
-    assert run_isolated("job_script.py", tmp_path) == "the job is result"
+    assert run_isolated("job_script.py", tmp_path) == "the job is done"
 
 
 def test_autoscaler_starts_and_terminates_spot_workers(tmp_path: Path) -> None:
