@@ -118,6 +118,8 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
             _backend(options, runner.spec), budget, callbacks,
             price_per_hour=options.price_per_hour, system_metrics=options.system_metrics,
         )  # fmt: skip
+    except KeyboardInterrupt:  # after the trainings, while results are recorded or printed
+        raise Interrupted(f"Complete the sweep with: {format_command(command)}") from None
     except TrackingServerUnavailable as error:
         raise Interrupted(f"{error}. Resume with: {format_command(command)}") from None
     except Exception as error:
@@ -177,7 +179,8 @@ def _print_outcome(result: SweepResult, command: Sequence[str]) -> None:
     resume = format_command(command)
     if result.status is SweepStatus.INTERRUPTED:
         count = len(result.interrupted)
-        what = f"{count} trials are incomplete" if count else "not all trials were started"
+        incomplete = "1 trial is incomplete" if count == 1 else f"{count} trials are incomplete"
+        what = incomplete if count else "not all trials were started"
         reason = f"{result.details}: " if result.stop_reason is StopReason.DISK_FULL else ""
         raise Interrupted(f"{reason}{what}. Resume with: {resume}")
     if result.remaining:

@@ -29,8 +29,9 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
         location = str(_demo())
         if options.preset is None:
             # The demo must finish within minutes on any machine.
+            chosen = "preset tiny" if options.epochs else f"preset tiny and {DEMO_EPOCHS} epochs"
             options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
-            print(f"using preset tiny and {options.epochs} epochs for the demo (--preset, --epochs)", file=sys.stderr)
+            print(f"using {chosen} for the demo (--preset, --epochs)", file=sys.stderr)
     base = trial_config(options, location, has_gpu=has_gpu(options), base=settings)
     dataset = ArrowDataset(location)
     objectives = tuple(options.objectives.split(",")) if options.objectives else ("val_top1",)

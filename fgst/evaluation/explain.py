@@ -19,6 +19,7 @@ import torch
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import Batch, ClipLoader
 from fgst.data.progress import tracked
+from fgst.data.writer import writing_to
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import softmax
 from fgst.evaluation.focal_plots import FocalClip, focal_animation, focal_heat_map, focal_stills
@@ -90,7 +91,8 @@ def explain(
     loader = ClipLoader(data, rows, settings, device or torch.device("cpu"))
     statistics = analyze_focal_joints(model, loader)
 
-    out.mkdir(parents=True, exist_ok=True)
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
     written = _write_statistics(statistics, card, data, out)
     drawings = [
         (statistics.best[label], f"{label:03d}-{_file_name(card.classes[label])}", animate)

@@ -147,8 +147,14 @@ def _is_server(uri: str) -> bool:
 def _create_database(database: Path) -> None:
     """Create an SQLite store atomically: MLflow takes seconds, and cannot continue an interrupted initialization."""
     print(f"creating the tracking store {database}", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as folder:
-        complete = Path(folder) / database.name
-        MlflowClient(tracking_uri=f"sqlite:///{complete}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # another process was faster
-            os.link(complete, database)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as folder:
+            complete = Path(folder) / database.name
+            MlflowClient(tracking_uri=f"sqlite:///{complete}").search_experiments(max_results=1)
+            with suppress(FileExistsError):  # another process was faster
+                os.link(complete, database)
+    except OSError as error:
+        raise InputError(
+            f"the tracking store {database} cannot be created ({error.strerror or error}); choose another location "
+            "with --tracking-uri"
+        ) from None

@@ -42,6 +42,11 @@ def test_figures_are_stored_as_run_artifacts(
         assert (folder / "joints.png").is_file()
         assert len(list(folder.glob("*.gif"))) == 1
 
+    out = tmp_path / "file"
+    out.touch()
+    with pytest.raises(InputError, match=r"file: cannot be written"):
+        main(["--run-id", run_id, "--tracking-uri", tracking_uri, "--out", str(out)])
+
 
 def test_no_log_option_requires_out_option() -> None:
     with pytest.raises(InputError, match="--out"):

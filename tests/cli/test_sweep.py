@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,12 +16,16 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
+from fgst.cli.sweep import sweep
+from fgst.errors import Interrupted
+from fgst.sweep.definition import SweepDefinition
 from tests.support import small
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace
 
 pytestmark = pytest.mark.long
 
 # One process, without Ray.
+FOCAL_K: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
 LOCAL = [*("--preset", "tiny", "--epochs", "1", "--local", "--cpus-per-trial", "1"), *TINY]
 
 
@@ -105,3 +111,20 @@ def test_sweep_whose_table_cannot_be_printed_is_complete(workspace: Workspace, r
     if not code:
         assert result.stdout.isascii()
         assert "validation" in result.stdout
+
+
+def test_ctrl_c_after_the_last_trial_prints_the_command_that_completes_the_sweep(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(workspace.folder)
+    arguments = ["--dataset", "data set", *LOCAL, "--values", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr("fgst.sweep.callbacks.TablePrinter.on_end", interrupt)
+        with pytest.raises(Interrupted, match="Complete the sweep with: ") as interruption:
+            sweep(FOCAL_K, argv=arguments)
+    words = shlex.split(str(interruption.value).split(" with: ")[1])
+    assert sweep(FOCAL_K, argv=words[2:]) == 0
+    finished_sweep(workspace)

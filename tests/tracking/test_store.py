@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fgst.errors import InputError
 from fgst.tracking.connection import Connection, resolve_uri
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
@@ -210,3 +211,10 @@ def test_remote_artifacts_are_not_local(uri: str, tracking_uri: str) -> None:
     assert store.local_artifacts(run) is None
     run.info.artifact_uri = "file:///a%20b/c"
     assert store.local_artifacts(run) == Path("/a b/c")
+
+
+def test_database_that_cannot_be_created_is_reported_in_one_line() -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("this platform has no /proc, where no file can be created")
+    with pytest.raises(InputError, match=r"/proc/runs\.db cannot be created .* --tracking-uri"):
+        TrackingStore("sqlite:////proc/runs.db")
