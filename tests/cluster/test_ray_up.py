@@ -23,7 +23,7 @@ from tests.support.cluster.hosts import LAPTOP, SHARED, Hosts, missing
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 60
+EPOCHS = 120
 DATA, STORAGE = f"{SHARED}/datasets/demo", f"{SHARED}/sweeps"
 SCRIPT = "sweeps/focal_k.py"
 SWEEP = (
