@@ -30,3 +30,32 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+# Messages of SQLite and PostgreSQL, which reach us in exceptions of several libraries.
+_UNAVAILABLE_DATABASE = (
+    "database is locked",
+    "database table is locked",
+    "database schema is locked",
+    "connection refused",
+    "could not connect to server",
+    "connection to server",
+    "server closed the connection",
+    "the connection is closed",
+    "connection has been closed unexpectedly",
+    "terminating connection",
+    "the database system is",  # starting up, shutting down, in recovery mode
+)
+
+
+def is_database_unavailable(error: BaseException | None) -> bool:
+    """Return whether an error or one of its causes means that a database is locked by another process, or away."""
+    while error is not None:
+        # Rejected credentials arrive in the same way as a refused connection, and waiting does not help.
+        message = str(error).lower()
+        if "authentication failed" in message or "does not exist" in message:
+            return False
+        if any(text in message for text in _UNAVAILABLE_DATABASE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

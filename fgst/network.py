@@ -1,13 +1,50 @@
-"""Reachability of servers."""
+"""Servers' addresses: reachability, and passwords that must not be printed or recorded."""
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 from urllib.parse import urlsplit
 
 from fgst.errors import InputError
 
 TIMEOUT_SECONDS = 10
+HIDDEN = "***"
+"""What stands in place of a password."""
+
+_USER_AND_PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@?#]*:)[^\s/]+@")
+_SECRET_PARAMETER = re.compile(
+    r"([?&;](?:password|passwd|pwd|sslpassword|secret|secret_key|token|access_token|sig|signature)=)[^\s&;#'\")]+", re.I
+)
+
+
+def redact(text: str) -> str:
+    """Replace the passwords of all URLs in a text by ``***``: ``postgresql://user:secret@host/db``, ``…?token=secret``.
+
+    Applied to everything that is printed or recorded: error messages of libraries often contain the URL.
+    """
+    if "://" not in text:
+        return text
+    return _SECRET_PARAMETER.sub(rf"\1{HIDDEN}", _USER_AND_PASSWORD.sub(rf"\1{HIDDEN}@", text))
+
+
+def complete_url(url: str, variable: str) -> str:
+    """Return a URL with its password, which is taken from the environment if it was left out by :func:`redact`.
+
+    Args:
+        url: a URL; one without ``***`` is returned unchanged.
+        variable: the environment variable with the complete URL.
+
+    Raises:
+        InputError: if the variable has another value or none.
+    """
+    if HIDDEN not in url:
+        return url
+    complete = os.environ.get(variable, "")
+    if redact(complete) != url:
+        raise InputError(f"{url}: passwords are never recorded; set {variable} to this URL with its password")
+    return complete
 
 
 def require_server(url: str, what: str) -> None:
@@ -26,10 +63,10 @@ def require_server(url: str, what: str) -> None:
         parts = urlsplit(url)
         port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
         if not parts.hostname or port is None:
-            raise InputError(f"{what} {url} has no host and port")
+            raise InputError(f"{what} {redact(url)} has no host and port")
         with socket.create_connection((parts.hostname, port), timeout=TIMEOUT_SECONDS):
             pass
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"cannot connect to {what} {url} ({error})") from None
+        raise InputError(f"cannot connect to {what} {redact(url)} ({error})") from None

@@ -89,8 +89,8 @@ def print_gc(report: dict[str, Any]) -> None:
     remote, local = report["elsewhere_bytes"], report["bytes"] - report["elsewhere_bytes"]
     if remote:
         console.print(
-            f"{format_size(remote)} are on a server or in an object store, which this command cannot delete from; "
-            "delete them there by the run ids above"
+            f"{format_size(remote)} are on a server, in an object store or outside the folder of the tracking store, "
+            "where this command deletes nothing; delete them there by the run ids above"
         )
     if report["delete"]:
         console.print(f"removed {format_size(report['removed_bytes'])} of {format_size(local)}")

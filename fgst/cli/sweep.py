@@ -107,7 +107,7 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
     # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
     from fgst.sweep.stopping import Budget
-    from fgst.tracking.spool import TrackingServerUnavailable
+    from fgst.tracking.spool import StoreUnavailable
 
     command = options.resume_command(["python", sys.argv[0]], runner.sweep_id)
     callbacks: list[SweepCallback] = [ProgressDisplay(), MlflowReport(command), TablePrinter()]
@@ -120,7 +120,7 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
         )  # fmt: skip
     except KeyboardInterrupt:  # after the trainings, while results are recorded or printed
         raise Interrupted(f"Complete the sweep with: {format_command(command)}") from None
-    except TrackingServerUnavailable as error:
+    except StoreUnavailable as error:
         raise Interrupted(f"{error}. Resume with: {format_command(command)}") from None
     except Exception as error:
         if is_output_failure(error) or not is_disk_full(error):

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from fgst.data.loader import choose_device
-    from fgst.tracking.spool import TrackingServerUnavailable
+    from fgst.tracking.spool import StoreUnavailable
     from fgst.tracking.store import TrackingStore
     from fgst.training import fit
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             with progress, run.system_metrics() if args.system_metrics else nullcontext():
                 last = _consume(run, results, dataset.classes, progress, config.train.epochs)
-        except TrackingServerUnavailable as error:
+        except StoreUnavailable as error:
             raise Interrupted(f"{error}. Resume with: {_resume_command(argv, run.run_id)}") from None
         except KeyboardInterrupt:
             raise Interrupted(f"Resume with: {_resume_command(argv, run.run_id)}") from None

@@ -32,7 +32,7 @@ from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import SPOOLS, TrialContext
 from fgst.tracking.run import TrackedRun
-from fgst.tracking.spool import TrackingServerUnavailable
+from fgst.tracking.spool import StoreUnavailable
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
@@ -191,7 +191,7 @@ class SweepRunner:
             system_metrics: log the load of the machines.
 
         Raises:
-            TrackingServerUnavailable: if the tracking server was unreachable for too long; the sweep can be resumed.
+            StoreUnavailable: if the tracking server was unreachable for too long; the sweep can be resumed.
         """
         spec, budget = self.spec, budget or Budget()
         previous = self.results()
@@ -216,7 +216,7 @@ class SweepRunner:
                 self._train(backend, search, context, budget, callbacks, num_finished)
         except KeyboardInterrupt:
             budget.stop(StopReason.INTERRUPTED, "interrupted")
-        except TrackingServerUnavailable:
+        except StoreUnavailable:
             raise  # nothing can be recorded without the server
         except Exception as error:
             self.tracked_run.finish("FAILED", f"{type(error).__name__}: {error}")

@@ -27,7 +27,7 @@ from pyarrow import fs
 
 from fgst.data.cache import cache_folder, is_remote
 from fgst.errors import InputError
-from fgst.tracking.spool import TrackingServerUnavailable, retry_while_unavailable
+from fgst.tracking.spool import retry_while_unavailable
 from fgst.training.checkpoint import latest_checkpoint, progress
 
 COPY_TIME_SHARE = 0.05  # fraction of the time that copying may take
@@ -131,7 +131,7 @@ class TrialStorage:
 
         Raises:
             InputError: if the shared folder does not exist on this node.
-            TrackingServerUnavailable: if the object store did not answer for minutes.
+            StoreUnavailable: if the object store did not answer for minutes.
         """
         if not self._remote:
             if not Path(self.location).is_dir():
@@ -140,12 +140,9 @@ class TrialStorage:
                     "use a folder that all nodes share, or a URI such as s3://bucket/sweeps"
                 )
             return
-        try:
-            retry_while_unavailable(self._fetch, lambda error: isinstance(error, _FAILURES))
-        except TrackingServerUnavailable as error:
-            raise TrackingServerUnavailable(
-                str(error).replace("the tracking server", f"--storage {self.location}")
-            ) from error
+        retry_while_unavailable(
+            self._fetch, lambda error: isinstance(error, _FAILURES), what=f"--storage {self.location}"
+        )
 
     def _fetch(self) -> None:
         store, base = _open(f"{self.location}/{self.trial_id}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fgst.errors import Preempted, is_disk_full
 from fgst.sweep.definition import Trial
 from fgst.sweep.status import TrialExit, TrialStatus
-from fgst.tracking.spool import TrackingServerUnavailable
+from fgst.tracking.spool import StoreUnavailable
 from fgst.tracking.tags import Tags
 from fgst.training import preemption
 
@@ -124,7 +124,7 @@ def run_trial(
         return TrialExit(stop.status.value)
     except Preempted:
         return TrialExit.PREEMPTED
-    except TrackingServerUnavailable:
+    except StoreUnavailable:
         return TrialExit.INTERRUPTED
     except Exception as error:
         if is_disk_full(error):

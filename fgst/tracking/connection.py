@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
-from fgst.errors import InputError
-from fgst.network import require_server
-from fgst.tracking.spool import RetryingClient, TrackingServerUnavailable
+from fgst.errors import InputError, is_database_unavailable
+from fgst.network import complete_url, redact, require_server
+from fgst.tracking.relocation import relocate
+from fgst.tracking.spool import RetryingClient, StoreUnavailable
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
@@ -27,13 +29,12 @@ class Connection:
     """An open connection to a tracking store.
 
     Attributes:
-        uri: the store's URI.
+        uri: the store's URI, with its password.
         raw_client: MLflow's client; its calls fail at once if the server is unavailable.
-        client: the same client with calls that are retried while the server is unavailable; for a database, identical
-            to ``raw_client``.
+        client: the same client with calls that are retried while the server is unavailable or the database is locked.
     """
 
-    uri: str
+    uri: str = field(repr=False)
     raw_client: MlflowClient
     client: Any
 
@@ -50,9 +51,12 @@ def resolve_uri(uri: str | None = None) -> str:
 
     Args:
         uri: a URI or the path of an SQLite database; by default ``$MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the
-            working directory.
+            working directory. A password that was left out (``***``) is taken from that variable.
+
+    Raises:
+        InputError: if a left-out password is not there.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = complete_url(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI, "MLFLOW_TRACKING_URI")
     for scheme in ("sqlite:///", "file://"):
         if uri.startswith(scheme) and not uri.removeprefix(scheme).startswith(("/", "?")):
             return scheme + str(Path(uri.removeprefix(scheme)).absolute())
@@ -88,7 +92,7 @@ def connect(uri: str, *, wait: bool = False) -> Connection:
 
     Raises:
         InputError: if the store cannot be reached or opened, or if it rejects the credentials.
-        TrackingServerUnavailable: with ``wait``, if the server stays unavailable.
+        StoreUnavailable: if a database stays locked; with ``wait``, if the server stays unavailable.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs each error that it also raises
@@ -98,30 +102,34 @@ def connect(uri: str, *, wait: bool = False) -> Connection:
             raise InputError(f"{uri}: no such directory {database.parent} for the database")
         if not database.exists():
             _create_database(database)
+        else:
+            _relocate(database)
     if _is_server(uri) and not wait:
         require_server(uri, "the tracking server")
     try:
         raw_client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client: Any = RetryingClient(raw_client, is_server_unavailable) if _is_server(uri) else raw_client
-        (client if wait else raw_client).search_experiments(max_results=1)
-    except TrackingServerUnavailable:
+        client: Any = RetryingClient(raw_client, is_server_unavailable)
+        (client if wait or database is not None else raw_client).search_experiments(max_results=1)
+    except StoreUnavailable:
         raise
     except Exception as error:  # MLflow passes on all errors of database drivers and HTTP clients
         if http_status(error) in (401, 403):
             raise InputError(
-                f"the tracking server {uri} refuses these credentials: "
+                f"the tracking server {redact(uri)} refuses these credentials: "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
             ) from None
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot open the tracking store {uri}: {message}") from None
+        raise InputError(f"cannot open the tracking store {redact(uri)}: {message}") from None
     return Connection(uri, raw_client, client)
 
 
 def is_server_unavailable(error: BaseException | None) -> bool:
-    """Whether an error, or one of its causes, means that the tracking server is unavailable.
+    """Whether an error, or one of its causes, means that the tracking store is unavailable.
 
-    That is: connection refused, timeout, HTTP status 429 or 5xx.
+    That is: connection refused, timeout, HTTP status 429 or 5xx, or a locked database.
     """
+    if is_database_unavailable(error):
+        return True
     while error is not None:
         if isinstance(error, requests.ConnectionError | requests.Timeout | ConnectionError | TimeoutError):
             return True
@@ -142,6 +150,16 @@ def http_status(error: BaseException) -> int:
 
 def _is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
+
+
+def _relocate(database: Path) -> None:
+    try:
+        relocate(database)
+    except (OSError, sqlite3.Error) as error:  # e.g. read-only, or not a database
+        if "readonly" in str(error):
+            print(f"note: {database} is read-only, so its artifacts are looked up where it was before", file=sys.stderr)
+        elif not is_database_unavailable(error):
+            raise InputError(f"cannot open the tracking store {database}: {error}") from None
 
 
 def _create_database(database: Path) -> None:

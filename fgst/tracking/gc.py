@@ -5,6 +5,9 @@ another run refers to it (an ensemble to its members, a sweep to its best trial 
 version of a registered model needs it, or if its sweep can still be resumed. Trials that lose their weights keep their
 scores, figures, metrics and ``checkpoint/config.json``, so tables can still be made and ``--from-run`` can read their
 settings.
+
+With an embedded store (an SQLite database) only files inside the database's folder are deleted; others, e.g. of a
+``--storage`` elsewhere, are listed. A copy of the project may refer to the same files.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fgst.errors import InputError
+from fgst.tracking.connection import database_path
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
@@ -40,8 +44,8 @@ class Garbage:
         sweep: run id of the sweep.
         name: the run's name.
         bytes: size on disk.
-        path: the folder on this machine; ``None`` if it is elsewhere and cannot be deleted from here.
-        storage: kind of storage: "file", "mlflow-artifacts", "s3" …
+        path: the folder, if it can be deleted from here; otherwise ``None``.
+        storage: kind of storage, or the folder that cannot be deleted: "file", "mlflow-artifacts", "s3", "/scratch/…" …
     """
 
     kind: Literal["weights", "folder"]
@@ -91,7 +95,7 @@ def delete_garbage(store: TrackingStore, garbage: Garbage) -> None:
         InputError: if it was not deleted, with the reason.
     """
     if garbage.path is None:
-        raise InputError(f"cannot be deleted with this command: its storage is {garbage.storage}")
+        raise InputError(f"cannot be deleted with this command: it is in {garbage.storage}")
     sweep = store.run(garbage.sweep)
     # The state may have changed since find_garbage().
     if sweep.info.status != "FINISHED" or sweep.data.tags.get(Tags.BEST_RUN) == garbage.run_id:
@@ -119,7 +123,7 @@ def _examine_sweep(
     if reason:
         report.retained[reason] += len(trials)
         return
-    report.garbage += _sweep_folder(sweep)
+    report.garbage += _sweep_folder(store, sweep)
     reason = _why_undecided(store, sweep)
     if reason:
         report.retained[reason] += len(trials)
@@ -208,17 +212,26 @@ def _weights(store: TrackingStore, trial: Run, sweep: str) -> list[Garbage]:
     if run_id not in artifacts.parts or ".." in artifacts.parts or not _is_real_folder(folder):
         return []
     size = sum(_file_sizes(entry for entry in folder.iterdir() if entry.name != CARD))
-    return [Garbage("weights", run_id, sweep, name, size, folder)] if size else []
+    return [_garbage(store, "weights", run_id, sweep, name, size, folder)] if size else []
 
 
-def _sweep_folder(sweep: Run) -> list[Garbage]:
+def _garbage(
+    store: TrackingStore, kind: Literal["weights", "folder"], run_id: str, sweep: str, name: str, size: int, folder: Path
+) -> Garbage:
+    database = database_path(store.connection.uri)
+    if database is not None and not folder.resolve().is_relative_to(database.parent.resolve()):
+        return Garbage(kind, run_id, sweep, name, size, None, str(folder))
+    return Garbage(kind, run_id, sweep, name, size, folder)
+
+
+def _sweep_folder(store: TrackingStore, sweep: Run) -> list[Garbage]:
     run_id = sweep.info.run_id
     folder = Path(sweep.data.tags.get(Tags.STORAGE, ""))
     # The tag is not trusted, since anyone can edit it: only a folder named after the sweep's id belongs to the sweep.
     if not folder.is_absolute() or folder.name != run_id or ".." in folder.parts or not _is_real_folder(folder):
         return []
     size = sum(_file_sizes(folder.rglob("*")))
-    return [Garbage("folder", run_id, run_id, str(sweep.info.run_name), size, folder)]
+    return [_garbage(store, "folder", run_id, run_id, str(sweep.info.run_name), size, folder)]
 
 
 def _is_real_folder(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 
+from fgst.network import redact
 from fgst.tracking.connection import Connection, is_server_unavailable
 from fgst.tracking.spool import Record, Spool
 from fgst.tracking.tags import Tags
@@ -48,7 +49,7 @@ class TrackedRun:
         """Block until all buffered records are sent, and note in a tag how many there were.
 
         Raises:
-            TrackingServerUnavailable: if the server stays unavailable; the records stay in the spool.
+            StoreUnavailable: if the server stays unavailable; the records stay in the spool.
         """
         if self._spool is not None and self._spool.pending:
             self._spool.drain()
@@ -56,7 +57,7 @@ class TrackedRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters: strings unchanged, other values as JSON. Logging the same values repeatedly is allowed."""
-        self._write({"params": [[k, v if isinstance(v, str) else json.dumps(v)] for k, v in params.items()]})
+        self._write({"params": [[k, redact(v if isinstance(v, str) else json.dumps(v))] for k, v in params.items()]})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log all metrics of a step in one request."""
@@ -66,8 +67,8 @@ class TrackedRun:
         self._write({"metrics": [[k, float(metrics[k]), now, step] for k in names]})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, replacing earlier values."""
-        self._write({"tags": [[k, v] for k, v in tags.items()]})
+        """Set tags, replacing earlier values; passwords in URLs are left out."""
+        self._write({"tags": [[k, redact(v)] for k, v in tags.items()]})
 
     def log_dataset(self, name: str, digest: str, location: str) -> None:
         """Record the training data set, as MLflow shows it on a run's page."""
@@ -114,7 +115,7 @@ class TrackedRun:
             reason: why, as a tag.
 
         Raises:
-            TrackingServerUnavailable: if the server stays unavailable; the records stay in the spool.
+            StoreUnavailable: if the server stays unavailable; the records stay in the spool.
         """
         if reason:
             self.set_tags({Tags.REASON: reason[:5000]})
@@ -167,7 +168,7 @@ def flush_spools(connection: Connection, folder: Path) -> None:
     """Send all records that runs left in their spools in ``folder``.
 
     Raises:
-        TrackingServerUnavailable: if the server stays unavailable; the records stay in the spools.
+        StoreUnavailable: if the server stays unavailable; the records stay in the spools.
     """
     if connection.remote:
         for records in sorted(folder.glob("*/records.jsonl")):

@@ -6,7 +6,7 @@ and their files copied to ``files/``; they are sent in the same order once the s
 idempotent, because a request that timed out may have been processed.
 
 No record is ever dropped. A writer that exceeds the size limit blocks until the server responds. If the server stays
-unavailable for longer than ``patience``, :class:`TrackingServerUnavailable` is raised, and the folder remains for the
+unavailable for longer than ``patience``, :class:`StoreUnavailable` is raised, and the folder remains for the
 next process that opens it.
 """
 
@@ -23,6 +23,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock
 
+from fgst.network import redact
+
 Result = TypeVar("Result")
 Record = dict[str, Any]
 
@@ -34,8 +36,8 @@ RETRY_PAUSES = (0.5, 15.0)
 """Shortest and longest pause between two attempts, in seconds."""
 
 
-class TrackingServerUnavailable(Exception):
-    """The tracking server did not respond within the time limit; the message says for how long and why."""
+class StoreUnavailable(Exception):
+    """A server or database did not respond within the time limit; the message says for how long and why."""
 
 
 def retry_while_unavailable(
@@ -43,8 +45,9 @@ def retry_while_unavailable(
     is_unavailable: Callable[[BaseException], bool],
     patience: float = PATIENCE,
     since: float = 0.0,
+    what: str = "the tracking store",
 ) -> Result:
-    """Call a function, and retry it with growing pauses while the server is unavailable.
+    """Call a function, and retry it with growing pauses while a server or database is unavailable.
 
     The first failure is reported on stderr.
 
@@ -53,12 +56,13 @@ def retry_while_unavailable(
         is_unavailable: whether an error means that the server is unavailable. All other errors are raised.
         patience: how long to retry, in seconds.
         since: time (:func:`time.monotonic`) at which the server became unavailable, if known.
+        what: name of the server or database in messages.
 
     Returns:
         The function's result.
 
     Raises:
-        TrackingServerUnavailable: if the server stays unavailable for longer than ``patience``.
+        StoreUnavailable: if the server stays unavailable for longer than ``patience``.
     """
     pause, reported = RETRY_PAUSES[0], False
     while True:
@@ -70,13 +74,13 @@ def retry_while_unavailable(
             now = time.monotonic()
             since = since or now
             if now - since >= patience:
-                raise TrackingServerUnavailable(
-                    f"the tracking server has not responded for {patience / 60:.0f} minutes ({_first_line(error)})"
+                raise StoreUnavailable(
+                    f"{what} has not responded for {patience / 60:.0f} minutes ({_first_line(error)})"
                 ) from error
             if not reported:
                 reported = True
                 print(
-                    f"the tracking server does not respond ({_first_line(error)[:160]}); "
+                    f"{what} does not respond ({_first_line(error)[:160]}); "
                     f"retrying for up to {patience / 60:.0f} minutes",
                     file=sys.stderr,
                     flush=True,
@@ -143,7 +147,7 @@ class Spool:
         """Send a record and the contents of the folder ``files``, or buffer both.
 
         Raises:
-            TrackingServerUnavailable: if the buffer is full and the server stays unavailable.
+            StoreUnavailable: if the buffer is full and the server stays unavailable.
         """
         if self.pending and time.monotonic() >= self._next_attempt:
             self._try(self.replay)
@@ -179,7 +183,7 @@ class Spool:
         """Block until all records are sent.
 
         Raises:
-            TrackingServerUnavailable: if the server stays unavailable.
+            StoreUnavailable: if the server stays unavailable.
         """
         if self.pending:
             retry_while_unavailable(self.replay, self._is_unavailable, self._patience, self._unavailable_since)
@@ -241,4 +245,4 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return redact((str(error).splitlines() or [type(error).__name__])[0])

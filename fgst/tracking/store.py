@@ -21,9 +21,11 @@ from mlflow.exceptions import MlflowException
 
 from fgst.errors import InputError
 from fgst.evaluation.metrics import Scores
+from fgst.network import redact
 from fgst.tracking.connection import connect, database_path, is_server_unavailable, resolve_uri
+from fgst.tracking.relocation import artifact_location
 from fgst.tracking.run import TrackedRun, flush_spools
-from fgst.tracking.spool import TrackingServerUnavailable, retry_while_unavailable
+from fgst.tracking.spool import StoreUnavailable, retry_while_unavailable
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing runs does not need it
@@ -44,7 +46,7 @@ class TrackingStore:
 
     Raises:
         InputError: if the store cannot be reached or opened.
-        TrackingServerUnavailable: with ``wait``, if the server stays unavailable.
+        StoreUnavailable: with ``wait``, if the server stays unavailable.
     """
 
     def __init__(self, uri: str | None = None, *, wait: bool = False) -> None:
@@ -52,7 +54,8 @@ class TrackingStore:
 
     @property
     def uri(self) -> str:
-        return self.connection.uri
+        """The store's URI without its password, to be printed, recorded and passed to trials."""
+        return redact(self.connection.uri)
 
     @property
     def remote(self) -> bool:
@@ -80,7 +83,7 @@ class TrackingStore:
         database = database_path(self.uri)
         if database is not None:
             # MLflow's default is relative to the working directory.
-            location = (database.parent / "mlruns" / name.replace("/", "-").replace(" ", "-")).as_uri()
+            location = artifact_location(database, name)
         try:
             tags = {"mlflow.experimentKind": "custom_model_development"}  # otherwise MLflow shows chat traces first
             return self.client.create_experiment(name, artifact_location=location, tags=tags)
@@ -107,10 +110,11 @@ class TrackingStore:
         # MLflow's default page of an experiment shows chat traces.
         page = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
         if self.remote:
-            return f"{self.uri.rstrip('/')}/{page}"
+            scheme, _, address = self.connection.uri.rstrip("/").partition("://")
+            return f"{scheme}://{address.rpartition('@')[2]}/{page}"
         # `make ui` opens $MLFLOW_TRACKING_URI unless it is empty; it does not resolve paths that are not URIs.
         environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-        if self.uri == resolve_uri() and (not environment or "://" in environment):
+        if self.connection.uri == resolve_uri() and (not environment or "://" in environment):
             words = ["make", "ui"]
         else:
             words = ["mlflow", "ui", "--backend-store-uri", self.uri]
@@ -217,7 +221,7 @@ class TrackingStore:
         """Send all records that runs left in their spools in ``folder``.
 
         Raises:
-            TrackingServerUnavailable: if the server stays unavailable; the records stay in the spools.
+            StoreUnavailable: if the server stays unavailable; the records stay in the spools.
         """
         flush_spools(self.connection, folder)
 
@@ -238,7 +242,7 @@ class TrackingStore:
         with tempfile.TemporaryDirectory(prefix="fgst-artifacts-") as folder:
             try:
                 local = Path(self.client.download_artifacts(run_id, path, folder))
-            except TrackingServerUnavailable:
+            except StoreUnavailable:
                 raise
             except Exception as error:  # OSError, MlflowException or HTTP errors, depending on the artifact storage
                 raise InputError(

@@ -24,7 +24,7 @@ RETIRED_NAMES = {
     "Patient": "RetryingClient",
     "Place": "Workspace",
     "Question": "SweepDefinition",
-    "ServerAway": "TrackingServerUnavailable",
+    "ServerAway": "StoreUnavailable",
     "Tracking": "TrackingStore",
     "Trials": "TrialFactory",
     "begun": "started, run_ids",

@@ -11,7 +11,7 @@ import pytest
 from fgst.tracking import spool
 from fgst.tracking.connection import Connection
 from fgst.tracking.run import TrackedRun, flush_spools
-from fgst.tracking.spool import RetryingClient, TrackingServerUnavailable
+from fgst.tracking.spool import RetryingClient, StoreUnavailable
 from fgst.tracking.tags import Tags
 
 
@@ -115,7 +115,7 @@ def test_finish_waits_for_the_server(
     clock = iter(range(0, 1_000_000, 100))  # each reading is 100 s later
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(TrackingServerUnavailable, match="has not responded for 10 minutes"):
+    with pytest.raises(StoreUnavailable, match="has not responded for 10 minutes"):
         run.finish()
     assert client.status == "RUNNING"
 

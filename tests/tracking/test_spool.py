@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fgst.tracking import spool as spool_module
-from fgst.tracking.spool import RetryingClient, Spool, TrackingServerUnavailable, retry_while_unavailable
+from fgst.tracking.spool import RetryingClient, Spool, StoreUnavailable, retry_while_unavailable
 from tests.support.process import kill_on_line, start_python
 
 
@@ -105,7 +105,7 @@ def test_full_spool_blocks_until_the_server_responds(tmp_path: Path) -> None:
     server = Server()
     server.available = False
     spool = Spool(tmp_path / "spool", server.send, is_unavailable, size_limit=2000, patience=0.1)
-    with pytest.raises(TrackingServerUnavailable, match="has not responded"):
+    with pytest.raises(StoreUnavailable, match="has not responded"):
         write_all(spool, range(10_000))
     assert (tmp_path / "spool" / "records.jsonl").stat().st_size < 2100
     server.available = True
@@ -203,7 +203,7 @@ def test_retries_end_after_the_time_limit() -> None:
     def refuse() -> None:
         raise ConnectionError("refused")
 
-    with pytest.raises(TrackingServerUnavailable):
+    with pytest.raises(StoreUnavailable):
         retry_while_unavailable(refuse, is_unavailable, patience=0.05)
 
 
