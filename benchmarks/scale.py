@@ -219,7 +219,7 @@ def measure_sweep(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from fgst.sweep.backends.resources import Resources
     from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
     from fgst.sweep.definition import TrialFactory
-    from fgst.sweep.runner import create_sweep
+    from fgst.sweep.opening import create_sweep
     from fgst.sweep.spec import EarlyStopping, build_spec
     from fgst.tracking.store import TrackingStore
 

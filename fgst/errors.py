@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class DeletedInMlflow(InputError):
+    """A run or its experiment was deleted in MLflow; the message says which, and how to restore it."""
+
+
 class Preempted(Exception):
     """The training stopped on request, within an epoch; its checkpoint includes every step so far."""
 

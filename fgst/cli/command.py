@@ -10,11 +10,13 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NoReturn
 
 from fgst.errors import InputError, Interrupted
+from fgst.network import redact
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -71,9 +73,10 @@ def format_command(words: Iterable[object]) -> str:
     """Join the words of a command into one line that can be pasted into a shell.
 
     Args:
-        words: program and arguments; each is quoted where it contains spaces or other special characters.
+        words: program and arguments; each is quoted where it contains spaces or other special characters. Passwords in
+            URLs are left out.
     """
-    return shlex.join(map(str, words))
+    return redact(shlex.join(map(str, words)))
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -87,10 +90,11 @@ def run_command(main: Callable[[], None]) -> None:
     * 141, silently, if the reader of the output has closed the pipe (``| head``);
     * the code of a ``SystemExit`` that ``main`` raises.
 
-    Any other exception is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback, without the passwords in URLs.
     """
     configure_streams()
     configure_logging()
+    sys.excepthook = lambda *error: _report("".join(traceback.format_exception(*error)).rstrip())
     code: str | int | None = 0
     exits = False
     try:
@@ -149,7 +153,7 @@ def _discard_output() -> None:
 
 def _report(line: str) -> None:
     with contextlib.suppress(OSError):  # standard error may be the same closed pipe
-        print(line, file=sys.stderr)
+        print(redact(line), file=sys.stderr)
 
 
 # Output streams

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from fgst.cli.command import format_command, is_output_failure, run_command
 from fgst.cli.sweep_parser import build_parser
 from fgst.cli.sweep_spec import has_gpu, new_spec
 from fgst.errors import InputError, Interrupted, is_disk_full
-from fgst.network import require_server
+from fgst.network import redact, require_server
 from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.definition import SweepDefinition, TrialFactory
 from fgst.sweep.options import SweepOptions, flag_name
@@ -23,7 +24,8 @@ from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 
 if TYPE_CHECKING:
     from fgst.sweep.backends.base import Backend
-    from fgst.sweep.runner import SweepCallback, SweepResult, SweepRunner
+    from fgst.sweep.results import SweepResult
+    from fgst.sweep.runner import SweepCallback, SweepRunner
 
 
 def main(definition: SweepDefinition, doc: str | None = None) -> None:
@@ -44,6 +46,8 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
     """
     args = build_parser(definition, doc).parse_args(argv)
     options = SweepOptions.from_values(vars(args))
+    if options.tracking_uri and redact(options.tracking_uri) != options.tracking_uri:
+        os.environ["MLFLOW_TRACKING_URI"] = options.tracking_uri  # trials take the password from there
     if options.local and options.address:
         raise InputError("--local runs in this process and --address on a cluster; use one of them")
     if options.address not in (None, "auto", "local"):
@@ -76,7 +80,7 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
         threading.Thread(target=_import_runner, daemon=True).start()
         _join_ray(ray, options)
     # lazy: mlflow takes seconds to import; invalid input is reported before
-    from fgst.sweep.runner import create_sweep
+    from fgst.sweep.opening import create_sweep
     from fgst.tracking.store import TrackingStore, resolve_uri
 
     if options.address:
@@ -89,13 +93,14 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
 
 def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
     # lazy: mlflow takes seconds to import; invalid input is reported before
-    from fgst.sweep.runner import load_sweep
+    from fgst.sweep.opening import load_sweep
     from fgst.tracking.store import TrackingStore
 
     options.require_resumable()
     assert options.resume is not None
     store = TrackingStore(options.tracking_uri)
     runner = load_sweep(definition, options.resume, store, study_storage=options.study_storage, limit=options.trials)
+    ray.enter_context(runner.exclusive())  # before anything is written or Ray starts
     if options.address:
         _join_ray(ray, options)
         _require_reachable(runner.storage_location, runner.spec, store.uri)
@@ -126,11 +131,13 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
         if is_output_failure(error) or not is_disk_full(error):
             raise
         raise Interrupted(f"disk full: free some space, then resume with: {format_command(command)}") from None
+    if runner.deletion is not None:
+        raise Interrupted(f"{runner.deletion}\nThen complete the sweep with: {format_command(command)}")
     _print_outcome(result, command)
     if result.status is SweepStatus.FAILED:
         return 1
     _print_next(runner, result, options)
-    return 1 if result.failed else 0
+    return 1 if result.failed or result.deleted else 0
 
 
 def _backend(options: SweepOptions, spec: SweepSpec) -> Backend:
@@ -176,23 +183,29 @@ def _print_outcome(result: SweepResult, command: Sequence[str]) -> None:
         )
     for trial in result.failed:
         print(f"failed: {trial.label} s{trial.seed}: {trial.reason}", file=sys.stderr)
+    for label, message in result.deleted:
+        print(f"deleted: {label}: {message}", file=sys.stderr)
     resume = format_command(command)
     if result.status is SweepStatus.INTERRUPTED:
         count = len(result.interrupted)
         incomplete = "1 trial is incomplete" if count == 1 else f"{count} trials are incomplete"
         what = incomplete if count else "not all trials were started"
-        reason = f"{result.details}: " if result.stop_reason is StopReason.DISK_FULL else ""
+        recoverable = (StopReason.DISK_FULL, StopReason.UNAVAILABLE)
+        reason = f"{result.details}: " if result.stop_reason in recoverable else ""
         raise Interrupted(f"{reason}{what}. Resume with: {resume}")
     if result.remaining:
         print(f"stopped by {result.details}; run the remaining trials with: {resume}", file=sys.stderr)
     if result.failed:
         print(f"{len(result.failed)} of {len(result.trials)} trials failed; retry them with: {resume}", file=sys.stderr)
+    if result.deleted:
+        count = f"{len(result.deleted)} trial{'s' if len(result.deleted) > 1 else ''}"
+        print(f"{count} deleted: restore them as above, or train them again with: {resume}", file=sys.stderr)
 
 
 def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions) -> None:
     """Build the ensemble of a complete sweep over modalities; print the next command, or run the refit sweep."""
     assert result.best is not None
-    if result.spec.builds_ensemble and not result.remaining and not result.failed:
+    if result.spec.builds_ensemble and not (result.remaining or result.failed or result.deleted):
         # lazy: imports the libraries of the evaluation
         from fgst.sweep.modality_ensemble import build_ensemble, print_ensemble, promote_ensemble
 
@@ -224,7 +237,7 @@ def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions)
 def _refit(runner: SweepRunner, ensemble_id: str, options: SweepOptions) -> int:
     """Retrain the networks of an ensemble on all training clips, as a sweep of its own that uses the same weights."""
     # lazy: mlflow takes seconds to import
-    from fgst.sweep.runner import create_sweep, load_sweep
+    from fgst.sweep.opening import create_sweep, load_sweep
     from fgst.tracking.tags import Tags
 
     spec, definition, dataset = runner.spec, runner.factory.definition, runner.factory.dataset

@@ -31,7 +31,7 @@ from fgst.cli.options import (
 )
 from fgst.config import TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
-from fgst.errors import InputError, Interrupted
+from fgst.errors import DeletedInMlflow, InputError, Interrupted
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             with progress, run.system_metrics() if args.system_metrics else nullcontext():
                 last = _consume(run, results, dataset.classes, progress, config.train.epochs)
+        except DeletedInMlflow as error:
+            raise Interrupted(f"{error}\nThen resume with: {_resume_command(argv, run.run_id)}") from None
         except StoreUnavailable as error:
             raise Interrupted(f"{error}. Resume with: {_resume_command(argv, run.run_id)}") from None
         except KeyboardInterrupt:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fgst.sweep.progress import ProgressView
 from fgst.sweep.report.tables import print_table, to_csv, to_markdown
-from fgst.sweep.results import TrialResult, baseline_label, build_rows
-from fgst.sweep.runner import SweepCallback, SweepResult, SweepRunner
+from fgst.sweep.results import SweepResult, TrialResult, baseline_label, build_rows
+from fgst.sweep.runner import SweepCallback, SweepRunner
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.status import TrialStatus
 from fgst.tracking.store import TrackingStore

@@ -15,8 +15,8 @@ from fgst.evaluation import ensemble
 from fgst.evaluation.ensemble import COMMON_WEIGHTS, EnsembleCard, Member
 from fgst.evaluation.metrics import Scores
 from fgst.sweep.report.tables import format_mean_std
-from fgst.sweep.results import MeanStd, TrialResult
-from fgst.sweep.runner import SweepResult, SweepRunner
+from fgst.sweep.results import MeanStd, SweepResult, TrialResult
+from fgst.sweep.runner import SweepRunner
 from fgst.sweep.status import TrialStatus
 from fgst.tracking import registry
 from fgst.tracking.run import TrackedRun

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from typing import Any
 
 from fgst.errors import InputError
+from fgst.network import redact
 from fgst.sweep.definition import OBJECTIVES, SEARCHES, Params
 
 DEFAULT_TRIALS = 20  # number of trainings of a search
@@ -236,8 +237,8 @@ class SweepOptions:
     )  # fmt: skip
     study_storage: str | None = option(
         Scope.ENVIRONMENT, Group.ENVIRONMENT,
-        "URL of the Optuna storage, for optuna-dashboard; default: optuna.db in --storage, "
-        "or in ~/.local/share/fgst if --storage is a URI",
+        "URL of the Optuna storage, for optuna-dashboard; default: $FGST_STUDY_STORAGE, else a database of the sweep's "
+        "own in studies/ in --storage, or in ~/.local/share/fgst if --storage is a URI",
         metavar="URL",
     )  # fmt: skip
     price_per_hour: float | None = option(
@@ -278,20 +279,20 @@ class SweepOptions:
             )
 
     def resume_command(self, program: Sequence[str], sweep_id: str) -> list[str]:
-        """The words of the command that resumes a sweep.
+        """The words of the command that resumes a sweep, without the passwords in URLs.
 
         Args:
             program: how the script was started, e.g. ``("python", "sweeps/focal_k.py")``.
         """
         words = [*program, "--resume", sweep_id]
         for flag, value in self.given(Scope.ENVIRONMENT).items():
-            words += [flag] if value is True else [flag, format_number(value)]
+            words += [flag] if value is True else [flag, redact(format_number(value))]
         return words
 
     def evaluate_command(self, run_id: str) -> list[str]:
         """The words of the command that evaluates a run of this sweep's tracking store."""
         words = ["python", "-m", "fgst.evaluate", "--run-id", run_id]
-        return words + (["--tracking-uri", self.tracking_uri] if self.tracking_uri else [])
+        return words + (["--tracking-uri", redact(self.tracking_uri)] if self.tracking_uri else [])
 
     @property
     def storage_location(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fgst.sweep.definition import format_params
 from fgst.sweep.spec import SweepSpec
-from fgst.sweep.status import TrialStatus
+from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 
 MeanStd = tuple[float, float]
 
@@ -38,6 +38,49 @@ class TrialResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     used_micro_batches: bool = False
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The result of an invocation of a sweep.
+
+    Attributes:
+        spec: the sweep.
+        sweep_id: id of its MLflow run.
+        status: how the invocation ended.
+        trials: all trials started so far, those reused from earlier sweeps first.
+        best: the trial to continue with, see :func:`best_result`.
+        remaining: number of trials left at most, interrupted ones included.
+        stop_reason, details: why no further trial was started, as an enumeration member and in words.
+        were_spooled: whether records were buffered while the tracking server was unreachable, and uploaded later.
+        deleted: trials whose runs were deleted in MLflow: label, and how to restore the run.
+    """
+
+    spec: SweepSpec
+    sweep_id: str
+    status: SweepStatus
+    trials: tuple[TrialResult, ...]
+    best: TrialResult | None
+    remaining: int
+    stop_reason: StopReason | None = None
+    details: str = ""
+    were_spooled: bool = False
+    deleted: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def failed(self) -> tuple[TrialResult, ...]:
+        """The trials that failed."""
+        return tuple(trial for trial in self.trials if trial.status is TrialStatus.FAILED)
+
+    @property
+    def interrupted(self) -> tuple[TrialResult, ...]:
+        """The trials that were stopped before their last epoch and can be resumed."""
+        return tuple(trial for trial in self.trials if trial.status is TrialStatus.INTERRUPTED)
+
+    @property
+    def best_label(self) -> str | None:
+        """Label of the best configuration if it was chosen by validation."""
+        return self.best.label if self.best is not None and "val/top1" in self.best.metrics else None
 
 
 @dataclass(frozen=True)

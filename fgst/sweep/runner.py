@@ -10,27 +10,26 @@ import dataclasses
 import json
 import logging
 import secrets
-import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
-from fgst.data.cache import is_remote
-from fgst.data.dataset import ArrowDataset
-from fgst.errors import InputError
+from optuna.storages import BaseStorage
+
+from fgst.errors import DeletedInMlflow, InputError
 from fgst.sweep import storage
 from fgst.sweep.backends.base import Backend
 from fgst.sweep.background import BackgroundWorker
-from fgst.sweep.definition import SweepDefinition, TrialFactory
-from fgst.sweep.results import TrialResult, best_result
+from fgst.sweep.definition import TrialFactory
+from fgst.sweep.driver_lock import DriverLock, Place
+from fgst.sweep.results import SweepResult, TrialResult, best_result
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget
+from fgst.sweep.study_storage import open_storage
 from fgst.sweep.trial import SPOOLS, TrialContext
+from fgst.tracking.deletion import deleted_experiment, is_deleted
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.spool import StoreUnavailable
 from fgst.tracking.store import TrackingStore
@@ -43,47 +42,6 @@ _STATUS_OF_MLFLOW = {
     "FAILED": TrialStatus.FAILED,
     "KILLED": TrialStatus.INTERRUPTED,
 }
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """The result of an invocation of a sweep.
-
-    Attributes:
-        spec: the sweep.
-        sweep_id: id of its MLflow run.
-        status: how the invocation ended.
-        trials: all trials started so far, those reused from earlier sweeps first.
-        best: the trial to continue with, see :func:`fgst.sweep.results.best_result`.
-        remaining: number of trials left at most, interrupted ones included.
-        stop_reason, details: why no further trial was started, as an enumeration member and in words.
-        were_spooled: whether records were buffered while the tracking server was unreachable, and uploaded later.
-    """
-
-    spec: SweepSpec
-    sweep_id: str
-    status: SweepStatus
-    trials: tuple[TrialResult, ...]
-    best: TrialResult | None
-    remaining: int
-    stop_reason: StopReason | None = None
-    details: str = ""
-    were_spooled: bool = False
-
-    @property
-    def failed(self) -> tuple[TrialResult, ...]:
-        """The trials that failed."""
-        return tuple(trial for trial in self.trials if trial.status is TrialStatus.FAILED)
-
-    @property
-    def interrupted(self) -> tuple[TrialResult, ...]:
-        """The trials that were stopped before their last epoch and can be resumed."""
-        return tuple(trial for trial in self.trials if trial.status is TrialStatus.INTERRUPTED)
-
-    @property
-    def best_label(self) -> str | None:
-        """Label of the best configuration if it was chosen by validation."""
-        return self.best.label if self.best is not None and "val/top1" in self.best.metrics else None
 
 
 class SweepCallback:
@@ -117,6 +75,10 @@ class SweepRunner:
         storage_location: folder or URI for the checkpoints of this sweep.
         study_storage: URL of the Optuna storage.
         resumed: whether the sweep was started by an earlier invocation.
+
+    Attributes:
+        search: the search, once the sweep runs.
+        deletion: set if the sweep's own run was deleted in MLflow, so that its results could not be recorded.
     """
 
     def __init__(
@@ -135,6 +97,10 @@ class SweepRunner:
         self.tracked_run, self.storage_location, self.study_storage = run, storage_location, study_storage
         self.resumed = resumed
         self.search: Search | None = None
+        self.deletion: DeletedInMlflow | None = None
+        self._lock: DriverLock | None = None
+        self._budget: Budget | None = None
+        self._study_storage: BaseStorage | None = None
 
     @property
     def sweep_id(self) -> str:
@@ -143,34 +109,73 @@ class SweepRunner:
 
     def tags(self) -> dict[str, str]:
         """Current tags of the sweep's run."""
-        return dict(self.store.run(self.sweep_id).data.tags)
+        return dict(self.store.run(self.sweep_id, allow_deleted=True).data.tags)
 
     def results(self) -> list[TrialResult]:
         """The state of all trials that were started, in order of their start; reused trials first."""
         self.store.flush_spools(storage.on_this_node(self.storage_location) / SPOOLS)
-        results = []
+        results: dict[str, TrialResult] = {}
         reusable = {Tags.REUSED_TRIAL + trial.trial_id: trial for trial in self.spec.trials}
         for tag, run_id in sorted(self.tags().items()):
             if tag in reusable:
-                trial, run = reusable[tag], self.store.run(run_id)
-                results.append(
-                    TrialResult(
-                        trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), run_id,
-                        TrialStatus.FINISHED, run.data.metrics,
-                        used_micro_batches=Tags.MICRO_BATCHES in run.data.tags,
-                    )
+                trial = reusable[tag]
+                try:
+                    run = self.store.run(run_id)
+                except InputError:  # deleted since: it is trained in this sweep
+                    continue
+                results[trial.trial_id] = TrialResult(
+                    trial.trial_id, trial.label, trial.config.train.seed, dict(trial.params), run_id,
+                    TrialStatus.FINISHED, run.data.metrics, used_micro_batches=Tags.MICRO_BATCHES in run.data.tags,
                 )  # fmt: skip
         for run in self.store.children(self.sweep_id):
             tags = run.data.tags
             status = tags.get(Tags.STATUS) or _STATUS_OF_MLFLOW.get(run.info.status, TrialStatus.RUNNING)
-            results.append(
-                TrialResult(
-                    tags.get(Tags.TRIAL_ID, ""), tags.get(Tags.LABEL, ""), int(tags.get(Tags.SEED, "0")),
-                    dict(json.loads(tags.get(Tags.PARAMS, "[]"))), run.info.run_id, TrialStatus(status),
-                    run.data.metrics, tags.get(Tags.REASON, ""), Tags.MICRO_BATCHES in tags,
-                )
+            result = TrialResult(
+                tags.get(Tags.TRIAL_ID, ""), tags.get(Tags.LABEL, ""), int(tags.get(Tags.SEED, "0")),
+                dict(json.loads(tags.get(Tags.PARAMS, "[]"))), run.info.run_id, TrialStatus(status),
+                run.data.metrics, tags.get(Tags.REASON, ""), Tags.MICRO_BATCHES in tags,
             )  # fmt: skip
-        return results
+            # A run that was deleted, trained again and restored exists twice.
+            known = results.get(result.trial_id)
+            if known is None or known.status is not TrialStatus.FINISHED:
+                results[result.trial_id] = result
+        return list(results.values())
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes from running this sweep within the context; may be nested.
+
+        Raises:
+            InputError: if another process is running it.
+        """
+        if self._lock is not None:
+            yield
+            return
+        tag = Place(
+            lambda: self.tags().get(Tags.DRIVER, ""),
+            lambda text: self.store.raw_client.set_tag(self.sweep_id, Tags.DRIVER, text),
+        )
+        places = [tag]
+        storage = self._study_storage = open_storage(self.study_storage)
+        with suppress(KeyError):  # no study yet
+            study = storage.get_study_id_from_name(self.sweep_id)
+            places.append(
+                Place(
+                    lambda: str(storage.get_study_user_attrs(study).get(Tags.DRIVER, "")),
+                    lambda text: storage.set_study_user_attr(study, Tags.DRIVER, text),
+                )
+            )
+        try:
+            with DriverLock(places, self.sweep_id, self._on_lock_lost) as self._lock:
+                yield
+        finally:
+            self._lock = None
+
+    def _on_lock_lost(self) -> None:
+        """Stop, because another process runs the sweep: this one was suspended for so long that it counted as gone."""
+        assert self._lock is not None
+        if self._budget is not None:
+            self._budget.stop(StopReason.REPLACED, self._lock.lost_message)
 
     def run(
         self,
@@ -191,18 +196,33 @@ class SweepRunner:
             system_metrics: log the load of the machines.
 
         Raises:
+            InputError: if another process is running the sweep.
             StoreUnavailable: if the tracking server was unreachable for too long; the sweep can be resumed.
         """
-        spec, budget = self.spec, budget or Budget()
+        with self.exclusive():
+            return self._run(backend, budget or Budget(), callbacks, price_per_hour, system_metrics)
+
+    def _run(
+        self,
+        backend: Backend,
+        budget: Budget,
+        callbacks: Sequence[SweepCallback],
+        price_per_hour: float | None,
+        system_metrics: bool,
+    ) -> SweepResult:
+        spec, self._budget = self.spec, budget
+        assert self._lock is not None
         previous = self.results()
         num_finished = sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in previous)
         try:
             history = (lambda run_id: self.store.metric_history(run_id, "val/top1")) if self.resumed else None
-            search = Search(spec, self.factory, self.study_storage, self.sweep_id, previous, history)
+            search = Search(spec, self.factory, self._study_storage, self.sweep_id, previous, history)
         except InputError as error:
             self.tracked_run.finish("FAILED", str(error))
             raise
         self.search = search
+        for label, message in self._deleted_trials(search, previous):
+            logger.info("%s is trained again: %s", label, message)
         self.store.client.update_run(self.sweep_id, status="RUNNING")
         context = TrialContext(
             self.store.uri, self.experiment, self.sweep_id, self.storage_location,
@@ -221,10 +241,37 @@ class SweepRunner:
         except Exception as error:
             self.tracked_run.finish("FAILED", f"{type(error).__name__}: {error}")
             raise
+        if message := self._lock.lost_message:
+            raise InputError(f"{message}; this process has stopped")
         result = self._finalize(search, budget)
         for callback in callbacks:
-            callback.on_end(self, result)
+            with self._noting_deletion():
+                callback.on_end(self, result)
         return result
+
+    @contextmanager
+    def _noting_deletion(self) -> Iterator[None]:
+        """Continue if the sweep's own run was deleted, and keep the error in :attr:`deletion`."""
+        try:
+            yield
+        except DeletedInMlflow as error:
+            self.deletion = error
+
+    def _deleted_trials(self, search: Search, results: Sequence[TrialResult]) -> list[tuple[str, str]]:
+        """Trials that ended and whose runs are not among ``results``: label, and how to restore the run."""
+        missing = search.ended_labels()
+        for result in results:
+            missing.pop(result.trial_id, None)
+        if not missing:
+            return []
+        runs = {
+            run.data.tags.get(Tags.TRIAL_ID): run.info.run_id
+            for run in self.store.children(self.sweep_id, deleted=True)
+        }
+        return [
+            (label, str(self.store.deletion(runs[trial_id])) if trial_id in runs else "its run is no longer in MLflow")
+            for trial_id, label in missing.items()
+        ]
 
     def _train(
         self,
@@ -243,7 +290,7 @@ class SweepRunner:
 
             def on_update(update: TrialUpdate) -> None:
                 if update.status is not TrialStatus.RUNNING:
-                    background.submit(lambda: self._finalize_trial(update))
+                    background.submit(lambda: self._finalize_trial(update, budget))
                 for callback in callbacks:
                     callback.on_update(update)
 
@@ -251,9 +298,15 @@ class SweepRunner:
             if background.wait():
                 budget.on_disk_full()
 
-    def _finalize_trial(self, update: TrialUpdate) -> None:
-        """Record the end of a trial where the trial itself could not."""
-        if update.status is TrialStatus.FINISHED or (update.status is TrialStatus.FAILED and not update.reason):
+    def _finalize_trial(self, update: TrialUpdate, budget: Budget) -> None:
+        """Record the end of a trial where the trial itself could not; stop if the experiment was deleted."""
+        if update.status is TrialStatus.FINISHED:
+            return
+        experiment = self.store.client.get_experiment(self.experiment)
+        if is_deleted(experiment):
+            budget.stop(StopReason.DELETED, str(deleted_experiment(self.store.uri, experiment)))
+            return
+        if update.status is TrialStatus.FAILED and not update.reason:
             return
         trial = update.trial
         self.store.flush_spools(storage.on_this_node(self.storage_location) / SPOOLS)
@@ -284,6 +337,7 @@ class SweepRunner:
         best = best_result(self.spec, results)
         interrupted = sum(result.status is TrialStatus.INTERRUPTED for result in results)
         remaining = interrupted + search.remaining
+        deleted = self._deleted_trials(search, results)
         limits = (StopReason.MAX_HOURS, StopReason.MAX_TRIALS, StopReason.UNTIL_TOP1)
         stopped_by_limit = bool(remaining) and budget.stop_reason in limits
         if remaining and not stopped_by_limit:
@@ -292,6 +346,21 @@ class SweepRunner:
             status = SweepStatus.FAILED
         else:
             status = SweepStatus.STOPPED if remaining else SweepStatus.COMPLETED
+        with self._noting_deletion():
+            self._record_end(status, budget, stopped_by_limit=stopped_by_limit)
+        failed = any(result.status is TrialStatus.FAILED for result in results)
+        if not (remaining or failed or deleted or self.deletion):
+            storage.remove(self.storage_location)  # everything is in MLflow now
+        were_spooled = self.store.remote and any(
+            Tags.SPOOLED in run.data.tags for run in self.store.children(self.sweep_id)
+        )
+        return SweepResult(
+            self.spec, self.sweep_id, status, tuple(results), best, remaining, budget.stop_reason, budget.details,
+            were_spooled, tuple(deleted),
+        )  # fmt: skip
+
+    def _record_end(self, status: SweepStatus, budget: Budget, *, stopped_by_limit: bool) -> None:
+        """Set the status of the sweep's run."""
         if stopped_by_limit:
             self.tracked_run.set_tags({Tags.STOP_REASON: budget.details})
         elif Tags.STOP_REASON in self.tags():  # from an earlier invocation
@@ -300,118 +369,3 @@ class SweepRunner:
             self.tracked_run.finish("KILLED", budget.details or "interrupted")
         else:
             self.tracked_run.finish("FAILED" if status is SweepStatus.FAILED else "FINISHED")
-        if not remaining and all(result.status is not TrialStatus.FAILED for result in results):
-            storage.remove(self.storage_location)  # everything is in MLflow now
-        were_spooled = self.store.remote and any(
-            Tags.SPOOLED in run.data.tags for run in self.store.children(self.sweep_id)
-        )
-        return SweepResult(
-            self.spec, self.sweep_id, status, tuple(results), best, remaining, budget.stop_reason, budget.details,
-            were_spooled,
-        )  # fmt: skip
-
-
-def create_sweep(
-    spec: SweepSpec,
-    factory: TrialFactory,
-    store: TrackingStore,
-    *,
-    storage_location: str,
-    study_storage: str | None = None,
-    reuse_finished_trials: bool = False,
-    tags: dict[str, str] | None = None,
-) -> SweepRunner:
-    """Create the run of a new sweep, with the specification among its artifacts: the run's id is enough to resume it.
-
-    Args:
-        storage_location: folder or URI for checkpoints; the sweep gets a folder of its own inside.
-        study_storage: URL of the Optuna storage; by default a database in that folder, or in the user's data folder if
-            it is a URI.
-        reuse_finished_trials: reuse equal trials that an earlier sweep finished.
-        tags: additional tags of the run.
-
-    Raises:
-        InputError: if nothing can be written to the storage.
-    """
-    root = storage.resolve(storage_location)
-    study_folder = Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)
-    experiment = store.experiment(spec.experiment)
-    name = f"{spec.name} {spec.base.data.modality}"
-    run = store.start(
-        experiment,
-        f"{spec.name}-{time.time_ns()}",
-        name,
-        {
-            **(tags or {}),
-            Tags.KIND: "sweep",
-            "mlflow.source.name": f"sweeps/{spec.name}.py",
-            Tags.SWEEP: spec.name,
-            Tags.DATASET_DIGEST: spec.dataset_digest,
-            Tags.PROTOCOL: spec.base.data.protocol,
-        },
-    )
-    location = f"{root}/{run.run_id}"
-    try:
-        storage.prepare(location)
-        storage.prepare(str(study_folder))
-    except InputError as error:
-        run.finish("FAILED", str(error))
-        raise
-    study = study_storage or f"sqlite:///{study_folder / 'optuna.db'}"
-    run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study})
-    if reuse_finished_trials:
-        finished = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
-        run.set_tags({Tags.REUSED_TRIAL + t: found.info.run_id for t, found in finished.items() if found is not None})
-    varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
-    run.log_params(
-        {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
-        | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
-    )
-    with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
-        (Path(folder) / "sweep.json").write_text(spec.to_json())
-        run.log_artifacts(Path(folder))
-    return SweepRunner(spec, factory, store, experiment, run, location, study)
-
-
-def load_sweep(
-    definition: SweepDefinition,
-    sweep_id: str,
-    store: TrackingStore,
-    *,
-    study_storage: str | None = None,
-    limit: int | None = None,
-) -> SweepRunner:
-    """Load a sweep that was started before, to resume it.
-
-    Args:
-        sweep_id: id of its run.
-        study_storage: URL of the Optuna storage, if it is not the recorded one.
-        limit: new maximum number of trainings of a search.
-
-    Raises:
-        InputError: if there is no such sweep, it is one of another definition, or its data set has changed.
-    """
-    run = store.run(sweep_id)
-    tags = run.data.tags
-    if tags.get(Tags.KIND) != "sweep" or Tags.STORAGE not in tags:
-        raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
-    with store.artifacts(sweep_id, "sweep.json") as file:
-        spec = SweepSpec.from_json(file.read_bytes())
-    if spec.name != definition.name:
-        raise InputError(f"run {sweep_id} is a sweep of sweeps/{spec.name}.py; resume it with that script")
-    if limit is not None:
-        if spec.search == "grid":
-            raise InputError("--trials applies to searches, and this sweep is a grid")
-        spec = dataclasses.replace(spec, limit=limit)
-    dataset = ArrowDataset(spec.base.data.dataset)
-    if dataset.digest != spec.dataset_digest:
-        raise InputError(f"{dataset.path}: its digest differs from that of the data set that the sweep was started on")
-    location = tags[Tags.STORAGE]
-    storage.prepare(location)
-    study = study_storage or tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(location).parent / 'optuna.db'}"
-    if study.startswith("sqlite:///"):
-        Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return SweepRunner(
-        spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
-        location, study, resumed=True,
-    )  # fmt: skip

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from fgst.errors import is_disk_full
 from fgst.sweep.definition import Trial
 from fgst.sweep.search import Search
-from fgst.sweep.status import TrialExit, TrialStatus
+from fgst.sweep.status import StopReason, TrialExit, TrialStatus
 from fgst.sweep.stopping import Budget
+from fgst.tracking.spool import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class TrialScheduler:
         if self._requeued and not self._budget.should_stop_running():
             trial = self._requeued.pop(0)
         elif self._budget.allows_start():
-            with self._stop_on_disk_full():
+            with self._stop_if_unrecorded():
                 trial = self._search.ask()
             if trial is not None:
                 self._budget.on_start()
@@ -83,7 +84,7 @@ class TrialScheduler:
         """Record an epoch; returns the status with which the trial is to stop now, or ``None`` to continue."""
         self._last_metrics[trial_id] = metrics
         epoch = int(metrics["epoch"])
-        with self._stop_on_disk_full():
+        with self._stop_if_unrecorded():
             self._on_update(TrialUpdate(self.trials[trial_id], TrialStatus.RUNNING, metrics))
             if self._search.on_result(trial_id, epoch, metrics):
                 self._stopped[trial_id] = TrialStatus.PRUNED
@@ -110,21 +111,26 @@ class TrialScheduler:
                 self._requeued.append(self.trials[trial_id])
                 return
             self._budget.on_disk_full(host)
+        if status is None and exit is TrialExit.DELETED:
+            logger.warning("%s: its run was deleted in MLflow while it was training", self.trials[trial_id].name)
+            status = TrialStatus.FAILED
         if status is None:
             unfinished = exit in (TrialExit.DISK_FULL, TrialExit.PREEMPTED)
             status = TrialStatus.INTERRUPTED if unfinished else TrialStatus(exit.value)
         if status is TrialStatus.FINISHED:
             self._budget.on_finish(metrics)
-        with self._stop_on_disk_full():
+        with self._stop_if_unrecorded():
             self._search.tell(trial_id, status, metrics, self.trials[trial_id])
-        with self._stop_on_disk_full():
+        with self._stop_if_unrecorded():
             self._on_update(TrialUpdate(self.trials[trial_id], status, metrics, reason))
 
     @contextmanager
-    def _stop_on_disk_full(self) -> Iterator[None]:
-        """Stop the sweep in a resumable state if something cannot be written because the disk is full."""
+    def _stop_if_unrecorded(self) -> Iterator[None]:
+        """Stop the sweep in a resumable state if a disk is full, or a database stays locked."""
         try:
             yield
+        except StoreUnavailable as error:
+            self._budget.stop(StopReason.UNAVAILABLE, str(error))
         except Exception as error:
             if not is_disk_full(error):
                 raise

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from fgst.errors import InputError
@@ -25,6 +26,7 @@ from fgst.sweep.definition import OBJECTIVES, Parameter, Params, Trial, TrialFac
 from fgst.sweep.results import TrialResult
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import TrialStatus
+from fgst.sweep.study_storage import open_storage
 
 METRIC = "val/top1"  # the metric that early stopping compares
 # User attributes of Optuna trials; part of the storage format.
@@ -40,7 +42,7 @@ class Search:
     Args:
         spec: the sweep.
         factory: creates its trials.
-        storage: URL of the Optuna storage, e.g. ``sqlite:///…``; ``None`` keeps the study in memory.
+        storage: the Optuna storage, or its URL, e.g. ``sqlite:///…``; ``None`` keeps the study in memory.
         name: name of the study: the sweep's run id.
         previous_results: trials from earlier runs of the sweep; those that did not end are handed out first.
         history: run id → val/top1 by epoch, for a resumed sweep. If its study was lost together with the machine that
@@ -49,13 +51,14 @@ class Search:
 
     Raises:
         InputError: if the storage cannot be opened.
+        StoreUnavailable: if its database stays locked or away, also raised by all methods.
     """
 
     def __init__(
         self,
         spec: SweepSpec,
         factory: TrialFactory,
-        storage: str | None,
+        storage: BaseStorage | str | None,
         name: str,
         previous_results: Sequence[TrialResult] = (),
         history: Callable[[str], Mapping[int, float]] | None = None,
@@ -73,6 +76,7 @@ class Search:
         self._queued_seeds: set[str] = set()  # trial ids of further seeds that were queued
         self._unfinished: deque[Trial] = deque()  # started by an earlier run
         self._ended = {result.trial_id: result for result in previous_results if result.status in _ENDED}
+        self._recorded = {result.trial_id for result in previous_results}
         if history is not None and not self.study.get_trials(deepcopy=False):
             self._rebuild(previous_results, history)
         started = self._restore()
@@ -88,22 +92,16 @@ class Search:
                 self._queue_seeds(result)
         self.space_exhausted = False
 
-    def _open(self, storage: str | None, name: str) -> optuna.Study:
+    def _open(self, storage: BaseStorage | str | None, name: str) -> optuna.Study:
         stop = self.spec.early_stop
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if stop is not None:
             pruner = optuna.pruners.SuccessiveHalvingPruner(stop.grace_period, stop.reduction_factor)
-        try:
-            study = optuna.create_study(
-                study_name=name, storage=storage, load_if_exists=True, pruner=pruner, sampler=self._sampler(0),
-                directions=[
-                    optuna.study.StudyDirection[OBJECTIVES[name][0].upper()] for name in self.spec.objectives
-                ],
-            )  # fmt: skip
-        except Exception as error:  # depends on the database driver
-            raise InputError(
-                f"--study-storage {storage}: cannot be opened ({str(error).splitlines()[0] or type(error).__name__})"
-            ) from None
+        study = optuna.create_study(
+            study_name=name, storage=open_storage(storage) if isinstance(storage, str) else storage,
+            load_if_exists=True, pruner=pruner, sampler=self._sampler(0),
+            directions=[optuna.study.StudyDirection[OBJECTIVES[name][0].upper()] for name in self.spec.objectives],
+        )  # fmt: skip
         if list(study.metric_names or ()) != list(self.spec.objectives):
             study.set_metric_names(list(self.spec.objectives))
         return study
@@ -145,7 +143,8 @@ class Search:
                 continue
             started.add(trial_id)
             if frozen.state != TrialState.RUNNING:
-                if frozen.state == TrialState.FAIL and trial_id not in self._ended:
+                # A trial that ended and has no run any more was deleted in MLflow: it is trained again.
+                if trial_id not in (self._ended if frozen.state == TrialState.FAIL else self._recorded):
                     self._retry(frozen)
                 continue
             self._running[trial_id] = optuna.Trial(self.study, frozen._trial_id)
@@ -165,6 +164,14 @@ class Search:
         ]  # fmt: skip
         if attempts[-1].number == frozen.number:
             self._unfinished.append(self._trial_of(frozen))
+
+    def ended_labels(self) -> dict[str, str]:
+        """Label and seed by trial id of all trials that ended or failed, according to the study."""
+        return {
+            trial.user_attrs[_TRIAL_ID]: f"{trial.user_attrs[_LABEL]} s{trial.user_attrs[_SEED]}"
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state.is_finished() and _TRIAL_ID in trial.user_attrs and _SAME_AS not in trial.user_attrs
+        }
 
     def ask(self) -> Trial | None:
         """The next trial to run, or ``None`` if there is none now (see :attr:`exhausted`)."""

@@ -27,6 +27,12 @@ class StopReason(StrEnum):
     DISK_FULL = "disk_full"
     INTERRUPTED = "interrupted"
     """Ctrl-C, SIGTERM or a closed terminal."""
+    DELETED = "deleted"
+    """The sweep's experiment was deleted in MLflow."""
+    UNAVAILABLE = "unavailable"
+    """A database stayed locked or away."""
+    REPLACED = "replaced"
+    """Another process has taken over the sweep."""
 
 
 class TrialExit(StrEnum):
@@ -40,6 +46,8 @@ class TrialExit(StrEnum):
     """No space left on the node; the trial can continue on another node, or after space has been freed."""
     PREEMPTED = "preempted"
     """The process received SIGTERM and saved a checkpoint; the trial continues elsewhere."""
+    DELETED = "deleted"
+    """The trial's run, or the experiment, was deleted in MLflow, so that nothing can be recorded."""
 
 
 class SweepStatus(StrEnum):

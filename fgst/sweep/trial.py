@@ -16,7 +16,7 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fgst.errors import Preempted, is_disk_full
+from fgst.errors import DeletedInMlflow, Preempted, is_disk_full
 from fgst.sweep.definition import Trial
 from fgst.sweep.status import TrialExit, TrialStatus
 from fgst.tracking.spool import StoreUnavailable
@@ -83,7 +83,8 @@ def run_trial(
 
     Returns:
         How the trial ended: ``INTERRUPTED`` also if the tracking server was unreachable for too long, ``DISK_FULL`` if
-        it can continue elsewhere or after space has been freed, ``PREEMPTED`` if this process received SIGTERM.
+        it can continue elsewhere or after space has been freed, ``PREEMPTED`` if this process received SIGTERM,
+        ``DELETED`` if its run was deleted in MLflow (its checkpoint is kept).
     """
     # lazy: torch and mlflow take seconds to import, and a driver that simulates trials needs neither
     import torch
@@ -120,21 +121,26 @@ def run_trial(
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         with run.system_metrics() if context.system_metrics else nullcontext():
             _train(trial, context, run, dataset, report, micro_batches, storage)
+        run.set_tags({Tags.STATUS: TrialStatus.FINISHED.value})
     except StopTrial as stop:
         return TrialExit(stop.status.value)
     except Preempted:
         return TrialExit.PREEMPTED
     except StoreUnavailable:
         return TrialExit.INTERRUPTED
+    except DeletedInMlflow:
+        return TrialExit.DELETED
     except Exception as error:
         if is_disk_full(error):
             return TrialExit.DISK_FULL
-        if run is None:  # it failed before its run was opened
-            run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
-        run.finish("FAILED", f"{type(error).__name__}: {error}")
-        run.set_tags({Tags.STATUS: TrialStatus.FAILED.value})
+        try:
+            if run is None:  # it failed before its run was opened
+                run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
+            run.finish("FAILED", f"{type(error).__name__}: {error}")
+            run.set_tags({Tags.STATUS: TrialStatus.FAILED.value})
+        except DeletedInMlflow:
+            return TrialExit.DELETED
         return TrialExit.FAILED
-    run.set_tags({Tags.STATUS: TrialStatus.FINISHED.value})
     storage.remove()
     return TrialExit.FINISHED
 

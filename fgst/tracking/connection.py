@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from fgst.errors import InputError, is_database_unavailable
 from fgst.network import complete_url, redact, require_server
+from fgst.tracking.deletion import DeletionAwareClient
 from fgst.tracking.relocation import relocate
 from fgst.tracking.spool import RetryingClient, StoreUnavailable
 
@@ -30,12 +31,13 @@ class Connection:
 
     Attributes:
         uri: the store's URI, with its password.
-        raw_client: MLflow's client; its calls fail at once if the server is unavailable.
+        raw_client: MLflow's client; its calls fail at once if the server is unavailable. Calls that write to deleted
+            runs raise :class:`~fgst.errors.DeletedInMlflow`.
         client: the same client with calls that are retried while the server is unavailable or the database is locked.
     """
 
     uri: str = field(repr=False)
-    raw_client: MlflowClient
+    raw_client: Any
     client: Any
 
     @property
@@ -107,8 +109,8 @@ def connect(uri: str, *, wait: bool = False) -> Connection:
     if _is_server(uri) and not wait:
         require_server(uri, "the tracking server")
     try:
-        raw_client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client: Any = RetryingClient(raw_client, is_server_unavailable)
+        raw_client = DeletionAwareClient(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+        client = RetryingClient(raw_client, is_server_unavailable)
         (client if wait or database is not None else raw_client).search_experiments(max_results=1)
     except StoreUnavailable:
         raise

@@ -150,7 +150,7 @@ def _referenced_runs(store: TrackingStore, runs: Iterable[Run]) -> dict[str, str
     for run_id in store.registered_runs():
         referenced[run_id] = "used by a registered model"
         try:
-            registered = store.run(run_id)
+            registered = store.run(run_id, allow_deleted=True)
         except InputError:
             continue  # permanently deleted
         referenced |= dict.fromkeys(_referenced_by(registered), "used by a registered model")
@@ -216,7 +216,13 @@ def _weights(store: TrackingStore, trial: Run, sweep: str) -> list[Garbage]:
 
 
 def _garbage(
-    store: TrackingStore, kind: Literal["weights", "folder"], run_id: str, sweep: str, name: str, size: int, folder: Path
+    store: TrackingStore,
+    kind: Literal["weights", "folder"],
+    run_id: str,
+    sweep: str,
+    name: str,
+    size: int,
+    folder: Path,
 ) -> Garbage:
     database = database_path(store.connection.uri)
     if database is not None and not folder.resolve().is_relative_to(database.parent.resolve()):

@@ -13,6 +13,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 
+from fgst.errors import DeletedInMlflow
 from fgst.network import redact
 from fgst.tracking.connection import Connection, is_server_unavailable
 from fgst.tracking.spool import Record, Spool
@@ -141,8 +142,19 @@ class TrackedRun:
         self._spool.write({"tags": [[Tags.SPOOLED, str(self._spool.total)]]})
 
     def _send(self, record: Record, files: Path | None = None, client: Any = None) -> None:
-        """Send a record. Idempotent: metrics carry the time at which they were measured."""
-        client = client or self.connection.raw_client
+        """Send a record. Idempotent: metrics carry the time at which they were measured.
+
+        Raises:
+            DeletedInMlflow: if the run was deleted.
+        """
+        try:
+            self._send_to(client or self.connection.raw_client, record, files)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise DeletedInMlflow(f"run {self.run_id} was permanently deleted in MLflow") from None
+            raise
+
+    def _send_to(self, client: Any, record: Record, files: Path | None) -> None:
         if files is not None:
             client.log_artifacts(self.run_id, str(files))
         elif "status" in record:

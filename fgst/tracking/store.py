@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import InputError
+from fgst.errors import DeletedInMlflow, InputError
 from fgst.evaluation.metrics import Scores
 from fgst.network import redact
 from fgst.tracking.connection import connect, database_path, is_server_unavailable, resolve_uri
+from fgst.tracking.deletion import deleted_experiment, deleted_run, is_deleted
 from fgst.tracking.relocation import artifact_location
 from fgst.tracking.run import TrackedRun, flush_spools
 from fgst.tracking.spool import StoreUnavailable, retry_while_unavailable
@@ -68,16 +68,22 @@ class TrackingStore:
         return self.connection.client
 
     @property
-    def raw_client(self) -> MlflowClient:
+    def raw_client(self) -> Any:
         """MLflow's client; its calls fail at once if the tracking server is unavailable."""
         return self.connection.raw_client
 
     # Experiments
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, which is created if it does not exist."""
+        """Return the id of an experiment, which is created if it does not exist.
+
+        Raises:
+            DeletedInMlflow: if it was deleted; MLflow reserves its name.
+        """
         experiment = self.client.get_experiment_by_name(name)
         if experiment is not None:
+            if is_deleted(experiment):
+                raise deleted_experiment(self.uri, experiment)
             return experiment.experiment_id
         location = None
         database = database_path(self.uri)
@@ -122,20 +128,28 @@ class TrackingStore:
 
     # Runs
 
-    def run(self, run_id: str) -> Run:
+    def run(self, run_id: str, *, allow_deleted: bool = False) -> Run:
         """Return a run.
+
+        Args:
+            run_id: 32 hexadecimal digits.
+            allow_deleted: return it even if it was deleted in MLflow.
 
         Raises:
             InputError: if it does not exist.
+            DeletedInMlflow: if it was deleted.
         """
         if not _RUN_ID.fullmatch(run_id):
             raise InputError(f"run id {run_id!r} is not 32 hexadecimal digits")
         try:
-            return self.client.get_run(run_id)
+            run: Run = self.client.get_run(run_id)
         except MlflowException:
             raise InputError(
                 f"there is no run {run_id} in {self.uri}; name another store with --tracking-uri"
             ) from None
+        if is_deleted(run) and not allow_deleted:
+            raise deleted_run(self.client, self.uri, run)
+        return run
 
     def start(
         self, experiment: str, trial_id: str, name: str, tags: Mapping[str, str], parent: str | None = None
@@ -193,11 +207,22 @@ class TrackingStore:
         )
         return [r.info.run_id for r in runs if r.info.status != "FINISHED" and Tags.PARENT not in r.data.tags]
 
-    def children(self, parent: str) -> list[Run]:
-        """Return all trials of a sweep in the order in which they were started."""
-        experiment = self.run(parent).info.experiment_id
+    def children(self, parent: str, *, deleted: bool = False) -> list[Run]:
+        """Return all trials of a sweep in the order in which they were started.
+
+        Args:
+            parent: the sweep's run id.
+            deleted: return those that were deleted in MLflow instead of the others.
+        """
+        experiment = self.run(parent, allow_deleted=True).info.experiment_id
         query = f"tags.`{Tags.PARENT}` = '{parent}' and tags.`{Tags.KIND}` = 'trial'"
-        return self._search([experiment], query, "start_time ASC")
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        return self._search([experiment], query, "start_time ASC", view)
+
+    def deletion(self, run_id: str) -> DeletedInMlflow | None:
+        """The error that describes how a run was deleted in MLflow; ``None`` if it was not."""
+        run = self.run(run_id, allow_deleted=True)
+        return deleted_run(self.client, self.uri, run) if is_deleted(run) else None
 
     def runs(self, experiments: Sequence[str], query: str = "") -> list[Run]:
         """Return all runs of these experiments, newest first, except deleted ones.
@@ -208,10 +233,10 @@ class TrackingStore:
         """
         return self._search(experiments, query, "start_time DESC") if experiments else []
 
-    def _search(self, experiments: Sequence[str], query: str, order: str) -> list[Run]:
-        return _all_pages(
-            lambda token: self.client.search_runs(list(experiments), query, ViewType.ACTIVE_ONLY, 1000, [order], token)
-        )
+    def _search(
+        self, experiments: Sequence[str], query: str, order: str, view: int = ViewType.ACTIVE_ONLY
+    ) -> list[Run]:
+        return _all_pages(lambda token: self.client.search_runs(list(experiments), query, view, 1000, [order], token))
 
     def metric_history(self, run_id: str, metric: str) -> dict[int, float]:
         """Values of a run's metric by step."""

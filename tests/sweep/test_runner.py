@@ -10,8 +10,9 @@ import torch
 
 from fgst.sweep.backends.local import LocalBackend
 from fgst.sweep.callbacks import MlflowReport
-from fgst.sweep.results import TrialResult
-from fgst.sweep.runner import SweepCallback, SweepResult, SweepRunner, create_sweep, load_sweep
+from fgst.sweep.opening import create_sweep, load_sweep
+from fgst.sweep.results import SweepResult, TrialResult
+from fgst.sweep.runner import SweepCallback, SweepRunner
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget

@@ -14,13 +14,15 @@ from fgst.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-# Environment variables that Ray passes on to its worker processes.
+# Environment variables that Ray passes on to the worker processes of a cluster. Those of a local one inherit all
+# variables, so that passwords do not appear in Ray's log files.
 FORWARDED_VARIABLES = (
     "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "FGST_CACHE_LIMIT", "MLFLOW_DISABLE_TELEMETRY",
     # The tracking server's credentials, certificates and timeouts.
-    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH",
-    "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE",
+    "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH", "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE",
 )  # fmt: skip
 MAX_RETRIES = 3  # of a task whose worker process died
 
@@ -48,7 +50,7 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
         yield
         return
     local_options = {"include_dashboard": False, "object_store_memory": 128 * 1024 * 1024} | local
-    variables = {name: os.environ[name] for name in FORWARDED_VARIABLES if name in os.environ}
+    variables = {name: os.environ[name] for name in FORWARDED_VARIABLES if address and name in os.environ}
     try:
         ray.init(
             address=address or "local",

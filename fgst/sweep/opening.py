@@ -1,0 +1,129 @@
+"""Opens sweeps: creates a new one, or loads one that was started before."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from fgst.data.cache import is_remote
+from fgst.data.dataset import ArrowDataset
+from fgst.errors import InputError
+from fgst.network import complete_url
+from fgst.sweep import storage
+from fgst.sweep.definition import SweepDefinition, TrialFactory
+from fgst.sweep.runner import SweepRunner
+from fgst.sweep.spec import SweepSpec
+from fgst.sweep.study_storage import VARIABLE
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
+
+
+def create_sweep(
+    spec: SweepSpec,
+    factory: TrialFactory,
+    store: TrackingStore,
+    *,
+    storage_location: str,
+    study_storage: str | None = None,
+    reuse_finished_trials: bool = False,
+    tags: dict[str, str] | None = None,
+) -> SweepRunner:
+    """Create the run of a new sweep, with the specification among its artifacts: the run's id is enough to resume it.
+
+    Args:
+        storage_location: folder or URI for checkpoints; the sweep gets a folder of its own inside.
+        study_storage: URL of the Optuna storage; by default a database of its own in the folder ``studies`` there, or
+            in the user's data folder if it is a URI.
+        reuse_finished_trials: reuse equal trials that an earlier sweep finished.
+        tags: additional tags of the run.
+
+    Raises:
+        InputError: if nothing can be written to the storage.
+    """
+    root = storage.resolve(storage_location)
+    study_folder = (Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)) / "studies"
+    experiment = store.experiment(spec.experiment)
+    name = f"{spec.name} {spec.base.data.modality}"
+    run = store.start(
+        experiment,
+        f"{spec.name}-{time.time_ns()}",
+        name,
+        {
+            **(tags or {}),
+            Tags.KIND: "sweep",
+            "mlflow.source.name": f"sweeps/{spec.name}.py",
+            Tags.SWEEP: spec.name,
+            Tags.DATASET_DIGEST: spec.dataset_digest,
+            Tags.PROTOCOL: spec.base.data.protocol,
+        },
+    )
+    location = f"{root}/{run.run_id}"
+    try:
+        storage.prepare(location)
+        storage.prepare(str(study_folder))
+    except InputError as error:
+        run.finish("FAILED", str(error))
+        raise
+    study = complete_url(study_storage or os.environ.get(VARIABLE, ""), VARIABLE)
+    study = study or f"sqlite:///{study_folder / run.run_id}.db"
+    run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study})
+    if reuse_finished_trials:
+        finished = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
+        run.set_tags({Tags.REUSED_TRIAL + t: found.info.run_id for t, found in finished.items() if found is not None})
+    varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
+    run.log_params(
+        {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
+        | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
+    )
+    with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
+        (Path(folder) / "sweep.json").write_text(spec.to_json())
+        run.log_artifacts(Path(folder))
+    return SweepRunner(spec, factory, store, experiment, run, location, study)
+
+
+def load_sweep(
+    definition: SweepDefinition,
+    sweep_id: str,
+    store: TrackingStore,
+    *,
+    study_storage: str | None = None,
+    limit: int | None = None,
+) -> SweepRunner:
+    """Load a sweep that was started before, to resume it.
+
+    Args:
+        sweep_id: id of its run.
+        study_storage: URL of the Optuna storage, if it is not the recorded one.
+        limit: new maximum number of trainings of a search.
+
+    Raises:
+        InputError: if there is no such sweep, it is one of another definition, or its data set has changed.
+    """
+    run = store.run(sweep_id)
+    tags = run.data.tags
+    if tags.get(Tags.KIND) != "sweep" or Tags.STORAGE not in tags:
+        raise InputError(f"run {sweep_id} is not a sweep; --resume takes the id that the sweep printed at its start")
+    with store.artifacts(sweep_id, "sweep.json") as file:
+        spec = SweepSpec.from_json(file.read_bytes())
+    if spec.name != definition.name:
+        raise InputError(f"run {sweep_id} is a sweep of sweeps/{spec.name}.py; resume it with that script")
+    if limit is not None:
+        if spec.search == "grid":
+            raise InputError("--trials applies to searches, and this sweep is a grid")
+        spec = dataclasses.replace(spec, limit=limit)
+    dataset = ArrowDataset(spec.base.data.dataset)
+    if dataset.digest != spec.dataset_digest:
+        raise InputError(f"{dataset.path}: its digest differs from that of the data set that the sweep was started on")
+    location = tags[Tags.STORAGE]
+    storage.prepare(location)
+    recorded = tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(location).parent / 'optuna.db'}"
+    study = complete_url(study_storage or recorded, VARIABLE)
+    if study.startswith("sqlite:///"):
+        Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return SweepRunner(
+        spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
+        location, study, resumed=True,
+    )  # fmt: skip
