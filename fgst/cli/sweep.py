@@ -198,8 +198,8 @@ def _print_outcome(result: SweepResult, command: Sequence[str]) -> None:
     if result.failed:
         print(f"{len(result.failed)} of {len(result.trials)} trials failed; retry them with: {resume}", file=sys.stderr)
     if result.deleted:
-        count = f"{len(result.deleted)} trial{'s' if len(result.deleted) > 1 else ''}"
-        print(f"{count} deleted: restore them as above, or train them again with: {resume}", file=sys.stderr)
+        trials = "1 trial was" if len(result.deleted) == 1 else f"{len(result.deleted)} trials were"
+        print(f"{trials} deleted: restore them as above, or train them again with: {resume}", file=sys.stderr)
 
 
 def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions) -> None:

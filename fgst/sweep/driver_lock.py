@@ -32,6 +32,9 @@ PATIENCE = 60.0  # seconds without an increment after which a process on another
 SETTLING = 0.5  # seconds after which a taken lock is read again, in case two processes took it
 
 
+_held: set[str] = set()  # tokens of the locks that this process holds
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a lock is recorded: functions that read and write a short text; any other text than a record means free."""
@@ -97,6 +100,8 @@ class Owner:
         """Whether the process still exists, as far as this machine can tell."""
         here = Owner.this_process()
         if self.boot and (self.host, self.boot, self.namespace) == (here.host, here.boot, here.namespace):
+            if self.pid == here.pid and self.token not in _held:
+                return "gone"  # released by this process, which could not remove the record
             return "alive" if _start_time(self.pid) == self.started else "gone"
         rebooted = self.machine and (self.host, self.machine) == (here.host, here.machine) and self.boot != here.boot
         return "gone" if rebooted else "unknown"
@@ -132,6 +137,7 @@ class DriverLock:
 
     def __enter__(self) -> Self:
         found = [self._require_free(place) for place in self._places]
+        _held.add(self._owner.token)
         for place in self._places:
             place.write(self._owner.to_json())
         if any(found):  # otherwise no other process knows this sweep
@@ -146,10 +152,16 @@ class DriverLock:
     ) -> None:
         self._released.set()
         self._thread.join()
+        _held.discard(self._owner.token)
         for place in self._places:
             with suppress(Exception):  # the store is away, or the run was deleted: the record shows who has ended
                 if self._holder(place) is None:
                     place.write("released")
+
+    def extend(self, place: Place) -> None:
+        """Record the held lock in another place, which no other process knows yet."""
+        place.write(self._owner.to_json())
+        self._places.append(place)
 
     @property
     def lost_message(self) -> str:
@@ -200,7 +212,7 @@ class DriverLock:
         while not self._released.wait(self._interval):
             count += 1
             record = dataclasses.replace(self._owner, count=count).to_json()
-            for place in self._places:
+            for place in tuple(self._places):
                 with suppress(Exception):  # the store is away: try again later
                     self.lost_to = self._holder(place)
                     if self.lost_to is not None:

@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from optuna.storages import BaseStorage
 
@@ -155,21 +155,27 @@ class SweepRunner:
             lambda: self.tags().get(Tags.DRIVER, ""),
             lambda text: self.store.raw_client.set_tag(self.sweep_id, Tags.DRIVER, text),
         )
-        places = [tag]
-        storage = self._study_storage = open_storage(self.study_storage)
-        with suppress(KeyError):  # no study yet
-            study = storage.get_study_id_from_name(self.sweep_id)
-            places.append(
-                Place(
-                    lambda: str(storage.get_study_user_attrs(study).get(Tags.DRIVER, "")),
-                    lambda text: storage.set_study_user_attr(study, Tags.DRIVER, text),
-                )
-            )
+        self._study_storage = open_storage(self.study_storage)
+        study = self._study_place()
+        places = [tag] if study is None else [tag, study]
         try:
             with DriverLock(places, self.sweep_id, self._on_lock_lost) as self._lock:
                 yield
         finally:
             self._lock = None
+
+    def _study_place(self) -> Place | None:
+        """Where the lock is recorded in the study, which copies of the tracking store share; ``None`` without one."""
+        storage = self._study_storage
+        assert storage is not None
+        try:
+            study = storage.get_study_id_from_name(self.sweep_id)
+        except KeyError:
+            return None
+        return Place(
+            lambda: str(storage.get_study_user_attrs(study).get(Tags.DRIVER, "")),
+            lambda text: storage.set_study_user_attr(study, Tags.DRIVER, text),
+        )
 
     def _on_lock_lost(self) -> None:
         """Stop, because another process runs the sweep: this one was suspended for so long that it counted as gone."""
@@ -212,7 +218,7 @@ class SweepRunner:
     ) -> SweepResult:
         spec, self._budget = self.spec, budget
         assert self._lock is not None
-        previous = self.results()
+        previous, new_study = self.results(), self._study_place() is None
         num_finished = sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in previous)
         try:
             history = (lambda run_id: self.store.metric_history(run_id, "val/top1")) if self.resumed else None
@@ -220,6 +226,8 @@ class SweepRunner:
         except InputError as error:
             self.tracked_run.finish("FAILED", str(error))
             raise
+        if new_study and (place := self._study_place()) is not None:
+            self._lock.extend(place)
         self.search = search
         for label, message in self._deleted_trials(search, previous):
             logger.info("%s is trained again: %s", label, message)

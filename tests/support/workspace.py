@@ -71,17 +71,21 @@ class Workspace:
         experiments = [e.experiment_id for e in store.client.search_experiments()]
         return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'"))
 
-    def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int) -> str:
-        """Wait until two trials of a sweep have logged that epoch; return the sweep's run id."""
+    def wait_for_first_epoch(self, process: subprocess.Popen[str]) -> str:
+        """Wait until a trial of a sweep has logged an epoch; return the sweep's run id."""
+        return self.wait_for_epoch(process, 1, trials=1)
+
+    def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int, trials: int = 2) -> str:
+        """Wait until some trials of a sweep have logged that epoch; return the sweep's run id."""
         end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             assert process.poll() is None, process.communicate()
             for run in self.sweeps():
                 children = self.store.children(run.info.run_id)
-                if sum("train/loss" in c.data.metrics and self.epochs(c) >= epoch for c in children) >= 2:
+                if sum("train/loss" in c.data.metrics and self.epochs(c) >= epoch for c in children) >= trials:
                     return run.info.run_id
             time.sleep(0.5)
-        raise AssertionError(f"no two trials logged epoch {epoch} within {TIMEOUT} seconds")
+        raise AssertionError(f"{trials} trials did not log epoch {epoch} within {TIMEOUT} seconds")
 
     def epochs(self, run: Run) -> int:
         """Number of epochs that a trial has logged."""
