@@ -17,6 +17,10 @@ class DeletedInMlflow(InputError):
     """A run or its experiment was deleted in MLflow; the message says which, and how to restore it."""
 
 
+class StoreUnavailable(Exception):
+    """A server or database did not respond within the time limit; the message says for how long and why."""
+
+
 class Preempted(Exception):
     """The training stopped on request, within an epoch; its checkpoint includes every step so far."""
 

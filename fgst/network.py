@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from fgst.errors import InputError
@@ -45,6 +46,14 @@ def complete_url(url: str, variable: str) -> str:
     if redact(complete) != url:
         raise InputError(f"{url}: passwords are never recorded; set {variable} to this URL with its password")
     return complete
+
+
+def driver_url(url: str) -> str:
+    """Return the URL of a database with the installed driver: SQLAlchemy's default for PostgreSQL is psycopg 3."""
+    scheme, separator, rest = url.partition("://")
+    if scheme in ("postgresql", "postgres") and not find_spec("psycopg") and find_spec("psycopg2"):
+        return f"postgresql+psycopg2{separator}{rest}"
+    return url
 
 
 def require_server(url: str, what: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NoReturn
 
-from fgst.errors import InputError, Interrupted
+from fgst.errors import InputError, Interrupted, StoreUnavailable
 from fgst.network import redact
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def run_command(main: Callable[[], None]) -> None:
 
     Returns normally if ``main`` returns (exit code 0). Otherwise exits with
 
-    * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full;
+    * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full, or for a
+      :class:`StoreUnavailable`;
     * 2 and one line for an :class:`InputError`;
     * 130 for Ctrl-C or :class:`Interrupted`;
     * 141, silently, if the reader of the output has closed the pipe (``| head``);
@@ -101,6 +102,9 @@ def run_command(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         code = BAD_INPUT
+        _report(f"error: {' '.join(str(error).split())}")
+    except StoreUnavailable as error:
+        code = FAILED
         _report(f"error: {' '.join(str(error).split())}")
     except (KeyboardInterrupt, Interrupted) as interruption:
         code = INTERRUPTED

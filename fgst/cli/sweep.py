@@ -110,9 +110,9 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
 def _run(runner: SweepRunner, options: SweepOptions) -> int:
     """Run a sweep, print its outcome and what to do next; returns the exit code."""
     # lazy: mlflow takes seconds to import; invalid input is reported before
+    from fgst.errors import StoreUnavailable
     from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
     from fgst.sweep.stopping import Budget
-    from fgst.tracking.spool import StoreUnavailable
 
     command = options.resume_command(["python", sys.argv[0]], runner.sweep_id)
     callbacks: list[SweepCallback] = [ProgressDisplay(), MlflowReport(command), TablePrinter()]

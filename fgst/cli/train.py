@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from fgst.data.loader import choose_device
-    from fgst.tracking.spool import StoreUnavailable
+    from fgst.errors import StoreUnavailable
     from fgst.tracking.store import TrackingStore
     from fgst.training import fit
 

@@ -16,7 +16,7 @@ from fgst.sweep import storage
 from fgst.sweep.definition import SweepDefinition, TrialFactory
 from fgst.sweep.runner import SweepRunner
 from fgst.sweep.spec import SweepSpec
-from fgst.sweep.study_storage import VARIABLE
+from fgst.sweep.study_storage import VARIABLE, open_storage
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
@@ -41,10 +41,12 @@ def create_sweep(
         tags: additional tags of the run.
 
     Raises:
-        InputError: if nothing can be written to the storage.
+        InputError: if nothing can be written to the storage, or the study's cannot be opened.
     """
     root = storage.resolve(storage_location)
     study_folder = (Path.home() / ".local" / "share" / "fgst" if is_remote(root) else Path(root)) / "studies"
+    study_url = complete_url(study_storage or os.environ.get(VARIABLE, ""), VARIABLE)
+    study = open_storage(study_url) if study_url else None
     experiment = store.experiment(spec.experiment)
     name = f"{spec.name} {spec.base.data.modality}"
     run = store.start(
@@ -63,13 +65,14 @@ def create_sweep(
     location = f"{root}/{run.run_id}"
     try:
         storage.prepare(location)
-        storage.prepare(str(study_folder))
+        if study is None:
+            storage.prepare(str(study_folder))
+            study_url = f"sqlite:///{study_folder / run.run_id}.db"
+            study = open_storage(study_url)
     except InputError as error:
         run.finish("FAILED", str(error))
         raise
-    study = complete_url(study_storage or os.environ.get(VARIABLE, ""), VARIABLE)
-    study = study or f"sqlite:///{study_folder / run.run_id}.db"
-    run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study})
+    run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study_url})
     if reuse_finished_trials:
         finished = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
         run.set_tags({Tags.REUSED_TRIAL + t: found.info.run_id for t, found in finished.items() if found is not None})
@@ -125,5 +128,5 @@ def load_sweep(
         Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return SweepRunner(
         spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
-        location, study, resumed=True,
+        location, open_storage(study), resumed=True,
     )  # fmt: skip

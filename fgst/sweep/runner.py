@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from optuna.storages import BaseStorage
 
-from fgst.errors import DeletedInMlflow, InputError
+from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
 from fgst.sweep import storage
 from fgst.sweep.backends.base import Backend
 from fgst.sweep.background import BackgroundWorker
@@ -27,11 +27,9 @@ from fgst.sweep.search import Search
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget
-from fgst.sweep.study_storage import open_storage
 from fgst.sweep.trial import SPOOLS, TrialContext
 from fgst.tracking.deletion import deleted_experiment, is_deleted
 from fgst.tracking.run import TrackedRun
-from fgst.tracking.spool import StoreUnavailable
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
@@ -73,7 +71,7 @@ class SweepRunner:
         experiment: id of the experiment.
         run: the sweep's run.
         storage_location: folder or URI for the checkpoints of this sweep.
-        study_storage: URL of the Optuna storage.
+        study_storage: the Optuna storage.
         resumed: whether the sweep was started by an earlier invocation.
 
     Attributes:
@@ -89,7 +87,7 @@ class SweepRunner:
         experiment: str,
         run: TrackedRun,
         storage_location: str,
-        study_storage: str,
+        study_storage: BaseStorage,
         *,
         resumed: bool = False,
     ) -> None:
@@ -100,7 +98,6 @@ class SweepRunner:
         self.deletion: DeletedInMlflow | None = None
         self._lock: DriverLock | None = None
         self._budget: Budget | None = None
-        self._study_storage: BaseStorage | None = None
 
     @property
     def sweep_id(self) -> str:
@@ -155,7 +152,6 @@ class SweepRunner:
             lambda: self.tags().get(Tags.DRIVER, ""),
             lambda text: self.store.raw_client.set_tag(self.sweep_id, Tags.DRIVER, text),
         )
-        self._study_storage = open_storage(self.study_storage)
         study = self._study_place()
         places = [tag] if study is None else [tag, study]
         try:
@@ -166,8 +162,7 @@ class SweepRunner:
 
     def _study_place(self) -> Place | None:
         """Where the lock is recorded in the study, which copies of the tracking store share; ``None`` without one."""
-        storage = self._study_storage
-        assert storage is not None
+        storage = self.study_storage
         try:
             study = storage.get_study_id_from_name(self.sweep_id)
         except KeyError:
@@ -222,7 +217,7 @@ class SweepRunner:
         num_finished = sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in previous)
         try:
             history = (lambda run_id: self.store.metric_history(run_id, "val/top1")) if self.resumed else None
-            search = Search(spec, self.factory, self._study_storage, self.sweep_id, previous, history)
+            search = Search(spec, self.factory, self.study_storage, self.sweep_id, previous, history)
         except InputError as error:
             self.tracked_run.finish("FAILED", str(error))
             raise

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fgst.errors import is_disk_full
+from fgst.errors import StoreUnavailable, is_disk_full
 from fgst.sweep.definition import Trial
 from fgst.sweep.search import Search
 from fgst.sweep.status import StopReason, TrialExit, TrialStatus
 from fgst.sweep.stopping import Budget
-from fgst.tracking.spool import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 

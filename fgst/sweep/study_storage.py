@@ -8,9 +8,9 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 
-from fgst.errors import InputError, is_database_unavailable
-from fgst.network import redact
-from fgst.tracking.spool import PATIENCE, StoreUnavailable, retry_while_unavailable
+from fgst.errors import InputError, StoreUnavailable, is_database_unavailable
+from fgst.network import driver_url, redact
+from fgst.tracking.spool import PATIENCE, retry_while_unavailable
 
 VARIABLE = "FGST_STUDY_STORAGE"
 """Environment variable with the default of ``--study-storage``, and with the password that is not recorded."""
@@ -65,9 +65,11 @@ def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
     name = f"the study's database {redact(url)}"
     try:
         # Abstract methods are added after the class statement.
-        return _RetryingStorage(lambda: get_storage(RDBStorage(url, options)), name, patience)  # type: ignore[abstract]
+        return _RetryingStorage(lambda: get_storage(RDBStorage(driver_url(url), options)), name, patience)  # type: ignore[abstract]
     except StoreUnavailable:
         raise
     except Exception as error:  # depends on the database driver
+        while error.__cause__ is not None:
+            error = error.__cause__  # type: ignore[assignment]
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"--study-storage {redact(url)}: cannot be opened ({redact(message)})") from None

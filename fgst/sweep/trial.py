@@ -16,10 +16,9 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fgst.errors import DeletedInMlflow, Preempted, is_disk_full
+from fgst.errors import DeletedInMlflow, Preempted, StoreUnavailable, is_disk_full
 from fgst.sweep.definition import Trial
 from fgst.sweep.status import TrialExit, TrialStatus
-from fgst.tracking.spool import StoreUnavailable
 from fgst.tracking.tags import Tags
 from fgst.training import preemption
 

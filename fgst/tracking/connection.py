@@ -16,11 +16,11 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
-from fgst.errors import InputError, is_database_unavailable
-from fgst.network import complete_url, redact, require_server
+from fgst.errors import InputError, StoreUnavailable, is_database_unavailable
+from fgst.network import complete_url, driver_url, redact, require_server
 from fgst.tracking.deletion import DeletionAwareClient
 from fgst.tracking.relocation import relocate
-from fgst.tracking.spool import RetryingClient, StoreUnavailable
+from fgst.tracking.spool import RetryingClient
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
@@ -109,7 +109,8 @@ def connect(uri: str, *, wait: bool = False) -> Connection:
     if _is_server(uri) and not wait:
         require_server(uri, "the tracking server")
     try:
-        raw_client = DeletionAwareClient(MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+        mlflow_client = MlflowClient(tracking_uri=driver_url(uri), registry_uri=driver_url(uri))
+        raw_client = DeletionAwareClient(mlflow_client, uri)
         client = RetryingClient(raw_client, is_server_unavailable)
         (client if wait or database is not None else raw_client).search_experiments(max_results=1)
     except StoreUnavailable:

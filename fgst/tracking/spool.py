@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock
 
+from fgst.errors import StoreUnavailable
 from fgst.network import redact
 
 Result = TypeVar("Result")
@@ -34,10 +35,6 @@ PATIENCE = 600.0
 """Seconds to wait for an unavailable server before giving up."""
 RETRY_PAUSES = (0.5, 15.0)
 """Shortest and longest pause between two attempts, in seconds."""
-
-
-class StoreUnavailable(Exception):
-    """A server or database did not respond within the time limit; the message says for how long and why."""
 
 
 def retry_while_unavailable(
@@ -245,4 +242,6 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # libraries wrap the errors of database drivers in long explanations
+        error = error.__cause__
     return redact((str(error).splitlines() or [type(error).__name__])[0])

@@ -18,14 +18,14 @@ from urllib.parse import unquote, urlsplit
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import DeletedInMlflow, InputError
+from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
 from fgst.evaluation.metrics import Scores
 from fgst.network import redact
 from fgst.tracking.connection import connect, database_path, is_server_unavailable, resolve_uri
 from fgst.tracking.deletion import deleted_experiment, deleted_run, is_deleted
 from fgst.tracking.relocation import artifact_location
 from fgst.tracking.run import TrackedRun, flush_spools
-from fgst.tracking.spool import StoreUnavailable, retry_while_unavailable
+from fgst.tracking.spool import retry_while_unavailable
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing runs does not need it

@@ -37,8 +37,15 @@ class Workspace:
 
     def start(self, *arguments: str, script: str = "focal_k") -> subprocess.Popen[str]:
         """Start a sweep in the background; :meth:`kill_all` kills its process group."""
+        return self._start(str(ROOT / "sweeps" / f"{script}.py"), *arguments)
+
+    def start_module(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start ``python -m`` with the given arguments in the background."""
+        return self._start("-m", *arguments)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *arguments],
+            [sys.executable, *arguments],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

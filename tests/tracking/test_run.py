@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from fgst.errors import StoreUnavailable
 from fgst.tracking import spool
 from fgst.tracking.connection import Connection
 from fgst.tracking.run import TrackedRun, flush_spools
-from fgst.tracking.spool import RetryingClient, StoreUnavailable
+from fgst.tracking.spool import RetryingClient
 from fgst.tracking.tags import Tags
 
 

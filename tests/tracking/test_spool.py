@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from fgst.errors import StoreUnavailable
 from fgst.tracking import spool as spool_module
-from fgst.tracking.spool import RetryingClient, Spool, StoreUnavailable, retry_while_unavailable
+from fgst.tracking.spool import RetryingClient, Spool, retry_while_unavailable
 from tests.support.process import kill_on_line, start_python
 
 
