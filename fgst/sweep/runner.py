@@ -303,7 +303,7 @@ class SweepRunner:
 
     def _finalize_trial(self, update: TrialUpdate, budget: Budget) -> None:
         """Record the end of a trial where the trial itself could not; stop if the experiment was deleted."""
-        if update.status is TrialStatus.FINISHED:
+        if update.status is TrialStatus.FINISHED or (self._lock is not None and self._lock.lost_message):
             return
         experiment = self.store.client.get_experiment(self.experiment)
         if is_deleted(experiment):
