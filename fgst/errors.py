@@ -57,7 +57,7 @@ _UNAVAILABLE_DATABASE = (
 
 
 def is_database_unavailable(error: BaseException | None) -> bool:
-    """Return whether an error or one of its causes means that a database is locked by another process, or away."""
+    """Return whether an error or one of its causes means that a database is locked or unreachable."""
     while error is not None:
         # Rejected credentials arrive in the same way as a refused connection, and waiting does not help.
         message = str(error).lower()

@@ -36,7 +36,7 @@ _held: set[str] = set()  # tokens of the locks that this process holds
 
 
 @dataclass(frozen=True)
-class Place:
+class LockEntry:
     """Where a lock is recorded: functions that read and write a short text; any other text than a record means free."""
 
     read: Callable[[], str]
@@ -111,7 +111,7 @@ class DriverLock:
     """Context manager that holds the lock of a sweep.
 
     Args:
-        places: where it is recorded; each is checked.
+        entries: where it is recorded; each is checked.
         sweep_id: run id of the sweep, for messages.
         on_lost: called from another thread if another process has taken the lock.
 
@@ -121,14 +121,14 @@ class DriverLock:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        entries: Sequence[LockEntry],
         sweep_id: str,
         on_lost: Callable[[], Any] = lambda: None,
         *,
         interval: float = INTERVAL,
         patience: float = PATIENCE,
     ) -> None:
-        self._places, self._sweep_id, self._on_lost = list(places), sweep_id, on_lost
+        self._entries, self._sweep_id, self._on_lost = list(entries), sweep_id, on_lost
         self._interval, self._patience = interval, patience
         self._owner = Owner.this_process()
         self._released = threading.Event()
@@ -136,14 +136,14 @@ class DriverLock:
         self.lost_to: Owner | None = None
 
     def __enter__(self) -> Self:
-        found = [self._require_free(place) for place in self._places]
+        found = [self._require_free(entry) for entry in self._entries]
         _held.add(self._owner.token)
-        for place in self._places:
-            place.write(self._owner.to_json())
+        for entry in self._entries:
+            entry.write(self._owner.to_json())
         if any(found):  # otherwise no other process knows this sweep
             time.sleep(SETTLING)
-            for place in self._places:
-                self._require_own(place)
+            for entry in self._entries:
+                self._require_own(entry)
         self._thread.start()
         return self
 
@@ -153,28 +153,28 @@ class DriverLock:
         self._released.set()
         self._thread.join()
         _held.discard(self._owner.token)
-        for place in self._places:
-            with suppress(Exception):  # the store is away, or the run was deleted: the record shows who has ended
-                if self._holder(place) is None:
-                    place.write("released")
+        for entry in self._entries:
+            with suppress(Exception):  # the store is unreachable, or the run was deleted
+                if self._holder(entry) is None:
+                    entry.write("released")
 
-    def extend(self, place: Place) -> None:
-        """Record the held lock in another place, which no other process knows yet."""
-        place.write(self._owner.to_json())
-        self._places.append(place)
+    def extend(self, entry: LockEntry) -> None:
+        """Record the held lock in another entry, which no other process knows yet."""
+        entry.write(self._owner.to_json())
+        self._entries.append(entry)
 
     @property
     def lost_message(self) -> str:
         """Who has taken the lock; "" while it is held."""
         return "" if self.lost_to is None else f"sweep {self._sweep_id} is run by {self.lost_to.description}"
 
-    def _require_free(self, place: Place) -> bool:
+    def _require_free(self, entry: LockEntry) -> bool:
         """Wait until it is certain whether another process holds the lock; returns whether there was a record.
 
         Raises:
             InputError: if one does.
         """
-        text = place.read()
+        text = entry.read()
         owner = Owner.from_json(text)
         state = "gone" if owner is None else owner.state()
         if owner is not None and state == "unknown":
@@ -187,7 +187,7 @@ class DriverLock:
             end = time.monotonic() + self._patience
             while state == "unknown" and time.monotonic() < end:
                 time.sleep(min(1.0, self._interval))
-                current = Owner.from_json(place.read())
+                current = Owner.from_json(entry.read())
                 if current is None:
                     state = "gone"
                 elif current != owner:
@@ -198,13 +198,13 @@ class DriverLock:
             )
         return bool(text)
 
-    def _holder(self, place: Place) -> Owner | None:
+    def _holder(self, entry: LockEntry) -> Owner | None:
         """The other process that holds the lock, if any."""
-        owner = Owner.from_json(place.read())
+        owner = Owner.from_json(entry.read())
         return None if owner is None or owner.token == self._owner.token else owner
 
-    def _require_own(self, place: Place) -> None:
-        if (other := self._holder(place)) is not None:
+    def _require_own(self, entry: LockEntry) -> None:
+        if (other := self._holder(entry)) is not None:
             raise InputError(f"sweep {self._sweep_id} is being run by {other.description}, which started just now")
 
     def _keep(self) -> None:
@@ -212,13 +212,13 @@ class DriverLock:
         while not self._released.wait(self._interval):
             count += 1
             record = dataclasses.replace(self._owner, count=count).to_json()
-            for place in tuple(self._places):
-                with suppress(Exception):  # the store is away: try again later
-                    self.lost_to = self._holder(place)
+            for entry in tuple(self._entries):
+                with suppress(Exception):  # the store is unreachable: try again later
+                    self.lost_to = self._holder(entry)
                     if self.lost_to is not None:
                         self._on_lost()
                         return
-                    place.write(record)
+                    entry.write(record)
 
 
 def _start_time(pid: int) -> str | None:

@@ -12,15 +12,14 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-
-from optuna.storages import BaseStorage
+from typing import TYPE_CHECKING
 
 from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
 from fgst.sweep import storage
 from fgst.sweep.backends.base import Backend
 from fgst.sweep.background import BackgroundWorker
 from fgst.sweep.definition import TrialFactory
-from fgst.sweep.driver_lock import DriverLock, Place
+from fgst.sweep.driver_lock import DriverLock, LockEntry
 from fgst.sweep.results import SweepResult, TrialResult, best_result
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
@@ -32,6 +31,9 @@ from fgst.tracking.deletion import deleted_experiment, is_deleted
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 logger = logging.getLogger(__name__)
 
@@ -148,26 +150,26 @@ class SweepRunner:
         if self._lock is not None:
             yield
             return
-        tag = Place(
+        tag = LockEntry(
             lambda: self.tags().get(Tags.DRIVER, ""),
             lambda text: self.store.raw_client.set_tag(self.sweep_id, Tags.DRIVER, text),
         )
-        study = self._study_place()
-        places = [tag] if study is None else [tag, study]
+        study = self._study_entry()
+        entries = [tag] if study is None else [tag, study]
         try:
-            with DriverLock(places, self.sweep_id, self._on_lock_lost) as self._lock:
+            with DriverLock(entries, self.sweep_id, self._on_lock_lost) as self._lock:
                 yield
         finally:
             self._lock = None
 
-    def _study_place(self) -> Place | None:
+    def _study_entry(self) -> LockEntry | None:
         """Where the lock is recorded in the study, which copies of the tracking store share; ``None`` without one."""
         storage = self.study_storage
         try:
             study = storage.get_study_id_from_name(self.sweep_id)
         except KeyError:
             return None
-        return Place(
+        return LockEntry(
             lambda: str(storage.get_study_user_attrs(study).get(Tags.DRIVER, "")),
             lambda text: storage.set_study_user_attr(study, Tags.DRIVER, text),
         )
@@ -213,7 +215,7 @@ class SweepRunner:
     ) -> SweepResult:
         spec, self._budget = self.spec, budget
         assert self._lock is not None
-        previous, new_study = self.results(), self._study_place() is None
+        previous, new_study = self.results(), self._study_entry() is None
         num_finished = sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in previous)
         try:
             history = (lambda run_id: self.store.metric_history(run_id, "val/top1")) if self.resumed else None
@@ -221,8 +223,8 @@ class SweepRunner:
         except InputError as error:
             self.tracked_run.finish("FAILED", str(error))
             raise
-        if new_study and (place := self._study_place()) is not None:
-            self._lock.extend(place)
+        if new_study and (entry := self._study_entry()) is not None:
+            self._lock.extend(entry)
         self.search = search
         for label, message in self._deleted_trials(search, previous):
             logger.info("%s is trained again: %s", label, message)

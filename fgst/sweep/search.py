@@ -51,7 +51,7 @@ class Search:
 
     Raises:
         InputError: if the storage cannot be opened.
-        StoreUnavailable: if its database stays locked or away, also raised by all methods.
+        StoreUnavailable: if its database stays locked or unreachable, also raised by all methods.
     """
 
     def __init__(

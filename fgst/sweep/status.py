@@ -30,7 +30,7 @@ class StopReason(StrEnum):
     DELETED = "deleted"
     """The sweep's experiment was deleted in MLflow."""
     UNAVAILABLE = "unavailable"
-    """A database stayed locked or away."""
+    """A database stayed locked or unreachable."""
     REPLACED = "replaced"
     """Another process has taken over the sweep."""
 

@@ -1,4 +1,4 @@
-"""The Optuna storage of a sweep: a database of its own by default, with calls that wait while it is locked or away."""
+"""The Optuna storage of a sweep: by default a database of its own; calls wait while it is locked or unreachable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fgst.tracking.spool import PATIENCE, retry_while_unavailable
 
 VARIABLE = "FGST_STUDY_STORAGE"
 """Environment variable with the default of ``--study-storage``, and with the password that is not recorded."""
-_SQLITE_TIMEOUT = 5.0  # seconds that one statement waits for a lock; Ctrl-C has no effect meanwhile
+_SQLITE_TIMEOUT = 5.0  # seconds that one statement waits for a lock; Ctrl-C takes effect afterwards
 
 
 class _RetryingStorage(BaseStorage):
@@ -54,11 +54,11 @@ def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
 
     Args:
         url: a database, e.g. ``sqlite:///…``, with its password.
-        patience: how long each call waits for a database that is locked or away, in seconds.
+        patience: how long each call waits for a database that is locked or unreachable, in seconds.
 
     Raises:
         InputError: if it cannot be opened.
-        StoreUnavailable: if it stays locked or away; so do all calls of the returned object.
+        StoreUnavailable: if it stays locked or unreachable; so do all calls of the returned object.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options = {"connect_args": {"timeout": _SQLITE_TIMEOUT}} if url.startswith("sqlite") else None

@@ -1,4 +1,4 @@
-"""Artifacts of an embedded tracking store stay beside its database when the folder is moved, renamed or copied.
+"""Artifacts of an embedded tracking store stay next to its database when the folder is moved, renamed or copied.
 
 MLflow stores absolute locations. A copied project would write to, and delete from, the original; a renamed one would
 recreate its old folder. Therefore the locations in the database are updated whenever it is opened from another folder:
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from fgst.tracking.tags import Tags
 
 FOLDER = "mlruns"
-"""Folder of the artifacts, beside the database."""
+"""Folder of the artifacts, next to the database."""
 # Columns with absolute locations, by table.
 _LOCATIONS = {
     "experiments": ("artifact_location",),
@@ -59,7 +59,7 @@ def relocate(database: Path) -> None:
 
 
 def _former_folders(connection: sqlite3.Connection, folder: Path) -> list[Path]:
-    """Folders other than ``folder`` from which experiments were created whose artifacts lay beside the database."""
+    """Folders other than ``folder`` from which experiments were created whose artifacts lay next to the database."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
         return []
     folders = set()

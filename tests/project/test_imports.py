@@ -39,7 +39,10 @@ LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
         "function": ("fgst/sweep/", "fgst/cli/sweep.py"),
     },
     "mlflow": {"module": ("fgst/tracking/",), "function": ()},
-    "optuna": {"module": ("fgst/sweep/search.py", "fgst/sweep/report/"), "function": ()},
+    "optuna": {
+        "module": ("fgst/sweep/search.py", "fgst/sweep/study_storage.py", "fgst/sweep/report/"),
+        "function": ("fgst/sweep/runner.py",),
+    },
     "argparse": {"module": ("fgst/cli/",), "function": ()},
 }
 # Modules whose import must not load any of these libraries.

@@ -1,4 +1,4 @@
-"""One process per sweep: who holds the lock, when it is taken over, and what the other process is told."""
+"""One process per sweep: who holds the lock, when it is taken over, and what the other process reports."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from collections.abc import Callable
 import pytest
 
 from fgst.errors import InputError
-from fgst.sweep.driver_lock import DriverLock, Owner, Place
+from fgst.sweep.driver_lock import DriverLock, LockEntry, Owner
 from tests.support.workspace import TINY, Workspace
 
 OWN_RECORD = "from fgst.sweep.driver_lock import Owner; print(Owner.this_process().to_json(), flush=True)"
 
 
 class Record:
-    """A place in memory; ``on_read`` is called before each reading."""
+    """An entry in memory; ``on_read`` is called before each reading."""
 
     def __init__(self, text: str = "", on_read: Callable[[Record], None] = lambda record: None) -> None:
         self.text, self.on_read = text, on_read
 
-    def place(self) -> Place:
-        return Place(self._read, lambda text: setattr(self, "text", text))
+    def entry(self) -> LockEntry:
+        return LockEntry(self._read, lambda text: setattr(self, "text", text))
 
     def _read(self) -> str:
         self.on_read(self)
@@ -35,7 +35,7 @@ class Record:
 
 
 def lock(*records: Record, on_lost: Callable[[], None] = lambda: None, interval: float = 0.05) -> DriverLock:
-    return DriverLock([record.place() for record in records], "a" * 32, on_lost, interval=interval, patience=0.5)
+    return DriverLock([record.entry() for record in records], "a" * 32, on_lost, interval=interval, patience=0.5)
 
 
 def test_second_process_is_refused_until_the_first_releases_the_lock() -> None:
@@ -117,7 +117,7 @@ def test_two_processes_that_take_over_at_once_do_not_both_win() -> None:
     assert record.text == winner.to_json()
 
 
-def test_process_that_was_replaced_is_told_and_leaves_the_record() -> None:
+def test_process_that_was_replaced_is_notified_and_leaves_the_record() -> None:
     record, lost = Record(), threading.Event()
     with lock(record, on_lost=lost.set) as held:
         successor = dataclasses.replace(Owner.this_process(), host="node-7").to_json()
@@ -128,7 +128,7 @@ def test_process_that_was_replaced_is_told_and_leaves_the_record() -> None:
     assert record.text == successor
 
 
-def test_store_that_is_away_does_not_end_the_lock() -> None:
+def test_unreachable_store_does_not_end_the_lock() -> None:
     failures = 0
 
     def fail(record: Record) -> None:
@@ -150,7 +150,7 @@ def test_anything_but_a_record_is_free(text: str) -> None:
         pass
 
 
-def test_every_place_is_checked() -> None:
+def test_every_entry_is_checked() -> None:
     free, held = Record(), Record()
     with lock(held), pytest.raises(InputError):
         lock(free, held).__enter__()

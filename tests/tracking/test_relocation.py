@@ -1,4 +1,4 @@
-"""A project folder that is moved, renamed or copied keeps its artifacts beside its database."""
+"""A project folder that is moved, renamed or copied keeps its artifacts next to its database."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_garbage_collection_in_a_copy_leaves_the_original_alone(original: Sample
         pass
 
 
-def test_copy_writes_beside_its_own_database(original: SampleRuns) -> None:
+def test_copy_writes_next_to_its_own_database(original: SampleRuns) -> None:
     original.add_sweep(40.0)
     copy = copy_of(original)
     before = files(original.folder)
