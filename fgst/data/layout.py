@@ -19,9 +19,13 @@ import pyarrow as pa
 from fgst.data.skeleton import Skeleton
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
+from fgst.integrity import DIGEST_KEY
 
 FORMAT = 1
 DESCRIPTION = "dataset.json"
+DESCRIPTION_KEYS = frozenset(
+    ("format", "name", "recipe", "num_clips", "classes", "benchmarks", "files", "source", "skeleton", DIGEST_KEY)
+)
 INTEGER_COLUMNS = ("label", "subject", "camera", "setup", "replication", "num_persons", "num_frames")
 
 

@@ -18,16 +18,18 @@ from pyarrow import ipc
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.skeleton import NTU_25
 from fgst.errors import InputError
+from fgst.integrity import with_digest
 from tests.support.small import CLASSES, SKELETON, motion_clips, write_small
 
 N = SKELETON.num_joints
 
 
 def edit_description(folder: Path, **changes: Any) -> None:
-    """Change entries of dataset.json; ``None`` removes an entry."""
+    """Change entries of dataset.json, and adapt its digest; ``None`` removes an entry."""
     file = folder / "dataset.json"
     description = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
+    del description["sha256"]
+    file.write_text(json.dumps(with_digest({key: value for key, value in description.items() if value is not None})))
 
 
 def put_file(folder: Path, content: bytes, name: str = "clips-00000.arrow") -> None:
