@@ -23,7 +23,7 @@ from fgst.config import TrainConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import Batch, choose_device, make_loaders
 from fgst.errors import InputError, Preempted
-from fgst.evaluation.metrics import Scores
+from fgst.evaluation.metrics import NotFiniteError, Scores
 from fgst.evaluation.scoring import score
 from fgst.model import FGSTFormer, ModelCard
 from fgst.model.card import load_weights
@@ -33,7 +33,7 @@ OnStep = Callable[[int, int, int], None]
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite."""
+    """The loss, or a score of the network, is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class _Trainer:
             "lr": lr,
         }
         _require_finite(metrics, "train", epoch)
-        val = score(self.evaluated, self.loaders["val"]) if "val" in self.loaders else None
+        val = self._score("val", epoch) if "val" in self.loaders else None
         if val is not None:
             metrics |= _accuracies("val", val)
             # train/loss does not depend on the weights after the epoch's last step; val/loss does.
@@ -313,12 +313,23 @@ class _Trainer:
         epoch = self.epochs_done
         if epoch < self.config.epochs:
             return EpochResult(epoch, self.metrics, checkpoint=checkpoint, is_replay=is_replay)
-        test = score(self.evaluated, self.loaders["test"])
+        test = self._score("test", epoch)
         metrics = self.metrics | _accuracies("test", test)
         _require_finite(metrics, "test", epoch)
         if val is None and "val" in self.loaders:
-            val = score(self.evaluated, self.loaders["val"])
+            val = self._score("val", epoch)
         return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
+
+    def _score(self, split: str, epoch: int) -> Scores:
+        """Score a split at the end of an epoch.
+
+        Raises:
+            DivergedError: if a score is not finite.
+        """
+        try:
+            return score(self.evaluated, self.loaders[split])
+        except NotFiniteError as error:
+            raise DivergedError(f"epoch {epoch}, {split} clips: {error}; try a lower train.lr") from None
 
     def save(self) -> Path | None:
         """Replace the checkpoint with the current state; return its directory."""
