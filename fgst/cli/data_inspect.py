@@ -17,7 +17,7 @@ import numpy as np
 from fgst.cli.command import CommandParser
 from fgst.cli.data_report import describe, print_lines
 from fgst.data.dataset import ArrowDataset
-from fgst.data.sources import printable
+from fgst.parsing import printable
 from fgst.data.writer import writing_to
 from fgst.errors import InputError
 

@@ -34,7 +34,7 @@ from fgst.data.formats.ntu_shards import (
 )
 from fgst.data.progress import tracked_clips
 from fgst.data.skeleton import NTU_25
-from fgst.data.sources import printable
+from fgst.parsing import printable
 from fgst.data.writer import check_output, publish, write_description, writing_to
 from fgst.errors import InputError
 
