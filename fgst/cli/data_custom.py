@@ -23,7 +23,8 @@ into body parts are optional; without them, P must be the number of joints (--se
 --benchmark NAME:COLUMN=VALUES defines a split: clips whose COLUMN is one of VALUES are for training, all others for
 testing. The option can be repeated.
 
-A bad clip ends the command with exit code 2, and nothing is written; with --skip-bad, such clips are left out and listed.
+A bad clip ends the command with exit code 2, and nothing is written; with --skip-bad such clips are left out and
+listed.
 """
 
 from __future__ import annotations

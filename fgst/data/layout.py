@@ -21,7 +21,8 @@ from fgst.config import RecipeName
 from fgst.data.skeleton import Skeleton
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
-from fgst.parsing import Name, Text, decode_json, printable, shorten
+from fgst.integrity import check_digest
+from fgst.parsing import Name, Number, Text, convert_json, decode_json, printable, shorten
 
 FORMAT = 1
 DESCRIPTION = "dataset.json"
@@ -50,16 +51,22 @@ class FileEntry:
         return cls(path.name, path.stat().st_size, file_digest(path))
 
 
-class Description(msgspec.Struct):
-    """The content of ``dataset.json``; see :class:`~fgst.data.dataset.ArrowDataset`."""
+class Description(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of ``dataset.json``; see :class:`~fgst.data.dataset.ArrowDataset`.
 
+    ``sha256`` is the digest of all other entries; data sets of earlier versions do not have it.
+    """
+
+    format: Any
     name: Name
     recipe: RecipeName
-    skeleton: Skeleton
+    num_clips: Number
     classes: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
-    source: dict[str, Any]
     benchmarks: Annotated[tuple[Benchmark, ...], msgspec.Meta(min_length=1)]
     files: Annotated[tuple[FileEntry, ...], msgspec.Meta(min_length=1)]
+    source: dict[str, Any]
+    skeleton: Skeleton
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         for benchmark in self.benchmarks:
@@ -67,25 +74,24 @@ class Description(msgspec.Struct):
                 raise ValueError(f"benchmark {benchmark.name} splits by {benchmark.column!r}, which is not a column")
 
 
-class _Version(msgspec.Struct):
-    format: Any = None
-
-
 def parse_description(content: bytes, location: object) -> Description:
     """Parse the content of the ``dataset.json`` of the data set at ``location``.
 
     Raises:
-        InputError: if it is not a valid description of this version's format; the message names the field.
+        InputError: if it is not a valid description of this version's format, or was modified; the message names the
+            field.
     """
     file = printable(f"{location}/{DESCRIPTION}")
     try:
-        version = decode_json(content, _Version).format
-        if isinstance(version, bool) or version != FORMAT:
+        fields = decode_json(content, dict[str, Any])
+        version = fields.get("format")
+        if type(version) is not int or version != FORMAT:
             raise InputError(
                 f"{file}: has format {shorten(repr(version), 80)}, but this version reads format {FORMAT}; prepare the "
                 "data set again"
             )
-        return decode_json(content, Description)
+        check_digest(fields)
+        return convert_json(fields, Description)
     except InputError:
         raise
     except ValueError as error:

@@ -28,7 +28,8 @@ class Skeleton:
             N single joints is always available and need not be listed.
 
     Raises:
-        ValueError: if names repeat, an index is out of range, bones form a ring, or a partition omits or repeats a joint.
+        ValueError: if names repeat, an index is out of range, bones form a ring, or a partition omits or repeats a
+            joint.
     """
 
     name: str

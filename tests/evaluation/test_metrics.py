@@ -77,13 +77,13 @@ def test_top_5_of_fewer_than_five_classes_is_100() -> None:
     assert scores.top(1) < 100
 
 
-def test_nan_scores_are_never_correct() -> None:
-    """A diverged network must not be selected as the best one."""
-    nan = math.nan
-    assert scores_of([[nan, nan, nan]] * 3, [0, 1, 2]).top(1) == 0
-    assert scores_of([[nan, nan, nan]] * 3, [0, 1, 2]).top(2) == 0
-    assert scores_of([[nan, 1, 0], [0, 1, nan]], [0, 2]).top(1) == 0
-    assert scores_of([[0, 1, -math.inf]], [1]).top(1) == 100
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_are_finite(value: float) -> None:
+    """Scores that are not finite predict nothing, and must not be compared, fused, saved or selected."""
+    with pytest.raises(InputError, match="the scores of clip clip 1 are not finite"):
+        scores_of([[0, 1], [value, 1], [0, 1]], [0, 1, 0])
+    with pytest.raises(InputError, match="the scores of clip clip 0 and 2 others are not finite"):
+        scores_of([[0, value]] * 3, [0, 1, 0])
 
 
 # Confusion and classes
