@@ -353,7 +353,7 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
     Raises:
         InputError: if the data set has no such benchmark.
     """
-    recipe = config.data.recipe or typing.cast(RecipeName, dataset.recipe)
+    recipe = config.data.recipe or dataset.recipe
     data = dataclasses.replace(
         config.data,
         dataset=dataset.location,

@@ -18,9 +18,9 @@ from fgst.cli.command import CommandParser
 from fgst.cli.data_report import describe, print_lines
 from fgst.data.dataset import ArrowDataset
 from fgst.data.layout import DESCRIPTION
-from fgst.data.sources import printable
 from fgst.data.writer import writing_to
 from fgst.errors import InputError
+from fgst.parsing import printable
 
 
 def build_parser() -> CommandParser:

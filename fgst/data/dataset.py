@@ -7,35 +7,29 @@ mapped pages and copy nothing. Nothing in a data set is ever unpickled.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fgst.config import RECIPES
 from fgst.data.arrow import read_batch
 from fgst.data.cache import is_remote, local_copy
 from fgst.data.layout import (
     DESCRIPTION,
-    DESCRIPTION_KEYS,
     FORMAT,
     INTEGER_COLUMNS,
+    Description,
     FileEntry,
     arrow_schema,
     content_digest,
     file_digest,
-    invalid_description,
-    read_file_entries,
+    parse_description,
 )
-from fgst.data.skeleton import Skeleton
 from fgst.data.splits import Benchmark, Splits, make_splits
 from fgst.errors import InputError
-from fgst.integrity import check_digest
+from fgst.parsing import read_regular_file
 
 _PREPARE = "python -m data_prep.nw_ucla, .ntu, .custom or .demo"
 
@@ -92,28 +86,15 @@ class ArrowDataset:
             self.path = Path(path).absolute()
             self.location = str(self.path)
         description = _read_description(self.path)
-        try:
-            self.name = str(description["name"])
-            self.recipe = str(description["recipe"])
-            self.skeleton = Skeleton.from_dict(description["skeleton"])
-            self.classes = tuple(map(str, description["classes"]))
-            self.source: dict[str, Any] = dict(description["source"])
-            self.benchmarks = tuple(_read_benchmark(fields) for fields in description["benchmarks"])
-            files = read_file_entries(description)
-            if self.recipe not in RECIPES:
-                raise ValueError(f"recipe is {self.recipe!r}; choose one of {', '.join(RECIPES)}")
-            if not files or not self.benchmarks:
-                raise ValueError("it lists no files or no benchmarks")
-            if unknown := description.keys() - DESCRIPTION_KEYS:
-                raise ValueError(f"it has an unknown entry {min(unknown)!r}")
-            self.has_description_digest = check_digest(description)
-        except (KeyError, TypeError, ValueError) as error:
-            raise invalid_description(self.path, error) from None
+        self.name, self.recipe, self.source = description.name, description.recipe, description.source
+        self.skeleton, self.classes = description.skeleton, description.classes
+        self.benchmarks, files = description.benchmarks, description.files
+        self.has_description_digest = description.sha256 is not None
         self.digest = content_digest(self.skeleton, self.classes, self.benchmarks, [file.sha256 for file in files])
         self._load([self._open_file(file, verify=verify) for file in files])
-        if description.get("num_clips") != len(self):
+        if description.num_clips != len(self):
             raise InputError(
-                f"{self.path / DESCRIPTION}: lists {description.get('num_clips')!r} clips, but the files contain "
+                f"{self.path / DESCRIPTION}: lists {description.num_clips} clips, but the files contain "
                 f"{len(self)}; prepare the data set again"
             )
         labels = self.columns["label"]
@@ -246,34 +227,16 @@ def _check_clips(batch: pa.RecordBatch) -> None:
         raise ValueError("the joints are fewer or more than the frames")
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def _read_description(path: Path) -> Description:
     file = path / DESCRIPTION
     if not path.exists():
         raise InputError(f"{path}: no such directory; create a data set with {_PREPARE}")
     if not path.is_dir():
         raise InputError(f"{path}: is a file; give the directory of a data set")
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError(f"{path}: is not a data set (no {DESCRIPTION}); create one with {_PREPARE}")
     try:
-        description = json.loads(file.read_bytes())
+        content = read_regular_file(file)
     except ValueError as error:
-        raise InputError(f"{file}: is not valid JSON ({error})") from None
-    version = description.get("format") if isinstance(description, dict) else None
-    if version != FORMAT:
-        raise InputError(
-            f"{file}: has format {version!r}, but this version reads format {FORMAT}; prepare the data set again"
-        )
-    return description
-
-
-def _read_benchmark(fields: Mapping[str, Any]) -> Benchmark:
-    column = str(fields["column"])
-    if column not in INTEGER_COLUMNS:
-        raise ValueError(f"benchmark column {column!r}")
-    test = fields.get("test")
-    return Benchmark(
-        name=str(fields["name"]),
-        column=column,
-        train=tuple(map(int, fields["train"])),
-        test=None if test is None else tuple(map(int, test)),
-    )
+        raise InputError(f"{file}: {error}") from None
+    return parse_description(content, path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -16,6 +16,9 @@ from fgst.data.formats import FORMATS
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.model.fgstformer import FGSTFormer
+from fgst.parsing import Text, printable, read_json, shorten
+
+MAX_CLASSES, MAX_PERSONS = 100_000, 1000  # of a network
 
 
 @dataclass(frozen=True)
@@ -63,33 +66,50 @@ class ModelCard:
         Raises:
             InputError: if the file is missing or is not a valid card.
         """
+        what = "a valid config.json of a model"
+        content = read_json(path, _Content, what=what)
         try:
-            content = json.loads(path.read_bytes())
             card = cls(
-                config=TrialConfig.from_flat(content["config"]),
-                skeleton=Skeleton.from_dict(content["skeleton"]),
-                classes=tuple(map(str, content["classes"])),
-                max_persons=int(content["max_persons"]),
-                dataset_name=str(content["dataset"]["name"]),
-                dataset_digest=str(content["dataset"]["digest"]),
-                preparation=str(content.get("preparation") or _guess_preparation(content)),
+                config=TrialConfig.from_flat(content.config),
+                skeleton=content.skeleton,
+                classes=content.classes,
+                max_persons=content.max_persons,
+                dataset_name=content.dataset.name,
+                dataset_digest=content.dataset.digest,
+                preparation=content.preparation or _guess_preparation(content),
             )
             if card.preparation not in FORMATS:
                 raise ValueError(f"unknown preparation {card.preparation!r}")
             card.config.model.check_skeleton(card.skeleton)
-            if card.config.data.frames is None or not card.classes:
-                raise ValueError("data.frames or the classes are missing")
-        except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not a valid config.json of a model ({error})") from None
+            if card.config.data.frames is None:
+                raise ValueError("data.frames is missing")
+        except ValueError as error:
+            raise InputError(f"{printable(str(path))}: is not {what} ({shorten(str(error))})") from None
         return card
 
 
-def _guess_preparation(content: Mapping[str, Any]) -> str:
+class _DatasetName(msgspec.Struct):
+    name: Text
+    digest: Text
+
+
+class _Content(msgspec.Struct):
+    """The content of ``config.json``."""
+
+    config: dict[str, Any]
+    skeleton: Skeleton
+    classes: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=MAX_CLASSES)]
+    max_persons: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERSONS)]
+    dataset: _DatasetName
+    preparation: Text = ""
+
+
+def _guess_preparation(content: _Content) -> str:
     """Infer the preparation for cards that predate this field.
 
     Generated motion has NTU's skeleton too, but is made of arrays: the data set's name tells them apart.
     """
-    skeleton, dataset = content["skeleton"]["name"], content["dataset"]["name"]
+    skeleton, dataset = content.skeleton.name, content.dataset.name
     if skeleton == NW_UCLA_20.name:
         return "nw-ucla"
     return "ntu" if skeleton == NTU_25.name and dataset in ("ntu-60", "ntu-120") else "array"

@@ -303,7 +303,9 @@ DESCRIPTION_CHANGES: dict[str, dict[str, Any]] = {
     "recipe": {"recipe": "nw-ucla"},
     "classes exchanged": {"classes": [CLASSES[1], CLASSES[0], CLASSES[2]]},
     "another class": {"classes": [*CLASSES, "head"]},
-    "another subject trains": {"benchmarks": [{"name": "x-sub", "column": "subject", "train": [1, 2, 3], "test": None}]},
+    "another subject trains": {
+        "benchmarks": [{"name": "x-sub", "column": "subject", "train": [1, 2, 3], "test": None}]
+    },
     "source": {"source": {"preparation": "ntu"}},
     "skeleton": {"skeleton": SKELETON.to_dict() | {"centre": 0}},
     "the digest itself": {"sha256": "0" * 64},

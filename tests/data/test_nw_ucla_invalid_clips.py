@@ -166,7 +166,7 @@ def test_huge_file_is_rejected(
     huge = {f"{NAME}.json": b" " * (1 << 20) + clip_json(NAME)}
     for source in (fill(tmp_path / "in", huge), pack(tmp_path / "in.zip", huge)):
         line = error_line(capsys, source, tmp_path / "out")
-        assert f"{NAME}.json: is larger than 1 MiB, the limit for a clip" in line
+        assert f"{NAME}.json: is larger than 1 MiB, the limit for such a file" in line
 
 
 def test_pipe_and_broken_link_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from pyarrow import csv
 
 from fgst.data.cleaning import Body, Recording, clean
 from fgst.data.skeleton import NTU_25, Skeleton
-from fgst.data.sources import ClipError, printable
+from fgst.data.sources import ClipError
+from fgst.parsing import printable
 
 JOINTS = NTU_25.num_joints
 BODY_FIELDS, JOINT_FIELDS = 10, 12

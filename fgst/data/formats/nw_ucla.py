@@ -18,10 +18,11 @@ import numpy as np
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.progress import tracked
 from fgst.data.skeleton import NW_UCLA_20, Skeleton
-from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source, printable
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source
 from fgst.data.splits import Benchmark
 from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError
+from fgst.parsing import printable
 
 CLASSES = (
     "pick up with one hand", "pick up with two hands", "drop trash", "walk around", "sit down", "stand up",
