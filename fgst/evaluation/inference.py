@@ -157,9 +157,7 @@ class Predictor:
             raise NotFiniteError(f"clip {finite.argmin()}: {NOT_FINITE}")
         return probabilities
 
-    def _probabilities(
-        self, clips: Sequence[np.ndarray], device: torch.device | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _probabilities(self, clips: Sequence[np.ndarray], device: torch.device | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the class probabilities ``(n, classes)``, and for which clips all scores are finite ``(n,)``."""
         device = device or torch.device("cpu")
         members = [member for member in self.members if member.weight > 0]
