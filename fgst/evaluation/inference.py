@@ -187,6 +187,6 @@ class Predictor:
         classes = self.card.classes
         rankings = []
         for row, finite in zip(*self._probabilities(clips, device), strict=True):
-            order = np.argsort(-row, kind="stable")[:k] if finite else []
+            order = np.argsort(-row, kind="stable")[: k if finite else 0]
             rankings.append([{"class": classes[c], "label": int(c), "probability": float(row[c])} for c in order])
         return rankings

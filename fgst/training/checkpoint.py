@@ -94,17 +94,13 @@ def progress(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2] or 0)) if match else None
 
 
-def load_state(directory: Path, card: ModelCard) -> dict[str, Any]:
+def load_state(directory: Path) -> dict[str, Any]:
     """Read the ``state`` that :func:`save_checkpoint` wrote, on the CPU.
-
-    Args:
-        directory: the checkpoint.
-        card: the checkpoint's card.
 
     Raises:
         DamagedFileError: if the file is missing, damaged, or contains anything but tensors and plain values.
     """
-    content = read_checked(directory, card, STATE)
+    content = read_checked(directory, ModelCard.read(directory / CARD), STATE)
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a damaged file can raise any exception

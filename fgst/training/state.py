@@ -123,17 +123,16 @@ def check_like(value: Any, expected: Any, name: str = "") -> None:
     if expected is NUMBER:
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {_shown(value)}, not a finite number of 0 or more")
-    elif expected is BYTES or isinstance(expected, torch.Tensor):
-        _check_tensor(value, None if expected is BYTES else expected, name)
+    elif expected is BYTES:
+        _check_tensor(value, torch.uint8, None, name)
+    elif isinstance(expected, torch.Tensor):
+        _check_tensor(value, expected.dtype, expected.shape, name)
     elif isinstance(expected, dict):
         if type(value) is not dict and type(value).__name__ != "OrderedDict":
             raise ValueError(f"{name or 'the content'} is {_shown(value)}, not a dictionary")
         if value.keys() != expected.keys():
-            key = next(
-                iter([key for key in expected if key not in value] or [key for key in value if key not in expected])
-            )
-            what = "an unknown entry" if key in value else "no entry"
-            raise ValueError(f"{name or 'it'} has {what} {_shown(key)}")
+            key = [*(expected.keys() - value.keys()), *(value.keys() - expected.keys())][0]
+            raise ValueError(f"{name or 'it'} has {'an unknown' if key in value else 'no'} entry {_shown(key)}")
         for key, inner in expected.items():
             check_like(value[key], inner, f"{name}.{key}".lstrip("."))
     elif isinstance(expected, list):
@@ -145,11 +144,11 @@ def check_like(value: Any, expected: Any, name: str = "") -> None:
         raise ValueError(f"{name} is {_shown(value)} instead of {expected}")
 
 
-def _check_tensor(value: Any, expected: torch.Tensor | None, name: str) -> None:
+def _check_tensor(value: Any, dtype: torch.dtype, shape: torch.Size | None, name: str) -> None:
     if type(value) is not torch.Tensor or value.layout != torch.strided or value.device.type != "cpu":
         raise ValueError(f"{name} is {_shown(value)}, not a tensor")
-    dtype, shape = (torch.uint8, value.shape[:1]) if expected is None else (expected.dtype, expected.shape)
-    if value.dtype != dtype or value.shape != shape or value.is_quantized:
+    shape = value.shape[:1] if shape is None else shape
+    if value.dtype != dtype or value.shape != shape:
         raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)} instead of {dtype} {tuple(shape)}")
 
 

@@ -304,8 +304,8 @@ class _Trainer:
             except DamagedFileError as error:
                 damage.append(error)
                 continue
-            for error in damage:
-                logger.warning("%s; resuming from %s instead", error, checkpoint.name)
+            for fault in damage:
+                logger.warning("%s; resuming from %s instead", fault, checkpoint.name)
             return checkpoint
         if damage:
             raise DamagedFileError(f"{damage[0]}; to start this training over, remove {folder}")
@@ -320,7 +320,7 @@ class _Trainer:
         """
         card = ModelCard.read(checkpoint / CARD)
         self._check_card(checkpoint, card)
-        state = load_state(checkpoint, card)
+        state = load_state(checkpoint)
         epoch, steps = progress(checkpoint.name) or (0, 0)
         try:
             if not (epoch or steps) or epoch > self.config.epochs or (steps and epoch == self.config.epochs):
