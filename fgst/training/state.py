@@ -102,9 +102,12 @@ def expected_optimizer(optimizer: torch.optim.SGD) -> dict[str, Any]:
     learning rate, which is set in each step, and a momentum for each parameter.
     """
     own = optimizer.state_dict()
-    parameters = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
-    has_momentum = optimizer.param_groups[0]["momentum"] > 0
-    momentum = {number: {"momentum_buffer": value} for number, value in enumerate(parameters)} if has_momentum else {}
+    momentum = {}
+    if optimizer.param_groups[0]["momentum"] > 0:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in enumerate(parameters):
+            if parameter.requires_grad:
+                momentum[number] = {"momentum_buffer": parameter.detach()}
     return {"state": momentum, "param_groups": [group | {"lr": NUMBER} for group in own["param_groups"]]}
 
 
