@@ -308,11 +308,12 @@ class Outcomes:
 
 
 def read_mutations(
-    reader: Callable[[bytes], object],
+    reader: Callable[..., object],
     samples: Mapping[str, bytes],
     count: int,
     seed: int = 0,
     *,
+    named: bool = False,
     refusals: tuple[type[Exception], ...] = (InputError,),
     memory: int = 2**29,
     seconds: float = 10,
@@ -327,13 +328,14 @@ def read_mutations(
         refusals: the exceptions that report an unusable file.
         memory: bytes of address space that the child may take beyond what it has after its imports.
         seconds: time for one file.
+        named: call the reader with the sample's name and the content; by default only with the content.
     """
     outcomes = Outcomes()
     context = multiprocessing.get_context("spawn")
     first = 0
     while first < count:
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (sender, reader, dict(samples), first, count, seed, refusals, memory, seconds)
+        arguments = (sender, reader, dict(samples), first, count, seed, refusals, memory, seconds, named)
         child = context.Process(target=_read_all, args=arguments, daemon=True)
         child.start()
         sender.close()
@@ -370,7 +372,7 @@ def _place(samples: Mapping[str, bytes], seed: int, number: int) -> str:
 
 def _read_all(
     sender: Connection,
-    reader: Callable[[bytes], object],
+    reader: Callable[..., object],
     samples: dict[str, bytes],
     first: int,
     count: int,
@@ -378,12 +380,13 @@ def _read_all(
     refusals: tuple[type[Exception], ...],
     memory: int,
     seconds: float,
+    named: bool,
 ) -> None:
     """Read the damaged files from number ``first`` and send an outcome for each."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for name, data in samples.items():
         try:
-            reader(data)  # also makes all lazy imports, before memory is limited
+            reader(*([name, data] if named else [data]))  # also makes all lazy imports, before memory is limited
         except Exception as error:
             sender.send(("sample", f"{name}: {error!r}"))
             return
@@ -393,11 +396,11 @@ def _read_all(
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also within C code
     names = list(samples)
     for number in range(first, count):
-        data = samples[names[number % len(names)]]
-        damaged = mutate(data, seed, number)[1]
+        name = names[number % len(names)]
+        damaged = mutate(samples[name], seed, number)[1]
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            reader(damaged)
+            reader(*([name, damaged] if named else [damaged]))
             outcome = "right", ""
         except refusals as error:
             message = str(error)
