@@ -113,6 +113,14 @@ def test_ensemble_of_different_classes_is_rejected(dataset: ArrowDataset, tmp_pa
         Predictor.load(both)
 
 
+def test_exchanged_networks_of_ensemble_are_rejected(dataset: ArrowDataset, tmp_path: Path) -> None:
+    for modality, folder in (("joint", "bone"), ("bone", "joint")):
+        save_untrained_network(dataset, tmp_path / f"of-{modality}", data__modality=modality).rename(tmp_path / folder)
+    EnsembleCard((Member("joint", "a" * 32, 0.7), Member("bone", "b" * 32, 0.3))).write(tmp_path / "ensemble.json")
+    with pytest.raises(InputError, match="joint: is a network of modality bone"):
+        Predictor.load(tmp_path)
+
+
 # Files
 
 

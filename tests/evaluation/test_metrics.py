@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,41 @@ def test_load_rejects_missing_files(tmp_path: Path) -> None:
     for missing in (tmp_path / "none.arrow", tmp_path):
         with pytest.raises(InputError, match=rf"{missing.name}: is not a valid scores file"):
             Scores.load(missing)
+
+
+@pytest.mark.parametrize("part", ["clip_id", "label", "scores", "split", "digest of the data set", "digest"])
+def test_load_rejects_changed_scores(tmp_path: Path, part: str) -> None:
+    """One flipped bit would be another accuracy, or scores of other clips."""
+    scores = dataclasses.replace(random_scores(6, 4), split="test", digest="5" * 64)
+    scores.save(tmp_path / "scores.arrow")
+    content = (tmp_path / "scores.arrow").read_bytes()
+    batch = ipc.open_file(str(tmp_path / "scores.arrow")).get_batch(0)
+    values = {
+        "clip_id": b"clip 3",
+        "label": scores.labels.tobytes(),
+        "scores": scores.scores.tobytes(),
+        "split": b"test",
+        "digest of the data set": b"5" * 64,
+        "digest": batch.schema.metadata[b"sha256"],
+    }[part]
+    assert values in content
+    changed = bytearray(values)
+    changed[0 if part == "scores" else -1] ^= 1
+    (tmp_path / "scores.arrow").write_bytes(content.replace(values, changed))
+    with pytest.raises(InputError, match=r"scores\.arrow: is not a valid scores file \((it was modified|a label)"):
+        Scores.load(tmp_path / "scores.arrow")
+
+
+@pytest.mark.parametrize("metadata", [{"split": "test", "digest": "5" * 64}, {}])
+def test_scores_of_earlier_versions_are_read(tmp_path: Path, metadata: dict[str, str]) -> None:
+    scores = random_scores(6, 4)
+    scores.save(tmp_path / "scores.arrow")
+    batch = ipc.open_file(str(tmp_path / "scores.arrow")).get_batch(0).replace_schema_metadata(metadata)
+    with ipc.new_file(str(tmp_path / "scores.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    loaded = Scores.load(tmp_path / "scores.arrow")
+    assert loaded.scores.tobytes() == scores.scores.tobytes()
+    assert (loaded.split, loaded.digest) == (metadata.get("split", ""), metadata.get("digest", ""))
 
 
 def fixed_size_lists(values: list[Any], width: int, dtype: pa.DataType | None = None) -> pa.Array:
