@@ -22,20 +22,16 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, DIGEST_KEY: json_digest(content)}
 
 
-def check_digest(content: Mapping[str, Any]) -> bool:
-    """Check the digest that :func:`with_digest` added.
-
-    Returns:
-        Whether there is a digest; documents of earlier versions have none.
+def check_digest(content: Any) -> None:
+    """Check the digest that :func:`with_digest` added to a document; documents of earlier versions have none.
 
     Raises:
         ValueError: if the digest is not that of the other entries.
     """
-    if DIGEST_KEY not in content:
-        return False
+    if not isinstance(content, dict) or DIGEST_KEY not in content:
+        return
     if content[DIGEST_KEY] != json_digest({key: value for key, value in content.items() if key != DIGEST_KEY}):
-        raise ValueError(MODIFIED.replace("was", "it was", 1))
-    return True
+        raise ValueError(f"it {MODIFIED}")
 
 
 def json_digest(content: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from fgst.errors import InputError
+from fgst.integrity import check_digest
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def convert_json(value: Any, kind: type[T]) -> T:
 
 
 def read_json(path: Path, kind: type[T], *, what: str, hint: str = "") -> T:
-    """Read a JSON file as a value of an annotated type.
+    """Read a JSON file as a value of an annotated type. If it has a digest of its content, the digest is checked.
 
     Args:
         path: the file.
@@ -124,9 +125,11 @@ def read_json(path: Path, kind: type[T], *, what: str, hint: str = "") -> T:
     except ValueError as error:
         raise InputError(f"{location}: {error}{remedy}") from None
     try:
-        return decode_json(content, kind)
+        value = decode_json(content, kind)
+        check_digest(json.loads(content.removeprefix(_BOM)))
     except ValueError as error:
         raise InputError(f"{location}: is not {what} ({error}){remedy}") from None
+    return value
 
 
 class _DuplicateKey(Exception):

@@ -20,6 +20,7 @@ import numpy as np
 from fgst.config import MODALITIES
 from fgst.errors import InputError
 from fgst.evaluation.metrics import Scores
+from fgst.integrity import with_digest
 from fgst.parsing import Name, Text, read_json
 
 FUSION = "weighted sum of log-probabilities"
@@ -188,9 +189,9 @@ class EnsembleCard:
         ValueError: if a modality is unknown or occurs twice, or all weights are 0.
     """
 
-    members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1)]
-    sharpness: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
-    fitted_by: Text = ""
+    members: tuple[Member, ...]
+    sharpness: float = 1.0
+    fitted_by: str = ""
 
     def __post_init__(self) -> None:
         names = [member.modality for member in self.members]
@@ -212,7 +213,7 @@ class EnsembleCard:
             "fitted_by": self.fitted_by,
             "fusion": FUSION,
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(with_digest(content), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> EnsembleCard:
@@ -221,4 +222,20 @@ class EnsembleCard:
         Raises:
             InputError: if the file is missing or invalid.
         """
-        return read_json(path, cls, what="a valid ensemble.json")
+        return read_json(path, _Content, what="a valid ensemble.json").card()
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of ``ensemble.json``; earlier versions had no digest of the other entries."""
+
+    members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1)]
+    sharpness: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
+    fitted_by: Text = ""
+    fusion: Text = FUSION
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        self.card()  # checks the members
+
+    def card(self) -> EnsembleCard:
+        return EnsembleCard(self.members, self.sharpness, self.fitted_by)

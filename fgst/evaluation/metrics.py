@@ -145,8 +145,8 @@ class Scores:
         """SHA-256 of all that is saved; files of earlier versions do not have it."""
         described = [self.split, self.digest, [str(clip) for clip in self.clip_ids], self.scores.shape[1]]
         content = hashlib.sha256(json.dumps(described).encode())
-        content.update(np.ascontiguousarray(self.labels, "<i8"))
-        content.update(np.ascontiguousarray(self.scores, "<f4"))
+        content.update(self.labels.astype("<i8").tobytes())
+        content.update(self.scores.astype("<f4").tobytes())
         return content.hexdigest()
 
 

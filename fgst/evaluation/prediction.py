@@ -17,6 +17,7 @@ from fgst.data.progress import tracked
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
+from fgst.evaluation.scoring import NOT_FINITE
 
 BATCH_SIZE = 64
 STDIN = "-"
@@ -39,7 +40,7 @@ def predict_files(
         ``{"file": …, "fault": …}`` if the file is not a valid clip.
 
     Raises:
-        InputError: if a file or folder does not exist.
+        InputError: if a file or folder does not exist, or the networks' weights are not finite.
     """
     with ExitStack() as stack:
         sources = _list_files(files, predictor.card.preparation, stack)
@@ -62,7 +63,12 @@ def _predict_batch(
     clips = [clip for _, clip in batch if not isinstance(clip, str)]
     rankings = iter(predictor.top(clips, top_k, device) if clips else [])
     for name, clip in batch:
-        yield {"file": name, "fault": clip} if isinstance(clip, str) else {"file": name, "top": next(rankings)}
+        if isinstance(clip, str):
+            yield {"file": name, "fault": clip}
+        elif ranking := next(rankings):
+            yield {"file": name, "top": ranking}
+        else:
+            yield {"file": name, "fault": NOT_FINITE}
 
 
 def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tuple[str, Read]]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from fgst.config import TrialConfig
 from fgst.data.formats import FORMATS
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
+from fgst.integrity import MODIFIED, DamagedFileError, with_digest
 from fgst.model.fgstformer import FGSTFormer
-from fgst.parsing import Text, printable, read_json, shorten
+from fgst.parsing import Name, Text, printable, read_json, shorten
 
+logger = logging.getLogger(__name__)
+
+CARD, WEIGHTS = "config.json", "model.safetensors"
 MAX_CLASSES, MAX_PERSONS = 100_000, 1000  # of a network
 
 
@@ -32,6 +38,7 @@ class ModelCard:
         max_persons: M, largest number of persons in a clip.
         dataset_name, dataset_digest: the data set that it was trained on.
         preparation: how raw files become clips; see :attr:`fgst.data.dataset.ArrowDataset.preparation`.
+        files: SHA-256 digests of the checkpoint's other files, by name; empty in cards of earlier versions.
     """
 
     config: TrialConfig
@@ -41,6 +48,7 @@ class ModelCard:
     dataset_name: str
     dataset_digest: str
     preparation: str = "array"
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def build(self) -> FGSTFormer:
         """Return the network with newly initialized weights."""
@@ -56,18 +64,22 @@ class ModelCard:
             "max_persons": self.max_persons,
             "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
             "preparation": self.preparation,
+            "files": dict(self.files),
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(with_digest(content), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:
         """Read a card.
 
         Raises:
-            InputError: if the file is missing or is not a valid card.
+            DamagedFileError: if the file is missing, modified, or not a valid card.
         """
         what = "a valid config.json of a model"
-        content = read_json(path, _Content, what=what)
+        try:
+            content = read_json(path, _Content, what=what)
+        except InputError as error:
+            raise DamagedFileError(str(error)) from None
         try:
             card = cls(
                 config=TrialConfig.from_flat(content.config),
@@ -77,6 +89,7 @@ class ModelCard:
                 dataset_name=content.dataset.name,
                 dataset_digest=content.dataset.digest,
                 preparation=content.preparation or _guess_preparation(content),
+                files=content.files,
             )
             if card.preparation not in FORMATS:
                 raise ValueError(f"unknown preparation {card.preparation!r}")
@@ -84,7 +97,7 @@ class ModelCard:
             if card.config.data.frames is None:
                 raise ValueError("data.frames is missing")
         except ValueError as error:
-            raise InputError(f"{printable(str(path))}: is not {what} ({shorten(str(error))})") from None
+            raise DamagedFileError(f"{printable(str(path))}: is not {what} ({shorten(str(error))})") from None
         return card
 
 
@@ -93,8 +106,8 @@ class _DatasetName(msgspec.Struct):
     digest: Text
 
 
-class _Content(msgspec.Struct):
-    """The content of ``config.json``."""
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of ``config.json``; earlier versions had neither ``files`` nor the digest of the other entries."""
 
     config: dict[str, Any]
     skeleton: Skeleton
@@ -102,6 +115,8 @@ class _Content(msgspec.Struct):
     max_persons: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERSONS)]
     dataset: _DatasetName
     preparation: Text = ""
+    files: dict[Name, Name] = {}
+    sha256: str | None = None
 
 
 def _guess_preparation(content: _Content) -> str:
@@ -119,22 +134,53 @@ def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
     """Load a checkpoint's network, on the CPU and in evaluation mode, and its card.
 
     Raises:
-        InputError: if a file is missing or damaged, or if the weights do not match the card.
+        DamagedFileError: if a file is missing or damaged, or if the weights do not match the card.
     """
-    card = ModelCard.read(directory / "config.json")
+    card = ModelCard.read(directory / CARD)
     model = card.build()
-    load_weights(directory, model)
+    load_weights(directory, card, model)
     return model.eval(), card
 
 
-def load_weights(directory: Path, model: FGSTFormer) -> None:
+def load_weights(directory: Path, card: ModelCard, model: FGSTFormer) -> None:
     """Load a checkpoint's weights into a network.
 
+    Args:
+        directory: the checkpoint.
+        card: the checkpoint's card.
+        model: the network.
+
     Raises:
-        InputError: if the file is missing or damaged, or if it belongs to another network.
+        DamagedFileError: if the file is missing or damaged, or if it belongs to another network.
     """
-    weights = directory / "model.safetensors"
+    content = read_checked(directory, card, WEIGHTS)
+    if not card.files:
+        where = printable(str(directory))
+        logger.warning("%s: has no digests, because an earlier version wrote it; damage may go unnoticed", where)
     try:
-        model.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights}: does not contain the weights of this network ({error})") from None
+        weights = load(content)
+        for name, tensor in model.state_dict().items():
+            if name in weights and weights[name].dtype != tensor.dtype:  # would be converted
+                raise ValueError(f"{name} is {weights[name].dtype} instead of {tensor.dtype}")
+        model.load_state_dict(weights)
+    except Exception as error:  # the parser of a damaged file can raise any exception
+        path = printable(str(directory / WEIGHTS))
+        raise DamagedFileError(
+            f"{path}: does not contain the weights of this network ({shorten(str(error))})"
+        ) from None
+
+
+def read_checked(directory: Path, card: ModelCard, name: str) -> bytes:
+    """Read a file of a checkpoint, and compare it with the digest in the checkpoint's card.
+
+    Raises:
+        DamagedFileError: if it is missing or was modified.
+    """
+    path = printable(str(directory / name))
+    try:
+        content = (directory / name).read_bytes()
+    except OSError as error:
+        raise DamagedFileError(f"{path}: cannot be read ({error.strerror})") from None
+    if card.files and card.files.get(name) != hashlib.sha256(content).hexdigest():
+        raise DamagedFileError(f"{path}: {MODIFIED}")
+    return content

@@ -22,6 +22,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Sche
 from fgst.data.formats import FORMATS
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
+from fgst.evaluation.scoring import NOT_FINITE
 
 TOP_K = 5
 # ``content`` is the raw file's text, or the base64 encoding of an .npy file.
@@ -65,6 +66,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
                 binary = FORMATS[self.predictor.card.preparation].is_binary
                 raw = base64.b64decode(content, validate=True) if binary else content.encode()
                 [ranking] = self.predictor.top([self.predictor.read(raw)], TOP_K)
+                if not ranking:
+                    raise InputError(NOT_FINITE)
                 row["top"] = [{"class": entry["class"], "probability": entry["probability"]} for entry in ranking]
                 row |= row["top"][0]
             except (InputError, ValueError) as error:

@@ -181,6 +181,7 @@ def test_read_clip_rejects_invalid_text_files(preparation: str, content: bytes, 
 
 def test_unknown_preparation_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
     content = json.loads((checkpoint / "config.json").read_text())
+    del content["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(content | {"preparation": "os"}))
     with pytest.raises(InputError, match="preparation 'os'"):
         ModelCard.read(tmp_path / "config.json")
@@ -202,6 +203,6 @@ def test_missing_preparation_is_inferred(skeleton: Skeleton, name: str, preparat
     config = small.small_config(tmp_path, model__parts=5)
     ModelCard(config, skeleton, ("a", "b"), 2, name, "d" * 64).write(tmp_path / "config.json")
     content = json.loads((tmp_path / "config.json").read_text())
-    del content["preparation"]
+    del content["preparation"], content["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert ModelCard.read(tmp_path / "config.json").preparation == preparation
