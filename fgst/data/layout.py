@@ -90,12 +90,13 @@ def parse_description(content: bytes, location: object) -> Description:
                 f"{file}: has format {shorten(repr(version), 80)}, but this version reads format {FORMAT}; prepare the "
                 "data set again"
             )
+        description = convert_json(fields, Description)
         check_digest(fields)
-        return convert_json(fields, Description)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"{file}: is not a data set description ({error})") from None
+    return description
 
 
 def arrow_schema(skeleton: Skeleton) -> pa.Schema:

@@ -20,6 +20,7 @@ import numpy as np
 from fgst.errors import InputError
 from fgst.parsing import printable, read_regular_file, shorten
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # The longest clips of the supported data sets take 4 MB. The limit bounds memory use when a file is not a clip.
@@ -60,7 +61,7 @@ class Source:
     other_files: int
 
 
-def parse_clip(parse: Callable[[bytes], T], content: bytes) -> T:
+def parse_clip(parse: Callable[[S], T], content: S) -> T:
     """Parse the content of a file; data preparation, prediction and serving call every parser here.
 
     Raises:
@@ -204,8 +205,6 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: i
         raise ClipError("is encrypted: unpack the zip with its password and give the folder instead")
     if member.compress_type not in _COMPRESSIONS:
         raise ClipError(f"is compressed by method {member.compress_type}: unpack the zip and give the folder instead")
-    if member.file_size > max_bytes:
-        raise ClipError(f"is larger than {max_bytes >> 20} MiB, the limit for such a file")
     try:
         with archive.open(member) as file:
             content = file.read(max_bytes + 1)
