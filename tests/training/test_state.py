@@ -86,7 +86,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
         put(lambda value: {name: tensor.double() for name, tensor in value.items()}, "weights"),
         "weights.* is torch.float64",
     ),
-    "no weights beside the average": (drop("weights"), "has no entry 'weights'"),
+    "no weights in addition to the average": (drop("weights"), "has no entry 'weights'"),
     "an unknown entry": (put(1, "more"), "has an unknown entry 'more'"),
     "a list": (lambda state: [state], "is not the state of a training"),
     "steps of an epoch that is over": (put({"steps": 1}, "begun"), "has an unknown entry 'begun'"),
