@@ -23,7 +23,7 @@ from fgst.errors import InputError
 from fgst.sweep import storage
 from fgst.sweep.backends.base import Backend
 from fgst.sweep.background import BackgroundWorker
-from fgst.sweep.definition import SweepDefinition, TrialFactory
+from fgst.sweep.definition import SweepDefinition, TrialFactory, parse_recorded_params
 from fgst.sweep.results import TrialResult, best_result
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
@@ -166,7 +166,7 @@ class SweepRunner:
             results.append(
                 TrialResult(
                     tags.get(Tags.TRIAL_ID, ""), tags.get(Tags.LABEL, ""), int(tags.get(Tags.SEED, "0")),
-                    dict(json.loads(tags.get(Tags.PARAMS, "[]"))), run.info.run_id, TrialStatus(status),
+                    parse_recorded_params(tags.get(Tags.PARAMS, "[]")), run.info.run_id, TrialStatus(status),
                     run.data.metrics, tags.get(Tags.REASON, ""), Tags.MICRO_BATCHES in tags,
                 )
             )  # fmt: skip

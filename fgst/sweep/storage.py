@@ -28,6 +28,7 @@ from pyarrow import fs
 from fgst.data.cache import cache_folder, is_remote
 from fgst.errors import InputError
 from fgst.integrity import DamagedFileError
+from fgst.parsing import decode_json
 from fgst.tracking.spool import TrackingServerUnavailable, retry_while_unavailable
 from fgst.training.checkpoint import check_checkpoint, latest_checkpoint, progress
 
@@ -180,7 +181,7 @@ class TrialStorage:
         temporary.mkdir(parents=True)
         try:
             with store.open_input_stream(f"{base}/{name}.json") as stream:
-                files = {str(file): str(sha) for file, sha in json.loads(stream.read(_MAX_MANIFEST_BYTES)).items()}
+                files = decode_json(stream.read(_MAX_MANIFEST_BYTES), dict[str, str])
             for file, expected in files.items():
                 if Path(file).name != file or file.startswith("."):
                     return False
@@ -198,7 +199,6 @@ class TrialStorage:
             return True
         except (
             FileNotFoundError,
-            AttributeError,
             ValueError,
         ):  # replaced by a newer copy during the transfer, or an invalid manifest
             return False
