@@ -14,6 +14,7 @@ import io
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ def load_state(directory: Path) -> dict[str, Any]:
     """
     content = read_checked(directory, ModelCard.read(directory / CARD), STATE)
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles; the message is one line
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a damaged file can raise any exception
         raise DamagedFileError(f"{directory / STATE}: is damaged ({type(error).__name__})") from None
     if not isinstance(state, dict):

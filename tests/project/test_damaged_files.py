@@ -82,7 +82,7 @@ def write_scores(folder: Path) -> None:
         writer.write_table(pa.Table.from_batches([earlier]))
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(8000, marks=pytest.mark.slow)])
 def test_damaged_arrow_files(tmp_path: Path, count: int) -> None:
     names = ("damaged/clips-00000.arrow", "damaged/dataset.json", "adapted/clips-00000.arrow")
     for name in ("damaged", "adapted"):
@@ -166,7 +166,7 @@ def read_network(folder: Path, name: str, content: bytes) -> None:
             assert predictor.top([clip], 3) == expected.top([clip], 3)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_damaged_checkpoints_and_models(tmp_path: Path, count: int) -> None:
     import torch
 

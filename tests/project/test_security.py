@@ -219,5 +219,5 @@ def test_run_id_must_be_hexadecimal(artifacts: Artifacts, run_id: str, tmp_path:
     (tmp_path / "ensemble.json").write_text(json.dumps(content))
     ensemble = artifacts.store.start("1", f"ensemble {run_id}", "an ensemble", {"fgst.kind": "ensemble"})
     ensemble.log_artifacts(tmp_path)
-    with pytest.raises(InputError, match="32 hexadecimal"):
+    with pytest.raises(InputError, match=r"32 hexadecimal|members\[0\]\.run_id"):
         evaluate(ensemble.run_id, tracking_uri=artifacts.store.uri)
