@@ -108,7 +108,8 @@ def read_curves(path: Path) -> list[LearningCurve]:
     source = f"--simulate {printable(str(path))}"
     try:
         content = read_regular_file(path, MAX_CURVES_BYTES)
-        curves = list(_parse_json(content) if content.lstrip().startswith(b"{") else _parse_csv(content))
+        parse = _parse_json if content.lstrip().startswith(b"{") else _parse_csv
+        curves = list(parse(content)) if content.strip() else []
     except ValueError as error:
         raise InputError(f"{source}: {error}; {_HINT}") from None
     if not curves:
