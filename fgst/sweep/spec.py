@@ -12,6 +12,7 @@ import msgspec
 from fgst.config import TrialConfig, resolve_data_defaults
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
+from fgst.integrity import check_digest, with_digest
 from fgst.parsing import Text, decode_json
 from fgst.sweep.definition import (
     OBJECTIVES,
@@ -107,7 +108,7 @@ class SweepSpec:
     def to_json(self) -> str:
         """The content of ``sweep.json``."""
         content = asdict(self) | {"base": self.base.flat(), "trials": [trial.to_dict() for trial in self.trials]}
-        return json.dumps(content, indent=1) + "\n"
+        return json.dumps(with_digest(content), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SweepSpec:
@@ -118,10 +119,11 @@ class SweepSpec:
         """
         try:
             content = decode_json(text.encode() if isinstance(text, str) else text, _Content)
-            return cls(
-                **msgspec.structs.asdict(content)
-                | {"base": TrialConfig.from_flat(content.base), "trials": tuple(t.trial() for t in content.trials)}
-            )
+            check_digest(json.loads(text))
+            fields = msgspec.structs.asdict(content)
+            del fields["sha256"]
+            trials = tuple(trial.trial() for trial in content.trials)
+            return cls(**fields | {"base": TrialConfig.from_flat(content.base), "trials": trials})
         except ValueError as error:
             raise InputError(
                 f"sweep.json cannot be read by this version of fgst ({error}); resume the sweep with the version that "
@@ -133,7 +135,7 @@ _Value = Scalar | tuple[Scalar, ...]
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
-    """The content of ``sweep.json``; see :class:`SweepSpec`."""
+    """The content of ``sweep.json``; see :class:`SweepSpec`. Earlier versions had no digest of the other entries."""
 
     name: Text
     title: Text
@@ -153,6 +155,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     dataset_digest: Text
     builds_ensemble: bool = False
     refit: bool = False
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
