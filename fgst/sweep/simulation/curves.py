@@ -89,7 +89,7 @@ def make_curve(
         raise ValueError(f"no {VAL}")
     for name, values in ((VAL, val), (MINUTES, minutes)):
         if values.keys() != set(epochs):
-            raise ValueError(f"{name} is not given for each of the {max(*val, *values)} epochs")
+            raise ValueError(f"{name} is not given for each of the {max([*val, *values])} epochs")
         if not all(math.isfinite(value) for value in values.values()):
             raise ValueError(f"{name} is not finite in every epoch")
     times = [0.0, *(minutes[epoch] for epoch in epochs)]
