@@ -94,9 +94,9 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
     """
     location = printable(str(source))
     archive = None
-    if source.is_dir():
+    if os.path.isdir(source):  # unlike Path.is_dir, False also for impossible names
         listing = _list_folder(source, suffix, max_bytes)
-    elif source.is_file():
+    elif os.path.isfile(source):
         archive = _open_zip(source, hint)
         listing = _list_zip(archive, suffix, max_bytes)
     else:

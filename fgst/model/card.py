@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import torch
 from safetensors.torch import load
 
 from fgst.config import TrialConfig
@@ -19,12 +20,13 @@ from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.integrity import MODIFIED, DamagedFileError, with_digest
 from fgst.model.fgstformer import FGSTFormer
-from fgst.parsing import Name, Text, printable, read_json, shorten
+from fgst.parsing import Name, Text, printable, read_json, read_regular_file, shorten
 
 logger = logging.getLogger(__name__)
 
 CARD, WEIGHTS = "config.json", "model.safetensors"
 MAX_CLASSES, MAX_PERSONS = 100_000, 1000  # of a network
+MAX_FILE_BYTES = 64 * 1024**3  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,26 @@ def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
         DamagedFileError: if a file is missing or damaged, or if the weights do not match the card.
     """
     card = ModelCard.read(directory / CARD)
+    _check_size(directory / WEIGHTS, card)
     model = card.build()
     load_weights(directory, card, model)
     return model.eval(), card
+
+
+def _check_size(weights: Path, card: ModelCard) -> None:
+    """Check that a file is large enough for the weights of a network, before memory for them is allocated.
+
+    Raises:
+        DamagedFileError: if it is not, or is not a regular file.
+    """
+    with torch.device("meta"):  # shapes without memory
+        needed = sum(tensor.nbytes for tensor in card.build().state_dict().values())
+    size = weights.stat().st_size if weights.is_file() else 0
+    if size < needed:
+        raise DamagedFileError(
+            f"{printable(str(weights))}: does not contain the weights of this network ({size:,} bytes instead of at "
+            f"least {needed:,})"
+        )
 
 
 def load_weights(directory: Path, card: ModelCard, model: FGSTFormer) -> None:
@@ -178,9 +197,9 @@ def read_checked(directory: Path, card: ModelCard, name: str) -> bytes:
     """
     path = printable(str(directory / name))
     try:
-        content = (directory / name).read_bytes()
-    except OSError as error:
-        raise DamagedFileError(f"{path}: cannot be read ({error.strerror})") from None
+        content = read_regular_file(directory / name, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: {error}") from None
     if card.files and card.files.get(name) != hashlib.sha256(content).hexdigest():
         raise DamagedFileError(f"{path}: {MODIFIED}")
     return content

@@ -89,7 +89,7 @@ def make_curve(
         raise ValueError(f"no {VAL}")
     for name, values in ((VAL, val), (MINUTES, minutes)):
         if values.keys() != set(epochs):
-            raise ValueError(f"{name} is not given for each of the {max(*val, *values)} epochs")
+            raise ValueError(f"{name} is not given for each of the {max([*val, *values])} epochs")
         if not all(math.isfinite(value) for value in values.values()):
             raise ValueError(f"{name} is not finite in every epoch")
     times = [0.0, *(minutes[epoch] for epoch in epochs)]
@@ -108,7 +108,8 @@ def read_curves(path: Path) -> list[LearningCurve]:
     source = f"--simulate {printable(str(path))}"
     try:
         content = read_regular_file(path, MAX_CURVES_BYTES)
-        curves = list(_parse_json(content) if content.lstrip().startswith(b"{") else _parse_csv(content))
+        parse = _parse_json if content.lstrip().startswith(b"{") else _parse_csv
+        curves = list(parse(content)) if content.strip() else []
     except ValueError as error:
         raise InputError(f"{source}: {error}; {_HINT}") from None
     if not curves:
