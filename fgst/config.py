@@ -49,6 +49,9 @@ class Recipe:
     repeat: int
 
 
+# Limits far beyond useful values: a damaged or hostile file must not exhaust time or memory before it is noticed.
+MAX_LAYERS, MAX_HEADS, MAX_WIDTH, MAX_FRAMES = 256, 256, 16_384, 10_000
+
 # Values of the fields that a configuration leaves at None.
 RECIPE_DEFAULTS: dict[str, Recipe] = {"nw-ucla": Recipe(frames=52, repeat=5), "ntu": Recipe(frames=128, repeat=1)}
 
@@ -133,6 +136,15 @@ class ModelConfig:
                 self.part_branch or not getattr(self, name),
                 f"model.{name} is on, but it needs two branches and model.part_branch is off; turn both off or both on",
             )
+        for name, limit in (("spatial_heads", MAX_HEADS), ("head_width", MAX_WIDTH)):
+            value = getattr(self, name) or 0
+            _require(value <= limit, f"model.{name} is {value}; it must be at most {limit}")
+        reach = (self.kernel_size - 1) * max(self.dilations)
+        _require(
+            reach <= MAX_FRAMES,
+            f"model.kernel_size {self.kernel_size} and model.dilations reach over {reach} frames; the limit is "
+            f"{MAX_FRAMES}",
+        )
         _require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
 
     def _check_layers(self) -> None:
@@ -146,11 +158,17 @@ class ModelConfig:
             f"model.stage1_layers + model.stage2_layers is {self.stage1_layers} + {self.stage2_layers} = {layers}, "
             f"but model.channels has {len(self.channels)} entries, one per layer",
         )
+        _require(layers <= MAX_LAYERS, f"model.channels has {layers} entries; it must have at most {MAX_LAYERS}")
         _require(bool(self.dilations), "model.dilations is empty; it needs one dilation per temporal head")
+        _require(
+            len(self.dilations) <= MAX_HEADS,
+            f"model.dilations has {len(self.dilations)} entries; it must have at most {MAX_HEADS}",
+        )
         _require(min(self.dilations) >= 1, f"model.dilations is {self.dilations}; each must be at least 1 frame")
         heads = len(self.dilations)
         for width in self.channels:
             _require(width >= 4, f"model.channels contains {width}; a width must be at least 4")
+            _require(width <= MAX_WIDTH, f"model.channels contains {width}; a width must be at most {MAX_WIDTH}")
             _require(
                 width % heads == 0,
                 f"model.channels contains {width}, which is not divisible by the {heads} temporal heads "
@@ -217,7 +235,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_choices("data", self)
         if self.frames is not None:
-            _require(self.frames >= 2, f"data.frames is {self.frames}; it must be at least 2")
+            _require(
+                2 <= self.frames <= MAX_FRAMES,
+                f"data.frames is {self.frames}; it must be at least 2 and at most {MAX_FRAMES}",
+            )
         _require(0 < self.validation < 1, f"data.validation is {self.validation}; it must be between 0 and 1")
         _require(self.validation_seed >= 0, f"data.validation_seed is {self.validation_seed}; it must not be negative")
 
@@ -353,7 +374,7 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
     Raises:
         InputError: if the data set has no such benchmark.
     """
-    recipe = config.data.recipe or typing.cast(RecipeName, dataset.recipe)
+    recipe = config.data.recipe or dataset.recipe
     data = dataclasses.replace(
         config.data,
         dataset=dataset.location,

@@ -9,6 +9,7 @@ import typing
 from typing import Any, Literal, get_args
 
 from fgst.errors import InputError
+from fgst.parsing import convert_json, decode_json, shorten
 
 
 @functools.cache
@@ -39,12 +40,18 @@ def convert(name: str, value: Any, annotation: Any) -> Any:
             value = _parse_text(value)
         elif type(None) in options and value.lower() in ("none", "null", ""):
             value = None
-    for option in options:
-        try:
-            return _cast(value, option)
-        except (TypeError, ValueError, OverflowError):
-            continue
-    raise InputError(f"{name} is {_shorten(value)}; it must be {' or '.join(map(_describe_type, options))}")
+    if isinstance(value, int | float) and annotation in (tuple[int, ...], tuple[float, ...]):
+        value = (value,)  # a single number is a tuple of length one
+    # The dataclass checks the choices of a Literal.
+    kind = str if isinstance(value, str) and any(map(_is_text, options)) else annotation
+    try:
+        # Through JSON, because numbers may be NaN or infinite, or NumPy's.
+        converted = convert_json(json.loads(json.dumps(value, allow_nan=False)), kind)
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(
+            f"{name} is {_shorten(value)}; it must be {' or '.join(map(_describe_type, options))}"
+        ) from None
+    return converted
 
 
 def _is_text(option: Any) -> bool:
@@ -53,10 +60,11 @@ def _is_text(option: Any) -> bool:
 
 def _shorten(value: Any) -> str:
     try:
-        text = repr(value)
+        return shorten(repr(value), 80)
     except ValueError:  # Python does not print integers of thousands of digits
-        text = "an integer of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."
+        return "an integer of thousands of digits"
+    except RecursionError:
+        return "nested too deeply"
 
 
 def _describe_type(option: Any) -> str:
@@ -79,37 +87,7 @@ def _parse_text(text: str) -> Any:
     candidates = (text.lower() if text.lower() in ("true", "false") else text, f"[{text}]" if "," in text else text)
     for candidate in candidates:
         try:
-            return json.loads(candidate)
+            return decode_json(candidate.encode(), Any)
         except ValueError:
             continue
     return text
-
-
-def _cast(value: Any, option: Any) -> Any:
-    """Return ``value`` as an instance of one concrete type, without lossy conversions.
-
-    Raises:
-        ValueError: if it is not one.
-    """
-    if option is type(None):
-        if value is None:
-            return None
-    elif option is bool:
-        if isinstance(value, bool):
-            return value
-    elif option is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif option is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
-            return float(value)
-    elif _is_text(option):
-        if isinstance(value, str):
-            return value  # the dataclass checks the choices of a Literal
-    elif typing.get_origin(option) is tuple:
-        element = get_args(option)[0]
-        if isinstance(value, list | tuple):
-            return tuple(_cast(item, element) for item in value)
-        if element in (int, float):
-            return (_cast(value, element),)  # a single number is a tuple of length one
-    raise ValueError(value)

@@ -22,6 +22,9 @@ into body parts are optional; without them, P must be the number of joints (--se
 
 --benchmark NAME:COLUMN=VALUES defines a split: clips whose COLUMN is one of VALUES are for training, all others for
 testing. The option can be repeated.
+
+A bad clip ends the command with exit code 2, and nothing is written; with --skip-bad such clips are left out and
+listed.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--recipe", choices=RECIPES, default="ntu", help="sampling and augmentation (default: ntu)")
     parser.add_argument("--name", help="name of the data set (default: the name of OUT)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out bad clips and list them in the report")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at OUT")
     return parser
 
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
     start = time.monotonic()
-    dataset = prepare(
+    dataset, rejected = prepare(
         args.clips,
         args.out,
         labels=args.labels,
@@ -66,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmarks=[read_benchmark(text) for text in args.benchmark],
         recipe=args.recipe,
         name=args.name,
+        skip_bad=args.skip_bad,
         overwrite=args.overwrite,
     )
-    lines: list[Line] = [("read", f"{len(dataset):,} clips")]
+    lines: list[Line] = [
+        ("read", f"{len(dataset):,} clips"),
+        ("left out", f"{len(rejected):,} clips"),
+        *(("", f"{clip_id}: {fault}") for clip_id, fault in rejected),
+    ]
     print_report(dataset.name, lines, dataset, args.out, time.monotonic() - start)

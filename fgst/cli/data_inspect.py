@@ -17,9 +17,10 @@ import numpy as np
 from fgst.cli.command import CommandParser
 from fgst.cli.data_report import describe, print_lines
 from fgst.data.dataset import ArrowDataset
-from fgst.data.sources import printable
+from fgst.data.layout import DESCRIPTION
 from fgst.data.writer import writing_to
 from fgst.errors import InputError
+from fgst.parsing import printable
 
 
 def build_parser() -> CommandParser:
@@ -90,6 +91,11 @@ def _print_summary(dataset: ArrowDataset) -> None:
             *describe(dataset),
             ("source", ", ".join(f"{key} {value}" for key, value in dataset.source.items())),
             ("digest", dataset.digest),
+            *(
+                []
+                if dataset.has_description_digest
+                else [("note", f"{DESCRIPTION} has no digest, as in earlier versions; changes of it go unnoticed")]
+            ),
         ]
     )
 

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tracking_uri=args.tracking_uri,
     )
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps(report, allow_nan=False))
     else:
         _print_report(report)
 

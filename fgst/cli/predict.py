@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         predictor = Predictor.load(Path(folder))
     rows = list(predict_files(predictor, args.files, args.top, device))
     if args.json:
-        print(json.dumps({"run_id": run_id, "files": rows}))
+        print(json.dumps({"run_id": run_id, "files": rows}, allow_nan=False))
     else:
         _print_table(rows)
     invalid = sum("fault" in row for row in rows)

@@ -111,6 +111,7 @@ def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
         InputError: if no trial has a complete curve.
     """
     # lazy: only this command needs the modules of the simulation
+    from fgst.sweep.definition import parse_recorded_params
     from fgst.sweep.simulation.curves import MINUTES, VAL, make_curve
     from fgst.tracking.queries import summarize_run
 
@@ -129,7 +130,7 @@ def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
                 continue
             try:
                 curve = make_curve(
-                    dict(json.loads(tags.get(Tags.PARAMS, "[]"))),
+                    parse_recorded_params(tags.get(Tags.PARAMS, "[]")),
                     int(tags.get(Tags.SEED, "0")),
                     store.metric_history(run_id, VAL),
                     store.metric_history(run_id, MINUTES),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fgst.data.sources import printable
+from fgst.parsing import printable
 
 RUNS_PER_TABLE = 3  # columns of a comparison
 

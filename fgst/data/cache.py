@@ -10,12 +10,12 @@ Concurrent processes share one download; interrupted downloads resume with the f
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,10 +23,10 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import fs
 
-from fgst.data.layout import DESCRIPTION, FileEntry, file_digest, invalid_description, read_file_entries
+from fgst.data.layout import DESCRIPTION, FileEntry, file_digest, parse_description
 from fgst.errors import InputError
+from fgst.parsing import MAX_BYTES
 
-_MAX_DESCRIPTION_BYTES = 64 * 1024 * 1024
 _CHUNK = 8 * 1024 * 1024
 _REPORT_SECONDS = 10.0  # between two progress messages of a download
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -83,15 +83,12 @@ def local_copy(location: str) -> Path:
     try:
         filesystem, base = fs.FileSystem.from_uri(location)
         with filesystem.open_input_stream(f"{base}/{DESCRIPTION}") as stream:
-            description = stream.read(_MAX_DESCRIPTION_BYTES)
+            description = stream.read(MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"{location}: is not a data set (no {DESCRIPTION})") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{location}: cannot be read ({_first_line(error)})") from None
-    try:
-        files = read_file_entries(json.loads(description))
-    except (KeyError, TypeError, ValueError) as error:
-        raise invalid_description(location, error) from None
+    files = parse_description(description, location).files
     folder = cache_folder() / hashlib.sha256(description).hexdigest()[:32]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +135,7 @@ class _Progress:
 
 
 def _download(
-    filesystem: fs.FileSystem, base: str, location: str, files: list[FileEntry], description: bytes, folder: Path
+    filesystem: fs.FileSystem, base: str, location: str, files: Sequence[FileEntry], description: bytes, folder: Path
 ) -> None:
     """Download into a neighbouring ``.partial`` folder, verify each file, and rename the folder at the end.
 

@@ -7,33 +7,29 @@ mapped pages and copy nothing. Nothing in a data set is ever unpickled.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import ipc
 
-from fgst.config import RECIPES
+from fgst.data.arrow import read_batch
 from fgst.data.cache import is_remote, local_copy
 from fgst.data.layout import (
     DESCRIPTION,
     FORMAT,
     INTEGER_COLUMNS,
+    Description,
     FileEntry,
     arrow_schema,
     content_digest,
     file_digest,
-    invalid_description,
-    read_file_entries,
+    parse_description,
 )
-from fgst.data.skeleton import Skeleton
 from fgst.data.splits import Benchmark, Splits, make_splits
 from fgst.errors import InputError
+from fgst.parsing import read_regular_file
 
 _PREPARE = "python -m data_prep.nw_ucla, .ntu, .custom or .demo"
 
@@ -70,6 +66,8 @@ class ArrowDataset:
             each an int32 array ``(C,)``.
         digest: SHA-256 over skeleton, classes, benchmarks and the digests of all files. Data sets with equal digests
             contain the same clips and split them identically.
+        has_description_digest: whether ``dataset.json`` has a digest of its own content, which was checked. Data sets
+            of earlier versions do not have it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
@@ -88,22 +86,17 @@ class ArrowDataset:
             self.path = Path(path).absolute()
             self.location = str(self.path)
         description = _read_description(self.path)
-        try:
-            self.name = str(description["name"])
-            self.recipe = str(description["recipe"])
-            self.skeleton = Skeleton.from_dict(description["skeleton"])
-            self.classes = tuple(map(str, description["classes"]))
-            self.source: dict[str, Any] = dict(description["source"])
-            self.benchmarks = tuple(_read_benchmark(fields) for fields in description["benchmarks"])
-            files = read_file_entries(description)
-            if self.recipe not in RECIPES:
-                raise ValueError(f"recipe is {self.recipe!r}; choose one of {', '.join(RECIPES)}")
-            if not files or not self.benchmarks:
-                raise ValueError("it lists no files or no benchmarks")
-        except (KeyError, TypeError, ValueError) as error:
-            raise invalid_description(self.path, error) from None
+        self.name, self.recipe, self.source = description.name, description.recipe, description.source
+        self.skeleton, self.classes = description.skeleton, description.classes
+        self.benchmarks, files = description.benchmarks, description.files
+        self.has_description_digest = description.sha256 is not None
         self.digest = content_digest(self.skeleton, self.classes, self.benchmarks, [file.sha256 for file in files])
         self._load([self._open_file(file, verify=verify) for file in files])
+        if description.num_clips != len(self):
+            raise InputError(
+                f"{self.path / DESCRIPTION}: lists {description.num_clips} clips, but the files contain "
+                f"{len(self)}; prepare the data set again"
+            )
         labels = self.columns["label"]
         if labels.min() < 0 or labels.max() >= len(self.classes):
             raise InputError(
@@ -111,8 +104,8 @@ class ArrowDataset:
                 f"{labels.min()} to {labels.max()}, outside the range of classes; prepare the data set again"
             )
 
-    def _open_file(self, file: FileEntry, *, verify: bool) -> pa.Table:
-        """Map one file after checking its size, its digest if ``verify``, and its schema."""
+    def _open_file(self, file: FileEntry, *, verify: bool) -> pa.RecordBatch:
+        """Map one file after checking its size, its digest if ``verify``, and its structure."""
         path = self.path / file.name
         if not path.is_file():
             raise InputError(f"{path}: is missing; prepare the data set again")
@@ -125,30 +118,29 @@ class ArrowDataset:
                 f"{path}: was modified after it was written (SHA-256 mismatch); prepare the data set again"
             )
         try:
-            reader = ipc.open_file(pa.memory_map(str(path)))
-            if not reader.schema.equals(arrow_schema(self.skeleton)):
-                raise InputError(f"{path}: its columns are not those of format {FORMAT}; prepare the data set again")
-            if reader.num_record_batches != 1:
-                raise InputError(f"{path}: has {reader.num_record_batches} record batches instead of 1")
-            table = reader.read_all()
-        except pa.ArrowException as error:
-            raise InputError(f"{path}: is not an Arrow file ({error})") from None
-        if not table.num_rows:
-            raise InputError(f"{path}: contains no clip; prepare the data set again")
-        return table
+            with pa.memory_map(str(path)) as mapped:
+                batch = read_batch(mapped.read_buffer(), lambda schema: arrow_schema(self.skeleton))
+            if not batch.num_rows:
+                raise ValueError("it contains no clip")
+            _check_clips(batch)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: is not an Arrow file of format {FORMAT} ({error}); prepare the data set again"
+            ) from None
+        return batch
 
-    def _load(self, tables: list[pa.Table]) -> None:
-        """Take the columns from the mapped tables, and views of their joints."""
+    def _load(self, batches: list[pa.RecordBatch]) -> None:
+        """Take the columns from the mapped files, and views of their joints."""
         N = self.skeleton.num_joints
         self._frames: list[np.ndarray] = []  # per file: (rows, N, 3), the frames of all its clips concatenated
         starts, shards = [], []
-        for shard, table in enumerate(tables):
-            joints = table.column("joints").chunk(0)
+        for shard, batch in enumerate(batches):
+            joints = batch.column("joints")
             starts.append(joints.offsets.to_numpy()[:-1].astype(np.int64))
-            shards.append(np.full(table.num_rows, shard, dtype=np.int32))
+            shards.append(np.full(batch.num_rows, shard, dtype=np.int32))
             self._frames.append(joints.values.values.to_numpy(zero_copy_only=True).reshape(-1, N, 3))
         self._starts, self._shards = np.concatenate(starts), np.concatenate(shards)
-        clips = pa.concat_tables(tables)
+        clips = pa.Table.from_batches(batches)
         self.clip_ids: np.ndarray = np.array(clips.column("clip_id").to_pylist(), dtype=object)
         self.columns = {name: clips.column(name).to_numpy().astype(np.int32) for name in INTEGER_COLUMNS}
 
@@ -215,34 +207,36 @@ class ArrowDataset:
             raise InputError(f"{self.path}: {error}") from None
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def _check_clips(batch: pa.RecordBatch) -> None:
+    """Check what Arrow does not know: that each clip has its persons and frames, and that no number is negative.
+
+    Raises:
+        ValueError: if the columns of a clip contradict each other.
+    """
+    numbers = {name: batch.column(name).to_numpy().astype(np.int64) for name in INTEGER_COLUMNS}
+    for name, values in numbers.items():
+        if values.min() < (name in ("num_persons", "num_frames")):
+            raise ValueError(f"{name} of clip {int(values.argmin())} is {values.min()}")
+    joints = batch.column("joints")
+    offsets = joints.offsets.to_numpy().astype(np.int64)
+    wrong = np.flatnonzero(np.diff(offsets) != numbers["num_persons"] * numbers["num_frames"])
+    if len(wrong):
+        raise ValueError(f"clip {wrong[0]} does not have the frames that num_persons and num_frames promise")
+    frames, width = joints.values, joints.values.type.list_size
+    if len(frames) < offsets[-1] or len(frames.values) != width * len(frames):
+        raise ValueError("the joints are fewer or more than the frames")
+
+
+def _read_description(path: Path) -> Description:
     file = path / DESCRIPTION
     if not path.exists():
         raise InputError(f"{path}: no such directory; create a data set with {_PREPARE}")
     if not path.is_dir():
         raise InputError(f"{path}: is a file; give the directory of a data set")
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError(f"{path}: is not a data set (no {DESCRIPTION}); create one with {_PREPARE}")
     try:
-        description = json.loads(file.read_bytes())
+        content = read_regular_file(file)
     except ValueError as error:
-        raise InputError(f"{file}: is not valid JSON ({error})") from None
-    version = description.get("format") if isinstance(description, dict) else None
-    if version != FORMAT:
-        raise InputError(
-            f"{file}: has format {version!r}, but this version reads format {FORMAT}; prepare the data set again"
-        )
-    return description
-
-
-def _read_benchmark(fields: Mapping[str, Any]) -> Benchmark:
-    column = str(fields["column"])
-    if column not in INTEGER_COLUMNS:
-        raise ValueError(f"benchmark column {column!r}")
-    test = fields.get("test")
-    return Benchmark(
-        name=str(fields["name"]),
-        column=column,
-        train=tuple(map(int, fields["train"])),
-        test=None if test is None else tuple(map(int, test)),
-    )
+        raise InputError(f"{file}: {error}") from None
+    return parse_description(content, path)

@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pyarrow as pa
 
+from fgst.config import RecipeName
 from fgst.data.skeleton import Skeleton
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
+from fgst.integrity import check_digest
+from fgst.parsing import Name, Number, Text, convert_json, decode_json, printable, shorten
 
 FORMAT = 1
 DESCRIPTION = "dataset.json"
@@ -27,11 +31,19 @@ INTEGER_COLUMNS = ("label", "subject", "camera", "setup", "replication", "num_pe
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One Arrow file as the description lists it."""
+    """One Arrow file as the description lists it.
 
-    name: str
-    bytes: int
-    sha256: str
+    Raises:
+        ValueError: if the name points outside the data set's directory.
+    """
+
+    name: Name
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    sha256: Annotated[str, msgspec.Meta(max_length=64)]
+
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name in ("..", DESCRIPTION) or not self.name.isprintable():
+            raise ValueError(f"file name {self.name!r} points outside the data set's directory")
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
@@ -39,25 +51,52 @@ class FileEntry:
         return cls(path.name, path.stat().st_size, file_digest(path))
 
 
-def read_file_entries(description: Mapping[str, Any]) -> list[FileEntry]:
-    """Return the files that a parsed description lists.
+class Description(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of ``dataset.json``; see :class:`~fgst.data.dataset.ArrowDataset`.
+
+    ``sha256`` is the digest of all other entries; data sets of earlier versions do not have it.
+    """
+
+    format: Any
+    name: Name
+    recipe: RecipeName
+    num_clips: Number
+    classes: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
+    benchmarks: Annotated[tuple[Benchmark, ...], msgspec.Meta(min_length=1)]
+    files: Annotated[tuple[FileEntry, ...], msgspec.Meta(min_length=1)]
+    source: dict[str, Any]
+    skeleton: Skeleton
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        for benchmark in self.benchmarks:
+            if benchmark.column not in INTEGER_COLUMNS:
+                raise ValueError(f"benchmark {benchmark.name} splits by {benchmark.column!r}, which is not a column")
+
+
+def parse_description(content: bytes, location: object) -> Description:
+    """Parse the content of the ``dataset.json`` of the data set at ``location``.
 
     Raises:
-        ValueError: if an entry is malformed or its name points outside the data set's directory.
+        InputError: if it is not a valid description of this version's format, or was modified; the message names the
+            field.
     """
-    entries = []
-    for fields in description["files"]:
-        entry = FileEntry(str(fields["name"]), int(fields["bytes"]), str(fields["sha256"]))
-        if Path(entry.name).name != entry.name or entry.name in ("", ".", "..", DESCRIPTION):
-            raise ValueError(f"file name {entry.name!r} points outside the data set's directory")
-        entries.append(entry)
-    return entries
-
-
-def invalid_description(location: object, error: Exception) -> InputError:
-    """Return the error to raise when parsing the description of the data set at ``location`` failed with ``error``."""
-    fault = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-    return InputError(f"{location}/{DESCRIPTION}: is not a data set description ({fault})")
+    file = printable(f"{location}/{DESCRIPTION}")
+    try:
+        fields = decode_json(content, dict[str, Any])
+        version = fields.get("format")
+        if type(version) is not int or version != FORMAT:
+            raise InputError(
+                f"{file}: has format {shorten(repr(version), 80)}, but this version reads format {FORMAT}; prepare the "
+                "data set again"
+            )
+        description = convert_json(fields, Description)
+        check_digest(fields)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{file}: is not a data set description ({error})") from None
+    return description
 
 
 def arrow_schema(skeleton: Skeleton) -> pa.Schema:

@@ -6,10 +6,11 @@ other skeleton can be defined the same way; each data set contains the descripti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MAX_JOINTS = 10_000  # the memory of attention grows with its square
 Part = tuple[int, ...]
 Partition = tuple[Part, ...]
 
@@ -27,7 +28,8 @@ class Skeleton:
             N single joints is always available and need not be listed.
 
     Raises:
-        ValueError: if names repeat, an index is out of range, or a partition omits or repeats a joint.
+        ValueError: if names repeat, an index is out of range, bones form a ring, or a partition omits or repeats a
+            joint.
     """
 
     name: str
@@ -38,14 +40,26 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         N = len(self.joints)
+        if N > MAX_JOINTS:
+            raise ValueError(f"skeleton {self.name}: has {N:,} joints; the limit is {MAX_JOINTS:,}")
         if N == 0 or len(set(self.joints)) != N:
             raise ValueError(f"skeleton {self.name}: joints must be one or more unique names")
         if len(self.parents) != N or not all(0 <= parent < N for parent in self.parents):
             raise ValueError(f"skeleton {self.name}: parents must be {N} joint indices from 0 to {N - 1}")
         if not 0 <= self.centre < N:
             raise ValueError(f"skeleton {self.name}: centre is {self.centre}, but joints are 0 to {N - 1}")
+        self._check_bones()
         for partition in self.partitions:
             self._check_partition(partition)
+
+    def _check_bones(self) -> None:
+        """Check that the parents of each joint end at a root, which is its own parent."""
+        ancestors = self.parents
+        for _ in range(self.num_joints.bit_length()):  # the parents 2, 4, 8 … bones away
+            ancestors = tuple(ancestors[joint] for joint in ancestors)
+        for ancestor in ancestors:
+            if self.parents[ancestor] != ancestor:
+                raise ValueError(f"skeleton {self.name}: the bones of joint {self.joints[ancestor]!r} form a ring")
 
     def _check_partition(self, partition: Partition) -> None:
         members = sorted(joint for part in partition for joint in part)
@@ -98,17 +112,6 @@ class Skeleton:
             "centre": self.centre,
             "partitions": [[list(part) for part in partition] for partition in self.partitions],
         }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Skeleton:
-        """Create a skeleton from the values of :meth:`to_dict`."""
-        return cls(
-            name=str(fields["name"]),
-            joints=tuple(map(str, fields["joints"])),
-            parents=tuple(map(int, fields["parents"])),
-            centre=int(fields["centre"]),
-            partitions=tuple(tuple(tuple(map(int, part)) for part in parts) for parts in fields["partitions"]),
-        )
 
 
 def _nested_partitions(*fine: Sequence[int]) -> tuple[Partition, ...]:

@@ -1,22 +1,27 @@
 """The files of a download: members of a zip, read without unpacking it, or files in a folder.
 
-Sizes that a file or an archive declares are not trusted: reading is bounded, and every failure to read a file is
-reported as a :class:`ClipError`.
+Sizes that a file or an archive declares are not trusted: reading is bounded, and every failure to read or to parse a
+file is reported as a :class:`ClipError`, so that one bad file never ends a batch.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import numpy as np
 
 from fgst.errors import InputError
+from fgst.parsing import printable, read_regular_file, shorten
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 # The longest clips of the supported data sets take 4 MB. The limit bounds memory use when a file is not a clip.
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -56,9 +61,20 @@ class Source:
     other_files: int
 
 
-def printable(text: str) -> str:
-    """Escape control characters and line breaks, e.g. in the names of an archive's members."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+def parse_clip(parse: Callable[[S], T], content: S) -> T:
+    """Parse the content of a file; data preparation, prediction and serving call every parser here.
+
+    Raises:
+        ClipError: if it is not a clip, whatever exception the parser raises: those of damaged content cannot be listed
+            (a tokenizer's errors, RecursionError, MemoryError, OverflowError …).
+    """
+    try:
+        with np.errstate(all="ignore"):  # no warning about coordinates that are too large, which are refused
+            return parse(content)
+    except ClipError:
+        raise
+    except Exception as error:
+        raise ClipError(f"cannot be parsed ({type(error).__name__}: {shorten(str(error))})") from error
 
 
 @contextmanager
@@ -78,10 +94,10 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
     """
     location = printable(str(source))
     archive = None
-    if source.is_dir():
+    if os.path.isdir(source):  # unlike Path.is_dir, False also for impossible names
         listing = _list_folder(source, suffix, max_bytes)
-    elif source.is_file():
-        archive = _open_zip(source)
+    elif os.path.isfile(source):
+        archive = _open_zip(source, hint)
         listing = _list_zip(archive, suffix, max_bytes)
     else:
         raise InputError(f"{location}: no such file or folder; {hint}")
@@ -122,7 +138,8 @@ def _list_zip(archive: zipfile.ZipFile, suffix: str, max_bytes: int) -> Source:
     files, other_files = [], 0
     for index, member in enumerate(archive.infolist()):
         path = PurePosixPath(member.filename.replace("\\", "/"))  # some Windows archivers write backslashes
-        if member.is_dir() or not path.name or _is_system_file(path.parts):
+        # Not member.is_dir(), which fails for an empty name.
+        if member.filename.endswith("/") or not path.name or _is_system_file(path.parts):
             continue
         if path.suffix.lower() != suffix:
             other_files += 1
@@ -151,7 +168,7 @@ def read_file(source: Path, key: str | int, max_bytes: int) -> bytes:
 @functools.lru_cache(maxsize=16)
 def _cached_zip(source: str) -> zipfile.ZipFile:
     """Open a zip and keep it open in this process: listing 100,000 members takes a second."""
-    return _open_zip(Path(source))
+    return _open_zip(Path(source), "")
 
 
 def _is_system_file(parts: Sequence[str]) -> bool:
@@ -160,14 +177,15 @@ def _is_system_file(parts: Sequence[str]) -> bool:
     return hidden or "__MACOSX" in parts or parts[-1].lower() in _SYSTEM_FILES
 
 
-def _open_zip(source: Path) -> zipfile.ZipFile:
+def _open_zip(source: Path, hint: str) -> zipfile.ZipFile:
     location = printable(str(source))
     try:
         return zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
-        raise InputError(f"{location}: is not a zip, or is incomplete ({error}); download it again") from None
     except OSError as error:
         raise InputError(f"{location}: cannot be read ({error.strerror}); check its permissions") from None
+    except Exception as error:  # a damaged directory raises exceptions of many types
+        remedy = f"download it again, or {hint}" if hint else "download it again"
+        raise InputError(f"{location}: is not a zip, or is incomplete ({shorten(str(error))}); {remedy}") from None
 
 
 def read_path(path: Path, max_bytes: int) -> bytes:
@@ -177,12 +195,9 @@ def read_path(path: Path, max_bytes: int) -> bytes:
         ClipError: if it is larger, not a regular file, or cannot be read.
     """
     try:
-        if not path.is_file():  # reading a pipe would block, and a broken link has no content
-            raise ClipError("is not a regular file")
-        with path.open("rb") as file:
-            return _bounded(file.read(max_bytes + 1), max_bytes)
-    except OSError as error:
-        raise ClipError(f"cannot be read ({error.strerror})") from None
+        return read_regular_file(path, max_bytes)
+    except ValueError as error:
+        raise ClipError(str(error)) from None
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int) -> bytes:
@@ -192,12 +207,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: i
         raise ClipError(f"is compressed by method {member.compress_type}: unpack the zip and give the folder instead")
     try:
         with archive.open(member) as file:
-            return _bounded(file.read(max_bytes + 1), max_bytes)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, OSError) as error:
-        raise ClipError(f"is damaged inside the zip ({error}): download the zip again") from None
-
-
-def _bounded(content: bytes, max_bytes: int) -> bytes:
+            content = file.read(max_bytes + 1)
+    except Exception as error:  # damaged content raises exceptions of many types
+        raise ClipError(f"is damaged inside the zip ({shorten(str(error))}): download the zip again") from None
     if len(content) > max_bytes:
-        raise ClipError(f"is larger than {max_bytes >> 20} MiB, the limit for a clip")
+        raise ClipError(f"is larger than {max_bytes >> 20} MiB, the limit for such a file")
     return content

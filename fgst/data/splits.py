@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fgst.errors import InputError
+from fgst.parsing import Name, Number
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class Benchmark:
         test: values whose clips are for testing; ``None`` means all others.
     """
 
-    name: str
+    name: Name
     column: str
-    train: tuple[int, ...]
-    test: tuple[int, ...] | None = None
+    train: tuple[Number, ...]
+    test: tuple[Number, ...] | None = None
 
 
 @dataclass(frozen=True)

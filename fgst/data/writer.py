@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import ipc
 
 from fgst.config import RECIPES
+from fgst.data.arrow import write_batch
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.layout import DESCRIPTION, FORMAT, INTEGER_COLUMNS, FileEntry, arrow_schema
 from fgst.data.skeleton import Skeleton
 from fgst.data.sources import ClipError
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
+from fgst.integrity import with_digest
 
 # Names of the files in a data set's directory.
 _FILE_NAME = re.compile(r"clips-\d{5,}\.arrow|report\.(json|png)|" + re.escape(DESCRIPTION))
@@ -151,7 +152,7 @@ def write_description(
         "source": dict(source),
         "skeleton": skeleton.to_dict(),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    (folder / DESCRIPTION).write_text(json.dumps(with_digest(description), indent=1) + "\n")
 
 
 def _check_metadata(recipe: str, benchmarks: Sequence[Benchmark]) -> None:
@@ -275,8 +276,7 @@ def _write_file(path: Path, clips: Sequence[Clip], skeleton: Skeleton) -> None:
         *(pa.array(integers[column], pa.int32()) for column in INTEGER_COLUMNS),
         joints,
     ]
-    with ipc.new_file(str(path), schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
+    write_batch(str(path), pa.record_batch(columns, schema=schema))
 
 
 def publish(temporary: Path, out: Path) -> None:

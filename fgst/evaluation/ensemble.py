@@ -12,12 +12,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
 from fgst.config import MODALITIES
 from fgst.errors import InputError
 from fgst.evaluation.metrics import Scores
+from fgst.integrity import with_digest
+from fgst.parsing import Name, Text, read_json
 
 FUSION = "weighted sum of log-probabilities"
 COMMON_WEIGHTS = {"joint": 0.6, "bone": 0.6, "joint_motion": 0.4, "bone_motion": 0.4}
@@ -168,8 +172,8 @@ class Member:
     """A network of an ensemble: its modality, the run that trained it, and its weight."""
 
     modality: str
-    run_id: str
-    weight: float
+    run_id: Name
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -180,11 +184,21 @@ class EnsembleCard:
         members: the networks, in the order of the modalities.
         sharpness: inverse temperature of the fused scores (see :func:`pool`).
         fitted_by: run id of the ensemble whose weights are used; empty if they were fitted for this one.
+
+    Raises:
+        ValueError: if a modality is unknown or occurs twice, or all weights are 0.
     """
 
     members: tuple[Member, ...]
     sharpness: float = 1.0
     fitted_by: str = ""
+
+    def __post_init__(self) -> None:
+        names = [member.modality for member in self.members]
+        if len(set(names)) != len(names) or not set(names) <= set(MODALITIES):
+            raise ValueError(f"members are {', '.join(names)}; each must be a different one of {', '.join(MODALITIES)}")
+        if not any(member.weight for member in self.members):
+            raise ValueError("all weights are 0")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -199,7 +213,7 @@ class EnsembleCard:
             "fitted_by": self.fitted_by,
             "fusion": FUSION,
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(with_digest(content), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> EnsembleCard:
@@ -208,19 +222,20 @@ class EnsembleCard:
         Raises:
             InputError: if the file is missing or invalid.
         """
-        try:
-            content = json.loads(path.read_bytes())
-            members = tuple(
-                Member(str(m["modality"]), str(m["run_id"]), float(m["weight"])) for m in content["members"]
-            )
-            names = [member.modality for member in members]
-            if not members or len(set(names)) != len(names) or not set(names) <= set(MODALITIES):
-                raise ValueError(f"invalid members {names}")
-            if not all(0 <= member.weight <= 1 for member in members):
-                raise ValueError("a weight is not between 0 and 1")
-            sharpness = float(content["sharpness"])
-            if not 0 <= sharpness < float("inf"):
-                raise ValueError(f"invalid sharpness {sharpness}")
-            return cls(members, sharpness, str(content["fitted_by"]))
-        except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not a valid ensemble.json ({error})") from None
+        return read_json(path, _Content, what="a valid ensemble.json").card()
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of ``ensemble.json``; earlier versions had no digest of the other entries."""
+
+    members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1)]
+    sharpness: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
+    fitted_by: Text = ""
+    fusion: Text = FUSION
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        self.card()  # checks the members
+
+    def card(self) -> EnsembleCard:
+        return EnsembleCard(self.members, self.sharpness, self.fitted_by)

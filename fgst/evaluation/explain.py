@@ -23,6 +23,7 @@ from fgst.data.writer import writing_to
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import softmax
 from fgst.evaluation.focal_plots import FocalClip, focal_animation, focal_heat_map, focal_stills
+from fgst.evaluation.scoring import check_finite
 from fgst.model import AttentionMaps, FGSTFormer
 from fgst.model.card import ModelCard
 
@@ -81,7 +82,7 @@ def explain(
         Names of the files written, relative to ``out``.
 
     Raises:
-        InputError: if a clip is not one of the test clips.
+        InputError: if a clip is not one of the test clips, or the network's scores of a clip are not finite.
     """
     settings = card.config.data
     rows = data.splits(settings.benchmark or "", validation=0).test
@@ -171,16 +172,18 @@ def _write_statistics(statistics: FocalStatistics, card: ModelCard, data: ArrowD
         "joints": list(data.skeleton.joints),
         "classes": {name: row.tolist() for name, row in zip(names, by_class.round(3), strict=True)},
     }
-    (out / "focal.json").write_text(json.dumps(content, indent=1) + "\n")
+    (out / "focal.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return ["joints.png", "focal.json"]
 
 
 def _batches_with_maps(model: FGSTFormer, loader: ClipLoader) -> Iterator[tuple[Batch, np.ndarray, AttentionMaps]]:
-    """Yield batches with the network's scores ``(B, classes)`` and attention maps."""
+    """Yield batches with the network's scores ``(B, classes)``, which are finite, and attention maps."""
     with torch.inference_mode():
         for batch in loader.evaluation_batches(BATCH_SIZE):
             scores, maps = model(batch.clips, batch.person_mask, return_maps=True)
-            yield batch, scores.float().cpu().numpy(), maps
+            values = scores.float().cpu().numpy()
+            check_finite(model, loader.clip_ids[batch.rows], values)
+            yield batch, values, maps
 
 
 def _focal_mask(maps: AttentionMaps, num_joints: int) -> np.ndarray:

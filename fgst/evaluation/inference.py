@@ -16,7 +16,8 @@ from fgst.data.loader import ClipLoader
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, pool, softmax
-from fgst.evaluation.scoring import score
+from fgst.evaluation.metrics import NotFiniteError
+from fgst.evaluation.scoring import NOT_FINITE, check_weights, compute_scores
 from fgst.model import FGSTFormer
 from fgst.model.card import ModelCard, load_model
 
@@ -68,10 +69,19 @@ class Network:
     weight: float = 1.0
 
     def scores(self, clips: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
-        """Compute scores before the softmax, ``(n, classes)``, for clips ``(M, T, N, 3)``."""
+        """Compute scores before the softmax, ``(n, classes)``, for clips ``(M, T, N, 3)``.
+
+        The scores of a clip with huge coordinates may not be finite.
+
+        Raises:
+            NotFiniteError: if scores are not finite because of the network's weights.
+        """
         config = dataclasses.replace(self.card.config.data, dataset="")
         loader = ClipLoader(InMemoryClips(clips, self.card), np.arange(len(clips)), config, device)
-        return score(self.model.to(device), loader).scores
+        scores = compute_scores(self.model.to(device), loader)
+        if not np.isfinite(scores).all():
+            check_weights(self.model)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,11 @@ class Predictor:
         for network in networks[1:]:
             if (network.card.skeleton, network.card.classes) != (first.skeleton, first.classes):
                 raise InputError(f"{folder}: the networks have different skeletons or classes")
+        for network, member in zip(networks, ensemble.members, strict=True):
+            if network.card.config.data.modality != member.modality:
+                raise InputError(
+                    f"{folder / member.modality}: is a network of modality {network.card.config.data.modality}"
+                )
         return cls(networks, ensemble.sharpness)
 
     @property
@@ -135,12 +150,22 @@ class Predictor:
             ``(n, classes)``, float64.
 
         Raises:
-            InputError: if a clip does not fit the networks.
+            InputError: if a clip does not fit the networks, or a network's scores of it are not finite.
         """
+        probabilities, finite = self._probabilities(clips, device)
+        if not finite.all():
+            raise NotFiniteError(f"clip {finite.argmin()}: {NOT_FINITE}")
+        return probabilities
+
+    def _probabilities(self, clips: Sequence[np.ndarray], device: torch.device | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the class probabilities ``(n, classes)``, and for which clips all scores are finite ``(n,)``."""
         device = device or torch.device("cpu")
         members = [member for member in self.members if member.weight > 0]
         scores = [member.scores(clips, device) for member in members]
-        return softmax(pool(scores, [member.weight for member in members], self.sharpness))
+        finite = np.logical_and.reduce([np.isfinite(of_member).all(axis=1) for of_member in scores])
+        # The scores of other clips do not matter, but must not cause warnings.
+        scores = [np.where(finite[:, None], of_member, 0) for of_member in scores]
+        return softmax(pool(scores, [member.weight for member in members], self.sharpness)), finite
 
     def top(
         self, clips: Sequence[np.ndarray], k: int, device: torch.device | None = None
@@ -153,11 +178,15 @@ class Predictor:
             device: the device; by default the CPU.
 
         Returns:
-            For each clip, rows with ``class``, ``label`` and ``probability``, most likely first.
+            For each clip, rows with ``class``, ``label`` and ``probability``, most likely first; no rows for a clip of
+            which the scores are not finite.
+
+        Raises:
+            InputError: if a clip does not fit the networks, or their weights are not finite.
         """
         classes = self.card.classes
         rankings = []
-        for row in self.probabilities(clips, device):
-            order = np.argsort(-row, kind="stable")[:k]
+        for row, finite in zip(*self._probabilities(clips, device), strict=True):
+            order = np.argsort(-row, kind="stable")[: k if finite else 0]
             rankings.append([{"class": classes[c], "label": int(c), "probability": float(row[c])} for c in order])
         return rankings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,8 @@ from fgst.data.progress import tracked
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
+from fgst.evaluation.scoring import NOT_FINITE
+from fgst.parsing import printable
 
 BATCH_SIZE = 64
 STDIN = "-"
@@ -36,10 +39,10 @@ def predict_files(
 
     Yields:
         ``{"file": …, "top": [{"class": …, "label": …, "probability": …}, …]}``, most likely class first, or
-        ``{"file": …, "fault": …}`` if the file is not a valid clip.
+        ``{"file": …, "fault": …}`` if the file does not exist or is not a valid clip.
 
     Raises:
-        InputError: if a file or folder does not exist.
+        InputError: if the networks' weights are not finite.
     """
     with ExitStack() as stack:
         sources = _list_files(files, predictor.card.preparation, stack)
@@ -62,24 +65,39 @@ def _predict_batch(
     clips = [clip for _, clip in batch if not isinstance(clip, str)]
     rankings = iter(predictor.top(clips, top_k, device) if clips else [])
     for name, clip in batch:
-        yield {"file": name, "fault": clip} if isinstance(clip, str) else {"file": name, "top": next(rankings)}
+        if isinstance(clip, str):
+            yield {"file": name, "fault": clip}
+        elif ranking := next(rankings):
+            yield {"file": name, "top": ranking}
+        else:
+            yield {"file": name, "fault": NOT_FINITE}
 
 
 def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> list[tuple[str, Read]]:
-    """List names and readers of all files; zip archives stay open until ``stack`` is closed."""
+    """List names and readers of all files; zip archives stay open until ``stack`` is closed.
+
+    A file, folder or archive that cannot be used is listed with a reader that raises the reason, so that it does not
+    keep the others from being classified.
+    """
     suffix = FORMATS[preparation].suffix
     sources: list[tuple[str, Read]] = []
     for name in files:
         path = Path(name)
         if name == STDIN:
             sources.append(("stdin", lambda: sys.stdin.buffer.read(MAX_FILE_BYTES + 1)))
-        elif path.is_dir() or path.suffix.lower() == ".zip":
+        elif os.path.isdir(name) or path.suffix.lower() == ".zip":
             hint = f"this network reads {suffix} files"
-            source = stack.enter_context(open_source(path, suffix=suffix, max_bytes=MAX_FILE_BYTES, hint=hint))
+            try:
+                source = stack.enter_context(open_source(path, suffix=suffix, max_bytes=MAX_FILE_BYTES, hint=hint))
+            except InputError as error:
+                sources.append((printable(name), functools.partial(_fail, str(error))))
+                continue
             for file in sorted(source.files, key=lambda file: file.path):
-                sources.append((f"{name.rstrip('/')}/{file.path}", file.read))
-        elif not path.exists():
-            raise InputError(f"{name}: no such file or folder")
+                sources.append((f"{printable(name.rstrip('/'))}/{file.path}", file.read))
         else:
-            sources.append((name, functools.partial(read_path, path, MAX_FILE_BYTES)))
+            sources.append((printable(name), functools.partial(read_path, path, MAX_FILE_BYTES)))
     return sources
+
+
+def _fail(fault: str) -> bytes:
+    raise ClipError(fault)

@@ -48,7 +48,7 @@ def write_report(folder: Path, report: Mapping[str, Any], scores: Scores, classe
         scores: the scores that it was made from.
         classes: class names.
     """
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     scores.save(folder / "scores.arrow")
     plots.confusion(scores, classes, folder / "confusion.png")
     plots.reliability(scores, folder / "calibration.png")

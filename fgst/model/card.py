@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import msgspec
+import torch
+from safetensors.torch import load
 
 from fgst.config import TrialConfig
 from fgst.data.formats import FORMATS
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
+from fgst.integrity import MODIFIED, DamagedFileError, with_digest
 from fgst.model.fgstformer import FGSTFormer
+from fgst.parsing import Name, Text, printable, read_json, read_regular_file, shorten
+
+logger = logging.getLogger(__name__)
+
+CARD, WEIGHTS = "config.json", "model.safetensors"
+MAX_CLASSES, MAX_PERSONS = 100_000, 1000  # of a network
+MAX_FILE_BYTES = 64 * 1024**3  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class ModelCard:
         max_persons: M, largest number of persons in a clip.
         dataset_name, dataset_digest: the data set that it was trained on.
         preparation: how raw files become clips; see :attr:`fgst.data.dataset.ArrowDataset.preparation`.
+        files: SHA-256 digests of the checkpoint's other files, by name; empty in cards of earlier versions.
     """
 
     config: TrialConfig
@@ -38,6 +50,7 @@ class ModelCard:
     dataset_name: str
     dataset_digest: str
     preparation: str = "array"
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def build(self) -> FGSTFormer:
         """Return the network with newly initialized weights."""
@@ -53,43 +66,67 @@ class ModelCard:
             "max_persons": self.max_persons,
             "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
             "preparation": self.preparation,
+            "files": dict(self.files),
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path.write_text(json.dumps(with_digest(content), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:
         """Read a card.
 
         Raises:
-            InputError: if the file is missing or is not a valid card.
+            DamagedFileError: if the file is missing, modified, or not a valid card.
         """
+        what = "a valid config.json of a model"
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path, _Content, what=what)
+        except InputError as error:
+            raise DamagedFileError(str(error)) from None
+        try:
             card = cls(
-                config=TrialConfig.from_flat(content["config"]),
-                skeleton=Skeleton.from_dict(content["skeleton"]),
-                classes=tuple(map(str, content["classes"])),
-                max_persons=int(content["max_persons"]),
-                dataset_name=str(content["dataset"]["name"]),
-                dataset_digest=str(content["dataset"]["digest"]),
-                preparation=str(content.get("preparation") or _guess_preparation(content)),
+                config=TrialConfig.from_flat(content.config),
+                skeleton=content.skeleton,
+                classes=content.classes,
+                max_persons=content.max_persons,
+                dataset_name=content.dataset.name,
+                dataset_digest=content.dataset.digest,
+                preparation=content.preparation or _guess_preparation(content),
+                files=content.files,
             )
             if card.preparation not in FORMATS:
                 raise ValueError(f"unknown preparation {card.preparation!r}")
             card.config.model.check_skeleton(card.skeleton)
-            if card.config.data.frames is None or not card.classes:
-                raise ValueError("data.frames or the classes are missing")
-        except (OSError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not a valid config.json of a model ({error})") from None
+            if card.config.data.frames is None:
+                raise ValueError("data.frames is missing")
+        except ValueError as error:
+            raise DamagedFileError(f"{printable(str(path))}: is not {what} ({shorten(str(error))})") from None
         return card
 
 
-def _guess_preparation(content: Mapping[str, Any]) -> str:
+class _DatasetName(msgspec.Struct):
+    name: Text
+    digest: Text
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of ``config.json``; earlier versions had neither ``files`` nor the digest of the other entries."""
+
+    config: dict[str, Any]
+    skeleton: Skeleton
+    classes: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=MAX_CLASSES)]
+    max_persons: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERSONS)]
+    dataset: _DatasetName
+    preparation: Text = ""
+    files: dict[Name, Name] = {}
+    sha256: str | None = None
+
+
+def _guess_preparation(content: _Content) -> str:
     """Infer the preparation for cards that predate this field.
 
     Generated motion has NTU's skeleton too, but is made of arrays: the data set's name tells them apart.
     """
-    skeleton, dataset = content["skeleton"]["name"], content["dataset"]["name"]
+    skeleton, dataset = content.skeleton.name, content.dataset.name
     if skeleton == NW_UCLA_20.name:
         return "nw-ucla"
     return "ntu" if skeleton == NTU_25.name and dataset in ("ntu-60", "ntu-120") else "array"
@@ -99,22 +136,70 @@ def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
     """Load a checkpoint's network, on the CPU and in evaluation mode, and its card.
 
     Raises:
-        InputError: if a file is missing or damaged, or if the weights do not match the card.
+        DamagedFileError: if a file is missing or damaged, or if the weights do not match the card.
     """
-    card = ModelCard.read(directory / "config.json")
+    card = ModelCard.read(directory / CARD)
+    _check_size(directory / WEIGHTS, card)
     model = card.build()
-    load_weights(directory, model)
+    load_weights(directory, card, model)
     return model.eval(), card
 
 
-def load_weights(directory: Path, model: FGSTFormer) -> None:
-    """Load a checkpoint's weights into a network.
+def _check_size(weights: Path, card: ModelCard) -> None:
+    """Check that a file is large enough for the weights of a network, before memory for them is allocated.
 
     Raises:
-        InputError: if the file is missing or damaged, or if it belongs to another network.
+        DamagedFileError: if it is not, or is not a regular file.
     """
-    weights = directory / "model.safetensors"
+    with torch.device("meta"):  # shapes without memory
+        needed = sum(tensor.nbytes for tensor in card.build().state_dict().values())
+    size = weights.stat().st_size if weights.is_file() else 0
+    if size < needed:
+        raise DamagedFileError(
+            f"{printable(str(weights))}: does not contain the weights of this network ({size:,} bytes instead of at "
+            f"least {needed:,})"
+        )
+
+
+def load_weights(directory: Path, card: ModelCard, model: FGSTFormer) -> None:
+    """Load a checkpoint's weights into a network.
+
+    Args:
+        directory: the checkpoint.
+        card: the checkpoint's card.
+        model: the network.
+
+    Raises:
+        DamagedFileError: if the file is missing or damaged, or if it belongs to another network.
+    """
+    content = read_checked(directory, card, WEIGHTS)
+    if not card.files:
+        where = printable(str(directory))
+        logger.warning("%s: has no digests, because an earlier version wrote it; damage may go unnoticed", where)
     try:
-        model.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights}: does not contain the weights of this network ({error})") from None
+        weights = load(content)
+        for name, tensor in model.state_dict().items():
+            if name in weights and weights[name].dtype != tensor.dtype:  # would be converted
+                raise ValueError(f"{name} is {weights[name].dtype} instead of {tensor.dtype}")
+        model.load_state_dict(weights)
+    except Exception as error:  # the parser of a damaged file can raise any exception
+        path = printable(str(directory / WEIGHTS))
+        raise DamagedFileError(
+            f"{path}: does not contain the weights of this network ({shorten(str(error))})"
+        ) from None
+
+
+def read_checked(directory: Path, card: ModelCard, name: str) -> bytes:
+    """Read a file of a checkpoint, and compare it with the digest in the checkpoint's card.
+
+    Raises:
+        DamagedFileError: if it is missing or was modified.
+    """
+    path = printable(str(directory / name))
+    try:
+        content = read_regular_file(directory / name, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: {error}") from None
+    if card.files and card.files.get(name) != hashlib.sha256(content).hexdigest():
+        raise DamagedFileError(f"{path}: {MODIFIED}")
+    return content

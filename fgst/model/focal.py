@@ -28,7 +28,7 @@ class FocalSelection(nn.Module):
     def __init__(self, channels: int, focal_joints: int, *, gate: bool, order: FocalOrder) -> None:
         super().__init__()
         self.focal_joints, self.gate, self.order = focal_joints, gate, order
-        self.projection = nn.Parameter(torch.randn(channels))
+        self.projection = nn.Parameter(torch.randn(channels), requires_grad=gate)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Select the focal joints.

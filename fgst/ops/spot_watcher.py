@@ -8,7 +8,6 @@ from the last uploaded epoch, and only after Ray has noticed that the node is go
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -19,12 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
+import msgspec
 import psutil
 
 from fgst.errors import InputError
+from fgst.parsing import decode_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,13 @@ class InterruptionNotice:
     seconds: float
 
 
+class _Notice(msgspec.Struct):
+    """The answer of the metadata service."""
+
+    action: str
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 class InstanceMetadata:
     """Client of the EC2 instance metadata service, version 2, whose requests carry a session token.
 
@@ -83,11 +92,10 @@ class InstanceMetadata:
                 return None
             raise
         try:
-            notice = json.loads(answer)
-            deadline = datetime.fromisoformat(notice["time"])
-            seconds = max(0.0, (deadline - datetime.now(UTC)).total_seconds())
-            return InterruptionNotice(str(notice["action"]), seconds)
-        except (ValueError, KeyError, TypeError):
+            notice = decode_json(answer.encode(), _Notice)
+            seconds = max(0.0, (notice.time - datetime.now(UTC)).total_seconds())
+            return InterruptionNotice(notice.action, seconds)
+        except ValueError:
             return InterruptionNotice("terminate", DEFAULT_NOTICE)  # a notice in an unknown format is still a notice
 
     def instance_id(self) -> str:

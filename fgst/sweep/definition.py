@@ -7,14 +7,23 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from fgst.config import TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
+from fgst.parsing import Name, Text, decode_json, shorten
 
 Params = dict[str, Any]  # a value (number or text) by parameter name
+if TYPE_CHECKING:
+    Scalar = Any
+    Bound = float
+else:  # what the JSON reader accepts: a value of a parameter, and a bound, whose type matters
+    Scalar = int | float | str | bool | None
+    Bound = int | float
 SEARCHES = ("grid", "optuna", "random", "nsga2")
 # Objectives by the name used on the command line: direction, and the metric that trials log.
 OBJECTIVES = {
@@ -42,11 +51,11 @@ class Parameter:
     """
 
     name: str
-    values: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
+    values: tuple[Scalar, ...] = ()
+    low: Bound | None = None
+    high: Bound | None = None
     log: bool = False
-    condition: tuple[str, tuple[Any, ...]] | None = None
+    condition: tuple[str, tuple[Scalar, ...]] | None = None
     field: str = ""
     optional: bool = False
 
@@ -128,7 +137,7 @@ class Trial:
         return f"{what} s{self.config.train.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible content; the inverse of :meth:`from_dict`."""
+        """JSON-compatible content; the inverse of :meth:`from_json`."""
         return {
             "label": self.label,
             "trial_id": self.trial_id,
@@ -137,10 +146,38 @@ class Trial:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Trial:
-        """A trial from :meth:`to_dict`."""
-        params = tuple((str(name), value) for name, value in content["params"])
-        return cls(content["label"], TrialConfig.from_flat(content["config"]), content["trial_id"], params)
+    def from_json(cls, text: str) -> Trial:
+        """A trial from the JSON of :meth:`to_dict`.
+
+        Raises:
+            ValueError: if it is not one; the message names the field.
+        """
+        return decode_json(text.encode(), TrialContent).trial()
+
+
+class TrialContent(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of :meth:`Trial.to_dict`."""
+
+    label: Text
+    trial_id: Name
+    config: dict[str, Any]
+    params: tuple[tuple[str, Scalar], ...]
+
+    def trial(self) -> Trial:
+        """The trial with this content; raises InputError if its configuration is invalid."""
+        return Trial(self.label, TrialConfig.from_flat(self.config), self.trial_id, self.params)
+
+
+def parse_recorded_params(text: str) -> Params:
+    """Parse the parameters of a trial as its run records them: a list of pairs in JSON.
+
+    Raises:
+        InputError: if it is not such a list.
+    """
+    try:
+        return dict(decode_json(text.encode(), tuple[tuple[str, Scalar], ...]))
+    except ValueError as error:
+        raise InputError(f"the recorded parameters of a trial, {shorten(text, 80)}, are invalid ({error})") from None
 
 
 class TrialFactory:

@@ -26,6 +26,7 @@ from typing import Any, Literal, Self
 import psutil
 
 from fgst.errors import InputError
+from fgst.parsing import decode_json
 
 INTERVAL = 10.0  # seconds between two increments of the counter
 PATIENCE = 60.0  # seconds without an increment after which a process on another machine counts as gone
@@ -83,10 +84,8 @@ class Owner:
     def from_json(cls, text: str) -> Owner | None:
         """The recorded owner; ``None`` if there is none, or if the record is not valid."""
         try:
-            values = json.loads(text)
-            owner = cls(**values)
-            return owner if isinstance(owner.pid, int) else None
-        except (ValueError, TypeError, RecursionError):
+            return decode_json(text.encode(), cls)
+        except ValueError:
             return None
 
     def to_json(self) -> str:

@@ -8,7 +8,6 @@ these declarations, so an option is added in one place.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from fgst.errors import InputError
 from fgst.network import redact
+from fgst.parsing import decode_json
 from fgst.sweep.definition import OBJECTIVES, SEARCHES, Params
 
 DEFAULT_TRIALS = 20  # number of trainings of a search
@@ -340,7 +340,6 @@ def parse_params(text: str) -> Params:
 
 def _scalar(text: str) -> Any:
     try:
-        value = json.loads(text)
+        return decode_json(text.encode(), int | float)  # type: ignore[arg-type]  # a union
     except ValueError:
         return text
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else text

@@ -18,7 +18,7 @@ from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
 from fgst.sweep import storage
 from fgst.sweep.backends.base import Backend
 from fgst.sweep.background import BackgroundWorker
-from fgst.sweep.definition import TrialFactory
+from fgst.sweep.definition import TrialFactory, parse_recorded_params
 from fgst.sweep.driver_lock import DriverLock, LockEntry
 from fgst.sweep.results import SweepResult, TrialResult, best_result
 from fgst.sweep.scheduler import TrialUpdate
@@ -131,7 +131,7 @@ class SweepRunner:
             status = tags.get(Tags.STATUS) or _STATUS_OF_MLFLOW.get(run.info.status, TrialStatus.RUNNING)
             result = TrialResult(
                 tags.get(Tags.TRIAL_ID, ""), tags.get(Tags.LABEL, ""), int(tags.get(Tags.SEED, "0")),
-                dict(json.loads(tags.get(Tags.PARAMS, "[]"))), run.info.run_id, TrialStatus(status),
+                parse_recorded_params(tags.get(Tags.PARAMS, "[]")), run.info.run_id, TrialStatus(status),
                 run.data.metrics, tags.get(Tags.REASON, ""), Tags.MICRO_BATCHES in tags,
             )  # fmt: skip
             # A run that was deleted, trained again and restored exists twice.

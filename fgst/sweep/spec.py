@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from fgst.config import TrialConfig, resolve_data_defaults
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
+from fgst.integrity import check_digest, with_digest
+from fgst.parsing import Text, decode_json
 from fgst.sweep.definition import (
+    OBJECTIVES,
+    SEARCHES,
     Parameter,
     Params,
+    Scalar,
     SweepDefinition,
     Trial,
+    TrialContent,
     TrialFactory,
     format_params,
     grid_points,
@@ -27,8 +35,8 @@ class EarlyStopping:
     of the trials continue.
     """
 
-    grace_period: int
-    reduction_factor: int
+    grace_period: Annotated[int, msgspec.Meta(ge=1)]
+    reduction_factor: Annotated[int, msgspec.Meta(ge=2)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class SweepSpec:
     def to_json(self) -> str:
         """The content of ``sweep.json``."""
         content = asdict(self) | {"base": self.base.flat(), "trials": [trial.to_dict() for trial in self.trials]}
-        return json.dumps(content, indent=1) + "\n"
+        return json.dumps(with_digest(content), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SweepSpec:
@@ -110,39 +118,50 @@ class SweepSpec:
             InputError: if the text is not a specification of this version.
         """
         try:
-            content = json.loads(text)
-            stop = content["early_stop"]
-            return cls(
-                **content
-                | {
-                    "parameters": tuple(_read_parameter(p) for p in content["parameters"]),
-                    "objectives": tuple(content["objectives"]),
-                    "early_stop": stop and EarlyStopping(**stop),
-                    "initial_points": tuple(
-                        tuple((name, value) for name, value in params) for params in content["initial_points"]
-                    ),
-                    "base": TrialConfig.from_flat(content["base"]),
-                    "trials": tuple(Trial.from_dict(t) for t in content["trials"]),
-                    "published": tuple((_as_tuple(value), float(top1)) for value, top1 in content["published"]),
-                    "baseline": _as_tuple(content["baseline"]),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            content = decode_json(text.encode() if isinstance(text, str) else text, _Content)
+            check_digest(json.loads(text))
+            fields = msgspec.structs.asdict(content)
+            del fields["sha256"]
+            trials = tuple(trial.trial() for trial in content.trials)
+            return cls(**fields | {"base": TrialConfig.from_flat(content.base), "trials": trials})
+        except ValueError as error:
             raise InputError(
-                f"sweep.json cannot be read by this version of fgst ({error!r}); resume the sweep with the version "
-                "that started it"
+                f"sweep.json cannot be read by this version of fgst ({error}); resume the sweep with the version that "
+                "started it"
             ) from None
 
 
-def _read_parameter(content: dict[str, Any]) -> Parameter:
-    condition = content["condition"]
-    return Parameter(
-        **content | {"values": tuple(content["values"]), "condition": condition and (condition[0], tuple(condition[1]))}
-    )
+_Value = Scalar | tuple[Scalar, ...]
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of ``sweep.json``; see :class:`SweepSpec`. Earlier versions had no digest of the other entries."""
+
+    name: Text
+    title: Text
+    parameters: tuple[Parameter, ...]
+    search: Text
+    seeds: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10**9)] | None
+    objectives: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=2)]
+    early_stop: EarlyStopping | None
+    initial_points: tuple[tuple[tuple[str, Scalar], ...], ...]
+    base: dict[str, Any]
+    trials: tuple[TrialContent, ...]
+    published: tuple[tuple[_Value, float], ...]
+    source: Text
+    baseline: _Value
+    dataset_name: Text
+    dataset_digest: Text
+    builds_ensemble: bool = False
+    refit: bool = False
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            raise ValueError(f"search is {self.search!r}; it must be one of {', '.join(SEARCHES)}")
+        if unknown := [name for name in self.objectives if name not in OBJECTIVES]:
+            raise ValueError(f"objectives contains {unknown[0]!r}; it must be one of {', '.join(OBJECTIVES)}")
 
 
 def build_spec(

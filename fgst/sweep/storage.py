@@ -27,8 +27,10 @@ from pyarrow import fs
 
 from fgst.data.cache import cache_folder, is_remote
 from fgst.errors import InputError
+from fgst.integrity import DamagedFileError
+from fgst.parsing import decode_json
 from fgst.tracking.spool import retry_while_unavailable
-from fgst.training.checkpoint import latest_checkpoint, progress
+from fgst.training.checkpoint import check_checkpoint, latest_checkpoint, progress
 
 COPY_TIME_SHARE = 0.05  # fraction of the time that copying may take
 _CHUNK = 8 * 1024 * 1024
@@ -147,14 +149,18 @@ class TrialStorage:
     def _fetch(self) -> None:
         store, base = _open(f"{self.location}/{self.trial_id}")
         here = latest_checkpoint(self.folder)
-        newest = (progress(here.name) if here is not None else None) or (-1, 0)
+        if here is not None and not _is_intact(here):
+            print(f"{here} is damaged; looking for a copy in {self.location}", file=sys.stderr)
+            newest = (-1, 0)
+        else:
+            newest = (progress(here.name) if here is not None else None) or (-1, 0)
         for name in reversed(self._copies(store, base)):
             at = progress(name) or (-1, 0)
             if at <= newest:
                 return
             if self._bring(store, base, name):
                 self._sent, self._previous = at, [name]
-                if here is not None:
+                if here is not None and here.name != name:
                     shutil.rmtree(here, ignore_errors=True)
                 return
             print(f"{self.location}/{self.trial_id}/{name} is damaged; using an older checkpoint", file=sys.stderr)
@@ -166,13 +172,13 @@ class TrialStorage:
         return sorted((name for name in names if progress(name) is not None), key=lambda name: progress(name) or (0, 0))
 
     def _bring(self, store: Any, base: str, name: str) -> bool:
-        """Copy a checkpoint to this node; returns whether it matches its manifest."""
+        """Copy a checkpoint to this node; returns whether it matches its manifest and is intact."""
         temporary = self.folder / f".{name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             with store.open_input_stream(f"{base}/{name}.json") as stream:
-                files = {str(file): str(sha) for file, sha in json.loads(stream.read(_MAX_MANIFEST_BYTES)).items()}
+                files = decode_json(stream.read(_MAX_MANIFEST_BYTES), dict[str, str])
             for file, expected in files.items():
                 if Path(file).name != file or file.startswith("."):
                     return False
@@ -183,11 +189,13 @@ class TrialStorage:
                         out.write(chunk)
                 if digest.hexdigest() != expected:
                     return False
+            if not _is_intact(temporary):  # it was damaged before it was copied
+                return False
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # a damaged one
             temporary.rename(self.folder / name)
             return True
         except (
             FileNotFoundError,
-            AttributeError,
             ValueError,
         ):  # replaced by a newer copy during the transfer, or an invalid manifest
             return False
@@ -238,6 +246,14 @@ class TrialStorage:
                 store.delete_dir(base)
             except _FAILURES:
                 pass
+
+
+def _is_intact(checkpoint: Path) -> bool:
+    try:
+        check_checkpoint(checkpoint)
+    except DamagedFileError:
+        return False
+    return True
 
 
 def _open(location: str) -> tuple[Any, str]:

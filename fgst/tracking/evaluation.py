@@ -22,6 +22,7 @@ from fgst.evaluation.metrics import Scores
 from fgst.evaluation.report import make_report, write_comparison, write_report
 from fgst.evaluation.scoring import score
 from fgst.model.card import ModelCard, load_model
+from fgst.tracking.queries import finite_or_none
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
@@ -98,7 +99,7 @@ def evaluate(
         "digest_matches": scored.digest_matches,
         "clips_per_second": scored.scores.num_clips / scored.seconds,
         # The logged accuracy of training clips is not comparable: it was measured on augmented clips while training.
-        "logged_top1": None if split == "train" else run.data.metrics.get(f"{split}/top1"),
+        "logged_top1": None if split == "train" else finite_or_none(run.data.metrics.get(f"{split}/top1")),
         **make_report(scored.scores, classes),
     }
     if compare is not None:

@@ -12,7 +12,6 @@ With an embedded store (an SQLite database) only files inside the database's fol
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -22,7 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from fgst.errors import InputError
+from fgst.parsing import read_json
 from fgst.tracking.connection import database_path
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
@@ -174,14 +176,20 @@ def _why_resumable(sweep: Run, trials: Iterable[Run]) -> str:
     return ""
 
 
+class _Objectives(msgspec.Struct):
+    """What is needed of a ``sweep.json``."""
+
+    objectives: list[str]
+
+
 def _why_undecided(store: TrackingStore, sweep: Run) -> str:
     """Why a sweep has no single best trial; empty if it was chosen by one objective on validation clips."""
     if not _RUN_ID.fullmatch(sweep.data.tags.get(Tags.BEST_RUN, "")) or "val/top1" not in sweep.data.metrics:
         return "sweep without validation"
     try:
         with store.artifacts(sweep.info.run_id, "sweep.json") as file:
-            objectives = json.loads(file.read_bytes())["objectives"]
-    except (InputError, OSError, KeyError, TypeError, ValueError, RecursionError):
+            objectives = read_json(file, _Objectives, what="a sweep.json").objectives
+    except (InputError, OSError):
         return "sweep with unknown objectives"
     return "" if len(objectives) == 1 else "sweep with several objectives"
 

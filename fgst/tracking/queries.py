@@ -36,9 +36,9 @@ def summarize_run(run: Run) -> dict[str, Any]:
         "experiment_id": run.info.experiment_id,
         "name": str(run.info.run_name or ""),
         "ending": run.data.tags.get(Tags.STATUS, status) if kind == "trial" else status,
-        "val_top1": _finite(run.data.metrics.get("val/top1")),
-        "test_top1": _finite(run.data.metrics.get("test/top1")),
-        "minutes": _finite(run.data.metrics.get("minutes", max(0.0, end - start) / 60_000)),
+        "val_top1": finite_or_none(run.data.metrics.get("val/top1")),
+        "test_top1": finite_or_none(run.data.metrics.get("test/top1")),
+        "minutes": finite_or_none(run.data.metrics.get("minutes", max(0.0, end - start) / 60_000)),
         "age_seconds": max(0.0, time.time() - start / 1000),
     }
 
@@ -158,7 +158,7 @@ def compare_runs(store: TrackingStore, run_ids: Sequence[str]) -> dict[str, Any]
     return {
         "runs": [summarize_run(run) for run in runs],
         "parameters": {name: [values.get(name) for values in params] for name in _differing_params(params)},
-        "metrics": {name: [_finite(values.get(name)) for values in metrics] for name in sorted(names)},
+        "metrics": {name: [finite_or_none(values.get(name)) for values in metrics] for name in sorted(names)},
     }
 
 
@@ -236,6 +236,6 @@ def _differing_params(params: Sequence[Mapping[str, str]]) -> list[str]:
     return [name for name in names if len({values.get(name) for values in params}) > 1]
 
 
-def _finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """Return a finite value unchanged, and ``None`` for infinity and NaN, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None

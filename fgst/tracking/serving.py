@@ -20,8 +20,10 @@ from mlflow.models import set_model
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
 from fgst.data.formats import FORMATS
+from fgst.data.sources import ClipError, parse_clip
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
+from fgst.evaluation.scoring import NOT_FINITE
 
 TOP_K = 5
 # ``content`` is the raw file's text, or the base64 encoding of an .npy file.
@@ -63,14 +65,20 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             row: dict[str, Any] = {"name": name, "top": []}
             try:
                 binary = FORMATS[self.predictor.card.preparation].is_binary
-                raw = base64.b64decode(content, validate=True) if binary else content.encode()
+                raw = parse_clip(_decode_base64 if binary else str.encode, content)
                 [ranking] = self.predictor.top([self.predictor.read(raw)], TOP_K)
+                if not ranking:
+                    raise InputError(NOT_FINITE)
                 row["top"] = [{"class": entry["class"], "probability": entry["probability"]} for entry in ranking]
                 row |= row["top"][0]
-            except (InputError, ValueError) as error:
+            except (ClipError, InputError) as error:
                 row["fault"] = str(error)
             rows.append(row)
         return rows
+
+
+def _decode_base64(content: str) -> bytes:
+    return base64.b64decode(content, validate=True)
 
 
 def input_example(networks: Path) -> pd.DataFrame:

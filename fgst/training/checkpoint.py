@@ -2,15 +2,19 @@
 
 A training has one checkpoint in its folder: ``epoch-00012`` after epoch 12, or ``epoch-00012-step-00345`` if it was
 stopped 345 steps into the next epoch. A new checkpoint is written under a temporary name and renamed, and only then is
-the previous one removed, so a process that is killed at any moment leaves a complete checkpoint. ``state.pt`` is read
-as tensors and plain values only, never as code.
+the previous one removed, so a process that is killed at any moment leaves a complete checkpoint. ``config.json``
+contains the digests of all files, which are checked when they are read. ``state.pt`` is read as tensors and plain
+values only, never as code.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from fgst.errors import InputError
-from fgst.model.card import ModelCard
+from fgst.data.layout import file_digest
+from fgst.integrity import DamagedFileError
+from fgst.model.card import CARD, WEIGHTS, ModelCard, read_checked
 from fgst.model.fgstformer import FGSTFormer
 
+STATE = "state.pt"
 _NAME = re.compile(r"epoch-(\d{5,})(?:-step-(\d{5,}))?")
 
 
@@ -49,9 +55,10 @@ def save_checkpoint(
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file(model.state_dict(), temporary / "model.safetensors")
-        torch.save(dict(state), temporary / "state.pt")
-        card.write(temporary / "config.json")
+        save_file(model.state_dict(), temporary / WEIGHTS)
+        torch.save(dict(state), temporary / STATE)
+        digests = {name: file_digest(temporary / name) for name in (WEIGHTS, STATE)}
+        dataclasses.replace(card, files=digests).write(temporary / CARD)
         if final.exists():  # a directory cannot be replaced atomically: move it away, and back if the rename fails
             final.rename(replaced)
         temporary.rename(final)
@@ -68,10 +75,18 @@ def save_checkpoint(
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in ``folder``, or ``None`` if there is none."""
+    return next(iter(find_checkpoints(folder)), None)
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in ``folder``, the newest first.
+
+    There are several if a process was killed before it removed the previous one.
+    """
     if not folder.is_dir():
-        return None
+        return []
     checkpoints = [entry for entry in folder.iterdir() if progress(entry.name) is not None]
-    return max(checkpoints, key=lambda entry: progress(entry.name) or (0, 0), default=None)
+    return sorted(checkpoints, key=lambda entry: progress(entry.name) or (0, 0), reverse=True)
 
 
 def progress(name: str) -> tuple[int, int] | None:
@@ -84,12 +99,26 @@ def load_state(directory: Path) -> dict[str, Any]:
     """Read the ``state`` that :func:`save_checkpoint` wrote, on the CPU.
 
     Raises:
-        InputError: if the file is missing, damaged, or contains anything but tensors and plain values.
+        DamagedFileError: if the file is missing, damaged, or contains anything but tensors and plain values.
     """
-    path = directory / "state.pt"
+    content = read_checked(directory, ModelCard.read(directory / CARD), STATE)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles; the message is one line
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a damaged file can raise any exception
-        raise InputError(
-            f"{path}: is damaged ({type(error).__name__}); remove {directory} to start the training over"
-        ) from None
+        raise DamagedFileError(f"{directory / STATE}: is damaged ({type(error).__name__})") from None
+    if not isinstance(state, dict):
+        raise DamagedFileError(f"{directory / STATE}: is not the state of a training")
+    return state
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Compare the files of a checkpoint with their digests.
+
+    Raises:
+        DamagedFileError: if one is missing or damaged.
+    """
+    card = ModelCard.read(directory / CARD)
+    for name in (WEIGHTS, STATE):
+        read_checked(directory, card, name)

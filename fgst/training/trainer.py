@@ -8,10 +8,11 @@ bits as one that was not.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,21 @@ from fgst.config import TrainConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import Batch, choose_device, make_loaders
 from fgst.errors import InputError, Preempted
-from fgst.evaluation.metrics import Scores
+from fgst.evaluation.metrics import NotFiniteError, Scores
 from fgst.evaluation.scoring import score
+from fgst.integrity import DamagedFileError
 from fgst.model import FGSTFormer, ModelCard
-from fgst.model.card import load_weights
-from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from fgst.model.card import CARD, load_weights
+from fgst.training.checkpoint import STATE, find_checkpoints, load_state, progress, save_checkpoint
+from fgst.training.state import NUMBER, PartialEpoch, check_like, expected_optimizer
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, int], None]
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite."""
+    """The loss, or a score of the network, is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,9 @@ def fit(
     if dataset is None:
         dataset = ArrowDataset(config.data.dataset)
     trainer = _Trainer(resolve(config, dataset), dataset, choose_device(device), checkpoints, micro_batches)
-    checkpoint = latest_checkpoint(checkpoints) if checkpoints else None
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        if trainer.epochs_done:
-            yield trainer.result(checkpoint, is_replay=True)
+    checkpoint = trainer.restore_latest(checkpoints) if checkpoints else None
+    if checkpoint is not None and trainer.epochs_done:
+        yield trainer.result(checkpoint, is_replay=True)
     while trainer.epochs_done < config.train.epochs:
         if should_stop():
             raise Preempted
@@ -133,63 +136,6 @@ def update_ema(average: FGSTFormer, model: FGSTFormer, decay: float, step: int) 
             mean.lerp_(value, weight)
         else:
             mean.copy_(value)
-
-
-def _no_rng_state() -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8)
-
-
-@dataclass
-class PartialEpoch:
-    """Accumulators of the epoch in progress, and the state of the random number generators at an interruption.
-
-    Attributes:
-        steps: completed steps.
-        clips: clips in these steps.
-        seconds: training time before the last interruption.
-        loss_sum: sum of the loss over the clips, a scalar on the training's device.
-        correct: number of correctly classified clips, a scalar on the training's device.
-        cpu_rng_state, device_rng_state: states of the generators for dropout; empty without an interruption or a GPU.
-    """
-
-    steps: int = 0
-    clips: int = 0
-    seconds: float = 0.0
-    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    correct: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    cpu_rng_state: torch.Tensor = field(default_factory=_no_rng_state)
-    device_rng_state: torch.Tensor = field(default_factory=_no_rng_state)
-
-    def to_state(self, device: torch.device) -> dict[str, Any]:
-        """Return the entry ``begun`` of ``state.pt``, with the current state of the random number generators."""
-        return {
-            "steps": self.steps,
-            "clips": self.clips,
-            "seconds": self.seconds,
-            "loss_sum": self.loss_sum.cpu(),
-            "correct": self.correct.cpu(),
-            "random": torch.get_rng_state(),
-            "random_of_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else _no_rng_state(),
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> PartialEpoch:
-        """Invert :meth:`to_state`."""
-        return cls(
-            steps=int(state["steps"]),
-            clips=int(state["clips"]),
-            seconds=float(state["seconds"]),
-            loss_sum=state["loss_sum"],
-            correct=state["correct"],
-            cpu_rng_state=state["random"],
-            device_rng_state=state["random_of_device"],
-        )
-
-    def restore_rng(self, device: torch.device) -> None:
-        """Restore the random number generators to their state at the interruption."""
-        torch.set_rng_state(self.cpu_rng_state)
-        if device.type == "cuda" and len(self.device_rng_state):
-            torch.cuda.set_rng_state(self.device_rng_state, device)
 
 
 class _Trainer:
@@ -249,7 +195,7 @@ class _Trainer:
             "lr": lr,
         }
         _require_finite(metrics, "train", epoch)
-        val = score(self.evaluated, self.loaders["val"]) if "val" in self.loaders else None
+        val = self._score("val", epoch) if "val" in self.loaders else None
         if val is not None:
             metrics |= _accuracies("val", val)
             # train/loss does not depend on the weights after the epoch's last step; val/loss does.
@@ -313,12 +259,23 @@ class _Trainer:
         epoch = self.epochs_done
         if epoch < self.config.epochs:
             return EpochResult(epoch, self.metrics, checkpoint=checkpoint, is_replay=is_replay)
-        test = score(self.evaluated, self.loaders["test"])
+        test = self._score("test", epoch)
         metrics = self.metrics | _accuracies("test", test)
         _require_finite(metrics, "test", epoch)
         if val is None and "val" in self.loaders:
-            val = score(self.evaluated, self.loaders["val"])
+            val = self._score("val", epoch)
         return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
+
+    def _score(self, split: str, epoch: int) -> Scores:
+        """Score a split at the end of an epoch.
+
+        Raises:
+            DivergedError: if a score is not finite.
+        """
+        try:
+            return score(self.evaluated, self.loaders[split])
+        except NotFiniteError as error:
+            raise DivergedError(f"epoch {epoch}, {split} clips: {error}; try a lower train.lr") from None
 
     def save(self) -> Path | None:
         """Replace the checkpoint with the current state; return its directory."""
@@ -333,28 +290,71 @@ class _Trainer:
             self.checkpoints, self.epochs_done, self.evaluated, self.card, state, step=self.partial.steps
         )
 
+    def restore_latest(self, folder: Path) -> Path | None:
+        """Load the newest checkpoint in ``folder`` that is intact; return its directory, ``None`` without checkpoints.
+
+        Raises:
+            DamagedFileError: if all checkpoints are damaged.
+            InputError: if a checkpoint belongs to another configuration or data set.
+        """
+        damage: list[DamagedFileError] = []
+        for checkpoint in find_checkpoints(folder):
+            try:
+                self.restore(checkpoint)
+            except DamagedFileError as error:
+                damage.append(error)
+                continue
+            for fault in damage:
+                logger.warning("%s; resuming from %s instead", fault, checkpoint.name)
+            return checkpoint
+        if damage:
+            raise DamagedFileError(f"{damage[0]}; to start this training over, remove {folder}")
+        return None
+
     def restore(self, checkpoint: Path) -> None:
         """Load weights, optimizer state and progress from a checkpoint.
 
         Raises:
-            InputError: if the checkpoint is damaged, or if it belongs to another configuration or data set.
+            DamagedFileError: if the checkpoint is damaged, or does not contain the state of this training.
+            InputError: if the checkpoint belongs to another configuration or data set.
         """
-        self._check_card(checkpoint)
+        card = ModelCard.read(checkpoint / CARD)
+        self._check_card(checkpoint, card)
         state = load_state(checkpoint)
-        load_weights(checkpoint, self.evaluated)
+        epoch, steps = progress(checkpoint.name) or (0, 0)
         try:
-            if self.evaluated is not self.model:
-                self.model.load_state_dict(state["weights"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if "begun" in state:
-                self.partial = PartialEpoch.from_state(state["begun"])
-            self.epochs_done, self.metrics = int(state["epoch"]), dict(state["metrics"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            path = checkpoint / "state.pt"
-            raise InputError(f"{path}: does not belong to this training ({error!r}); remove {checkpoint}") from None
+            if not (epoch or steps) or epoch > self.config.epochs or (steps and epoch == self.config.epochs):
+                raise ValueError(f"the training ends after epoch {self.config.epochs}")
+            if steps >= self.steps:
+                raise ValueError(f"an epoch has {self.steps} steps")
+            check_like(state, self._expected_state(epoch, steps))
+            partial = PartialEpoch.from_state(state["begun"], self.device) if steps else PartialEpoch()
+        except ValueError as error:
+            raise DamagedFileError(f"{checkpoint / STATE}: is not the state of this training ({error})") from None
+        load_weights(checkpoint, card, self.evaluated)
+        if self.evaluated is not self.model:
+            self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.epochs_done, self.metrics, self.partial = epoch, state["metrics"], partial
 
-    def _check_card(self, checkpoint: Path) -> None:
-        saved = ModelCard.read(checkpoint / "config.json")
+    def _expected_state(self, epoch: int, steps: int) -> dict[str, Any]:
+        """Return what :func:`check_like` expects of ``state.pt``, see :meth:`save`."""
+        metrics = {"minutes"}
+        if epoch:
+            metrics |= {"train/loss", "train/top1", "lr", "clips_per_second"}
+            metrics |= {"val/loss", "val/top1", "val/top5"} if "val" in self.loaders else set()
+        expected = {
+            "epoch": epoch,
+            "optimizer": expected_optimizer(self.optimizer),
+            "metrics": dict.fromkeys(metrics, NUMBER),
+        }
+        if self.evaluated is not self.model:
+            expected["weights"] = dict(self.model.state_dict())
+        if steps:  # all batches but the last have the same size
+            expected["begun"] = PartialEpoch.expected_state(steps, steps * self.config.batch_size)
+        return expected
+
+    def _check_card(self, checkpoint: Path, saved: ModelCard) -> None:
         saved_values = saved.config.flat()
         for name, value in self.card.config.flat().items():
             # The same data set may have moved, or be at another path on another node: its digest identifies it.

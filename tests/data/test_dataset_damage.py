@@ -18,16 +18,18 @@ from pyarrow import ipc
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.skeleton import NTU_25
 from fgst.errors import InputError
+from fgst.integrity import with_digest
 from tests.support.small import CLASSES, SKELETON, motion_clips, write_small
 
 N = SKELETON.num_joints
 
 
 def edit_description(folder: Path, **changes: Any) -> None:
-    """Change entries of dataset.json; ``None`` removes an entry."""
+    """Change entries of dataset.json, and adapt its digest; ``None`` removes an entry."""
     file = folder / "dataset.json"
     description = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
+    del description["sha256"]
+    file.write_text(json.dumps(with_digest({key: value for key, value in description.items() if value is not None})))
 
 
 def put_file(folder: Path, content: bytes, name: str = "clips-00000.arrow") -> None:
@@ -165,6 +167,64 @@ def test_file_without_clips_is_reported(tmp_path: Path) -> None:
         ArrowDataset(tmp_path / "set")
 
 
+def edited_batch(folder: Path, **columns: Any) -> pa.RecordBatch:
+    """Return the record batch of a data set with other values in some columns."""
+    batch = ipc.open_file(str(folder / "clips-00000.arrow")).get_batch(0)
+    arrays = [
+        pa.array(columns[field.name], field.type) if field.name in columns else batch.column(field.name)
+        for field in batch.schema
+    ]
+    return pa.record_batch(arrays, schema=batch.schema)
+
+
+@pytest.mark.parametrize(
+    ("columns", "fault"),
+    [
+        ({"num_frames": [2] * 36}, "does not have the frames"),
+        ({"num_persons": [0] * 36}, "num_persons of clip 0 is 0"),
+        ({"num_frames": [-1] * 36}, "num_frames of clip 0 is -1"),
+        ({"num_persons": [2**30] * 36, "num_frames": [2**30] * 36}, "does not have the frames"),
+        ({"subject": [1] * 35 + [-7]}, "subject of clip 35 is -7"),
+        ({"subject": [1] * 35 + [None]}, "column subject contains nulls"),
+        ({"clip_id": [None] * 36}, "column clip_id contains nulls"),
+    ],
+    ids=str,
+)
+def test_inconsistent_clips_are_reported(tmp_path: Path, columns: dict[str, Any], fault: str) -> None:
+    write_small(tmp_path / "set")
+    batch = edited_batch(tmp_path / "set", **columns)
+    put_file(tmp_path / "set", arrow_file(batch.schema, [batch]))
+    with pytest.raises(InputError, match=rf"clips-00000\.arrow.*{fault}"):
+        ArrowDataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_compressed_files_are_rejected(tmp_path: Path, codec: str) -> None:
+    """A compressed file of a few kilobytes could take all memory."""
+    write_small(tmp_path / "set")
+    batch = edited_batch(tmp_path / "set")
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, batch.schema, options=ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_batch(batch)
+    put_file(tmp_path / "set", sink.getvalue().to_pybytes())
+    with pytest.raises(InputError, match=r"clips-00000\.arrow.*it is compressed"):
+        ArrowDataset(tmp_path / "set")
+
+
+def test_offsets_outside_the_file_are_rejected(tmp_path: Path) -> None:
+    """The digest of a hostile file may be correct, and Arrow itself would read memory outside the file."""
+    folder = tmp_path / "set"
+    write_small(folder)
+    content = (folder / "clips-00000.arrow").read_bytes()
+    offsets = edited_batch(folder).column("joints").offsets.to_numpy()
+    wild = offsets.copy()
+    wild[5] = 2**30
+    assert content.count(offsets.tobytes()) == 1
+    put_file(folder, content.replace(offsets.tobytes(), wild.tobytes()))
+    with pytest.raises(InputError, match=r"clips-00000\.arrow: is not an Arrow file"):
+        ArrowDataset(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"not an Arrow file" * 100, b"ARROW1\0\0" + b"\xff" * 500 + b"ARROW1"])
 def test_file_that_is_not_arrow_is_reported(tmp_path: Path, content: bytes) -> None:
     write_small(tmp_path / "set")
@@ -235,6 +295,64 @@ def test_invalid_description_is_reported(tmp_path: Path, changes: dict[str, Any]
     write_small(tmp_path / "set")
     edit_description(tmp_path / "set", **changes)
     with pytest.raises(InputError, match=r"set/dataset\.json"):
+        ArrowDataset(tmp_path / "set")
+
+
+DESCRIPTION_CHANGES: dict[str, dict[str, Any]] = {
+    "name": {"name": "smell"},
+    "recipe": {"recipe": "nw-ucla"},
+    "classes exchanged": {"classes": [CLASSES[1], CLASSES[0], CLASSES[2]]},
+    "another class": {"classes": [*CLASSES, "head"]},
+    "another subject trains": {
+        "benchmarks": [{"name": "x-sub", "column": "subject", "train": [1, 2, 3], "test": None}]
+    },
+    "source": {"source": {"preparation": "ntu"}},
+    "skeleton": {"skeleton": SKELETON.to_dict() | {"centre": 0}},
+    "the digest itself": {"sha256": "0" * 64},
+    "no digest": {"sha256": None},
+}
+
+
+@pytest.mark.parametrize("change", DESCRIPTION_CHANGES)
+def test_changed_description_is_reported(tmp_path: Path, change: str) -> None:
+    file = write_small(tmp_path / "set").path / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | DESCRIPTION_CHANGES[change]))
+    with pytest.raises(InputError, match=r"set/dataset\.json.*it was modified after it was written"):
+        ArrowDataset(tmp_path / "set")
+
+
+def test_order_and_white_space_of_description_do_not_matter(tmp_path: Path) -> None:
+    dataset = write_small(tmp_path / "set", source={1: "an integer as key", 10: ("a tuple", "ö")})
+    file = dataset.path / "dataset.json"
+    description = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(description.items())), ensure_ascii=False))
+    assert ArrowDataset(tmp_path / "set").digest == dataset.digest
+
+
+def test_description_of_earlier_version_is_read_without_digest(tmp_path: Path) -> None:
+    dataset = write_small(tmp_path / "set")
+    assert ArrowDataset(dataset.path).has_description_digest
+    description = json.loads((dataset.path / "dataset.json").read_text())
+    del description["sha256"]
+    (dataset.path / "dataset.json").write_text(json.dumps(description))
+    earlier = ArrowDataset(dataset.path)
+    assert not earlier.has_description_digest
+    assert earlier.digest == dataset.digest
+
+
+@pytest.mark.parametrize("count", [35, "36", None])
+def test_wrong_number_of_clips_is_reported(tmp_path: Path, count: Any) -> None:
+    write_small(tmp_path / "set")
+    edit_description(tmp_path / "set", num_clips=count)
+    with pytest.raises(InputError, match=r"set/dataset\.json.*(lists 35 clips, but the files contain 36|num_clips)"):
+        ArrowDataset(tmp_path / "set")
+
+
+def test_unknown_entry_of_description_is_reported(tmp_path: Path) -> None:
+    """A damaged name of an entry must not be taken for the absence of an optional one."""
+    write_small(tmp_path / "set")
+    edit_description(tmp_path / "set", sha257="0")
+    with pytest.raises(InputError, match=r"set/dataset\.json.*unknown field sha257"):
         ArrowDataset(tmp_path / "set")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,16 @@ def test_summary_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     for text in ("all files are intact", "clips     36", "stick-6, 6 joints", "x-sub     24 train, 12 test"):
         assert text in out
+
+
+def test_description_without_digest_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(folder)])
+    assert "has no digest" not in capsys.readouterr().out
+    description = json.loads((folder / "dataset.json").read_text())
+    del description["sha256"]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    main([str(folder)])
+    assert "dataset.json has no digest" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--out", "clip.png"], ["--animate", "--out", "clip.gif"]])

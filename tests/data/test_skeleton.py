@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.parsing import decode_json
 
 # (child, parent) and parts, joints counted from 1.
 LIMB_BONES = [
@@ -132,7 +133,7 @@ def test_mirrored_parts_have_same_joint_order(skeleton: Skeleton) -> None:
 
 @both_skeletons
 def test_json_round_trip(skeleton: Skeleton) -> None:
-    assert Skeleton.from_dict(json.loads(json.dumps(skeleton.to_dict()))) == skeleton
+    assert decode_json(json.dumps(skeleton.to_dict()).encode(), Skeleton) == skeleton
 
 
 def test_custom_partition_preserves_order_of_names() -> None:

@@ -168,6 +168,18 @@ def test_ensemble_card_round_trip(tmp_path: Path) -> None:
     assert EnsembleCard.read(tmp_path / "ensemble.json") == card
 
 
+@pytest.mark.parametrize("change", [{"sharpness": 2.0}, {"sha256": None}, {"fitted_by": "b" * 32}, {"more": 1}])
+def test_changed_ensemble_card_is_rejected(tmp_path: Path, change: dict[str, object]) -> None:
+    EnsembleCard((Member("joint", "a" * 32, 1.0),)).write(tmp_path / "ensemble.json")
+    content = json.loads((tmp_path / "ensemble.json").read_text())
+    (tmp_path / "ensemble.json").write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=r"is not a valid ensemble\.json \((it was modified|.*unknown)"):
+        EnsembleCard.read(tmp_path / "ensemble.json")
+    del content["sha256"]  # as earlier versions wrote it
+    (tmp_path / "ensemble.json").write_text(json.dumps(content))
+    assert EnsembleCard.read(tmp_path / "ensemble.json").sharpness == 1.0
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -181,6 +193,7 @@ def test_invalid_ensemble_cards_are_rejected(tmp_path: Path, change: dict[str, o
     card = EnsembleCard((Member("joint", "a" * 32, 1.0),))
     card.write(tmp_path / "ensemble.json")
     content = json.loads((tmp_path / "ensemble.json").read_text())
+    del content["sha256"]
     (tmp_path / "ensemble.json").write_text(json.dumps(content | change))
     with pytest.raises(InputError, match=r"is not a valid ensemble\.json"):
         EnsembleCard.read(tmp_path / "ensemble.json")

@@ -113,6 +113,14 @@ def test_ensemble_of_different_classes_is_rejected(dataset: ArrowDataset, tmp_pa
         Predictor.load(both)
 
 
+def test_exchanged_networks_of_ensemble_are_rejected(dataset: ArrowDataset, tmp_path: Path) -> None:
+    for modality, folder in (("joint", "bone"), ("bone", "joint")):
+        save_untrained_network(dataset, tmp_path / f"of-{modality}", data__modality=modality).rename(tmp_path / folder)
+    EnsembleCard((Member("joint", "a" * 32, 0.7), Member("bone", "b" * 32, 0.3))).write(tmp_path / "ensemble.json")
+    with pytest.raises(InputError, match="joint: is a network of modality bone"):
+        Predictor.load(tmp_path)
+
+
 # Files
 
 
@@ -181,6 +189,7 @@ def test_read_clip_rejects_invalid_text_files(preparation: str, content: bytes, 
 
 def test_unknown_preparation_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
     content = json.loads((checkpoint / "config.json").read_text())
+    del content["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(content | {"preparation": "os"}))
     with pytest.raises(InputError, match="preparation 'os'"):
         ModelCard.read(tmp_path / "config.json")
@@ -202,6 +211,6 @@ def test_missing_preparation_is_inferred(skeleton: Skeleton, name: str, preparat
     config = small.small_config(tmp_path, model__parts=5)
     ModelCard(config, skeleton, ("a", "b"), 2, name, "d" * 64).write(tmp_path / "config.json")
     content = json.loads((tmp_path / "config.json").read_text())
-    del content["preparation"]
+    del content["preparation"], content["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert ModelCard.read(tmp_path / "config.json").preparation == preparation

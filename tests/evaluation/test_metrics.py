@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,13 @@ def test_top_5_of_fewer_than_five_classes_is_100() -> None:
     assert scores.top(1) < 100
 
 
-def test_nan_scores_are_never_correct() -> None:
-    """A diverged network must not be selected as the best one."""
-    nan = math.nan
-    assert scores_of([[nan, nan, nan]] * 3, [0, 1, 2]).top(1) == 0
-    assert scores_of([[nan, nan, nan]] * 3, [0, 1, 2]).top(2) == 0
-    assert scores_of([[nan, 1, 0], [0, 1, nan]], [0, 2]).top(1) == 0
-    assert scores_of([[0, 1, -math.inf]], [1]).top(1) == 100
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_are_finite(value: float) -> None:
+    """Scores that are not finite predict nothing, and must not be compared, fused, saved or selected."""
+    with pytest.raises(InputError, match="the scores of clip clip 1 are not finite"):
+        scores_of([[0, 1], [value, 1], [0, 1]], [0, 1, 0])
+    with pytest.raises(InputError, match="the scores of clip clip 0 and 2 others are not finite"):
+        scores_of([[0, value]] * 3, [0, 1, 0])
 
 
 # Confusion and classes
@@ -167,6 +168,41 @@ def test_load_rejects_missing_files(tmp_path: Path) -> None:
     for missing in (tmp_path / "none.arrow", tmp_path):
         with pytest.raises(InputError, match=rf"{missing.name}: is not a valid scores file"):
             Scores.load(missing)
+
+
+@pytest.mark.parametrize("part", ["clip_id", "label", "scores", "split", "digest of the data set", "digest"])
+def test_load_rejects_changed_scores(tmp_path: Path, part: str) -> None:
+    """One flipped bit would be another accuracy, or scores of other clips."""
+    scores = dataclasses.replace(random_scores(6, 4), split="test", digest="5" * 64)
+    scores.save(tmp_path / "scores.arrow")
+    content = (tmp_path / "scores.arrow").read_bytes()
+    batch = ipc.open_file(str(tmp_path / "scores.arrow")).get_batch(0)
+    values = {
+        "clip_id": b"clip 3",
+        "label": scores.labels.tobytes(),
+        "scores": scores.scores.tobytes(),
+        "split": b"test",
+        "digest of the data set": b"5" * 64,
+        "digest": batch.schema.metadata[b"sha256"],
+    }[part]
+    assert values in content
+    changed = bytearray(values)
+    changed[0 if part == "scores" else -1] ^= 1
+    (tmp_path / "scores.arrow").write_bytes(content.replace(values, changed))
+    with pytest.raises(InputError, match=r"scores\.arrow: is not a valid scores file \((it was modified|a label)"):
+        Scores.load(tmp_path / "scores.arrow")
+
+
+@pytest.mark.parametrize("metadata", [{"split": "test", "digest": "5" * 64}, {}])
+def test_scores_of_earlier_versions_are_read(tmp_path: Path, metadata: dict[str, str]) -> None:
+    scores = random_scores(6, 4)
+    scores.save(tmp_path / "scores.arrow")
+    batch = ipc.open_file(str(tmp_path / "scores.arrow")).get_batch(0).replace_schema_metadata(metadata)
+    with ipc.new_file(str(tmp_path / "scores.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    loaded = Scores.load(tmp_path / "scores.arrow")
+    assert loaded.scores.tobytes() == scores.scores.tobytes()
+    assert (loaded.split, loaded.digest) == (metadata.get("split", ""), metadata.get("digest", ""))
 
 
 def fixed_size_lists(values: list[Any], width: int, dtype: pa.DataType | None = None) -> pa.Array:

@@ -21,11 +21,13 @@ from fgst.cli.sweep import sweep
 from fgst.data.dataset import ArrowDataset, file_digest
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member
+from fgst.integrity import with_digest
 from fgst.tracking.evaluation import evaluate
 from fgst.tracking.store import TrackingStore
 from fgst.training.checkpoint import latest_checkpoint
 from fgst.training.trainer import fit
 from tests.support import small
+from tests.support.digests import adapt_digests
 
 ROOT = Path(__file__).parents[2]
 FOCAL_K = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
@@ -176,7 +178,8 @@ def test_loading_a_file_executes_no_code(
 ) -> None:
     locate, use = FILES[file]
     path = locate(isolated_artifacts)
-    with restored(path, isolated_artifacts.folder / "data" / "dataset.json"):
+    others = {path.parent / "config.json", isolated_artifacts.folder / "data" / "dataset.json"} - {path}
+    with restored(path, *filter(Path.exists, others)):
         plant(path, file, trap)
         with pytest.raises(InputError, match=path.name.replace(".", r"\.") + "|dataset|specification"):
             use(isolated_artifacts)
@@ -184,12 +187,15 @@ def test_loading_a_file_executes_no_code(
 
 
 def plant(path: Path, file: str, trap: Callable[[Path], None]) -> None:
-    """Replace a file by a trap, and adapt the digest of clips, as an attacker would."""
+    """Replace a file by a trap, and adapt its digest, as an attacker would."""
     trap(path)
+    if path.name in ("model.safetensors", "state.pt"):
+        adapt_digests(path.parent)
     if file == "data set, clips":
         description = json.loads((path.parent / "dataset.json").read_text())
         description["files"][0] |= {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        (path.parent / "dataset.json").write_text(json.dumps(description))
+        del description["sha256"]
+        (path.parent / "dataset.json").write_text(json.dumps(with_digest(description)))
 
 
 def test_traps_execute_code_when_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,5 +219,5 @@ def test_run_id_must_be_hexadecimal(artifacts: Artifacts, run_id: str, tmp_path:
     (tmp_path / "ensemble.json").write_text(json.dumps(content))
     ensemble = artifacts.store.start("1", f"ensemble {run_id}", "an ensemble", {"fgst.kind": "ensemble"})
     ensemble.log_artifacts(tmp_path)
-    with pytest.raises(InputError, match="32 hexadecimal"):
+    with pytest.raises(InputError, match=r"32 hexadecimal|members\[0\]\.run_id"):
         evaluate(ensemble.run_id, tracking_uri=artifacts.store.uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def test_specification_is_hashable_and_restored_from_json(dataset: ArrowDataset)
 def test_invalid_specification_is_rejected(text: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         SweepSpec.from_json(text)
+
+
+def test_changed_specification_is_rejected(dataset: ArrowDataset) -> None:
+    text = make_spec(dataset, [2, 4], seeds=2).to_json()
+    content = json.loads(text)
+    assert content["seeds"] == 2
+    with pytest.raises(InputError, match="was modified after it was written"):
+        SweepSpec.from_json(json.dumps(content | {"seeds": 3}))
+    del content["sha256"]  # as in earlier versions
+    assert SweepSpec.from_json(json.dumps(content)) == SweepSpec.from_json(text)
 
 
 def test_trial_id_depends_on_the_clips_and_not_on_their_folder(dataset: ArrowDataset, tmp_path: Path) -> None:

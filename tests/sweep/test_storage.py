@@ -172,6 +172,34 @@ def test_damaged_copies_are_not_used(
     assert "model.safetensors" in json.loads(manifest.read_text())
 
 
+@pytest.mark.parametrize("copied", [1, 2])
+def test_damaged_local_checkpoint_is_replaced_by_a_copy(
+    dataset: ArrowDataset, remote: Path, copied: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial_storage = TrialStorage(remote.as_uri(), "a")
+    train(dataset, trial_storage, copied)
+    assert trial_storage.keep(at_once=True) == ""
+    train(dataset, trial_storage, 2)
+    weights = trial_storage.folder / "epoch-00002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    restarted = TrialStorage(trial_storage.location, trial_storage.trial_id)
+    assert train(dataset, restarted, 3) == list(range(copied, 4))
+    assert "epoch-00002 is damaged; looking for a copy" in capsys.readouterr().err
+
+
+def test_copy_of_a_damaged_checkpoint_is_not_used(
+    dataset: ArrowDataset, remote: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trial_storage = TrialStorage(remote.as_uri(), "a")
+    train(dataset, trial_storage, 1)
+    weights = trial_storage.folder / "epoch-00001" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert trial_storage.keep() == ""
+    other_node = on_node(trial_storage, monkeypatch, tmp_path / "other")
+    other_node.fetch()
+    assert list(other_node.folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["file", "s3"])
 def test_interrupted_removal_is_completed_by_the_next_copy(
     kind: str, dataset: ArrowDataset, remote: Path, request: pytest.FixtureRequest

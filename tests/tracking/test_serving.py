@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
@@ -80,6 +81,21 @@ def test_model_contains_no_pickle_and_documents_its_input(champion: tuple[Tracki
         assert '"name": "content"' in description
         example = json.loads((folder / "serving_input_example.json").read_text())
     assert set(example["dataframe_split"]["columns"]) == {"name", "content"}
+
+
+@pytest.mark.parametrize("file", ["ensemble.json", "bone/config.json", "joint/model.safetensors"])
+def test_damaged_model_is_not_loaded(champion: tuple[TrackingStore, str, Path], file: str) -> None:
+    store, name, _ = champion
+    with store.artifacts(registry.resolve_model(store, f"{name}@champion"), registry.MODEL) as folder:
+        [damaged] = folder.rglob(file)
+        content = damaged.read_bytes()
+        damaged.write_bytes(
+            content.replace(b"0.5", b"0.4") if file == "ensemble.json" else content[:-9] + b"1" + content[-8:]
+        )
+        with pytest.raises(InputError, match=f"{file}: .*"):
+            mlflow.pyfunc.load_model(str(folder))
+        damaged.write_bytes(content)
+        mlflow.pyfunc.load_model(str(folder))
 
 
 def test_resolve_model_accepts_names_aliases_and_versions(champion: tuple[TrackingStore, str, Path]) -> None:

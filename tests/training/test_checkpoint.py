@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from fgst.config import DataConfig, TrialConfig
 from fgst.data.skeleton import NTU_25
 from fgst.errors import InputError
+from fgst.integrity import with_digest
 from fgst.model import FGSTFormer
 from fgst.model.card import ModelCard, load_model
 from fgst.training import checkpoint as checkpoint_module
 from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from tests.support.digests import adapt_digests, remove_digests
 from tests.support.process import start_python
 from tests.support.small import CLASSES, SKELETON, small_config
 
@@ -271,7 +273,10 @@ def test_state_with_code_is_rejected_without_running_it(tmp_path: Path, director
         (directory / "state.pt").write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, directory / "state.pt", _use_new_zipfile_serialization="zipped" in container)
-    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: .*remove"):
+    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: was modified"):
+        load_state(directory)
+    adapt_digests(directory)
+    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: is damaged \(UnpicklingError"):
         load_state(directory)
     assert not trap.exists()
     if "torch" in container:
@@ -286,7 +291,10 @@ def test_damaged_state_is_rejected_with_file_name(directory: Path, size: float |
     file = directory / "state.pt"
     content = file.read_bytes()
     file.write_bytes(b"garbage" if size is None else content[: int(size * len(content)) if size == 0.5 else int(size)])
-    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: .*remove"):
+    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: was modified"):
+        load_state(directory)
+    adapt_digests(directory)
+    with pytest.raises(InputError, match=r"epoch-00001/state\.pt: is damaged"):
         load_state(directory)
 
 
@@ -303,7 +311,10 @@ def test_damaged_weights_are_rejected_with_file_name(directory: Path, size: floa
     file.write_bytes(
         b"garbage" * 9 if size is None else content[: int(size * len(content)) if size == 0.5 else int(size)]
     )
-    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
+    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: was modified"):
+        load_model(directory)
+    adapt_digests(directory)
+    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: does not contain the weights"):
         load_model(directory)
 
 
@@ -313,7 +324,9 @@ def test_missing_weights_are_rejected_with_file_name(directory: Path) -> None:
         load_model(directory)
 
 
-@pytest.mark.parametrize("foreign", ["wider", "other classes", "missing tensor", "extra tensor", "another network"])
+@pytest.mark.parametrize(
+    "foreign", ["wider", "other classes", "missing tensor", "extra tensor", "other type", "another network"]
+)
 def test_weights_of_another_network_are_rejected_with_file_name(directory: Path, card: ModelCard, foreign: str) -> None:
     weights = load_file(directory / "model.safetensors")
     if foreign == "wider":
@@ -324,10 +337,13 @@ def test_weights_of_another_network_are_rejected_with_file_name(directory: Path,
         del weights["embedding.weight"]
     elif foreign == "extra tensor":
         weights["extra"] = torch.zeros(1)
+    elif foreign == "other type":  # PyTorch would convert them, and lose digits
+        weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     else:
         weights = torch.nn.Linear(3, 3).state_dict()
     save_file(weights, directory / "model.safetensors")
-    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: "):
+    adapt_digests(directory)
+    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: does not contain the weights"):
         load_model(directory)
 
 
@@ -364,6 +380,7 @@ INVALID_CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "skeleton is invalid": edited(skeleton=SKELETON.to_dict() | {"parents": [0]}),
     "no classes": edited(classes=[]),
     "classes is a number": edited(classes=3),
+    "unknown entry": edited(sha257=""),
     "max_persons is text": edited(max_persons="two"),
     "dataset is text": edited(dataset="small"),
 }
@@ -372,9 +389,50 @@ INVALID_CARDS: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("kind", INVALID_CARDS)
 def test_invalid_card_is_rejected_with_file_name(directory: Path, kind: str) -> None:
     file = directory / "config.json"
-    file.write_text(json.dumps(INVALID_CARDS[kind](json.loads(file.read_text()))))
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(INVALID_CARDS[kind](content)))
     with pytest.raises(InputError, match=r"epoch-00001/config\.json: "):
         load_model(directory)
+    del content["sha256"]
+    changed = INVALID_CARDS[kind](content)
+    file.write_text(json.dumps(with_digest(changed) if isinstance(changed, dict) else changed))
+    with pytest.raises(InputError, match=r"epoch-00001/config\.json: (?!.*was modified)"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edited(classes=[CLASSES[1], CLASSES[0], CLASSES[2]]),
+        edited(max_persons=3),
+        edited(preparation="ntu"),
+        edited(files={}),
+        edited(sha256=None),
+        edited(dataset={"name": "other", "digest": "1"}),
+        with_setting("data.modality", "bone"),
+        with_setting("model.focal_order", "score"),
+    ],
+)
+def test_changed_card_is_rejected_with_file_name(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Each of these would be a valid card, of a network that computes something else with the same weights."""
+    file = directory / "config.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(InputError, match=r"epoch-00001/config\.json: .*was modified"):
+        load_model(directory)
+
+
+def test_checkpoint_of_earlier_version_is_read_with_a_warning(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, card = load_model(directory)
+    assert not caplog.records
+    remove_digests(directory)
+    model, earlier_card = load_model(directory)
+    assert earlier_card == card
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
+    assert ["has no digests" in record.getMessage() for record in caplog.records] == [True]
+    assert load_state(directory)["epoch"] == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, None])

@@ -21,6 +21,7 @@ from fgst.evaluation.scoring import score
 from fgst.model.card import load_model
 from fgst.training.checkpoint import load_state
 from fgst.training.trainer import EpochResult, fit
+from tests.support.digests import adapt_digests
 from tests.support.process import kill_on_line, start_python
 from tests.support.small import motion_clips, small_config, write_small
 from tests.training.helpers import CPU, assert_same_result, checkpoint_bits, run
@@ -289,5 +290,8 @@ def test_damaged_checkpoint_is_rejected_with_file_name(tmp_path: Path, dataset: 
     else:
         groups = [content["optimizer"]["param_groups"][0] | {"params": [0]}]
         torch.save(content | {"optimizer": {"state": {}, "param_groups": groups}}, state)
-    with pytest.raises(InputError, match=rf"epoch-00001/{expected_file.name}: "):
+    with pytest.raises(InputError, match=rf"epoch-00001/{expected_file.name}: .*remove {tmp_path}"):
+        run(config, tmp_path)
+    adapt_digests(state.parent)
+    with pytest.raises(InputError, match=rf"epoch-00001/{expected_file.name}: .*remove {tmp_path}"):
         run(config, tmp_path)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fgst.data.formats import custom, ntu_skeleton, nw_ucla
 from fgst.data.skeleton import Skeleton
-from fgst.data.sources import MAX_FILE_BYTES, ClipError
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, parse_clip
 from fgst.data.writer import check_joints
 from fgst.errors import InputError
 
@@ -66,6 +66,6 @@ def read_clip(content: bytes, preparation: str, skeleton: Skeleton) -> np.ndarra
     if len(content) > MAX_FILE_BYTES:
         raise InputError(f"has {len(content):,} bytes; a clip has at most {MAX_FILE_BYTES:,}")
     try:
-        return check_joints(FORMATS[preparation].read(content, skeleton), skeleton)
+        return parse_clip(lambda content: check_joints(FORMATS[preparation].read(content, skeleton), skeleton), content)
     except ClipError as fault:
         raise InputError(str(fault)) from None

@@ -5,27 +5,34 @@
 
 from __future__ import annotations
 
-import csv
+import functools
 import hashlib
 import io
-import json
+import itertools
+import math
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from numpy.lib import format as npy
 
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.progress import tracked
-from fgst.data.skeleton import Skeleton
-from fgst.data.sources import ClipError, printable
+from fgst.data.skeleton import MAX_JOINTS, Skeleton
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, parse_clip
 from fgst.data.splits import Benchmark
-from fgst.data.writer import check_output, write_dataset
+from fgst.data.writer import check_joints, check_output, write_dataset
 from fgst.errors import InputError
+from fgst.parsing import Name, printable, read_json, read_regular_file, read_table, shorten
 
 OPTIONAL_COLUMNS = ("subject", "camera", "setup", "replication")
+MAX_NAME = 200  # characters of a clip's or a class's name
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_HINT = "give a folder of .npy files or an .npz"
 
 
 def read_joints(content: bytes, skeleton: Skeleton) -> np.ndarray:
@@ -41,18 +48,30 @@ def read_joints(content: bytes, skeleton: Skeleton) -> np.ndarray:
     Raises:
         ClipError: if it is not such an array, or a coordinate is not finite.
     """
+    return check_joints(read_array(content, skeleton), skeleton)
+
+
+def read_array(content: bytes, skeleton: Skeleton) -> np.ndarray:
+    """Parse a clip like :func:`read_joints`, but keep the type of its numbers, which need not be finite.
+
+    The size in the header must be that of the file, so that no memory is allocated for numbers that are not there.
+    """
+    file = io.BytesIO(content)
     try:
-        joints = np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
-        raise ClipError(f"is not an array of numbers ({str(error).splitlines()[0]})") from None
-    if not isinstance(joints, np.ndarray):
-        raise ClipError("does not contain a single array of numbers")
-    joints = _with_persons(joints, skeleton)
-    with np.errstate(over="ignore"):
-        clip = joints.astype(np.float32)
-    if not np.isfinite(clip).all():
-        raise ClipError("contains a coordinate that is not a finite number")
-    return clip
+        read_header = _HEADERS[npy.read_magic(file)]
+        shape, is_fortran, dtype = read_header(file)
+    except (KeyError, ValueError) as error:
+        raise ClipError(f"is not an array of numbers in an .npy file ({shorten(str(error))})") from None
+    N = skeleton.num_joints
+    if dtype.kind not in "fiu":
+        raise ClipError(f"contains {dtype} values, not numbers")
+    if len(shape) not in (3, 4) or shape[-2:] != (N, 3) or min(shape) < 1:
+        raise ClipError(f"has shape {shape}, not (T, {N}, 3) or (M, T, {N}, 3)")
+    size, expected = len(content) - file.tell(), math.prod(shape) * dtype.itemsize
+    if size != expected:
+        raise ClipError(f"has {size:,} bytes of numbers instead of the {expected:,} of shape {shape}")
+    joints = np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
+    return joints if joints.ndim == 4 else joints[None]
 
 
 def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
@@ -63,14 +82,20 @@ def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
     return file.getvalue()
 
 
-def _with_persons(joints: np.ndarray, skeleton: Skeleton) -> np.ndarray:
-    """Check type and shape of a clip's array, and add the axis of persons if it is missing: ``(M, T, N, 3)``."""
-    N = skeleton.num_joints
-    if joints.dtype.kind not in "fiu":
-        raise ClipError(f"contains {joints.dtype} values, not numbers")
-    if joints.ndim not in (3, 4) or joints.shape[-2:] != (N, 3) or 0 in joints.shape:
-        raise ClipError(f"has shape {joints.shape}, not (T, {N}, 3) or (M, T, {N}, 3)")
-    return joints if joints.ndim == 4 else joints[None]
+class _Description(msgspec.Struct):
+    """The content of a skeleton description."""
+
+    name: Name
+    joints: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=MAX_JOINTS)]
+    bones: dict[str, str]
+    centre: str
+    partitions: list[list[list[str]]] = []
+
+    def __post_init__(self) -> None:
+        in_parts = (joint for partition in self.partitions for part in partition for joint in part)
+        unknown = sorted({*self.bones, *self.bones.values(), self.centre, *in_parts} - set(self.joints))
+        if unknown:
+            raise ValueError(f"bones, centre or partitions name {unknown[0]!r}, which is not one of the joints")
 
 
 def read_skeleton(path: Path) -> Skeleton:
@@ -79,30 +104,18 @@ def read_skeleton(path: Path) -> Skeleton:
     Raises:
         InputError: if it cannot be read or is not valid.
     """
+    fields = read_json(path, _Description, what="a skeleton description", hint="see --help")
+    index = {joint: i for i, joint in enumerate(fields.joints)}
     try:
-        fields = json.loads(path.read_bytes())
-        joints = [str(joint) for joint in fields["joints"]]
-        bones = {str(child): str(parent) for child, parent in fields["bones"].items()}
-        unknown = sorted({*bones, *bones.values(), str(fields["centre"])} - set(joints))
-        if unknown:
-            raise InputError(f"{path}: bones or centre name {unknown[0]!r}, which is not one of the joints")
         return Skeleton(
-            name=str(fields["name"]),
-            joints=tuple(joints),
-            parents=tuple(joints.index(bones.get(joint, joint)) for joint in joints),
-            centre=joints.index(str(fields["centre"])),
-            partitions=tuple(
-                tuple(tuple(joints.index(str(joint)) for joint in part) for part in partition)
-                for partition in fields.get("partitions", [])
-            ),
+            name=fields.name,
+            joints=tuple(fields.joints),
+            parents=tuple(index[fields.bones.get(joint, joint)] for joint in fields.joints),
+            centre=index[fields.centre],
+            partitions=tuple(tuple(tuple(index[j] for j in part) for part in parts) for parts in fields.partitions),
         )
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        fault = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{path}: is not a skeleton description ({fault}); see --help") from None
+    except ValueError as error:
+        raise InputError(f"{printable(str(path))}: is not a skeleton description ({error}); see --help") from None
 
 
 def read_labels(path: Path) -> list[dict[str, str]]:
@@ -112,34 +125,36 @@ def read_labels(path: Path) -> list[dict[str, str]]:
         InputError: if it cannot be read or a line is not valid; the message names the line.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = [column.strip() for column in reader.fieldnames or []]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        return _parse_labels(read_regular_file(path))
+    except ValueError as error:
+        raise InputError(f"{printable(str(path))}: {error}") from None
+
+
+def _parse_labels(content: bytes) -> list[dict[str, str]]:
+    columns, lines = read_table(content)
     for column in ("clip_id", "label"):
         if column not in columns:
-            raise InputError(f"{path}: has no column {column}; its header is {', '.join(columns) or 'empty'}")
-    labels: list[dict[str, str]] = []
-    names: set[str] = set()
-    for number, row in enumerate(rows, start=2):
-        values = {str(k).strip(): (v or "").strip() for k, v in row.items() if isinstance(v, str)}
-        if not any(values.values()):
-            continue
-        clip = values.get("clip_id", "")
-        if not clip or not values.get("label"):
-            raise InputError(f"{path}, line {number}: has no clip_id or no label")
-        if clip in names:
-            raise InputError(f"{path}, line {number}: clip {clip} occurs twice")
+            raise ValueError(f"has no column {column}; its header is {shorten(', '.join(columns)) or 'empty'}")
+    labels: dict[str, dict[str, str]] = {}
+    for number, values in lines:
+        clip = values["clip_id"]
+        if not clip or not values["label"]:
+            raise ValueError(f"line {number}: has no clip_id or no label")
+        if clip in labels:
+            raise ValueError(f"line {number}: clip {shorten(clip, 80)} occurs twice")
+        for column in ("clip_id", "label"):
+            if len(values[column]) > MAX_NAME or not values[column].isprintable():
+                raise ValueError(
+                    f"line {number}: {column} {shorten(values[column], 80)} must be at most {MAX_NAME} printable "
+                    "characters"
+                )
         for column in OPTIONAL_COLUMNS:
             if not re.fullmatch(r"[0-9]{0,9}", values.get(column, "")):
-                raise InputError(f"{path}, line {number}: {column} is {values[column]!r}, not a whole number")
-        names.add(clip)
-        labels.append(values)
+                raise ValueError(f"line {number}: {column} is {shorten(values[column], 80)!r}, not a whole number")
+        labels[clip] = values
     if not labels:
-        raise InputError(f"{path}: lists no clip")
-    return labels
+        raise ValueError("lists no clip")
+    return list(labels.values())
 
 
 def read_benchmark(text: str) -> Benchmark:
@@ -163,8 +178,9 @@ def prepare(
     benchmarks: Sequence[Benchmark],
     recipe: str = "ntu",
     name: str | None = None,
+    skip_bad: bool = False,
     overwrite: bool = False,
-) -> ArrowDataset:
+) -> tuple[ArrowDataset, list[tuple[str, str]]]:
     """Prepare a data set from arrays. Classes are numbered in alphabetical order.
 
     Args:
@@ -175,10 +191,14 @@ def prepare(
         benchmarks: one or more; the first is the default.
         recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
         name: name of the data set; ``None`` means the name of ``out``.
+        skip_bad: leave out bad clips, instead of stopping at the first.
         overwrite: replace an existing data set at ``out``.
 
+    Returns:
+        The data set, and the name and the fault of each clip that was left out.
+
     Raises:
-        InputError: if a file is not valid; nothing is written then.
+        InputError: if a file is not valid, or no clip is usable; nothing is written then.
     """
     check_output(out, overwrite=overwrite)
     if clips.is_dir() and out.resolve().is_relative_to(clips.resolve()):
@@ -187,11 +207,18 @@ def prepare(
     _check_benchmarks(benchmarks, rows, labels)
     classes = sorted({row["label"] for row in rows})
     source: dict[str, Any] = {"made_by": "data_prep.custom"}  # _read_clips completes it before it is written
-    reading = tracked(_read_clips(clips, rows, parsed_skeleton, classes, source), total=len(rows), description="clips")
-    with closing(reading):
-        return write_dataset(
+    rejected: list[tuple[str, str]] = []
+    reading = _read_clips(clips, rows, parsed_skeleton, classes, source, rejected if skip_bad else None)
+    with closing(tracked(reading, total=len(rows), description="clips")) as counted:
+        first = next(counted, None)
+        if first is None:
+            clip_id, fault = rejected[0]
+            raise InputError(
+                f"{printable(str(clips))}: none of the {len(rows)} clips is usable (the first, {clip_id}: {fault})"
+            )
+        dataset = write_dataset(
             out,
-            reading,
+            itertools.chain([first], counted),
             name=name or out.name,
             skeleton=parsed_skeleton,
             classes=classes,
@@ -200,6 +227,7 @@ def prepare(
             source=source,
             overwrite=overwrite,
         )
+    return dataset, rejected
 
 
 def _check_benchmarks(benchmarks: Sequence[Benchmark], rows: Sequence[Mapping[str, str]], labels: Path) -> None:
@@ -221,52 +249,38 @@ def _check_benchmarks(benchmarks: Sequence[Benchmark], rows: Sequence[Mapping[st
 
 
 def _read_clips(
-    source: Path, rows: Sequence[Mapping[str, str]], skeleton: Skeleton, classes: Sequence[str], origin: dict[str, Any]
+    source: Path,
+    rows: Sequence[Mapping[str, str]],
+    skeleton: Skeleton,
+    classes: Sequence[str],
+    origin: dict[str, Any],
+    rejected: list[tuple[str, str]] | None,
 ) -> Generator[Clip, None, None]:
-    """Read the clips in the order of their names; add the digest of all content to ``origin`` at the end."""
-    read, content = _array_reader(source), hashlib.sha256()
-    for row in sorted(rows, key=lambda row: row["clip_id"]):
-        clip_id = row["clip_id"]
-        try:
-            joints = _with_persons(read(clip_id), skeleton)
-        except ClipError as fault:
-            raise InputError(f"{printable(f'{source}: {clip_id}')}: {fault}") from None
-        content.update(f"{clip_id} {row['label']} ".encode() + np.ascontiguousarray(joints, "<f8").tobytes())
-        columns = {column: int(row.get(column) or 0) for column in OPTIONAL_COLUMNS}
-        yield Clip(clip_id, classes.index(row["label"]), joints, **columns)
-    origin["sha256"] = content.hexdigest()
+    """Read the clips in the order of their names; add the digest of all content to ``origin`` at the end.
 
-
-def _array_reader(source: Path) -> Callable[[str], np.ndarray]:
-    """Return a function that reads a clip's array by name from a folder or an ``.npz``."""
-    if source.is_dir():
-
-        def from_folder(clip_id: str) -> np.ndarray:
-            path = source / f"{clip_id}.npy"
-            if path.resolve().parent != source.resolve():
-                raise ClipError("is outside the folder of the clips")
+    A bad file is added to ``rejected`` with its fault, or raises an InputError if that is ``None``.
+    """
+    content, labels = hashlib.sha256(), {name: label for label, name in enumerate(classes)}
+    with open_source(source, suffix=".npy", max_bytes=MAX_FILE_BYTES, hint=_HINT) as listing:
+        files = {file.path[: -len(".npy")]: file for file in listing.files}
+        for row in sorted(rows, key=lambda row: row["clip_id"]):
+            clip_id = row["clip_id"]
             try:
-                return np.load(path, allow_pickle=False)
-            except FileNotFoundError:
-                raise ClipError(f"there is no file {path.name}") from None
-            except (OSError, ValueError, EOFError) as error:
-                raise ClipError(f"is not an array of numbers ({error})") from None
-
-        return from_folder
-    try:
-        archive = np.load(source, allow_pickle=False)
-        names = set(archive.files)
-    except FileNotFoundError:
-        raise InputError(f"{source}: no such folder or file") from None
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InputError(f"{source}: is neither a folder of .npy files nor an .npz ({error})") from None
-
-    def from_archive(clip_id: str) -> np.ndarray:
-        if clip_id not in names:
-            raise ClipError("there is no array of that name")
-        try:
-            return np.asarray(archive[clip_id])
-        except (OSError, ValueError, EOFError) as error:
-            raise ClipError(f"is not an array of numbers ({error})") from None
-
-    return from_archive
+                if clip_id not in files:
+                    raise ClipError(f"there is no file {clip_id}.npy")
+                joints = parse_clip(functools.partial(read_array, skeleton=skeleton), files[clip_id].read())
+                check_joints(joints, skeleton)
+            except ClipError as fault:
+                if rejected is None:
+                    raise InputError(
+                        f"{printable(str(source))}: {clip_id}: {fault}; fix or remove the clip, or pass --skip-bad to "
+                        "leave out such clips"
+                    ) from None
+                rejected.append((clip_id, str(fault)))
+                continue
+            content.update(f"{clip_id} {row['label']} ".encode() + np.ascontiguousarray(joints, "<f8").tobytes())
+            columns = {column: int(row.get(column) or 0) for column in OPTIONAL_COLUMNS}
+            yield Clip(clip_id, labels[row["label"]], joints, **columns)
+    origin["sha256"] = content.hexdigest()
+    if rejected:
+        origin["left_out"] = len(rejected)

@@ -34,9 +34,9 @@ from fgst.data.formats.ntu_shards import (
 )
 from fgst.data.progress import tracked_clips
 from fgst.data.skeleton import NTU_25
-from fgst.data.sources import printable
 from fgst.data.writer import check_output, publish, write_description, writing_to
 from fgst.errors import InputError
+from fgst.parsing import printable
 
 # Applies a function to each task and yields the results in any order.
 ParallelMap = Callable[[Callable[[ShardTask], ShardRecord], Sequence[ShardTask]], Generator[ShardRecord, None, None]]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from fgst.data.formats.ntu_names import Edition, belongs, parse_name
 from fgst.data.formats.ntu_shards import CLIPS_PER_SHARD, ClipEntry, Rejected
-from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source, printable
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source
 from fgst.errors import InputError
+from fgst.parsing import printable
 
 HINT = "give the zip of skeletons as downloaded, or the folder it unpacks to"
 _VERSION = 1  # increase it when the same files would produce a different data set

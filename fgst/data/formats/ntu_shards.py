@@ -14,14 +14,16 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fgst.data.cleaning import clean
+from fgst.data.cleaning import Cleaned, Recording, clean
 from fgst.data.dataset import Clip
 from fgst.data.formats.ntu_names import parse_name
 from fgst.data.formats.ntu_skeleton import read_skeleton
 from fgst.data.layout import FileEntry, file_digest
 from fgst.data.skeleton import NTU_25
-from fgst.data.sources import MAX_FILE_BYTES, ClipError, read_file
-from fgst.data.writer import write_shard
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, parse_clip, read_file
+from fgst.data.writer import check_joints, write_shard
+from fgst.errors import InputError
+from fgst.parsing import read_json
 
 CLIPS_PER_SHARD = 256
 
@@ -105,11 +107,8 @@ class ShardRecord:
 
     @classmethod
     def read(cls, path: Path) -> ShardRecord:
-        """Read a record; raises OSError, ValueError, TypeError or KeyError if it is missing or malformed."""
-        fields = json.loads(path.read_text())
-        fields["file"] = None if fields["file"] is None else FileEntry(**fields["file"])
-        fields["rejected"] = tuple(Rejected(**rejected) for rejected in fields["rejected"])
-        return cls(**fields)
+        """Read a record; raises InputError if it is missing or malformed."""
+        return read_json(path, cls, what="the record of a shard")
 
 
 def make_shard(task: ShardTask) -> ShardRecord:
@@ -125,13 +124,13 @@ def make_shard(task: ShardTask) -> ShardRecord:
             data = entry.read()
             read_bytes += len(data)
             content.update(f"{entry.name} {hashlib.sha256(data).hexdigest()}\n".encode())
-            recording = read_skeleton(data)
+            recording = parse_clip(read_skeleton, data)
         except ClipError as error:
             content.update(f"{entry.name} {error}\n".encode())
             rejected.append(Rejected(entry.path, "unreadable", str(error)))
             continue
         try:
-            cleaned = clean(recording)
+            cleaned = parse_clip(_clean, recording)
         except ClipError as error:
             rejected.append(Rejected(entry.path, "no usable body", str(error)))
             continue
@@ -153,6 +152,12 @@ def make_shard(task: ShardTask) -> ShardRecord:
     return record
 
 
+def _clean(recording: Recording) -> Cleaned:
+    cleaned = clean(recording)
+    check_joints(cleaned.joints, NTU_25)  # the difference of large coordinates may be infinite
+    return cleaned
+
+
 def finished_shard(task: ShardTask) -> ShardRecord | None:
     """Return the record of a shard that is complete and unmodified, else ``None``."""
     try:
@@ -161,6 +166,6 @@ def finished_shard(task: ShardTask) -> ShardRecord | None:
             task.path.stat().st_size != record.file.bytes or file_digest(task.path) != record.file.sha256
         ):
             return None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, InputError):
         return None
     return record

@@ -17,9 +17,13 @@ from pyarrow import csv
 
 from fgst.data.cleaning import Body, Recording, clean
 from fgst.data.skeleton import NTU_25, Skeleton
-from fgst.data.sources import ClipError, printable
+from fgst.data.sources import ClipError
+from fgst.parsing import printable
 
 JOINTS = NTU_25.num_joints
+# Limits of memory: the longest recordings have 300 frames, of two bodies with 27 lines each.
+MAX_FRAMES = 100_000
+MAX_LINES = 1_000_000
 BODY_FIELDS, JOINT_FIELDS = 10, 12
 _BLOCK = 2 + JOINTS  # lines of a body: its fields, the number of joints, the joints
 _COLUMNS = [f"{i}" for i in range(JOINT_FIELDS)]
@@ -60,8 +64,11 @@ def read_skeleton(content: bytes) -> Recording:
     """Parse a ``.skeleton`` file.
 
     Raises:
-        ClipError: if it is malformed; the message names the line.
+        ClipError: if it is malformed, with the line, or too long for a recording.
     """
+    lines = content.count(b"\n")
+    if lines > MAX_LINES:
+        raise ClipError(f"has {lines:,} lines; a recording has at most {MAX_LINES:,}")
     recording = parse_fast(content)
     return parse_strict(content) if recording is None else recording
 
@@ -79,6 +86,8 @@ def parse_fast(content: bytes) -> Recording | None:
     body_ids, frames, blocks = [], [], []
     try:
         num_frames = _count(content[: ends[0]])
+        if num_frames > MAX_FRAMES:
+            return None
         line = 0  # the last line read
         for frame in range(num_frames):
             if line >= last:
@@ -142,6 +151,8 @@ def parse_strict(content: bytes) -> Recording:
         raise ClipError("is empty")
     reader = _Lines(lines)
     num_frames = reader.count("the number of frames")
+    if num_frames > MAX_FRAMES:
+        raise ClipError(f"has {num_frames:,} frames; a recording has at most {MAX_FRAMES:,} (line {reader.line})")
     body_ids: list[int] = []
     frames: list[int] = []
     joints: list[list[float]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -11,17 +12,21 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.progress import tracked
 from fgst.data.skeleton import NW_UCLA_20, Skeleton
-from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source, printable
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source, parse_clip
 from fgst.data.splits import Benchmark
 from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError
+from fgst.parsing import decode_json, printable, shorten
+
+T = TypeVar("T")
 
 CLASSES = (
     "pick up with one hand", "pick up with two hands", "drop trash", "walk around", "sit down", "stand up",
@@ -132,7 +137,7 @@ def _read_clips(
                 content = file.read()
                 if len(copies[file.name]) > 1:
                     _check_copies(file, copies[file.name], content)
-                clip = _parse(file.name, content)
+                clip = parse_clip(functools.partial(_parse, name=file.name), content)
             except ClipError as fault:
                 if not skip_bad:
                     raise InputError(
@@ -154,17 +159,34 @@ def _check_copies(file: ClipFile, copies: Sequence[ClipFile], content: bytes) ->
         raise ClipError(f"clip {file.name} occurs {len(copies)} times, also as {others[0].path}")
 
 
-def _parse(name: str, content: bytes) -> Clip:
+_Coordinate = Annotated[float, msgspec.Meta(ge=-float(np.finfo(np.float32).max), le=float(np.finfo(np.float32).max))]
+_N = NW_UCLA_20.num_joints
+_Frame = Annotated[list[tuple[_Coordinate, _Coordinate, _Coordinate]], msgspec.Meta(min_length=_N, max_length=_N)]
+
+
+class _Skeletons(msgspec.Struct):
+    """The joints of a clip's JSON, frame by frame."""
+
+    skeletons: Annotated[list[_Frame], msgspec.Meta(min_length=1)]
+
+
+class _LabelledSkeletons(_Skeletons):
+    """A clip's JSON with its name and its label, which counts from 1."""
+
+    file_name: str | None = None
+    label: int | None = None
+
+
+def _parse(content: bytes, name: str) -> Clip:
     """Convert the JSON of one clip; raises ClipError if it is malformed or contradicts the file name."""
     action, subject, episode, view = _parse_name(name)
     label = ACTIONS.index(action)
-    fields = _fields(content)
-    if "file_name" in fields and fields["file_name"] != name:
-        raise ClipError(f"has file_name {_excerpt(fields['file_name'])}, which differs from the name of the file")
-    # True == 1, but True is not a label
-    if "label" in fields and (fields["label"] != label + 1 or isinstance(fields["label"], bool)):
-        raise ClipError(f"has label {_excerpt(fields['label'])}, but its name implies label {label + 1}")
-    joints = _joints(fields["skeletons"])[None]  # (1, T, 20, 3)
+    fields = _decode(content, _LabelledSkeletons)
+    if fields.file_name not in (None, name):
+        raise ClipError(f"has file_name {shorten(repr(fields.file_name), 80)}, which differs from the name of the file")
+    if fields.label not in (None, label + 1):
+        raise ClipError(f"has label {fields.label}, but its name implies label {label + 1}")
+    joints = np.array([fields.skeletons], np.float32)  # (1, T, 20, 3)
     return Clip(name, label, joints, subject=subject, camera=view, replication=episode)
 
 
@@ -181,7 +203,7 @@ def read_joints(content: bytes, skeleton: Skeleton = NW_UCLA_20) -> np.ndarray:
     Raises:
         ClipError: if it is not a clip.
     """
-    return _joints(_fields(content)["skeletons"])[None]
+    return np.array([_decode(content, _Skeletons).skeletons], np.float32)
 
 
 def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
@@ -190,21 +212,11 @@ def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
     return json.dumps({"skeletons": joints.tolist()}).encode()
 
 
-def _fields(content: bytes) -> dict[str, Any]:
-    """Parse the JSON object of a clip."""
+def _decode(content: bytes, kind: type[T]) -> T:
     try:
-        fields = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ClipError(f"is not UTF-8 text (byte {error.start})") from None
-    except RecursionError:
-        raise ClipError("is nested too deeply for a clip") from None
-    except ValueError as error:  # a JSONDecodeError, or an integer of thousands of digits
-        raise ClipError(f"is not valid JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise ClipError("is not a JSON object")
-    if "skeletons" not in fields:
-        raise ClipError("has no key 'skeletons'")
-    return fields
+        return decode_json(content, kind)
+    except ValueError as fault:
+        raise ClipError(f"is not a clip ({fault})") from None
 
 
 def _parse_name(name: str) -> tuple[int, int, int, int]:
@@ -220,50 +232,3 @@ def _parse_name(name: str) -> tuple[int, int, int, int]:
     if not 1 <= view <= VIEWS:
         raise ClipError(f"is named after view {view:02d}; valid are 01 to {VIEWS:02d}")
     return action, subject, episode, view
-
-
-def _joints(frames: Any) -> np.ndarray:
-    """Convert nested lists to ``(T, 20, 3)`` float32, checking every level."""
-    if not isinstance(frames, list):
-        raise ClipError("skeletons is not a list of frames")
-    if not frames:
-        raise ClipError("has no frame")
-    N = NW_UCLA_20.num_joints
-    for t, frame in enumerate(frames):
-        if not isinstance(frame, list) or len(frame) != N:
-            raise ClipError(f"frame {t} is {_size(frame, 'joints')} instead of {N} joints")
-        for n, joint in enumerate(frame):
-            if not isinstance(joint, list) or len(joint) != 3:
-                raise ClipError(f"frame {t}, joint {n} is {_size(joint, 'numbers')} instead of 3 numbers")
-    values = [value for frame in frames for joint in frame for value in joint]
-    for i, value in enumerate(values):
-        if type(value) is not float and type(value) is not int:  # bool is a subclass of int
-            raise ClipError(f"{_coordinate_name(i)} is {_excerpt(value)}, not a number")
-    try:
-        numbers = np.array(values, dtype=np.float64)
-    except OverflowError:
-        raise ClipError("a coordinate is too large") from None
-    invalid = ~(np.abs(numbers) <= np.finfo(np.float32).max)  # comparisons with NaN are false
-    if invalid.any():
-        i = int(np.argmax(invalid))
-        fault = "which is too large" if np.isfinite(numbers[i]) else "not a finite number"
-        raise ClipError(f"{_coordinate_name(i)} is {numbers[i]:g}, {fault}")
-    return numbers.astype(np.float32).reshape(-1, N, 3)
-
-
-def _coordinate_name(i: int) -> str:
-    """Name a coordinate by its index in the flattened clip."""
-    t, n, axis = np.unravel_index(i, (i // (NW_UCLA_20.num_joints * 3) + 1, NW_UCLA_20.num_joints, 3))
-    return f"{'xyz'[axis]} of frame {t}, joint {n}"
-
-
-def _size(value: Any, unit: str) -> str:
-    return f"{len(value)} {unit}" if isinstance(value, list) else _excerpt(value)
-
-
-def _excerpt(value: Any) -> str:
-    """A JSON value for a message, shortened and escaped for printing."""
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    text = repr(value) if isinstance(value, str) else json.dumps(value)
-    return printable(text if len(text) <= 40 else text[:40] + "...")

@@ -137,7 +137,7 @@ def _run_in_worker(
     def report(metrics: dict[str, float]) -> None:
         tune.report({**metrics, "state": TrialStatus.RUNNING.value})
 
-    trial = Trial.from_dict(json.loads(config["trial"]))
+    trial = Trial.from_json(config["trial"])
     exit = run(trial, context, report)
     if exit == TrialExit.PREEMPTED:
         os._exit(preemption.EXIT_CODE)  # Ray restarts the trial on a node with free resources

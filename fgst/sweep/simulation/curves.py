@@ -9,18 +9,19 @@ Alternatively, it is a CSV file with a column for each parameter and the columns
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fgst.errors import InputError
+from fgst.parsing import convert_json, decode_json, printable, read_regular_file, read_table, shorten
 from fgst.sweep.definition import OBJECTIVES
 
 VAL, MINUTES = "val/top1", "minutes"
@@ -30,6 +31,7 @@ FINAL_METRICS = (
     "device_seconds",
     *(metric for _, metric in OBJECTIVES.values() if metric.startswith("model/")),
 )
+MAX_CURVES_BYTES = 256 * 1024 * 1024
 _HINT = "create one with: python -m fgst.runs curves SWEEP_RUN_ID > curves.jsonl"
 _EPOCH_COLUMN = re.compile(rf"({VAL}|{MINUTES})@([1-9][0-9]*)")
 
@@ -82,12 +84,12 @@ def make_curve(
     Raises:
         ValueError: if a value is missing or impossible.
     """
-    epochs = range(1, max(val, default=0) + 1)
+    epochs = range(1, len(val) + 1)
     if not val:
         raise ValueError(f"no {VAL}")
     for name, values in ((VAL, val), (MINUTES, minutes)):
-        if sorted(values) != list(epochs):
-            raise ValueError(f"{name} is not given for each of the {len(epochs)} epochs")
+        if values.keys() != set(epochs):
+            raise ValueError(f"{name} is not given for each of the {max([*val, *values])} epochs")
         if not all(math.isfinite(value) for value in values.values()):
             raise ValueError(f"{name} is not finite in every epoch")
     times = [0.0, *(minutes[epoch] for epoch in epochs)]
@@ -103,49 +105,51 @@ def read_curves(path: Path) -> list[LearningCurve]:
     Raises:
         InputError: if the file cannot be read, or a line of it is not a valid curve; names the line.
     """
+    source = f"--simulate {printable(str(path))}"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"--simulate {path}: cannot be read ({reason}); {_HINT}") from None
-    parse = _parse_json if text.lstrip().startswith("{") else _parse_csv
-    curves = parse(text, f"--simulate {path}") if text.strip() else []
+        content = read_regular_file(path, MAX_CURVES_BYTES)
+        parse = _parse_json if content.lstrip().startswith(b"{") else _parse_csv
+        curves = list(parse(content)) if content.strip() else []
+    except ValueError as error:
+        raise InputError(f"{source}: {error}; {_HINT}") from None
     if not curves:
-        raise InputError(f"--simulate {path}: contains no learning curves; {_HINT}")
+        raise InputError(f"{source}: contains no learning curves; {_HINT}")
     return curves
 
 
-def _parse_json(text: str, source: str) -> list[LearningCurve]:
-    curves = []
-    for number, line in enumerate(text.splitlines(), 1):
+class _Line(msgspec.Struct):
+    """A line of JSON; the final metrics are read separately."""
+
+    params: dict[str, int | float | str]
+    seed: int
+    minutes: list[float]
+    val: list[float] = msgspec.field(name=VAL)
+
+
+def _parse_json(content: bytes) -> Iterator[LearningCurve]:
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
-            val, minutes = ({e: float(v) for e, v in enumerate(content[name], 1)} for name in (VAL, MINUTES))
-            params = {str(name): _check_scalar(value) for name, value in content["params"].items()}
-            final = {name: float(content[name]) for name in FINAL_METRICS if content.get(name) is not None}
-            curves.append(make_curve(params, int(content["seed"]), val, minutes, final))
-        except KeyError as error:
-            raise InputError(f"{source}: line {number} has no {error}") from None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{source}: line {number} is not a valid learning curve ({error})") from None
-    return curves
+            fields = decode_json(line, dict[str, Any])
+            curve = convert_json(fields, _Line)
+            final = convert_json({n: fields[n] for n in FINAL_METRICS if fields.get(n) is not None}, dict[str, float])
+            val, minutes = (dict(enumerate(values, 1)) for values in (curve.val, curve.minutes))
+            yield make_curve(curve.params, curve.seed, val, minutes, final)
+        except ValueError as error:
+            raise ValueError(f"line {number} is not a valid learning curve ({error})") from None
 
 
-def _parse_csv(text: str, source: str) -> list[LearningCurve]:
-    rows = csv.DictReader(io.StringIO(text))
-    columns = rows.fieldnames or []
+def _parse_csv(content: bytes) -> Iterator[LearningCurve]:
+    columns, rows = read_table(content)
     if "seed" not in columns or f"{VAL}@1" not in columns:
-        raise InputError(f"{source}: is neither JSON lines nor CSV with columns seed and {VAL}@1; {_HINT}")
-    curves = []
-    for number, row in enumerate(rows, 2):
+        raise ValueError(f"is neither JSON lines nor CSV with columns seed and {VAL}@1")
+    for number, row in rows:
         by_epoch: dict[str, dict[int, float]] = {VAL: {}, MINUTES: {}}
         params: dict[str, Any] = {}
         final: dict[str, float] = {}
         try:
-            for name in columns:
-                cell = (row[name] or "").strip()
+            for name, cell in row.items():
                 if not cell or name == "seed":
                     continue
                 if match := _EPOCH_COLUMN.fullmatch(name):
@@ -154,24 +158,20 @@ def _parse_csv(text: str, source: str) -> list[LearningCurve]:
                     final[name] = float(cell)
                 else:
                     params[name] = _parse_scalar(cell)
-            curves.append(make_curve(params, int(row["seed"]), by_epoch[VAL], by_epoch[MINUTES], final))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{source}: line {number} is not a valid learning curve ({error})") from None
-    return curves
-
-
-def _check_scalar(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"the parameter value {value!r} is neither a number nor a string")
-    return value
+            yield make_curve(params, int(row["seed"]), by_epoch[VAL], by_epoch[MINUTES], final)
+        except ValueError as error:
+            raise ValueError(f"line {number} is not a valid learning curve ({shorten(str(error))})") from None
 
 
 def _parse_scalar(cell: str) -> int | float | str:
     for parse in (int, float):
         try:
-            return parse(cell)
+            value = parse(cell)
         except ValueError:
             continue
+        if not math.isfinite(value):
+            raise ValueError(f"the parameter value {cell} is not finite")
+        return value
     return cell
 
 
