@@ -29,7 +29,7 @@ from ray.tune.trainable import wrap_function
 from fgst.data.cache import is_remote
 from fgst.sweep.backends.base import RunTrial
 from fgst.sweep.backends.preflight import alive_nodes, cluster_capacity, is_autoscaling
-from fgst.sweep.backends.ray_session import ray_session
+from fgst.sweep.backends.ray_session import call_interruptibly, ray_session
 from fgst.sweep.backends.resources import Resources, max_concurrent_trials, resources_per_trial
 from fgst.sweep.definition import Trial
 from fgst.sweep.scheduler import TrialScheduler, UpdateListener
@@ -107,11 +107,12 @@ class RayBackend:
                     storage_path=str(folder),
                     failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
                     callbacks=[SchedulerCallback(scheduler)],
+                    stop=(stopper := InterruptStopper()),
                     verbose=0,
                 ),
             )
             with _max_pending_trials(limit or max(1, fitting // 4)):
-                tuner.fit()
+                call_interruptibly(tuner.fit, stopper.stop)
 
 
 def make_trainable(run: RunTrial, context: TrialContext) -> type:
@@ -198,6 +199,22 @@ class StoppingScheduler(FIFOScheduler):
 
     def __reduce__(self) -> Any:
         return (FIFOScheduler, ())
+
+
+class InterruptStopper(tune.Stopper):
+    """Tune's stopper: stops all trials at once after :meth:`stop`."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def stop_all(self) -> bool:
+        return self._stopped
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self._stopped
 
 
 class SchedulerCallback(tune.Callback):
