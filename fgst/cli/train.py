@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = TrackingStore(args.tracking_uri)
     root = Path(args.checkpoints).absolute()
     with _open_run(store, config, dataset, root, resume=args.resume, tracking_uri=args.tracking_uri) as (run, folder):
-        progress, on_step = _progress_bar(config.train.epochs)
-        results = fit(config, dataset=dataset, device=args.device, checkpoints=folder, on_step=on_step)
         try:
+            progress, on_step = _progress_bar(config.train.epochs)
+            results = fit(config, dataset=dataset, device=args.device, checkpoints=folder, on_step=on_step)
             with progress, run.system_metrics() if args.system_metrics else nullcontext():
                 last = _consume(run, results, dataset.classes, progress, config.train.epochs)
         except TrackingServerUnavailable as error:

@@ -215,7 +215,7 @@ class SweepRunner:
             if not search.exhausted:
                 self._train(backend, search, context, budget, callbacks, num_finished)
         except KeyboardInterrupt:
-            budget.stop(StopReason.INTERRUPTED, "interrupted")
+            budget.stop(StopReason.INTERRUPTED, "")
         except TrackingServerUnavailable:
             raise  # nothing can be recorded without the server
         except Exception as error:
@@ -250,6 +250,11 @@ class SweepRunner:
             backend.run(search, context, budget, on_update)
             if background.wait():
                 budget.on_disk_full()
+
+    def interrupt(self) -> None:
+        """Set the sweep's run to KILLED if it counts as running."""
+        if self.store.run(self.sweep_id).info.status == "RUNNING":
+            self.tracked_run.finish("KILLED", "interrupted")
 
     def _finalize_trial(self, update: TrialUpdate) -> None:
         """Record the end of a trial where the trial itself could not."""
@@ -286,12 +291,10 @@ class SweepRunner:
         remaining = interrupted + search.remaining
         limits = (StopReason.MAX_HOURS, StopReason.MAX_TRIALS, StopReason.UNTIL_TOP1)
         stopped_by_limit = bool(remaining) and budget.stop_reason in limits
-        if remaining and not stopped_by_limit:
-            status = SweepStatus.INTERRUPTED
-        elif best is None:
-            status = SweepStatus.FAILED
+        if remaining:
+            status = SweepStatus.STOPPED if stopped_by_limit else SweepStatus.INTERRUPTED
         else:
-            status = SweepStatus.STOPPED if remaining else SweepStatus.COMPLETED
+            status = SweepStatus.FAILED if best is None else SweepStatus.COMPLETED
         if stopped_by_limit:
             self.tracked_run.set_tags({Tags.STOP_REASON: budget.details})
         elif Tags.STOP_REASON in self.tags():  # from an earlier invocation

@@ -37,8 +37,15 @@ class Workspace:
 
     def start(self, *arguments: str, script: str = "focal_k") -> subprocess.Popen[str]:
         """Start a sweep in the background; :meth:`kill_all` kills its process group."""
+        return self._start(str(ROOT / "sweeps" / f"{script}.py"), *arguments)
+
+    def start_module(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start ``python -m`` in the background, as :meth:`start` does."""
+        return self._start("-u", "-m", *arguments)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "sweeps" / f"{script}.py"), *arguments],
+            [sys.executable, *arguments],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -70,6 +77,12 @@ class Workspace:
         store = self.store
         experiments = [e.experiment_id for e in store.client.search_experiments()]
         return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'"))
+
+    def trainings(self) -> list[Run]:
+        """The runs of all trainings, of sweeps and others."""
+        store = self.store
+        experiments = [e.experiment_id for e in store.client.search_experiments()]
+        return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'trial'"))
 
     def wait_for_epoch(self, process: subprocess.Popen[str], epoch: int) -> str:
         """Wait until two trials of a sweep have logged that epoch; return the sweep's run id."""

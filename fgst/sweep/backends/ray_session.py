@@ -9,11 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import psutil
+
 from fgst import termination
-from fgst.errors import InputError, Interrupted
+from fgst.errors import InputError
 from fgst.sweep.backends._ray_private import has_dead_daemon
 
 Task = TypeVar("Task")
@@ -82,7 +84,16 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
         if is_alive():
             ray.shutdown()
         else:
+            if address is None:
+                _kill_daemons()
             termination.skip_cleanup_at_exit()
+
+
+def _kill_daemons() -> None:
+    """Kill the processes of a local cluster of which others have died; some would otherwise wait for them for minutes."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def is_alive() -> bool:
@@ -98,7 +109,7 @@ def is_alive() -> bool:
         return False
 
 
-def call_interruptibly(function: Callable[[], object], stop: Callable[[], None]) -> None:
+def call_interruptibly(function: Callable[[], object], stop: Callable[[], None]) -> bool:
     """Call a function that uses Ray in a thread, so that this thread reacts to signals and to the death of the cluster.
 
     A call to a cluster that has died blocks for a minute without handling signals, and then ends the process.
@@ -107,9 +118,11 @@ def call_interruptibly(function: Callable[[], object], stop: Callable[[], None])
         function: uses Ray; its exceptions are raised here.
         stop: makes ``function`` return soon; called after Ctrl-C.
 
+    Returns:
+        True if ``function`` has returned; False if the cluster has died or not responded for :data:`PATIENCE` seconds.
+
     Raises:
         KeyboardInterrupt: after Ctrl-C. ``function`` has returned, unless the cluster has died.
-        Interrupted: if the cluster has not responded for :data:`PATIENCE` seconds.
     """
     error: list[BaseException] = []
 
@@ -128,7 +141,8 @@ def call_interruptibly(function: Callable[[], object], stop: Callable[[], None])
             if is_alive():
                 responded = time.monotonic()
             elif time.monotonic() - responded > PATIENCE or has_dead_daemon():
-                raise Interrupted("Ray has died")
+                stop()
+                return False
     except KeyboardInterrupt:
         stop()
         end = time.monotonic() + STOP_SECONDS
@@ -137,6 +151,7 @@ def call_interruptibly(function: Callable[[], object], stop: Callable[[], None])
         raise
     if error:
         raise error[0]
+    return True
 
 
 def ray_map(
