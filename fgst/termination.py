@@ -1,7 +1,7 @@
 """SIGTERM and SIGHUP end a command in the same way as Ctrl-C.
 
-Job schedulers, ``timeout`` and service managers send SIGTERM, and a closed terminal sends SIGHUP, to one process or to a
-whole process group. Commands save their state when they are interrupted by Ctrl-C, so both signals raise
+Job schedulers, ``timeout`` and service managers send SIGTERM, and a closed terminal sends SIGHUP, to one process or to
+a whole process group. Commands save their state when they are interrupted by Ctrl-C, so both signals raise
 ``KeyboardInterrupt`` as well.
 """
 
@@ -54,7 +54,7 @@ def as_interrupt() -> Iterator[None]:
 
 
 def skip_cleanup_at_exit() -> None:
-    """Make the command end without the interpreter's cleanup, which would wait for a library that no longer responds."""
+    """Make the command end without the interpreter's cleanup, which would wait for a library that does not respond."""
     global _cleanup_is_unsafe
     _cleanup_is_unsafe = True
 

@@ -77,7 +77,8 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
         _join_ray(ray, options)
     # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.runner import create_sweep
-    from fgst.tracking.store import TrackingStore, resolve_uri
+    from fgst.tracking.store import TrackingStore
+    from fgst.tracking.uris import resolve_uri
 
     if options.address:
         _require_reachable(options.storage_location, spec, resolve_uri(options.tracking_uri))
@@ -91,10 +92,11 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
     # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.runner import load_sweep
     from fgst.tracking.store import TrackingStore
+    from fgst.tracking.uris import resolve_existing_uri
 
     options.require_resumable()
     assert options.resume is not None
-    store = TrackingStore(options.tracking_uri)
+    store = TrackingStore(resolve_existing_uri(options.tracking_uri))
     runner = load_sweep(definition, options.resume, store, study_storage=options.study_storage, limit=options.trials)
     if options.address:
         _join_ray(ray, options)

@@ -37,6 +37,7 @@ from filelock import FileLock, Timeout
 
 from fgst.errors import InputError
 from fgst.ops.postgres import START_TIMEOUT, STOP_TIMEOUT, find_postgres, running_postgres
+from fgst.tracking.uris import sqlite_uri
 
 ADMIN = "admin"
 MIN_PASSWORD_LENGTH = 12  # MLflow's own minimum
@@ -123,7 +124,7 @@ def run_server(options: ServerOptions, on_ready: Callable[[AdminPassword], None]
         signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell script ignore it
         try:
             if programs is None:
-                runs_uri, users_uri = f"sqlite:///{folder / 'mlflow.db'}", f"sqlite:///{folder / 'users.db'}"
+                runs_uri, users_uri = sqlite_uri(folder / "mlflow.db"), sqlite_uri(folder / "users.db")
             else:
                 runs_uri, users_uri = stack.enter_context(running_postgres(folder, programs))
             server = stack.enter_context(_running_mlflow(options, runs_uri, users_uri, artifacts, password.value))

@@ -35,6 +35,7 @@ from fgst.tracking.run import TrackedRun
 from fgst.tracking.spool import TrackingServerUnavailable
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+from fgst.tracking.uris import database_path, sqlite_uri
 
 logger = logging.getLogger(__name__)
 
@@ -360,7 +361,7 @@ def create_sweep(
     except InputError as error:
         run.finish("FAILED", str(error))
         raise
-    study = study_storage or f"sqlite:///{study_folder / 'optuna.db'}"
+    study = study_storage or sqlite_uri(study_folder / "optuna.db")
     run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study})
     if reuse_finished_trials:
         finished = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
@@ -411,9 +412,9 @@ def load_sweep(
         raise InputError(f"{dataset.path}: its digest differs from that of the data set that the sweep was started on")
     location = tags[Tags.STORAGE]
     storage.prepare(location)
-    study = study_storage or tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(location).parent / 'optuna.db'}"
-    if study.startswith("sqlite:///"):
-        Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    study = study_storage or tags.get(Tags.STUDY_STORAGE) or sqlite_uri(Path(location).parent / "optuna.db")
+    if database := database_path(study):
+        database.parent.mkdir(parents=True, exist_ok=True)
     return SweepRunner(
         spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
         location, study, resumed=True,

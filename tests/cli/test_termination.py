@@ -114,7 +114,8 @@ def test_terminated_local_sweep_is_killed_and_prints_how_to_resume(workspace: Wo
     _, error = process.communicate(timeout=TIMEOUT)
     [sweep], [trial] = workspace.sweeps(), workspace.trainings()
     assert process.returncode == 130, error
-    assert re.search(rf"^interrupted\. 1 trial is incomplete\. Resume with: .* --resume {sweep.info.run_id} ", error, re.M)
+    line = rf"^interrupted\. 1 trial is incomplete\. Resume with: .* --resume {sweep.info.run_id} "
+    assert re.search(line, error, re.M)
     assert {sweep.info.status, trial.info.status} == {"KILLED"}
 
 
@@ -155,7 +156,7 @@ def test_ray_sweep_ends_resumable_whatever_dies(
     _, error = process.communicate(timeout=50)  # Ray itself waits a minute for its control service
     assert process.returncode == 130, error
     assert re.search(rf"^interrupted\. .*Resume with: .* --resume {sweep}$", error, re.M)
-    assert "Traceback (most recent call last):\n  File \"" + str(Path(__file__).parents[2] / "fgst") not in error
+    assert 'Traceback (most recent call last):\n  File "' + str(Path(__file__).parents[2] / "fgst") not in error
     assert workspace.store.run(sweep).info.status == "KILLED"
     assert {run.info.status for run in workspace.store.children(sweep)} == {"KILLED"}
     assert not psutil.wait_procs(processes, timeout=60)[1]

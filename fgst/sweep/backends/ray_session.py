@@ -39,8 +39,8 @@ STOP_SECONDS = 20.0  # time limit for stopping the trials of an interrupted swee
 def ray_session(address: str | None, **local: Any) -> Iterator[None]:
     """Keep Ray initialized within the context, and shut it down afterwards.
 
-    If Ray is already initialized, it is used unchanged and not shut down. If Ray's daemons have died in the meantime, as
-    after a signal to all processes of a job, the context ends without the shutdown, which would wait for them.
+    If Ray is already initialized, it is used unchanged and not shut down. If Ray's daemons have died in the meantime,
+    as after a signal to all processes of a job, the context ends without the shutdown, which would wait for them.
 
     Args:
         address: address of a running cluster ("auto" finds it); ``None`` starts a new local one, even if another one is
@@ -90,7 +90,7 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
 
 
 def _kill_daemons() -> None:
-    """Kill the processes of a local cluster of which others have died; some would otherwise wait for them for minutes."""
+    """Kill what is left of a local cluster; some of its processes would wait for those that died for minutes."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()
