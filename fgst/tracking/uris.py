@@ -17,8 +17,12 @@ _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 
 
 def sqlite_uri(database: Path) -> str:
-    """Return the URI of an SQLite database; special characters of the path, such as ``%`` and ``?``, are quoted."""
-    return sqlalchemy.URL.create("sqlite", database=str(database.absolute())).render_as_string()
+    """Return the URI of an SQLite database; a path with ``%`` or ``?`` is quoted, others are not, for readability."""
+    path = str(database.absolute())
+    plain = f"sqlite:///{path}"
+    if sqlalchemy.make_url(plain).database == path:
+        return plain
+    return sqlalchemy.URL.create("sqlite", database=path).render_as_string()
 
 
 def database_path(uri: str) -> Path | None:
@@ -55,12 +59,13 @@ def resolve_uri(uri: str | None = None) -> str:
             raise InputError(f"{source} {uri}: names no database; write e.g. sqlite:///mlflow.db")
         if os.path.isabs(url.database):
             return uri
-        return url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
+        query = uri.partition("?")[2]
+        return sqlite_uri(Path(url.database)) + (f"?{query}" if query else "")
     if scheme in _SERVERS or scheme.partition("+")[0] in _DATABASES:
         return uri
     raise InputError(
-        f"{source} {uri}: there is no tracking store with scheme {scheme}; name a server, http://…, or a database, e.g. "
-        "mlflow.db"
+        f"{source} {uri}: there is no tracking store with scheme {scheme}; name a server (http://…) or a database "
+        "(e.g. mlflow.db)"
     )
 
 

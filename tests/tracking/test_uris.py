@@ -38,13 +38,13 @@ def test_store_in_an_odd_folder_is_created_and_read(tmp_path: Path) -> None:
     run.log_artifacts(folder / "results")
     with TrackingStore(resolve_existing_uri(str(folder / "runs.db"))).artifacts(run.run_id, "table.csv") as file:
         assert file.read_text() == "1,2"
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {path.name for path in folder.iterdir()} >= {"runs.db", "mlruns"}
 
 
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("localhost:5000", "write http://localhost:5000|http://localhost:5000"),
+        ("localhost:5000", "or a server with its scheme, http://localhost:5000"),
         ("mlflow.example.com", "http://mlflow.example.com"),
         ("server:5000/mlflow", "http://server:5000/mlflow"),
         ("databricks", "is not a tracking store"),
