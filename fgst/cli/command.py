@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NoReturn
 
+from fgst import termination
 from fgst.errors import InputError, Interrupted, StoreUnavailable
 from fgst.network import redact
 
@@ -87,7 +88,7 @@ def run_command(main: Callable[[], None]) -> None:
     * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full, or for a
       :class:`StoreUnavailable`;
     * 2 and one line for an :class:`InputError`;
-    * 130 for Ctrl-C or :class:`Interrupted`;
+    * 130 for Ctrl-C, SIGTERM, SIGHUP (see :mod:`fgst.termination`) or :class:`Interrupted`;
     * 141, silently, if the reader of the output has closed the pipe (``| head``);
     * the code of a ``SystemExit`` that ``main`` raises.
 
@@ -96,6 +97,16 @@ def run_command(main: Callable[[], None]) -> None:
     configure_streams()
     configure_logging()
     sys.excepthook = lambda *error: _report("".join(traceback.format_exception(*error)).rstrip())
+    with termination.as_interrupt():
+        code, exits = _run(main)
+    if termination.cleanup_at_exit_is_unsafe():
+        os._exit(code if isinstance(code, int) else FAILED)
+    if exits or code:
+        sys.exit(code)
+
+
+def _run(main: Callable[[], None]) -> tuple[str | int | None, bool]:
+    """Run ``main`` and report its failure; returns the exit code, and whether ``main`` exited."""
     code: str | int | None = 0
     exits = False
     try:
@@ -118,9 +129,7 @@ def run_command(main: Callable[[], None]) -> None:
     except OSError as error:
         if not is_output_failure(error):
             raise
-    code = _finish_output(code)
-    if exits or code:
-        sys.exit(code)
+    return _finish_output(code), exits
 
 
 def _finish_output(code: str | int | None) -> str | int | None:

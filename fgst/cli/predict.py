@@ -57,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.evaluation.prediction import predict_files
     from fgst.tracking.registry import download_networks, resolve_model
     from fgst.tracking.store import TrackingStore
+    from fgst.tracking.uris import resolve_existing_uri
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    store = TrackingStore(args.tracking_uri)
+    store = TrackingStore(resolve_existing_uri(args.tracking_uri))
     run_id = args.run_id or resolve_model(store, args.model)
     with tempfile.TemporaryDirectory(prefix="fgst-networks-") as folder:
         download_networks(store, run_id, Path(folder))

@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # lazy: MLflow takes seconds to import, and --help and invalid arguments do not need it
     from fgst.cli import runs_tables
     from fgst.tracking import queries
-    from fgst.tracking.connection import resolve_existing_uri
     from fgst.tracking.store import TrackingStore
+    from fgst.tracking.uris import resolve_existing_uri
 
     store = TrackingStore(resolve_existing_uri(args.tracking_uri))
     if args.command == "curves":

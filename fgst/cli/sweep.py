@@ -20,7 +20,7 @@ from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.definition import SweepDefinition, TrialFactory
 from fgst.sweep.options import SweepOptions, flag_name
 from fgst.sweep.spec import SweepSpec, build_spec
-from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
+from fgst.sweep.status import SweepStatus, TrialStatus
 
 if TYPE_CHECKING:
     from fgst.sweep.backends.base import Backend
@@ -81,7 +81,8 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
         _join_ray(ray, options)
     # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.opening import create_sweep
-    from fgst.tracking.store import TrackingStore, resolve_uri
+    from fgst.tracking.store import TrackingStore
+    from fgst.tracking.uris import resolve_uri
 
     if options.address:
         _require_reachable(options.storage_location, spec, resolve_uri(options.tracking_uri))
@@ -95,10 +96,11 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
     # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.opening import load_sweep
     from fgst.tracking.store import TrackingStore
+    from fgst.tracking.uris import resolve_existing_uri
 
     options.require_resumable()
     assert options.resume is not None
-    store = TrackingStore(options.tracking_uri)
+    store = TrackingStore(resolve_existing_uri(options.tracking_uri))
     runner = load_sweep(definition, options.resume, store, study_storage=options.study_storage, limit=options.trials)
     ray.enter_context(runner.exclusive())  # before anything is written or Ray starts
     if options.address:
@@ -116,14 +118,15 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
 
     command = options.resume_command(["python", sys.argv[0]], runner.sweep_id)
     callbacks: list[SweepCallback] = [ProgressDisplay(), MlflowReport(command), TablePrinter()]
-    _print_header(runner)
     budget = Budget(options.max_hours, options.max_trials, options.until_top1)
     try:
+        _print_header(runner)
         result = runner.run(
             _backend(options, runner.spec), budget, callbacks,
             price_per_hour=options.price_per_hour, system_metrics=options.system_metrics,
         )  # fmt: skip
-    except KeyboardInterrupt:  # after the trainings, while results are recorded or printed
+    except KeyboardInterrupt:  # before or after the trainings, while results are recorded or printed
+        runner.interrupt()
         raise Interrupted(f"Complete the sweep with: {format_command(command)}") from None
     except StoreUnavailable as error:
         raise Interrupted(f"{error}. Resume with: {format_command(command)}") from None
@@ -136,7 +139,8 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
     _print_outcome(result, command)
     if result.status is SweepStatus.FAILED:
         return 1
-    _print_next(runner, result, options)
+    if result.best is not None:
+        _print_next(runner, result, options)
     return 1 if result.failed or result.deleted else 0
 
 
@@ -190,8 +194,7 @@ def _print_outcome(result: SweepResult, command: Sequence[str]) -> None:
         count = len(result.interrupted)
         incomplete = "1 trial is incomplete" if count == 1 else f"{count} trials are incomplete"
         what = incomplete if count else "not all trials were started"
-        recoverable = (StopReason.DISK_FULL, StopReason.UNAVAILABLE)
-        reason = f"{result.details}: " if result.stop_reason in recoverable else ""
+        reason = f"{result.details}: " if result.details else ""
         raise Interrupted(f"{reason}{what}. Resume with: {resume}")
     if result.remaining:
         print(f"stopped by {result.details}; run the remaining trials with: {resume}", file=sys.stderr)

@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.data.loader import choose_device
     from fgst.errors import StoreUnavailable
     from fgst.tracking.store import TrackingStore
+    from fgst.tracking.uris import resolve_existing_uri
     from fgst.training import fit
 
     if args.threads:
@@ -76,12 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(args.device)
     dataset = ArrowDataset(args.dataset)
     config = resolve(trial_config(args, args.dataset, has_gpu=device.type == "cuda"), dataset)
-    store = TrackingStore(args.tracking_uri)
+    resumes = args.resume not in (None, "auto")
+    store = TrackingStore(resolve_existing_uri(args.tracking_uri) if resumes else args.tracking_uri)
     root = Path(args.checkpoints).absolute()
     with _open_run(store, config, dataset, root, resume=args.resume, tracking_uri=args.tracking_uri) as (run, folder):
-        progress, on_step = _progress_bar(config.train.epochs)
-        results = fit(config, dataset=dataset, device=args.device, checkpoints=folder, on_step=on_step)
         try:
+            progress, on_step = _progress_bar(config.train.epochs)
+            results = fit(config, dataset=dataset, device=args.device, checkpoints=folder, on_step=on_step)
             with progress, run.system_metrics() if args.system_metrics else nullcontext():
                 last = _consume(run, results, dataset.classes, progress, config.train.epochs)
         except DeletedInMlflow as error:

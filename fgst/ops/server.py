@@ -37,6 +37,7 @@ from filelock import FileLock, Timeout
 
 from fgst.errors import InputError
 from fgst.ops.postgres import START_TIMEOUT, STOP_TIMEOUT, find_postgres, running_postgres
+from fgst.tracking.uris import sqlite_uri
 
 ADMIN = "admin"
 MIN_PASSWORD_LENGTH = 12  # MLflow's own minimum
@@ -89,13 +90,13 @@ class AdminPassword:
 
 
 def run_server(options: ServerOptions, on_ready: Callable[[AdminPassword], None]) -> int:
-    """Run the tracking server until it ends, or until Ctrl-C or SIGTERM.
+    """Run the tracking server until it ends, or until Ctrl-C; commands handle SIGTERM in the same way.
 
     Args:
         on_ready: called when the server answers.
 
     Returns:
-        MLflow's exit code; 0 after Ctrl-C or SIGTERM.
+        MLflow's exit code; 0 after Ctrl-C.
 
     Raises:
         InputError: if the server cannot start; the message names the option.
@@ -120,11 +121,10 @@ def run_server(options: ServerOptions, on_ready: Callable[[AdminPassword], None]
             raise InputError(f"{folder} was created {first} --sqlite; start the server as before")
         artifacts = artifact_root(folder, options.artifacts)
         password = admin_password(folder)
-        for number in (signal.SIGTERM, signal.SIGINT):  # background jobs of a shell script ignore SIGINT
-            signal.signal(number, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell script ignore it
         try:
             if programs is None:
-                runs_uri, users_uri = f"sqlite:///{folder / 'mlflow.db'}", f"sqlite:///{folder / 'users.db'}"
+                runs_uri, users_uri = sqlite_uri(folder / "mlflow.db"), sqlite_uri(folder / "users.db")
             else:
                 runs_uri, users_uri = stack.enter_context(running_postgres(folder, programs))
             server = stack.enter_context(_running_mlflow(options, runs_uri, users_uri, artifacts, password.value))

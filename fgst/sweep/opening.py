@@ -19,6 +19,7 @@ from fgst.sweep.spec import SweepSpec
 from fgst.sweep.study_storage import VARIABLE, open_storage
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+from fgst.tracking.uris import database_path, sqlite_uri
 
 
 def create_sweep(
@@ -67,7 +68,7 @@ def create_sweep(
         storage.prepare(location)
         if study is None:
             storage.prepare(str(study_folder))
-            study_url = f"sqlite:///{study_folder / run.run_id}.db"
+            study_url = sqlite_uri(study_folder / f"{run.run_id}.db")
             study = open_storage(study_url)
     except InputError as error:
         run.finish("FAILED", str(error))
@@ -122,10 +123,10 @@ def load_sweep(
         raise InputError(f"{dataset.path}: its digest differs from that of the data set that the sweep was started on")
     location = tags[Tags.STORAGE]
     storage.prepare(location)
-    recorded = tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(location).parent / 'optuna.db'}"
+    recorded = tags.get(Tags.STUDY_STORAGE) or sqlite_uri(Path(location).parent / "optuna.db")
     study = complete_url(study_storage or recorded, VARIABLE)
-    if study.startswith("sqlite:///"):
-        Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if database := database_path(study):
+        database.parent.mkdir(parents=True, exist_ok=True)
     return SweepRunner(
         spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
         location, open_storage(study), resumed=True,

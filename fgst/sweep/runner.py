@@ -240,7 +240,7 @@ class SweepRunner:
             if not search.exhausted:
                 self._train(backend, search, context, budget, callbacks, num_finished)
         except KeyboardInterrupt:
-            budget.stop(StopReason.INTERRUPTED, "interrupted")
+            budget.stop(StopReason.INTERRUPTED, "")
         except StoreUnavailable:
             raise  # nothing can be recorded without the server
         except Exception as error:
@@ -303,6 +303,12 @@ class SweepRunner:
             if background.wait():
                 budget.on_disk_full()
 
+    def interrupt(self) -> None:
+        """Set the sweep's run to KILLED if it counts as running."""
+        if self.store.run(self.sweep_id, allow_deleted=True).info.status == "RUNNING":
+            with self._noting_deletion():
+                self.tracked_run.finish("KILLED", "interrupted")
+
     def _finalize_trial(self, update: TrialUpdate, budget: Budget) -> None:
         """Record the end of a trial where the trial itself could not; stop if the experiment was deleted."""
         if update.status is TrialStatus.FINISHED or (self._lock is not None and self._lock.lost_message):
@@ -345,12 +351,10 @@ class SweepRunner:
         deleted = self._deleted_trials(search, results)
         limits = (StopReason.MAX_HOURS, StopReason.MAX_TRIALS, StopReason.UNTIL_TOP1)
         stopped_by_limit = bool(remaining) and budget.stop_reason in limits
-        if remaining and not stopped_by_limit:
-            status = SweepStatus.INTERRUPTED
-        elif best is None:
-            status = SweepStatus.FAILED
+        if remaining:
+            status = SweepStatus.STOPPED if stopped_by_limit else SweepStatus.INTERRUPTED
         else:
-            status = SweepStatus.STOPPED if remaining else SweepStatus.COMPLETED
+            status = SweepStatus.FAILED if best is None else SweepStatus.COMPLETED
         with self._noting_deletion():
             self._record_end(status, budget, stopped_by_limit=stopped_by_limit)
         failed = any(result.status is TrialStatus.FAILED for result in results)

@@ -26,7 +26,7 @@ class StopReason(StrEnum):
     UNTIL_TOP1 = "until_top1"
     DISK_FULL = "disk_full"
     INTERRUPTED = "interrupted"
-    """Ctrl-C, SIGTERM or a closed terminal."""
+    """Ctrl-C, SIGTERM, a closed terminal, or the death of the backend's processes."""
     DELETED = "deleted"
     """The sweep's experiment was deleted in MLflow."""
     UNAVAILABLE = "unavailable"

@@ -17,12 +17,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from fgst.errors import InputError, StoreUnavailable, is_database_unavailable
-from fgst.network import complete_url, driver_url, redact, require_server
+from fgst.network import driver_url, redact, require_server
 from fgst.tracking.deletion import DeletionAwareClient
 from fgst.tracking.relocation import relocate
 from fgst.tracking.spool import RetryingClient
-
-DEFAULT_URI = "sqlite:///mlflow.db"
+from fgst.tracking.uris import database_path, sqlite_uri
 
 
 @dataclass(frozen=True)
@@ -46,50 +45,11 @@ class Connection:
         return _is_server(self.uri)
 
 
-def resolve_uri(uri: str | None = None) -> str:
-    """Return the URI of the tracking store to use.
-
-    Relative paths are made absolute, because trials run in working directories of their own.
-
-    Args:
-        uri: a URI or the path of an SQLite database; by default ``$MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the
-            working directory. A password that was left out (``***``) is taken from that variable.
-
-    Raises:
-        InputError: if a left-out password is not there.
-    """
-    uri = complete_url(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI, "MLFLOW_TRACKING_URI")
-    for scheme in ("sqlite:///", "file://"):
-        if uri.startswith(scheme) and not uri.removeprefix(scheme).startswith(("/", "?")):
-            return scheme + str(Path(uri.removeprefix(scheme)).absolute())
-    return uri if "://" in uri else f"sqlite:///{Path(uri).absolute()}"
-
-
-def resolve_existing_uri(uri: str | None = None) -> str:
-    """Like :func:`resolve_uri`, for commands that only read: they must not create a database.
-
-    Raises:
-        InputError: if the store is a database that does not exist.
-    """
-    resolved = resolve_uri(uri)
-    database = database_path(resolved)
-    if database is not None and not database.is_file():
-        raise InputError(f"{database}: no such tracking store; name another with --tracking-uri")
-    return resolved
-
-
-def database_path(uri: str) -> Path | None:
-    """The database file of an ``sqlite:///…`` URI; ``None`` for other stores."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0])
-
-
 def connect(uri: str, *, wait: bool = False) -> Connection:
     """Connect to a tracking store, and check that it responds. An SQLite database is created or migrated if necessary.
 
     Args:
-        uri: as returned by :func:`resolve_uri`.
+        uri: as returned by :func:`fgst.tracking.uris.resolve_uri`.
         wait: retry while the server is unavailable, instead of raising :class:`InputError`.
 
     Raises:
@@ -171,7 +131,7 @@ def _create_database(database: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as folder:
             complete = Path(folder) / database.name
-            MlflowClient(tracking_uri=f"sqlite:///{complete}").search_experiments(max_results=1)
+            MlflowClient(tracking_uri=sqlite_uri(complete)).search_experiments(max_results=1)
             with suppress(FileExistsError):  # another process was faster
                 os.link(complete, database)
     except OSError as error:

@@ -25,6 +25,7 @@ from fgst.model.card import ModelCard, load_model
 from fgst.tracking.queries import finite_or_none
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+from fgst.tracking.uris import resolve_existing_uri
 
 LOGGED_METRICS = ("top1", "top5", "mean_class", "loss", "ece", "clips_per_second")
 
@@ -74,7 +75,7 @@ def evaluate(
         compare: another run, which is scored on the same clips.
         log: log the report to the run: metrics ``eval/…`` and artifacts under ``eval/``.
         device: "auto", "cpu", "cuda" …
-        tracking_uri: the tracking store; see :func:`fgst.tracking.connection.resolve_uri` for the default.
+        tracking_uri: the tracking store; see :func:`fgst.tracking.uris.resolve_uri` for the default.
 
     Returns:
         JSON values: those of :func:`fgst.evaluation.report.make_report`, and ``run_id``, ``kind``, ``modalities``,
@@ -85,7 +86,7 @@ def evaluate(
         InputError: if the run, its artifacts or the data set are missing or do not fit together.
     """
     torch_device = choose_device(device)
-    store = TrackingStore(tracking_uri)
+    store = TrackingStore(resolve_existing_uri(tracking_uri))
     run = store.run(run_id)
     scored = score_run(store, run_id, dataset, split, torch_device)
     classes = scored.card.classes

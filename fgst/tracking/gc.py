@@ -25,9 +25,9 @@ import msgspec
 
 from fgst.errors import InputError
 from fgst.parsing import read_json
-from fgst.tracking.connection import database_path
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+from fgst.tracking.uris import database_path
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

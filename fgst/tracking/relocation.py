@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fgst.tracking.tags import Tags
+from fgst.tracking.uris import database_path, sqlite_uri
 
 FOLDER = "mlruns"
 """Folder of the artifacts, next to the database."""
@@ -26,7 +27,6 @@ _LOCATIONS = {
     "logged_models": ("artifact_location",),
     "model_versions": ("source", "storage_location"),
 }
-_SQLITE = "sqlite:///"
 
 
 def artifact_location(database: Path, experiment: str) -> str:
@@ -95,15 +95,21 @@ def _update(connection: sqlite3.Connection, old: Path, new: Path) -> None:
                 (str(old / FOLDER), str(new / FOLDER)),
             ):
                 _replace_prefix(connection, table, column, before, after)
-    for tag, scheme in ((Tags.STORAGE, ""), (Tags.STUDY_STORAGE, _SQLITE)):
-        _replace_prefix(connection, "tags", "value", f"{scheme}{old}", f"{scheme}{new}", f"AND key = '{tag}'")
+    tags = connection.execute(
+        "SELECT run_uuid, key, value FROM tags WHERE key IN (?, ?)", (Tags.STORAGE, Tags.STUDY_STORAGE)
+    ).fetchall()
+    for run_id, key, value in tags:
+        is_study = key == Tags.STUDY_STORAGE
+        path = database_path(value) if is_study else Path(value)
+        if path is not None and path.is_relative_to(old):
+            moved = new / path.relative_to(old)
+            location = sqlite_uri(moved) if is_study else str(moved)
+            connection.execute("UPDATE tags SET value = ? WHERE run_uuid = ? AND key = ?", (location, run_id, key))
 
 
-def _replace_prefix(
-    connection: sqlite3.Connection, table: str, column: str, before: str, after: str, condition: str = ""
-) -> None:
+def _replace_prefix(connection: sqlite3.Connection, table: str, column: str, before: str, after: str) -> None:
     connection.execute(
         f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-        f"WHERE substr({column}, 1, ?) = ? AND substr({column}, ?, 1) IN ('', '/') {condition}",
+        f"WHERE substr({column}, 1, ?) = ? AND substr({column}, ?, 1) IN ('', '/')",
         (after, len(before) + 1, len(before), before, len(before) + 1),
     )

@@ -21,12 +21,13 @@ from mlflow.exceptions import MlflowException
 from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
 from fgst.evaluation.metrics import Scores
 from fgst.network import redact
-from fgst.tracking.connection import connect, database_path, is_server_unavailable, resolve_uri
+from fgst.tracking.connection import connect, is_server_unavailable
 from fgst.tracking.deletion import deleted_experiment, deleted_run, is_deleted
 from fgst.tracking.relocation import artifact_location
 from fgst.tracking.run import TrackedRun, flush_spools
 from fgst.tracking.spool import retry_while_unavailable
 from fgst.tracking.tags import Tags
+from fgst.tracking.uris import database_path, resolve_uri
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing runs does not need it
     from fgst.model.card import ModelCard
@@ -40,7 +41,7 @@ class TrackingStore:
     An SQLite database is created or migrated if necessary. Do this in one process before several share the database.
 
     Args:
-        uri: see :func:`~fgst.tracking.connection.resolve_uri` for the default.
+        uri: see :func:`~fgst.tracking.uris.resolve_uri` for the default.
         wait: retry while the server is unavailable, instead of raising :class:`InputError`. Use it where work is
             already in progress.
 

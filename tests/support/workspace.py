@@ -40,8 +40,8 @@ class Workspace:
         return self._start(str(ROOT / "sweeps" / f"{script}.py"), *arguments)
 
     def start_module(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start ``python -m`` with the given arguments in the background."""
-        return self._start("-m", *arguments)
+        """Start ``python -m`` in the background, as :meth:`start` does."""
+        return self._start("-u", "-m", *arguments)
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -77,6 +77,12 @@ class Workspace:
         store = self.store
         experiments = [e.experiment_id for e in store.client.search_experiments()]
         return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'sweep'"))
+
+    def trainings(self) -> list[Run]:
+        """The runs of all trainings, of sweeps and others."""
+        store = self.store
+        experiments = [e.experiment_id for e in store.client.search_experiments()]
+        return list(store.client.search_runs(experiments, "tags.`fgst.kind` = 'trial'"))
 
     def wait_for_first_epoch(self, process: subprocess.Popen[str]) -> str:
         """Wait until a trial of a sweep has logged an epoch; return the sweep's run id."""

@@ -15,15 +15,16 @@ from fgst.tracking.queries import collect_garbage
 from fgst.tracking.relocation import relocate
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
+from fgst.tracking.uris import sqlite_uri
 from tests.tracking.sample_runs import SampleRuns
 
 
 @pytest.fixture
 def original(tmp_path: Path) -> SampleRuns:
     """A project folder with a tracking store; its name needs quoting in URIs."""
-    folder = tmp_path / "my project"
+    folder = tmp_path / "my 100%25 project?"
     folder.mkdir()
-    return SampleRuns(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    return SampleRuns(sqlite_uri(folder / "mlflow.db"), folder)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -63,7 +64,7 @@ def test_copy_writes_next_to_its_own_database(original: SampleRuns) -> None:
 
 def test_renamed_project_finds_artifacts_checkpoints_and_study(original: SampleRuns) -> None:
     sweep, trials = original.add_sweep(40.0, 60.0)
-    original.store.client.set_tag(sweep, Tags.STUDY_STORAGE, f"sqlite:///{original.folder}/ray_results/optuna.db")
+    original.store.client.set_tag(sweep, Tags.STUDY_STORAGE, sqlite_uri(original.folder / "ray_results" / "optuna.db"))
     original.store.register("fgst-small", trials[1], "checkpoint", {})
     renamed = original.folder.rename(original.folder.parent / "renamed")
     store = TrackingStore(str(renamed / "mlflow.db"))
@@ -71,7 +72,7 @@ def test_renamed_project_finds_artifacts_checkpoints_and_study(original: SampleR
         assert file.is_file()
     tags = store.run(sweep).data.tags
     assert tags[Tags.STORAGE] == str(renamed / "ray_results" / sweep)
-    assert tags[Tags.STUDY_STORAGE] == f"sqlite:///{renamed}/ray_results/optuna.db"
+    assert tags[Tags.STUDY_STORAGE] == sqlite_uri(renamed / "ray_results" / "optuna.db")
     artifacts = store.local_artifacts(store.run(trials[1]))
     assert artifacts is not None
     assert artifacts.is_relative_to(renamed)

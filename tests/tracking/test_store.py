@@ -16,9 +16,10 @@ from types import SimpleNamespace
 import pytest
 
 from fgst.errors import InputError
-from fgst.tracking.connection import Connection, resolve_uri
+from fgst.tracking.connection import Connection
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
+from fgst.tracking.uris import resolve_uri
 from tests.support.process import start_python
 
 CREATE = """

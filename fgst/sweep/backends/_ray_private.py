@@ -85,6 +85,16 @@ def publish_node_groups(groups: Sequence[NodeGroup], address: str | None = None)
     )
 
 
+def has_dead_daemon() -> bool:
+    """Return whether a daemon that this process started for a local cluster has died, without which no trial runs."""
+    # lazy: ray takes seconds to import
+    from ray._private import ray_constants, worker
+
+    node = worker._global_node
+    needed = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
+    return node is not None and any(kind in needed for kind, _ in node.dead_processes())
+
+
 def drain_node(instance_id: str, seconds: float, address: str | None = None) -> None:
     """Ask Ray to place no more work on a node that is about to be preempted.
 

@@ -29,12 +29,12 @@ from ray.tune.trainable import wrap_function
 from fgst.data.cache import is_remote
 from fgst.sweep.backends.base import RunTrial
 from fgst.sweep.backends.preflight import alive_nodes, cluster_capacity, is_autoscaling
-from fgst.sweep.backends.ray_session import ray_session
+from fgst.sweep.backends.ray_session import call_interruptibly, ray_session
 from fgst.sweep.backends.resources import Resources, max_concurrent_trials, resources_per_trial
 from fgst.sweep.definition import Trial
 from fgst.sweep.scheduler import TrialScheduler, UpdateListener
 from fgst.sweep.search import Search
-from fgst.sweep.status import TrialExit, TrialStatus
+from fgst.sweep.status import StopReason, TrialExit, TrialStatus
 from fgst.sweep.stopping import Budget
 from fgst.sweep.trial import TrialContext, give_back_memory, run_trial
 from fgst.training import preemption
@@ -90,6 +90,7 @@ class RayBackend:
             else:
                 folder = Path(context.storage) / "ray"
                 folder.mkdir(parents=True, exist_ok=True)
+            stopper = InterruptStopper()
             tuner = tune.Tuner(
                 tune.with_resources(
                     make_trainable(self.run_trial, context), functools.partial(_placement_group, per_trial)
@@ -106,12 +107,14 @@ class RayBackend:
                     name="tune",
                     storage_path=str(folder),
                     failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
-                    callbacks=[SchedulerCallback(scheduler)],
+                    callbacks=[SchedulerCallback(scheduler, stopper)],
+                    stop=stopper,
                     verbose=0,
                 ),
             )
             with _max_pending_trials(limit or max(1, fitting // 4)):
-                tuner.fit()
+                if not call_interruptibly(tuner.fit, stopper.stop):
+                    budget.stop(StopReason.INTERRUPTED, "Ray's processes died")
 
 
 def make_trainable(run: RunTrial, context: TrialContext) -> type:
@@ -200,13 +203,34 @@ class StoppingScheduler(FIFOScheduler):
         return (FIFOScheduler, ())
 
 
-class SchedulerCallback(tune.Callback):
-    """Tune's callback: reports the ends of trials to a :class:`TrialScheduler`."""
+class InterruptStopper(tune.Stopper):
+    """Tune's stopper: stops all trials at once after :meth:`stop`."""
 
-    def __init__(self, scheduler: TrialScheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def stop_all(self) -> bool:
+        return self.stopped
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.stopped
+
+
+class SchedulerCallback(tune.Callback):
+    """Tune's callback: reports the ends of trials to a :class:`TrialScheduler`.
+
+    After the stopper has stopped Tune, nothing is reported: the driver may already be recording the end of the sweep.
+    """
+
+    def __init__(self, scheduler: TrialScheduler, stopper: InterruptStopper) -> None:
+        self._scheduler, self._stopper = scheduler, stopper
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if self._stopper.stopped:
+            return
         result = trial.last_result or {}
         state = str(result.get("state", TrialExit.FAILED))
         exit = TrialExit.INTERRUPTED if state == TrialStatus.RUNNING else TrialExit(state)
@@ -215,10 +239,14 @@ class SchedulerCallback(tune.Callback):
         )
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if self._stopper.stopped:
+            return
         name = self._scheduler.trials[_trial_id(trial)].name
         logger.warning("%s: worker or node died; restarting the trial%s", name, _error_of(trial))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if self._stopper.stopped:
+            return
         reason = f"worker died {MAX_RESTARTS + 1} times{_error_of(trial)}"
         self._scheduler.on_trial_end(_trial_id(trial), TrialExit.FAILED, reason)
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import psutil
+
+from fgst import termination
 from fgst.errors import InputError
+from fgst.sweep.backends._ray_private import has_dead_daemon
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -25,14 +31,18 @@ FORWARDED_VARIABLES = (
     "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE",
 )  # fmt: skip
 MAX_RETRIES = 3  # of a task whose worker process died
+CONNECT_SECONDS = 2.0  # time limit for a connection to the control service
+CHECK_SECONDS = 1.0  # interval between checks of the cluster
+PATIENCE = 30.0  # seconds without a response after which a cluster counts as dead; after 60 Ray would end this process
+STOP_SECONDS = 20.0  # time limit for stopping the trials of an interrupted sweep
 
 
 @contextmanager
 def ray_session(address: str | None, **local: Any) -> Iterator[None]:
     """Keep Ray initialized within the context, and shut it down afterwards.
 
-    If Ray is already initialized, it is used unchanged and not shut down. While the context is active, SIGTERM and the
-    loss of the terminal have the same effect as Ctrl-C.
+    If Ray is already initialized, it is used unchanged and not shut down. If Ray's daemons have died in the meantime,
+    as after a signal to all processes of a job, the context ends without the shutdown, which would wait for them.
 
     Args:
         address: address of a running cluster ("auto" finds it); ``None`` starts a new local one, even if another one is
@@ -51,6 +61,7 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
         return
     local_options = {"include_dashboard": False, "object_store_memory": 128 * 1024 * 1024} | local
     variables = {name: os.environ[name] for name in FORWARDED_VARIABLES if address and name in os.environ}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -64,12 +75,85 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
             f"cannot connect to a Ray cluster at --address {address} ({str(error).splitlines()[0]}); "
             "omit --address to run on this machine"
         ) from None
-    if threading.current_thread() is threading.main_thread():
-        _treat_termination_as_interrupt()
+    except SystemExit:  # Ray's own handler of SIGTERM
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
-        ray.shutdown()
+        if is_alive():
+            ray.shutdown()
+        else:
+            if address is None:
+                _kill_daemons()
+            termination.skip_cleanup_at_exit()
+
+
+def _kill_daemons() -> None:
+    """Kill what is left of a local cluster; some of its processes would wait for those that died for minutes."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def is_alive() -> bool:
+    """Return whether the connected cluster responds: its control service, and the daemons that this process started."""
+    # lazy: ray takes seconds to import
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
+            return not has_dead_daemon()
+    except OSError:
+        return False
+
+
+def call_interruptibly(function: Callable[[], object], stop: Callable[[], None]) -> bool:
+    """Call a function that uses Ray in a thread, so that this thread reacts to signals and to the death of the cluster.
+
+    A call to a cluster that has died blocks for a minute without handling signals, and then ends the process.
+
+    Args:
+        function: uses Ray; its exceptions are raised here.
+        stop: makes ``function`` return soon; called after Ctrl-C.
+
+    Returns:
+        True if ``function`` has returned; False if the cluster has died or not responded for :data:`PATIENCE` seconds.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C. ``function`` has returned, unless the cluster has died.
+    """
+    error: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as raised:
+            error.append(raised)
+
+    thread = threading.Thread(target=call, name="ray", daemon=True)
+    thread.start()
+    try:
+        responded = time.monotonic()
+        while thread.is_alive():
+            thread.join(CHECK_SECONDS)
+            if is_alive():
+                responded = time.monotonic()
+            elif time.monotonic() - responded > PATIENCE or has_dead_daemon():
+                stop()
+                return False
+    except KeyboardInterrupt:
+        stop()
+        end = time.monotonic() + STOP_SECONDS
+        while thread.is_alive() and is_alive() and time.monotonic() < end:
+            thread.join(0.2)
+        raise
+    if error:
+        raise error[0]
+    return True
 
 
 def ray_map(
@@ -110,6 +194,7 @@ def quieten() -> None:
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "1",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # by default, SIGTERM during the start takes effect after 30 s
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -123,20 +208,3 @@ def quieten() -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # A failure to save Tune's own state is harmless for the same reason.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-
-
-def _treat_termination_as_interrupt() -> None:
-    """Handle SIGTERM and SIGHUP like Ctrl-C; Ray's own handlers would end this process at once."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it; leave that so
-        # Determined now, because after a hangup the descriptors no longer refer to a terminal.
-        terminal = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-        signal.signal(signal.SIGHUP, lambda number, frame: _on_hangup(terminal))
-
-
-def _on_hangup(terminal: Sequence[int]) -> None:
-    """Interrupt this process after the loss of its terminal, redirecting output that would fail there to /dev/null."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in terminal:
-        os.dup2(null, descriptor)
-    signal.raise_signal(signal.SIGINT)
