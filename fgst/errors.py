@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -11,6 +14,15 @@ class InputError(ValueError):
     The message says what is wrong, where, and how to fix it. Every command prints it as one line on stderr and exits
     with code 2, without a traceback.
     """
+
+
+@contextmanager
+def named_in_errors(folder: Path, name: str) -> Iterator[None]:
+    """Replace the path of a temporary folder in messages of InputErrors by a name that tells the user where it is."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(str(error).replace(str(folder), name)) from None
 
 
 class Preempted(Exception):

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import InputError
+from fgst.errors import InputError, named_in_errors
 from fgst.evaluation.metrics import Scores
 from fgst.tracking.connection import connect, database_path, is_server_unavailable, resolve_uri
 from fgst.tracking.run import TrackedRun, flush_spools
@@ -244,7 +244,8 @@ class TrackingStore:
                 raise InputError(
                     f"run {run_id} has no artifact {path!r} ({str(error).splitlines()[0]}); did its training finish?"
                 ) from None
-            yield local
+            with named_in_errors(local, f"run {run_id}, artifact {path}"):
+                yield local
 
     def artifact_sizes(self, run_id: str, path: str) -> dict[str, int]:
         """Sizes in bytes, by name, of the files directly in a folder of a run's artifacts; empty if it is missing."""
