@@ -58,9 +58,10 @@ def read_regular_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
             raise ValueError("is not a regular file")
         if status.st_size <= max_bytes:
             with open(path, "rb") as file:
-                content = file.read(max_bytes + 1)  # it may have grown
-            if len(content) <= max_bytes:
+                content = file.read(status.st_size + 1)  # it may have grown; allocates the size requested
+            if len(content) == status.st_size:
                 return content
+            raise ValueError("changed while it was read")
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     except UnicodeEncodeError:

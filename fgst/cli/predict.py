@@ -23,7 +23,7 @@ from typing import Any
 
 from fgst.cli.command import CommandParser
 from fgst.cli.options import add_device_options, add_tracking_option, positive
-from fgst.errors import InputError
+from fgst.errors import InputError, named_in_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_id = args.run_id or resolve_model(store, args.model)
     with tempfile.TemporaryDirectory(prefix="fgst-networks-") as folder:
         download_networks(store, run_id, Path(folder))
-        predictor = Predictor.load(Path(folder))
+        with named_in_errors(Path(folder), f"run {run_id}"):
+            predictor = Predictor.load(Path(folder))
     rows = list(predict_files(predictor, args.files, args.top, device))
     if args.json:
         print(json.dumps({"run_id": run_id, "files": rows}, allow_nan=False))

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
+from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable, named_in_errors
 from fgst.evaluation.metrics import Scores
 from fgst.network import redact
 from fgst.tracking.connection import connect, is_server_unavailable
@@ -274,7 +274,8 @@ class TrackingStore:
                 raise InputError(
                     f"run {run_id} has no artifact {path!r} ({str(error).splitlines()[0]}); did its training finish?"
                 ) from None
-            yield local
+            with named_in_errors(local, f"run {run_id}, artifact {path}"):
+                yield local
 
     def artifact_sizes(self, run_id: str, path: str) -> dict[str, int]:
         """Sizes in bytes, by name, of the files directly in a folder of a run's artifacts; empty if it is missing."""

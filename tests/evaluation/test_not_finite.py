@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fgst.cli import evaluate, explain, predict
-from fgst.cli.command import run_command
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member
@@ -24,7 +23,7 @@ from fgst.evaluation.inference import Predictor
 from fgst.evaluation.prediction import predict_files
 from fgst.tracking.store import TrackingStore
 from fgst.training.trainer import DivergedError, fit
-from tests.evaluation.helpers import npy_bytes
+from tests.evaluation.helpers import error_of, log_network, npy_bytes
 from tests.support import small
 from tests.support.digests import adapt_digests
 
@@ -60,27 +59,6 @@ def spoil_weights(checkpoint: Path, name: str = "embedding.weight") -> None:
     weights[name].view(-1)[0] = torch.nan
     save_file(weights, checkpoint / "model.safetensors")
     adapt_digests(checkpoint)
-
-
-def log_network(store: TrackingStore, checkpoint: Path, modality: str = "joint") -> str:
-    """Store a checkpoint with a new run; return the run's id."""
-    run = store.start(store.experiment("small x-sub"), modality, "a trial", {"fgst.kind": "trial"})
-    checkpoint.rename(checkpoint.parent / "checkpoint")
-    run.log_artifacts(checkpoint.parent)
-    return run.run_id
-
-
-def error_of(main: Any, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the only line of stderr, besides notes, of a command that exits with code 2 and prints nothing else."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as raised:
-        run_command(lambda: main(arguments))
-    assert raised.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    [*notes, error] = err.splitlines(keepends=True)
-    assert all(note.startswith("note: ") for note in notes)
-    return error
 
 
 # Clips
