@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats.ntu_names import ACTIONS, EDITIONS, Edition
-from fgst.data.formats.ntu_plan import HINT, Plan, make_plan
+from fgst.data.formats.ntu_plan import HINT, VERSION, Plan, make_plan
 from fgst.data.formats.ntu_shards import (
     CLIPS_PER_SHARD,
     Rejected,
@@ -86,6 +86,7 @@ class Report:
         """Return the origin of the clips as ``dataset.json`` records it."""
         return {
             "preparation": "ntu",
+            "version": VERSION,
             "release": self.edition.name,
             "sha256": self.sha256,
             "files": self.num_files,
