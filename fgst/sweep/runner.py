@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgst import durable
 from fgst.data.cache import is_remote
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
@@ -410,7 +411,7 @@ def load_sweep(
     storage.prepare(location)
     study = study_storage or tags.get(Tags.STUDY_STORAGE) or f"sqlite:///{Path(location).parent / 'optuna.db'}"
     if study.startswith("sqlite:///"):
-        Path(study.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(Path(study.removeprefix("sqlite:///")).parent)
     return SweepRunner(
         spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
         location, study, resumed=True,

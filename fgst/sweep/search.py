@@ -20,6 +20,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from fgst import durable
 from fgst.errors import InputError
 from fgst.sweep.definition import OBJECTIVES, Parameter, Params, Trial, TrialFactory
 from fgst.sweep.results import TrialResult
@@ -89,6 +90,7 @@ class Search:
         self.space_exhausted = False
 
     def _open(self, storage: str | None, name: str) -> optuna.Study:
+        durable.make_sqlite_durable()
         stop = self.spec.early_stop
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if stop is not None:

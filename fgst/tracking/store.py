@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -21,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from fgst.errors import InputError
 from fgst.evaluation.metrics import Scores
-from fgst.tracking.connection import connect, database_path, is_server_unavailable, resolve_uri
+from fgst.tracking.connection import connect, database_path, is_server_unavailable, local_artifacts, resolve_uri
 from fgst.tracking.run import TrackedRun, flush_spools
 from fgst.tracking.spool import TrackingServerUnavailable, retry_while_unavailable
 from fgst.tracking.tags import Tags
@@ -253,10 +252,7 @@ class TrackingStore:
 
     def local_artifacts(self, run: Run) -> Path | None:
         """The folder of a run's artifacts; ``None`` if it is not in this machine's file system."""
-        parts = urlsplit(str(run.info.artifact_uri))
-        if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-            return None
-        return Path(unquote(parts.path) if parts.scheme else str(run.info.artifact_uri))
+        return local_artifacts(run)
 
     def model_card(self, run_id: str) -> ModelCard:
         """Read the description of a training's network.
