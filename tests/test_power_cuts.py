@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -24,6 +25,7 @@ from fgst.training.checkpoint import latest_checkpoint, progress
 from tests.support import small
 from tests.support.ntu_corpus import corpus, write_folder
 from tests.support.power_cut.recorder import Recording, compile_shim, record
+from tests.support.workspace import ROOT, TINY, Workspace, metrics_by_trial
 from tests.training.helpers import assert_same_result, run
 
 pytestmark = pytest.mark.long
@@ -386,3 +388,40 @@ def test_study_keeps_what_was_told(limit: int, shim: Path, folder: Path, dataset
             kind, trial_id = mark.split()
             assert trial_id in states, call
             assert kind == "asked" or states[trial_id] == "COMPLETE", call
+
+
+SWEEP = """
+import os, runpy, sys
+os.chdir(sys.argv[1])
+script = sys.argv[2]
+sys.argv = sys.argv[2:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_sweep_resumes_with_same_metrics(
+    shim: Path, folder: Path, tmp_path: Path, empty_database: Path, dataset: ArrowDataset
+) -> None:
+    """A whole sweep, with its study, spool, checkpoints and tracking store, resumes after any cut."""
+    grid = ["--dataset", dataset.path, "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY, "--local"]
+    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
+    recording = record(shim, folder, SWEEP, ROOT / "sweeps" / "focal_k.py", *grid, every=101)
+    uninterrupted = Workspace(folder)
+    (sweep,) = uninterrupted.sweeps()
+    expected = metrics_by_trial(uninterrupted.store.children(sweep.info.run_id))
+    assert len(expected) == 2
+    rng, resumed = np.random.default_rng(0), 0
+    for cut in recording.cuts:
+        trees = list(cut.trees(rng, limit=8))
+        recording.rebuild(trees[int(rng.integers(len(trees)))])
+        workspace = Workspace(folder)
+        started = [run.info.run_id for run in workspace.sweeps() if list(folder.rglob("sweep.json"))]
+        options = ["--resume", *started, "--local"] if started else [*map(str, grid)]
+        result = workspace.sweep(*options)
+        assert result.returncode == 0, (cut.call, result.stderr)
+        trials = workspace.store.children(workspace.sweeps()[0].info.run_id)
+        assert metrics_by_trial(trials) == expected, cut.call
+        assert [run.info.status for run in trials] == ["FINISHED"] * 2, cut.call
+        resumed += bool(started)
+    assert resumed > 5

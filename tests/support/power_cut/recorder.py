@@ -160,8 +160,9 @@ class Recording:
 class _Recorder:
     """The other end of the process's calls."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+        self.calls = 0
         self.lock = threading.Lock()
         self.marks: list[str] = []
         self.pending: list[Change] = []
@@ -214,7 +215,9 @@ class _Recorder:
         if phase == "mark":
             self.marks.append(kind)
         elif phase == "before":
-            self.cut(f"{kind} {os.path.relpath(path, self.folder)}")
+            self.calls += 1
+            if self.calls % self.every == 0:
+                self.cut(f"{kind} {os.path.relpath(path, self.folder)}")
         elif Path(path).exists():
             inode = Path(path).stat().st_ino
             if kind == "truncate" and inode in self.files:
@@ -276,7 +279,7 @@ def compile_shim(folder: Path) -> Path:
     return library
 
 
-def record(library: Path, folder: Path, script: str, *arguments: object) -> Recording:
+def record(library: Path, folder: Path, script: str, *arguments: object, every: int = 1) -> Recording:
     """Run a Python script in a process of its own, and record what it does to a folder.
 
     The script has a function ``mark(text)``, which says that everything up to here must survive.
@@ -286,9 +289,10 @@ def record(library: Path, folder: Path, script: str, *arguments: object) -> Reco
         folder: an existing folder; its content counts as synced.
         script: the source; it can import ``tests`` and ``fgst``.
         arguments: further arguments of the script. The first one is the folder.
+        every: consider a cut only at every n-th call.
     """
     folder = folder.resolve()
-    recorder = _Recorder(folder)
+    recorder = _Recorder(folder, every)
     address = library.parent / f"{folder.name}.socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind(str(address))
