@@ -265,6 +265,8 @@ write(4, files)
 def test_buffered_records_survive(limit: int, shim: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "files" / "deep").mkdir(parents=True)
     (tmp_path / "files" / "deep" / "a.txt").write_text("content")
+    (folder / "spool" / "run").mkdir(parents=True)
+    (folder / "spool" / "run" / "sent").write_text("20")  # left by a process that was killed after a replay
     recording = record(shim, folder, SPOOL, tmp_path / "files")
     received: list[int] = []
 

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 from filelock import FileLock
 
 from fgst import durable
+from fgst.errors import InputError
 
 Result = TypeVar("Result")
 Record = dict[str, Any]
@@ -160,6 +161,9 @@ class Spool:
         """Send the buffered records in order.
 
         Errors of ``send`` are raised; the next call continues after the last record that was sent.
+
+        Raises:
+            InputError: if a record is damaged.
         """
         with self._lock():
             if not self.pending:
@@ -167,7 +171,9 @@ class Spool:
             with self._records.open("rb") as file:
                 file.seek(int(self._offset.read_text()) if self._offset.exists() else 0)
                 for line in file:
-                    if not _is_record(line) and file.tell() == self._records.stat().st_size:
+                    if not _is_record(line):
+                        if file.read(1):
+                            raise InputError(f"{self._records}: is damaged; restore it, or remove {self.folder}")
                         break  # the writing process was killed, or the power failed, before its write() returned
                     record, name = json.loads(line)
                     self._send(record, self.folder / "files" / name if name else None)
@@ -208,9 +214,8 @@ class Spool:
 
     def _append(self, record: Record, files: Path | None) -> None:
         with self._lock():
-            if not self.pending and self._offset.exists():  # replay() removed the records, but not the offset
-                self._offset.unlink()
-                durable.sync(self.folder)
+            if not self.pending:  # replay() may have been killed after it removed the records, but not the offset
+                self._offset.unlink(missing_ok=True)
             name = ""
             if files is not None:
                 name = str(time.time_ns())
@@ -220,7 +225,7 @@ class Spool:
                 file.write(json.dumps([record, name]).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            durable.write(self._total, str(self.total + 1))  # also syncs the name of a new file of records
+            durable.write(self._total, str(self.total + 1))  # also syncs the changes of names above
 
     def _lock(self) -> FileLock:
         durable.make_folder(self.folder)

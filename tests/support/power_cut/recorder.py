@@ -47,7 +47,7 @@ class Content:
     truncated: bool = False
 
     def after_cut(self, damage: str) -> bytes:
-        """Return one of the possible contents: "lost", "empty", "zeros", "torn" or "written"."""
+        """Return one of the possible contents, one for each of :data:`DAMAGES`."""
         synced, current = self.synced, self.current
         if synced == current or damage == "written":
             return current
@@ -56,13 +56,16 @@ class Content:
         if damage in ("lost", "empty"):
             return synced
         if damage == "zeros":  # the new length was stored, but no new block
-            return synced[: len(current)] + bytes(max(0, len(current) - len(synced)))
+            return synced[: len(current)].ljust(len(current), b"\0")
+        if damage == "holes":  # and the last block
+            last = max(0, len(current) - 1) // BLOCK * BLOCK
+            return synced[:last].ljust(last, b"\0") + current[last:]
         size = max(len(synced), (len(synced) + len(current)) // 2) if len(current) >= len(synced) else len(current)
         blocks = [(current, synced)[i // BLOCK % 2][i : i + BLOCK].ljust(BLOCK, b"\0") for i in range(0, size, BLOCK)]
         return b"".join(blocks)[:size]
 
 
-DAMAGES = ("lost", "empty", "zeros", "torn", "written")
+DAMAGES = ("lost", "empty", "zeros", "holes", "torn", "written")
 
 
 @dataclass(frozen=True)
