@@ -369,12 +369,12 @@ for _ in range(3):
     trial = search.ask()
     mark(f"asked {trial.trial_id}")
     search.tell(trial.trial_id, "finished", {"val/top1": accuracy(trial)}, trial)
-    mark(f"told {trial.trial_id}")
+    mark(f"ended {trial.trial_id}")
 """
 
 
 @pytest.mark.parametrize("limit", EFFORT)
-def test_study_keeps_what_was_told(limit: int, shim: Path, folder: Path, dataset: ArrowDataset) -> None:
+def test_study_keeps_starts_and_ends_of_trials(limit: int, shim: Path, folder: Path, dataset: ArrowDataset) -> None:
     optuna.create_study(storage=f"sqlite:///{folder}/optuna.db")  # its tables
     recording = record(shim, folder, STUDY, dataset.path)
     for marks, call in survivors(recording, limit):
