@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fgst import durable
 from fgst.cli.command import CommandParser, format_command
 from fgst.cli.options import (
     add_device_options,
@@ -133,7 +134,7 @@ def _open_run(
         tags = trial_tags(config, dataset.name, dataset.digest)
         run = store.start(experiment, key, name, {**tags, "mlflow.source.name": "fgst.train"})
     folder = root / run.run_id
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     try:
         lock = FileLock(folder / "lock", timeout=0).acquire()
     except Timeout:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import fs
 
+from fgst import durable
 from fgst.data.layout import DESCRIPTION, FileEntry, file_digest, parse_description
 from fgst.errors import InputError
 from fgst.parsing import MAX_BYTES
@@ -163,7 +164,7 @@ def _download(
                 f"{location}/{file.name}: does not match its entry in {DESCRIPTION}; upload the data set again"
             )
     (partial / DESCRIPTION).write_bytes(description)
-    partial.rename(folder)
+    durable.publish(partial, folder)
 
 
 def _download_file(

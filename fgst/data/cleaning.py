@@ -15,8 +15,8 @@ from fgst.data.skeleton import NTU_25
 from fgst.data.sources import ClipError
 
 MIN_FRAMES = 12  # a body tracked in fewer frames is a ghost
-MAX_WIDTH_TO_HEIGHT = 0.8  # a frame whose x extent exceeds this multiple of its y extent is noise
-MAX_NOISE_FRACTION = 0.69754  # a body with this fraction of noise frames, or a larger one, is noise
+MAX_WIDTH_TO_HEIGHT = 0.8  # a frame is wide if its x extent exceeds this multiple of its y extent
+MAX_WIDE_FRACTION = 0.69754  # a body with this fraction of wide frames, or a larger one, is noise
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ class Cleaned:
 
     Attributes:
         joints: ``(M, T, 25, 3)`` float32, M one or two, relative to the spine of the first person's first frame. The
-            person with the most motion comes first; a person's untracked frames are zero.
+            person with the higher rank comes first; a person's untracked frames are zero.
         removed: counts of what was removed, by reason: bodies ("ghost bodies", "noise bodies", "further bodies") and
-            frames ("noise frames" of a body, "empty frames" of the clip); and "joined fragments", bodies that were
-            appended to another.
+            "empty frames" of the clip; and "joined fragments", bodies that were appended to another.
     """
 
     joints: np.ndarray
@@ -96,38 +95,46 @@ def _drop_ghosts(bodies: list[Body], removed: Counter[str]) -> list[Body]:
 
 
 def _drop_noise(bodies: list[Body], removed: Counter[str]) -> list[Body]:
-    """Remove frames in which a body is too wide for a person, and bodies with mostly such frames.
-
-    The last remaining body is never removed.
-    """
-    remaining = list(bodies)
+    """Remove bodies that are too wide for a person in most frames. The last remaining body is never removed."""
+    remaining = len(bodies)
+    kept = []
     for body in bodies:
-        if len(remaining) == 1:
-            break
-        extent = np.ptp(body.joints[..., :2], axis=1)  # (F, 2)
-        valid = extent[:, 0] <= MAX_WIDTH_TO_HEIGHT * extent[:, 1]
-        index = next(i for i, other in enumerate(remaining) if other is body)
-        if (~valid).mean() >= MAX_NOISE_FRACTION:
+        if remaining > 1 and _is_wide(body).mean() >= MAX_WIDE_FRACTION:
             removed["noise bodies"] += 1
-            del remaining[index]
-        elif not valid.all():
-            removed["noise frames"] += int((~valid).sum())
-            remaining[index] = Body(body.body_id, body.frames[valid], body.joints[valid])
-    return remaining
+            remaining -= 1
+        else:
+            kept.append(body)
+    return kept
 
 
-def _motion(body: Body) -> float:
-    """Return the sum of the variances of x, y and z over all joints and frames."""
-    return float(np.var(body.joints.reshape(-1, 3), axis=0).sum())
+def _is_wide(body: Body) -> np.ndarray:
+    """Return for each frame whether the body is too wide for an upright person: ``(F,)``."""
+    extent = np.ptp(body.joints[..., :2], axis=1)  # (F, 2)
+    wide: np.ndarray = extent[:, 0] > MAX_WIDTH_TO_HEIGHT * extent[:, 1]
+    return wide
+
+
+def _motion(joints: np.ndarray) -> float:
+    """Return the sum of the variances of x, y and z over all joints and frames, ``(F, 25, 3)``."""
+    return float(np.var(joints.reshape(-1, 3), axis=0).sum())
+
+
+def _rank(body: Body) -> float:
+    """Return a body's motion with or without its wide frames, whichever is less.
+
+    A person who bends down, falls or lies is wide too, so wide frames are never removed from a body.
+    """
+    motion, wide = _motion(body.joints), _is_wide(body)
+    return motion if wide.all() else min(motion, _motion(body.joints[~wide]))
 
 
 def _two_persons(bodies: list[Body], num_frames: int, removed: Counter[str]) -> list[np.ndarray]:
-    """Combine bodies into at most two tracks ``(T, 25, 3)``, in order of decreasing motion.
+    """Combine bodies into at most two tracks ``(T, 25, 3)``, in order of decreasing rank.
 
     A body is appended to the first track that it shares at most one boundary frame with. A body that overlaps both
     tracks is removed.
     """
-    ranked = sorted(bodies, key=_motion, reverse=True)  # a stable sort: ties keep the order of appearance
+    ranked = sorted(bodies, key=_rank, reverse=True)  # a stable sort: ties keep the order of appearance
     tracks: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
     for body in ranked:

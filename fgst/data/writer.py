@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fgst import durable
 from fgst.config import RECIPES
 from fgst.data.arrow import write_batch
 from fgst.data.dataset import ArrowDataset, Clip
@@ -46,7 +47,7 @@ def write_dataset(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> ArrowDataset:
-    """Write a data set atomically: into a temporary folder next to ``out``, which is renamed when complete.
+    """Write a data set completely or not at all: into a folder next to ``out``, which is renamed once it is synced.
 
     Args:
         out: the new directory.
@@ -95,7 +96,7 @@ def write_dataset(
                 recipe=recipe,
                 source=source,
             )
-            publish(temporary, out.absolute())
+            durable.publish(temporary, out.absolute())
     return ArrowDataset(out, verify=False)
 
 
@@ -104,7 +105,7 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
     """A new folder next to ``out``, for its content; removed if the context is left by an exception."""
     with writing_to(out):
         out = out.absolute()
-        out.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(out.parent)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         folder.chmod(0o755)  # mkdtemp's 0700 would hide it from other users
     try:
@@ -277,19 +278,3 @@ def _write_file(path: Path, clips: Sequence[Clip], skeleton: Skeleton) -> None:
         joints,
     ]
     write_batch(str(path), pa.record_batch(columns, schema=schema))
-
-
-def publish(temporary: Path, out: Path) -> None:
-    """Rename a complete data set to ``out``; an existing one is moved away first and restored if the rename fails."""
-    if not out.exists():
-        temporary.rename(out)
-        return
-    backup = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    out.rename(backup / "dataset")
-    try:
-        temporary.rename(out)
-    except BaseException:
-        (backup / "dataset").rename(out)  # if this also fails, the old data set remains in the backup folder
-        backup.rmdir()
-        raise
-    shutil.rmtree(backup, ignore_errors=True)

@@ -35,6 +35,7 @@ from urllib.request import urlopen
 
 from filelock import FileLock, Timeout
 
+from fgst import durable
 from fgst.errors import InputError
 from fgst.ops.postgres import START_TIMEOUT, STOP_TIMEOUT, find_postgres, running_postgres
 from fgst.tracking.uris import sqlite_uri
@@ -108,7 +109,7 @@ def run_server(options: ServerOptions, on_ready: Callable[[AdminPassword], None]
     _require_free_port(options.host, options.port)
     folder = options.folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
     except OSError as error:
         raise InputError(f"--dir {folder}: cannot be created ({error.strerror})") from None
     with ExitStack() as stack:
@@ -152,7 +153,7 @@ def artifact_root(folder: Path, requested: str | None) -> str:
         if (folder / "known").exists():
             first = f"with --artifacts {previous}" if previous else "without --artifacts"
             raise InputError(f"{folder} was created {first}; start the server as before")
-        file.write_text(uri + "\n")
+        durable.write(file, uri + "\n")
     return uri or str(folder / "artifacts")
 
 
@@ -220,8 +221,10 @@ def _require_free_port(host: str, port: int) -> None:
 def _secret(path: Path) -> str:
     """Return the random text in a file that only its owner can read, generating it on the first call."""
     if not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(24) + "\n")
+        with durable.replacing(path) as temporary:
+            temporary.unlink(missing_ok=True)  # of a killed process
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(24) + "\n")
     return path.read_text().strip()
 
 
@@ -284,7 +287,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], options: ServerOptions) -
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with urlopen(f"{options.url}/health", timeout=5):
-                (options.folder / "known").touch()
+                durable.write(options.folder / "known", b"")
                 return
         except (URLError, OSError):
             time.sleep(0.5)

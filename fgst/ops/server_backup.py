@@ -5,12 +5,13 @@ from __future__ import annotations
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fgst import durable
 from fgst.errors import InputError
 
 EXCLUDED = ("lock", "socket", "mlflow.log", "postgres.log")
@@ -41,7 +42,12 @@ def save_backup(folder: Path, uri: str) -> int:
                             archive.add(entry, entry.name)
                 size = packed.tell()
                 packed.seek(0)
-                with filesystem.open_output_stream(path) as stream:  # object stores show an object once it is complete
+                # Object stores show an object once it is complete; a file becomes visible in the same way.
+                local = filesystem.type_name == "local"
+                with (
+                    durable.replacing(Path(path)) if local else nullcontext(path) as target,
+                    filesystem.open_output_stream(str(target)) as stream,
+                ):
                     while chunk := packed.read(8 * 1024 * 1024):
                         stream.write(chunk)
         except Timeout:
@@ -72,7 +78,7 @@ def restore_backup(folder: Path, uri: str) -> bool:
     with _copy_errors(uri):
         if filesystem.get_file_info(path).type != fs.FileType.File:
             return False
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         complete = False
         with filesystem.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
             for member in archive:
@@ -83,7 +89,8 @@ def restore_backup(folder: Path, uri: str) -> bool:
                     archive.extract(member, folder, filter="tar")
         if not complete:
             raise InputError(f"{path} is not a backup of a tracking server")
-        (folder / "known").touch()
+        durable.sync_tree(folder)
+        durable.write(folder / "known", b"")
     return True
 
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from fgst import durable
 from fgst.data.cache import is_remote
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
@@ -126,7 +127,7 @@ def load_sweep(
     recorded = tags.get(Tags.STUDY_STORAGE) or sqlite_uri(Path(location).parent / "optuna.db")
     study = complete_url(study_storage or recorded, VARIABLE)
     if database := database_path(study):
-        database.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(database.parent)
     return SweepRunner(
         spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
         location, open_storage(study), resumed=True,

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from fgst import durable
 from fgst.data.cache import cache_folder, is_remote
 from fgst.errors import InputError
 from fgst.integrity import DamagedFileError
@@ -62,7 +63,7 @@ def prepare(location: str) -> None:
     """
     try:
         if not is_remote(location):
-            Path(location).mkdir(parents=True, exist_ok=True)
+            durable.make_folder(Path(location))
             return
         store, base = _open(location)
         _write(store, f"{base}/sweep", b"")  # fail now instead of after the first epoch
@@ -191,8 +192,7 @@ class TrialStorage:
                     return False
             if not _is_intact(temporary):  # it was damaged before it was copied
                 return False
-            shutil.rmtree(self.folder / name, ignore_errors=True)  # a damaged one
-            temporary.rename(self.folder / name)
+            durable.publish(temporary, self.folder / name)  # replaces a damaged one
             return True
         except (
             FileNotFoundError,
@@ -268,6 +268,7 @@ def _write(store: Any, path: str, content: bytes) -> None:
     _make_folder(store, path)
     with store.open_output_stream(path) as stream:
         stream.write(content)
+    _sync(store, path)
 
 
 def _send(store: Any, path: str, file: Path) -> str:
@@ -278,12 +279,19 @@ def _send(store: Any, path: str, file: Path) -> str:
         while chunk := content.read(_CHUNK):
             digest.update(chunk)
             stream.write(chunk)
+    _sync(store, path)
     return digest.hexdigest()
 
 
 def _make_folder(store: Any, path: str) -> None:
     if store.type_name == "local":  # object stores have no folders
-        store.create_dir(path.rpartition("/")[0], recursive=True)
+        durable.make_folder(Path(path).parent)
+
+
+def _sync(store: Any, path: str) -> None:
+    if store.type_name == "local":  # object stores have stored an object when its stream is closed
+        durable.sync(Path(path))
+        durable.sync(Path(path).parent)
 
 
 def _first_line(error: BaseException) -> str:

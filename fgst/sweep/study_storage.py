@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 
+from fgst import durable
 from fgst.errors import InputError, StoreUnavailable, is_database_unavailable
 from fgst.network import driver_url, redact
 from fgst.tracking.spool import PATIENCE, retry_while_unavailable
@@ -61,6 +62,7 @@ def open_storage(url: str, patience: float = PATIENCE) -> BaseStorage:
         StoreUnavailable: if it stays locked or unreachable; so do all calls of the returned object.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    durable.make_sqlite_durable()
     options = {"connect_args": {"timeout": _SQLITE_TIMEOUT}} if url.startswith("sqlite") else None
     name = f"the study's database {redact(url)}"
     try:

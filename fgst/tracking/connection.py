@@ -11,11 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException, RestException
 
+from fgst import durable
 from fgst.errors import InputError, StoreUnavailable, is_database_unavailable
 from fgst.network import driver_url, redact, require_server
 from fgst.tracking.deletion import DeletionAwareClient
@@ -60,6 +63,7 @@ def connect(uri: str, *, wait: bool = False) -> Connection:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs each error that it also raises
     database = database_path(uri)
     if database is not None:
+        durable.make_sqlite_durable()
         if not database.parent.is_dir():
             raise InputError(f"{uri}: no such directory {database.parent} for the database")
         if not database.exists():
@@ -84,6 +88,14 @@ def connect(uri: str, *, wait: bool = False) -> Connection:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot open the tracking store {redact(uri)}: {message}") from None
     return Connection(uri, raw_client, client)
+
+
+def local_artifacts(run: Run) -> Path | None:
+    """The folder of a run's artifacts; ``None`` if it is not in this machine's file system."""
+    parts = urlsplit(str(run.info.artifact_uri))
+    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
+        return None
+    return Path(unquote(parts.path) if parts.scheme else str(run.info.artifact_uri))
 
 
 def is_server_unavailable(error: BaseException | None) -> bool:
@@ -134,6 +146,7 @@ def _create_database(database: Path) -> None:
             MlflowClient(tracking_uri=sqlite_uri(complete)).search_experiments(max_results=1)
             with suppress(FileExistsError):  # another process was faster
                 os.link(complete, database)
+            durable.sync(database.parent)
     except OSError as error:
         raise InputError(
             f"the tracking store {database} cannot be created ({error.strerror or error}); choose another location "

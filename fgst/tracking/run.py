@@ -13,9 +13,10 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 
+from fgst import durable
 from fgst.errors import DeletedInMlflow
 from fgst.network import redact
-from fgst.tracking.connection import Connection, is_server_unavailable
+from fgst.tracking.connection import Connection, is_server_unavailable, local_artifacts
 from fgst.tracking.spool import Record, Spool
 from fgst.tracking.tags import Tags
 
@@ -156,7 +157,11 @@ class TrackedRun:
 
     def _send_to(self, client: Any, record: Record, files: Path | None) -> None:
         if files is not None:
-            client.log_artifacts(self.run_id, str(files))
+            folder = local_artifacts(client.get_run(self.run_id))
+            if folder is None:
+                client.log_artifacts(self.run_id, str(files))
+            else:  # MLflow would copy them without syncing, and replace existing ones bit by bit
+                durable.copy_tree(files, folder)
         elif "status" in record:
             client.set_terminated(self.run_id, record["status"], record["end"])
         elif "dataset" in record:

@@ -5,14 +5,15 @@ are sent at once and nothing is written to disk. After the first failure, all re
 and their files copied to ``files/``; they are sent in the same order once the server responds. Sending must be
 idempotent, because a request that timed out may have been processed.
 
-No record is ever dropped. A writer that exceeds the size limit blocks until the server responds. If the server stays
-unavailable for longer than ``patience``, :class:`StoreUnavailable` is raised, and the folder remains for the
-next process that opens it.
+No record is ever dropped, and a buffered one is on the disk when :meth:`Spool.write` returns. A writer that exceeds the
+size limit blocks until the server responds. If the server stays unavailable for longer than ``patience``,
+:class:`StoreUnavailable` is raised, and the folder remains for the next process that opens it.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -23,7 +24,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock
 
-from fgst.errors import StoreUnavailable
+from fgst import durable
+from fgst.errors import InputError, StoreUnavailable
 from fgst.network import redact
 
 Result = TypeVar("Result")
@@ -158,6 +160,9 @@ class Spool:
         """Send the buffered records in order.
 
         Errors of ``send`` are raised; the next call continues after the last record that was sent.
+
+        Raises:
+            InputError: if a record is damaged.
         """
         with self._lock():
             if not self.pending:
@@ -165,14 +170,17 @@ class Spool:
             with self._records.open("rb") as file:
                 file.seek(int(self._offset.read_text()) if self._offset.exists() else 0)
                 for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # the writing process was killed before its write() returned
+                    if not _is_record(line):
+                        if file.read(1):
+                            raise InputError(f"{self._records}: is damaged; restore it, or remove {self.folder}")
+                        break  # the writing process was killed, or the power failed, before its write() returned
                     record, name = json.loads(line)
                     self._send(record, self.folder / "files" / name if name else None)
-                    _write_atomically(self._offset, str(file.tell()))
-            # All records are sent. Files are removed last: a kill in between must not leave records without files.
+                    durable.write(self._offset, str(file.tell()))
+            # All records are sent. Files are removed last: records must not remain without their files.
             self._records.unlink()
             self._offset.unlink(missing_ok=True)
+            durable.sync(self.folder)
             shutil.rmtree(self.folder / "files", ignore_errors=True)
         self._unavailable_since = 0.0
 
@@ -210,35 +218,39 @@ class Spool:
             name = ""
             if files is not None:
                 name = str(time.time_ns())
-                shutil.copytree(files, self.folder / "files" / name)
+                durable.copy_tree(files, self.folder / "files" / name)
             with self._records.open("a+b") as file:
-                _truncate_partial_line(file)
+                _remove_partial_line(file)
                 file.write(json.dumps([record, name]).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            _write_atomically(self._total, str(self.total + 1))
+            durable.write(self._total, str(self.total + 1))  # also syncs the changes of names above
 
     def _lock(self) -> FileLock:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(self.folder)
         return FileLock(self.folder / "lock")
 
 
-def _truncate_partial_line(file: BinaryIO) -> None:
-    """Remove an incomplete last line, left by a process that was killed while writing."""
-    end = file.seek(0, os.SEEK_END)
-    if not end:
+def _remove_partial_line(file: BinaryIO) -> None:
+    """Remove an incomplete last line, left by a process that was killed while writing, or by a power cut.
+
+    After a power cut, parts of the line may be zeros, and the line may still have its end.
+    """
+    if not file.seek(0, os.SEEK_END):
         return
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.rfind(b"\n", 0, len(content) - 1) + 1
+        complete = _is_record(content[start:])
+    if not complete:
+        file.truncate(start)
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _is_record(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n")
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -21,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable, named_in_errors
 from fgst.evaluation.metrics import Scores
 from fgst.network import redact
-from fgst.tracking.connection import connect, is_server_unavailable
+from fgst.tracking.connection import connect, is_server_unavailable, local_artifacts
 from fgst.tracking.deletion import deleted_experiment, deleted_run, is_deleted
 from fgst.tracking.relocation import artifact_location
 from fgst.tracking.run import TrackedRun, flush_spools
@@ -284,10 +283,7 @@ class TrackingStore:
 
     def local_artifacts(self, run: Run) -> Path | None:
         """The folder of a run's artifacts; ``None`` if it is not in this machine's file system."""
-        parts = urlsplit(str(run.info.artifact_uri))
-        if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-            return None
-        return Path(unquote(parts.path) if parts.scheme else str(run.info.artifact_uri))
+        return local_artifacts(run)
 
     def model_card(self, run_id: str) -> ModelCard:
         """Read the description of a training's network.

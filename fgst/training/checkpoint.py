@@ -1,10 +1,10 @@
 """Checkpoints: directories ``{model.safetensors, state.pt, config.json}`` that are either complete or absent.
 
 A training has one checkpoint in its folder: ``epoch-00012`` after epoch 12, or ``epoch-00012-step-00345`` if it was
-stopped 345 steps into the next epoch. A new checkpoint is written under a temporary name and renamed, and only then is
-the previous one removed, so a process that is killed at any moment leaves a complete checkpoint. ``config.json``
-contains the digests of all files, which are checked when they are read. ``state.pt`` is read as tensors and plain
-values only, never as code.
+stopped 345 steps into the next epoch. A new checkpoint is written under a temporary name, synced and renamed, and only
+then is the previous one removed: a complete checkpoint remains after a kill or a power cut at any moment.
+``config.json`` contains the digests of all files, which are checked when they are read. ``state.pt`` is read as tensors
+and plain values only, never as code.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from fgst import durable
 from fgst.data.layout import file_digest
 from fgst.integrity import DamagedFileError
 from fgst.model.card import CARD, WEIGHTS, ModelCard, read_checked
@@ -47,24 +48,18 @@ def save_checkpoint(
     Returns:
         The checkpoint's directory.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     final = folder / (f"epoch-{epoch:05d}" + (f"-step-{step:05d}" if step else ""))
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    replaced = temporary.with_suffix(".old.tmp")
-    for leftover in (temporary, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         save_file(model.state_dict(), temporary / WEIGHTS)
         torch.save(dict(state), temporary / STATE)
         digests = {name: file_digest(temporary / name) for name in (WEIGHTS, STATE)}
         dataclasses.replace(card, files=digests).write(temporary / CARD)
-        if final.exists():  # a directory cannot be replaced atomically: move it away, and back if the rename fails
-            final.rename(replaced)
-        temporary.rename(final)
+        durable.publish(temporary, final)
     except BaseException:
-        if replaced.exists():
-            replaced.rename(final)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for entry in folder.iterdir():

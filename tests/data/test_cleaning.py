@@ -9,7 +9,7 @@ import pytest
 
 from fgst.data.cleaning import Body, Recording, clean
 from fgst.data.sources import ClipError
-from tests.support.ntu_corpus import person
+from tests.support.ntu_corpus import bending, person, standing
 
 RNG = np.random.default_rng(1)
 
@@ -42,27 +42,75 @@ def test_bodies_of_up_to_eleven_frames_are_ghosts(length: int, persons: int) -> 
 
 
 @pytest.mark.parametrize(("ratio", "persons"), [(0.8, 2), (0.8000001, 1)])
-def test_frames_wider_than_threshold_are_noise(ratio: float, persons: int) -> None:
+def test_bodies_wider_than_threshold_are_noise(ratio: float, persons: int) -> None:
     cleaned = clean(Recording(20, (body(1, range(20)), Body(2, np.arange(20), joints_with_ratio(ratio, 20)))))
     assert len(cleaned.joints) == persons
 
 
-@pytest.mark.parametrize(("noisy", "persons"), [(69, 2), (70, 1)])
-def test_bodies_with_too_many_noise_frames_are_noise(noisy: int, persons: int) -> None:
+@pytest.mark.parametrize(("wide", "persons"), [(69, 2), (70, 1)])
+def test_bodies_with_too_many_wide_frames_are_noise(wide: int, persons: int) -> None:
     """The threshold of 0.69754 is between 69 and 70 of 100 frames."""
     joints = joints_with_ratio(0.5, 100)
-    joints[:noisy] = joints_with_ratio(2.0, noisy)
+    joints[:wide] = joints_with_ratio(2.0, wide)
     cleaned = clean(Recording(100, (body(1, range(100)), Body(2, np.arange(100), joints))))
     assert len(cleaned.joints) == persons
-    assert cleaned.removed == ({"noise bodies": 1} if persons == 1 else {"noise frames": 69})
-    if persons == 2:
-        assert sorted(person.any(axis=(1, 2)).sum() for person in cleaned.joints) == [31, 100]
+    assert cleaned.removed == ({"noise bodies": 1} if persons == 1 else {})
 
 
-def test_last_body_remains_even_if_noisy() -> None:
-    cleaned = clean(Recording(20, (body(1, range(20), wide=True), body(2, range(20), wide=True))))
-    assert len(cleaned.joints) == 1
+def test_last_body_remains_even_if_all_its_frames_are_wide() -> None:
+    bodies = (body(1, range(20), wide=True), body(2, range(20), wide=True))
+    cleaned = clean(Recording(20, bodies))
     assert cleaned.removed == {"noise bodies": 1}
+    np.testing.assert_allclose(cleaned.joints[0], bodies[1].joints - bodies[1].joints[0, 1], rtol=0, atol=1e-6)
+
+
+def test_frames_of_a_person_who_bends_down_remain() -> None:
+    bender = Body(1, np.arange(30), bending(30))
+    for motion, first in ((0.1, 0), (0.6, 1)):
+        other = Body(2, np.arange(30), standing(30, motion=motion))
+        cleaned = clean(Recording(30, (bender, other)))
+        assert cleaned.removed == {}
+        persons = (bender, other) if first == 0 else (other, bender)
+        for track, expected in zip(cleaned.joints, persons, strict=True):
+            np.testing.assert_allclose(track, expected.joints - persons[0].joints[0, 1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [-1e-3, 1e-3])
+@pytest.mark.parametrize(("wide_z", "counted"), [(5.0, "upright frames"), (0.0, "all frames")])
+def test_rank_is_lesser_motion_with_or_without_wide_frames(wide_z: float, counted: str, margin: float) -> None:
+    """Upright frames are at -0.5 and 0.5. Wide ones far away add to the motion, those in the middle reduce it."""
+    joints = joints_with_ratio(0.5, 30, motion=0.0)
+    joints[:10, :, 2], joints[20:, :, 2] = -0.5, 0.5
+    joints[10:20, 2, 0], joints[10:20, :, 2] = 0.9, wide_z
+    motion = {
+        "all frames": np.var(joints.reshape(-1, 3), axis=0).sum(),
+        "upright frames": np.var(np.delete(joints, range(10, 20), axis=0).reshape(-1, 3), axis=0).sum(),
+    }
+    assert min(motion, key=lambda name: motion[name]) == counted
+    other = joints_with_ratio(0.5, 30, motion=0.0)
+    z_variance = motion[counted] + margin - np.var(other.reshape(-1, 3), axis=0)[:2].sum()
+    other[:15, :, 2], other[15:, :, 2] = -np.sqrt(z_variance), np.sqrt(z_variance)
+    cleaned = clean(Recording(30, (Body(1, np.arange(30), joints), Body(2, np.arange(30), other))))
+    assert cleaned.removed == {}
+    first = other if margin > 0 else joints
+    np.testing.assert_allclose(cleaned.joints[0], first - first[0, 1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "persons"), [(11, 1), (12, 2)])
+def test_wide_frames_count_for_the_length_of_a_body(length: int, persons: int) -> None:
+    joints = joints_with_ratio(0.5, length)
+    joints[:8] = joints_with_ratio(2.0, 8)  # 8 of 12 frames are below the threshold for noise
+    cleaned = clean(Recording(20, (body(1, range(20)), Body(2, np.arange(length), joints))))
+    assert len(cleaned.joints) == persons
+    assert cleaned.removed == ({"ghost bodies": 1} if persons == 1 else {})
+    if persons == 2:
+        assert sorted(person.any(axis=(1, 2)).sum() for person in cleaned.joints) == [12, 20]
+
+
+def test_recording_of_a_single_wide_frame_is_unchanged() -> None:
+    cleaned = clean(Recording(1, (body(1, [0], wide=True),)))
+    assert cleaned.joints.shape == (1, 1, 25, 3)
+    assert cleaned.removed == {}
 
 
 def test_two_bodies_with_most_motion_remain_in_order_of_motion() -> None:

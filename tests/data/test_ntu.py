@@ -15,16 +15,17 @@ from fgst.cli import data_ntu
 from fgst.cli.command import run_command
 from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats import ntu
+from fgst.data.formats import ntu, ntu_plan
 from fgst.data.formats.ntu import prepare
 from fgst.data.formats.ntu_plan import read_exclude_list
 from fgst.errors import InputError
 from fgst.sweep.backends.ray_session import ray_map
 from fgst.training.trainer import fit
+from tests.data.ntu_rules import clip_of
 from tests.support.ntu_corpus import Case, corpus, write_folder, write_zip
 from tests.support.process import kill_on_line, start_python
 
-COUNT = 290  # ten files of each kind, which need more than one shard
+COUNT = 320  # ten files of each kind, which need more than one shard
 
 
 def main(argv: list[str]) -> None:
@@ -69,6 +70,37 @@ def test_clips_match_generated_files(prepared: Path, cases: list[Case]) -> None:
         assert name == "S{setup:03d}C{camera:03d}P{subject:03d}R{replication:03d}A{action:03d}".format(
             **row, action=row["label"] + 1
         )
+
+
+def test_clips_equal_literal_application_of_the_rules(prepared: Path, cases: list[Case]) -> None:
+    dataset = ArrowDataset(prepared)
+    rows = {clip: row for row, clip in enumerate(dataset.clip_ids)}
+    for case in cases:
+        if not case.fault:
+            np.testing.assert_allclose(dataset.clip(rows[case.name]), clip_of(case.content), rtol=0, atol=1e-6)
+
+
+def test_version_of_the_rules_is_recorded_and_checked(
+    tmp_path: Path, prepared: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A preparation that was interrupted under other rules starts over, so no data set mixes the two."""
+    assert ArrowDataset(prepared).source["version"] == ntu_plan.VERSION
+    make_shard = ntu.make_shard
+
+    def interrupted_make_shard(task: ntu.ShardTask) -> ntu.ShardRecord:
+        if task.index == 1:
+            raise KeyboardInterrupt
+        return make_shard(task)
+
+    for version, resumed in ((ntu_plan.VERSION - 1, False), (ntu_plan.VERSION, True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(ntu_plan, "VERSION", version)
+            patched.setattr(ntu, "make_shard", interrupted_make_shard)
+            with pytest.raises(KeyboardInterrupt):
+                prepare([archive], tmp_path / str(version), edition="60")
+        prepare([archive], tmp_path / str(version), edition="60")
+        assert ("resuming" in capsys.readouterr().err) == resumed
+        assert contents(tmp_path / str(version)) == contents(prepared)
 
 
 def test_report_counts_match_generated_files(prepared: Path, cases: list[Case]) -> None:

@@ -18,8 +18,8 @@ from tests.support.source import ROOT, Import, imports, modules, parse, relative
 # From bottom to top. A module imports only from its own layer and from lower layers.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        *("fgst.errors", "fgst.termination", "fgst.network", "fgst.integrity", "fgst.parsing", "fgst.field_values"),
-        "fgst.config",
+        *("fgst.errors", "fgst.durable", "fgst.termination", "fgst.network", "fgst.integrity", "fgst.parsing"),
+        *("fgst.field_values", "fgst.config"),
     ),
     ("fgst.data",),
     ("fgst.model",),
@@ -51,7 +51,7 @@ LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
 # Modules whose import must not load any of these libraries.
 HEAVY = ("torch", "ray", "optuna", "mlflow", "pandas", "matplotlib", "plotly", "scipy", "sqlalchemy", "rich")
 LIGHT = (
-    *("fgst", "fgst.config", "fgst.errors", "fgst.network"),
+    *("fgst", "fgst.config", "fgst.durable", "fgst.errors", "fgst.network"),
     *("fgst.data", "fgst.data.skeleton", "fgst.data.dataset", "fgst.data.writer", "fgst.data.cache"),
     *(name for name in sorted(FGST) if name.startswith("fgst.data.formats")),
     *("fgst.sweep.definition", "fgst.sweep.status"),

@@ -38,6 +38,23 @@ def unpickling(tree: ast.AST) -> Iterator[str]:
                 yield called
 
 
+# Writing
+
+
+def test_files_are_renamed_and_synced_by_one_module() -> None:
+    """A rename without the syncs of ``fgst.durable`` can lose a file in a power cut."""
+    appends = {"fgst/tracking/spool.py:os.fsync", "fgst/sweep/storage.py:os.fsync"}  # nothing is renamed
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(parse(path)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("os.fsync", "os.replace", "os.rename", "shutil.move") or called.endswith(".rename"):
+                found.add(f"{relative(path)}:{called}")
+    own = {"fgst/durable.py:os.fsync", "fgst/durable.py:temporary.rename"}
+    assert own <= found
+    assert {name for name in found if name.startswith("fgst/") and not name.startswith("fgst/durable.py:")} == appends
+
+
 # The folder mlflow/
 
 

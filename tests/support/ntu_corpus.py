@@ -46,6 +46,26 @@ def person(rng: np.random.Generator, frames: int, *, motion: float = 0.1, wide: 
     return pose + np.stack([sway, 0.2 * sway, sway], axis=-1)[:, None] + (0.3, 0.1, 3.0)
 
 
+def bending(frames: int) -> np.ndarray:
+    """Joints of a person who steps forward, bends down to the side and comes back up, ``(frames, 25, 3)``.
+
+    In the middle third of the clip, where most of the motion is, the person is too wide for an upright one.
+    """
+    along = np.linspace(-0.8, 0.8, 25)  # position of each joint along the body; the hip is at 0
+    phase = np.sin(np.linspace(0, np.pi, frames))[:, None]
+    lean = np.where(along > 0, np.pi / 2 * phase, 0)
+    return np.stack([along * np.sin(lean), along * np.cos(lean), 3 + 1.5 * phase + 0 * along], axis=-1)
+
+
+def standing(frames: int, *, motion: float) -> np.ndarray:
+    """Joints of an upright person who moves back and forth, ``(frames, 25, 3)``."""
+    joints = np.zeros((frames, 25, 3))
+    joints[..., 1] = np.linspace(-0.8, 0.8, 25)
+    joints[..., 0] = 1
+    joints[..., 2] = 3 + motion * np.sin(np.linspace(0, 4 * np.pi, frames))[:, None]
+    return joints
+
+
 def text(num_frames: int, tracks: list[Track], *, number: Callable[[float], str] = "{:.7g}".format) -> bytes:
     """Write tracks as a ``.skeleton`` file."""
     lines = [str(num_frames)]
@@ -85,6 +105,11 @@ def _cases(rng: np.random.Generator, frames: int) -> list[tuple[bytes, int, int,
     partly = person(rng, frames, motion=0.3)
     partly[:4] = person(rng, 4, wide=True)
     mixed = [Track(FIRST_ID, all_frames, partly), Track(FIRST_ID + 1, all_frames, person(rng, frames, motion=0.01))]
+    bender, calm, lively = (
+        Track(FIRST_ID + i, all_frames, joints)
+        for i, joints in enumerate((bending(frames), standing(frames, motion=0.1), standing(frames, motion=0.6)))
+    )
+    livelier = Track(FIRST_ID + 3, all_frames, standing(frames, motion=0.7))
     ghosts = [Track(FIRST_ID + i, all_frames[2 * i : 2 * i + 2], person(rng, 2)) for i in range(3)]
     return [
         (plain, 1, frames, "", {}),
@@ -99,7 +124,10 @@ def _cases(rng: np.random.Generator, frames: int) -> list[tuple[bytes, int, int,
         (text(frames, broken), 1, frames, "", {"joined fragments": 1}),
         (text(frames, crowd), 2, frames, "", {"further bodies": 1}),
         (text(frames, gap), 1, frames - 4, "", {"empty frames": 4}),
-        (text(frames, mixed), 2, frames, "", {"noise frames": 4}),
+        (text(frames, mixed), 2, frames, "", {}),
+        (text(frames, [calm, bender]), 2, frames, "", {}),
+        (text(frames, [bender, lively]), 2, frames, "", {}),
+        (text(frames, [bender, lively, livelier]), 2, frames, "", {"further bodies": 1}),
         (text(frames, []), 0, 0, "no usable body", {}),
         (b"0\n", 0, 0, "no usable body", {}),
         (text(frames, ghosts), 0, 0, "no usable body", {}),

@@ -32,7 +32,8 @@ class FakeClient:
 
     def get_run(self, run_id: str) -> Any:
         self._require_server()
-        return SimpleNamespace(data=SimpleNamespace(tags=dict(self.tags), metrics={}))
+        info = SimpleNamespace(artifact_uri="mlflow-artifacts:/1/a/artifacts")
+        return SimpleNamespace(info=info, data=SimpleNamespace(tags=dict(self.tags), metrics={}))
 
     def update_run(self, run_id: str, status: str) -> None:
         self._require_server()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fgst.errors import StoreUnavailable
+from fgst.errors import InputError, StoreUnavailable
 from fgst.tracking import spool as spool_module
 from fgst.tracking.spool import RetryingClient, Spool, retry_while_unavailable
 from tests.support.process import kill_on_line, start_python
@@ -153,6 +153,21 @@ def test_partial_lines_are_discarded(tmp_path: Path) -> None:
     server.available = True
     spool.drain()
     assert server.received == numbered(1, 3)
+
+
+def test_damaged_record_is_reported(tmp_path: Path) -> None:
+    """Only the last record can be incomplete after a kill or a power cut: no other one is dropped silently."""
+    server = Server()
+    server.available = False
+    spool = Spool(tmp_path / "spool", server.send, is_unavailable)
+    write_all(spool, range(3))
+    records = tmp_path / "spool" / "records.jsonl"
+    records.write_bytes(records.read_bytes().replace(b'"n": 1', b'"n": \0'))
+    server.available = True
+    with pytest.raises(InputError, match=r"records\.jsonl: is damaged"):
+        spool.replay()
+    assert server.received == numbered(0)
+    assert spool.pending
 
 
 CRASH = """

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fgst import durable
 from fgst.config import DataConfig, TrialConfig
 from fgst.data.skeleton import NTU_25
 from fgst.errors import InputError
@@ -195,6 +196,7 @@ def test_failed_replacement_restores_checkpoint(
 ) -> None:
     save(tmp_path, 1, model, card)
     with monkeypatch.context() as patch:
+        patch.setattr(durable, "_exchange", lambda first, second: False)  # as on a network file system
         fail_in(patch, "rename", OSError("disk full"))
         with pytest.raises(OSError, match="disk full"):
             save(tmp_path, 1, model, card)

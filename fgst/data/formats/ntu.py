@@ -21,9 +21,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fgst import durable
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats.ntu_names import ACTIONS, EDITIONS, Edition
-from fgst.data.formats.ntu_plan import HINT, Plan, make_plan
+from fgst.data.formats.ntu_plan import HINT, VERSION, Plan, make_plan
 from fgst.data.formats.ntu_shards import (
     CLIPS_PER_SHARD,
     Rejected,
@@ -34,7 +35,7 @@ from fgst.data.formats.ntu_shards import (
 )
 from fgst.data.progress import tracked_clips
 from fgst.data.skeleton import NTU_25
-from fgst.data.writer import check_output, publish, write_description, writing_to
+from fgst.data.writer import check_output, write_description, writing_to
 from fgst.errors import InputError
 from fgst.parsing import printable
 
@@ -86,6 +87,7 @@ class Report:
         """Return the origin of the clips as ``dataset.json`` records it."""
         return {
             "preparation": "ntu",
+            "version": VERSION,
             "release": self.edition.name,
             "sha256": self.sha256,
             "files": self.num_files,
@@ -179,7 +181,7 @@ def prepare(
     report = Report(rules, plan.num_files, plan.other_files, rejected=list(plan.rejected))
     with ExitStack() as stack:
         stack.enter_context(writing_to(Path(out)))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(target.parent)
         work = target.parent / f".{target.name}.preparing"
         lock = FileLock(f"{work}.lock")
         try:
@@ -189,7 +191,7 @@ def prepare(
         tasks = _shard_tasks(plan, work, rules)
         report.add_shards(records := _write_shards(tasks, parallel_map))
         _assemble(work, tasks, records, report)
-        publish(work, target)
+        durable.publish(work, target)
         Path(lock.lock_file).unlink(missing_ok=True)
     return ArrowDataset(target, verify=False), report
 
@@ -199,8 +201,8 @@ def _shard_tasks(plan: Plan, work: Path, edition: Edition) -> list[ShardTask]:
     stamp, digest = work / "plan", plan.digest(edition)
     if not stamp.is_file() or stamp.read_text() != digest:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        stamp.write_text(digest)
+        durable.make_folder(work)
+        durable.write(stamp, digest)
     entries = plan.entries
     slices = [tuple(entries[i : i + CLIPS_PER_SHARD]) for i in range(0, len(entries), CLIPS_PER_SHARD)]
     return [ShardTask(index, part, str(work), edition.actions) for index, part in enumerate(slices)]
@@ -249,5 +251,5 @@ def _assemble(work: Path, tasks: Sequence[ShardTask], records: Sequence[ShardRec
     for task in tasks:
         task.record_path.unlink(missing_ok=True)
     (work / "plan").unlink(missing_ok=True)
-    for leftover in work.glob("*.tmp"):
+    for leftover in work.glob(f"{durable.TEMPORARY}*"):
         leftover.unlink()

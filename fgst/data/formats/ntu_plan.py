@@ -15,7 +15,7 @@ from fgst.errors import InputError
 from fgst.parsing import printable
 
 HINT = "give the zip of skeletons as downloaded, or the folder it unpacks to"
-_VERSION = 1  # increase it when the same files would produce a different data set
+VERSION = 2  # increase it when the same files would produce a different data set; recorded in dataset.json
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Plan:
     def digest(self, edition: Edition) -> str:
         """Return the SHA-256 of everything that must be unchanged for an interrupted preparation to be resumed."""
         entries = [[e.name, e.source, e.key, *e.fingerprint] for e in self.entries]
-        content = json.dumps([_VERSION, edition.name, CLIPS_PER_SHARD, entries])
+        content = json.dumps([VERSION, edition.name, CLIPS_PER_SHARD, entries])
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fgst import durable
 from fgst.data.cleaning import Cleaned, Recording, clean
 from fgst.data.dataset import Clip
 from fgst.data.formats.ntu_names import parse_name
@@ -140,15 +140,12 @@ def make_shard(task: ShardTask) -> ShardRecord:
         clips.append(Clip(entry.name, name.action - 1, cleaned.joints, replication=name.replication, **columns))
     file = None
     if clips:
-        temporary = task.path.with_suffix(f".{os.getpid()}.tmp")
-        file = dataclasses.replace(write_shard(temporary, clips, NTU_25, task.num_classes), name=task.path.name)
-        temporary.replace(task.path)
+        with durable.replacing(task.path) as temporary:
+            file = dataclasses.replace(write_shard(temporary, clips, NTU_25, task.num_classes), name=task.path.name)
     record = ShardRecord(
         task.index, file, len(clips), tuple(rejected), dict(sorted(removed.items())), read_bytes, content.hexdigest()
     )
-    temporary = task.record_path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(record)))
-    temporary.replace(task.record_path)
+    durable.write(task.record_path, json.dumps(asdict(record)))
     return record
 
 
