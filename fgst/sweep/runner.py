@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgst.data.cache import is_remote
-from fgst.data.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset, open_recorded
 from fgst.errors import InputError
 from fgst.sweep import storage
 from fgst.sweep.backends.base import Backend
@@ -371,10 +371,14 @@ def create_sweep(
         {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
         | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
     )
+    _log_spec(run, spec)
+    return SweepRunner(spec, factory, store, experiment, run, location, study)
+
+
+def _log_spec(run: TrackedRun, spec: SweepSpec) -> None:
     with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
         (Path(folder) / "sweep.json").write_text(spec.to_json())
         run.log_artifacts(Path(folder))
-    return SweepRunner(spec, factory, store, experiment, run, location, study)
 
 
 def load_sweep(
@@ -384,6 +388,7 @@ def load_sweep(
     *,
     study_storage: str | None = None,
     limit: int | None = None,
+    location: str | None = None,
 ) -> SweepRunner:
     """Load a sweep that was started before, to resume it.
 
@@ -391,6 +396,7 @@ def load_sweep(
         sweep_id: id of its run.
         study_storage: URL of the Optuna storage, if it is not the recorded one.
         limit: new maximum number of trainings of a search.
+        location: where the data set is now, which is recorded; by default where it was.
 
     Raises:
         InputError: if there is no such sweep, it is one of another definition, or its data set has changed.
@@ -407,15 +413,18 @@ def load_sweep(
         if spec.search == "grid":
             raise InputError("--trials applies to searches, and this sweep is a grid")
         spec = dataclasses.replace(spec, limit=limit)
-    dataset = ArrowDataset(spec.base.data.dataset)
+    dataset = ArrowDataset(location) if location else open_recorded(spec.base.data.dataset, f"sweep {sweep_id}")
     if dataset.digest != spec.dataset_digest:
         raise InputError(f"{dataset.path}: its digest differs from that of the data set that the sweep was started on")
-    location = tags[Tags.STORAGE]
-    storage.prepare(location)
-    study = study_storage or tags.get(Tags.STUDY_STORAGE) or sqlite_uri(Path(location).parent / "optuna.db")
+    if dataset.location != spec.base.data.dataset:
+        spec = spec.moved(dataset)
+        _log_spec(store.open_run(sweep_id), spec)
+    checkpoints = tags[Tags.STORAGE]
+    storage.prepare(checkpoints)
+    study = study_storage or tags.get(Tags.STUDY_STORAGE) or sqlite_uri(Path(checkpoints).parent / "optuna.db")
     if database := database_path(study):
         database.parent.mkdir(parents=True, exist_ok=True)
     return SweepRunner(
         spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
-        location, study, resumed=True,
+        checkpoints, study, resumed=True,
     )  # fmt: skip

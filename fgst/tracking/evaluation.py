@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fgst.data.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset, open_recorded
 from fgst.data.loader import ClipLoader, choose_device
 from fgst.errors import InputError
 from fgst.evaluation import analysis
@@ -140,7 +140,7 @@ def _score_network(
 ) -> ScoredRun:
     with store.artifacts(store.run(run_id).info.run_id, "checkpoint") as folder:
         model, card = load_model(folder)
-    data = ArrowDataset(dataset or card.config.data.dataset)
+    data = ArrowDataset(dataset) if dataset else open_recorded(card.config.data.dataset, f"run {run_id}")
     if data.skeleton != card.skeleton or data.classes != card.classes:
         raise InputError(f"{data.path}: the skeleton or the classes differ from those that run {run_id} was trained on")
     if data.digest != card.dataset_digest:
