@@ -25,7 +25,7 @@ from fgst.errors import InputError
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:  # torch and MLflow take seconds to import
-    from fgst.data.dataset import ArrowDataset, open_recorded
+    from fgst.data.dataset import ArrowDataset
     from fgst.model import FGSTFormer
     from fgst.model.card import ModelCard
     from fgst.tracking.store import TrackingStore
