@@ -19,6 +19,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from fgst import terminal
 from fgst.cli.command import CommandParser
 from fgst.cli.options import add_cache_option, add_device_options, add_tracking_option
 
@@ -98,7 +99,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for row in report["per_class"]:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
         table.add_row(row["class"], str(row["num_clips"]), str(row["correct"]), top1)
-    console.print(table)
+    terminal.print_table(console, table)
     if report["confused"]:
         console.print("most confused:")
     for pair in report["confused"]:

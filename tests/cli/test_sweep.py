@@ -87,7 +87,7 @@ def test_sweep_resumes_where_its_data_set_has_moved(workspace: Workspace, monkey
         sweep(FOCAL_K, argv=resume)
     with pytest.raises(InputError, match="remove --values, --epochs from the command"):
         sweep(FOCAL_K, argv=[*resume, "--dataset", "moved%20data", "--values", "2,6", "--epochs", "7", "--seeds", "1"])
-    small.write_small(workspace.folder / "other", name="other")
+    small.write_small(workspace.folder / "other", small.motion_clips(30))
     with pytest.raises(InputError, match="digest differs"):
         sweep(FOCAL_K, argv=[*resume, "--dataset", "other"])
     # Options may repeat those of the sweep.

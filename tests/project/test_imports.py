@@ -17,7 +17,7 @@ from tests.support.source import ROOT, Import, imports, modules, parse, relative
 
 # From bottom to top. A module imports only from its own layer and from lower layers.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("fgst.errors", "fgst.termination", "fgst.network", "fgst.field_values", "fgst.config"),
+    ("fgst.errors", "fgst.terminal", "fgst.termination", "fgst.network", "fgst.field_values", "fgst.config"),
     ("fgst.data",),
     ("fgst.model",),
     ("fgst.evaluation",),
