@@ -14,7 +14,7 @@ MAX_WIDTH = 10_000
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table; on a console that is too narrow, print each row as lines ``column: cell`` instead of cutting it."""
+    """Print a table; on a console that is too narrow, print each row as lines ``column: cell`` instead."""
     from rich.measure import Measurement  # lazy: only commands that print tables need it
 
     for column in table.columns:

@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NoReturn
@@ -92,6 +93,7 @@ def run_command(main: Callable[[], None]) -> None:
     """
     configure_streams()
     configure_logging()
+    configure_warnings()
     with termination.as_interrupt():
         code, exits = _run(main)
     if termination.cleanup_at_exit_is_unsafe():
@@ -232,6 +234,15 @@ class _StderrHandler(logging.Handler):
             _report(self.format(record))
         except Exception:
             self.handleError(record)
+
+
+def configure_warnings() -> None:
+    """Under ``python -W error``, let only this project's own warnings be errors.
+
+    Otherwise a library's warning would be taken for a failure of whatever it was called for, e.g. the tracking store.
+    """
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.filterwarnings("default", module=r"(?!fgst\b|sweeps\b|data_prep\b|__main__$)")
 
 
 def configure_logging() -> None:

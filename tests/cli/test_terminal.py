@@ -37,9 +37,9 @@ def test_rows_are_printed_as_lines_on_a_narrow_terminal() -> None:
     assert printed(40).splitlines() == [
         "How many focal joints K?",
         "K pick up with two hands *",
-        "validation top-1 %: 85.0 ± 0.4",
-        "test top-1 %: 84.1 ± 1.2",
-        "difference 95 %: +0.8 ± 0.5",
-        "minutes: 12.5",
+        "  validation top-1 %: 85.0 ± 0.4",
+        "  test top-1 %: 84.1 ± 1.2",
+        "  difference 95 %: +0.8 ± 0.5",
+        "  minutes: 12.5",
         "* best by validation",
     ]
