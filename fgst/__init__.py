@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _require_command() -> None:
-    """Exit with a message under ``python -m MODULE`` if the module is no command; Python would exit with 0 in silence."""
+    """Exit with a message under ``python -m MODULE`` if it is no command; Python would exit with 0 in silence."""
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
     file = Path(__file__).parents[1] / f"{module.replace('.', '/')}.py"
     if module.startswith("fgst.") and file.is_file() and 'if __name__ == "__main__":' not in file.read_text("utf-8"):

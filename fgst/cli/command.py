@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -26,6 +27,9 @@ FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
+
+# Errors of files that the user can repair: missing permission, a read-only file system, a file in place of a folder.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 _SUBSTITUTES = {
     "…": "...", "–": "-", "—": "-", "−": "-", "·": "-", "•": "*", "×": "x", "±": "+/-", "≈": "~", "≤": "<=", "≥": ">=",
@@ -84,7 +88,7 @@ def run_command(main: Callable[[], None]) -> None:
     Returns normally if ``main`` returns (exit code 0). Otherwise exits with
 
     * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full;
-    * 2 and one line for an :class:`InputError`;
+    * 2 and one line for an :class:`InputError`, or for a file that cannot be used, e.g. without permission;
     * 130 for Ctrl-C, SIGTERM, SIGHUP (see :mod:`fgst.termination`) or :class:`Interrupted`;
     * 141, silently, if the reader of the output has closed the pipe (``| head``);
     * the code of a ``SystemExit`` that ``main`` raises.
@@ -122,7 +126,10 @@ def _run(main: Callable[[], None]) -> tuple[str | int | None, bool]:
         code = CLOSED_PIPE
     except OSError as error:
         if not is_output_failure(error):
-            raise
+            if error.errno not in _UNUSABLE or not error.filename:
+                raise
+            code = BAD_INPUT
+            _report(f"error: {os.fsdecode(error.filename)}: cannot be used ({error.strerror})")
     return _finish_output(code), exits
 
 

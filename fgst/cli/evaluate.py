@@ -66,19 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    report = evaluate(
+    evaluate(
         args.run_id or resolve_model(TrackingStore(resolve_existing_uri(args.tracking_uri)), args.model),
         args.dataset,
         args.split,
         compare=args.compare,
         log=not args.no_log,
+        on_report=_print_json if args.json else _print_report,
         device=args.device,
         tracking_uri=args.tracking_uri,
     )
-    if args.json:
-        print(json.dumps(report))
-    else:
-        _print_report(report)
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    print(json.dumps(report), flush=True)
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -7,11 +7,13 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from mlflow.exceptions import MlflowException
 
 from fgst.data.dataset import ArrowDataset, open_recorded
 from fgst.data.loader import ClipLoader, choose_device
@@ -62,6 +64,7 @@ def evaluate(
     *,
     compare: str | None = None,
     log: bool = False,
+    on_report: Callable[[dict[str, Any]], None] = lambda report: None,
     device: str = "auto",
     tracking_uri: str | None = None,
 ) -> dict[str, Any]:
@@ -73,6 +76,7 @@ def evaluate(
         split: "train", "val" or "test" of the run's benchmark and protocol.
         compare: another run, which is scored on the same clips.
         log: log the report to the run: metrics ``eval/…`` and artifacts under ``eval/``.
+        on_report: called with the report before it is logged, so that a failure to log it does not lose it.
         device: "auto", "cpu", "cuda" …
         tracking_uri: the tracking store; see :func:`fgst.tracking.uris.resolve_uri` for the default.
 
@@ -82,7 +86,8 @@ def evaluate(
         that the run logged, or ``None``) and, if requested, ``compare`` (see :func:`fgst.evaluation.analysis.compare`).
 
     Raises:
-        InputError: if the run, its artifacts or the data set are missing or do not fit together.
+        InputError: if the run, its artifacts or the data set are missing or do not fit together, or if the report
+            cannot be logged.
     """
     torch_device = choose_device(device)
     store = TrackingStore(resolve_existing_uri(tracking_uri))
@@ -106,8 +111,13 @@ def evaluate(
         # Both runs are scored on the same data, even if the other one recorded another location of its data set.
         other = score_run(store, compare, dataset or scored.card.config.data.dataset, split, torch_device).scores
         report["compare"] = {"run_id": compare, **analysis.compare(scored.scores, other, classes)}
+    on_report(report)
     if log:
-        _log(store, report, scored)
+        try:
+            _log(store, report, scored)
+        except (OSError, MlflowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the results were not stored with run {run_id} ({reason}); --no-log omits this") from None
     return report
 
 
