@@ -19,7 +19,7 @@ help:
 	@echo "make coverage  the quick tests with the share of executed code, which must not fall"
 	@echo "make check     lint, format and types (ruff, mypy);  make format: format the code"
 	@echo "make docs      build the documentation into site/"
-	@echo "make ui        MLflow UI on http://127.0.0.1:5000"
+	@echo "make ui        MLflow UI on http://127.0.0.1:5000, or on the next free port (PORT=… chooses another)"
 	@echo "make server    tracking server for a team, on PostgreSQL with a password (mlflow/README.md)"
 	@echo "make setup     only the virtual environment in $(VENV)"
 	@echo "make clean     remove $(VENV) and caches (never data sets, checkpoints or runs)"
@@ -80,9 +80,10 @@ docs: $(STAMP)
 ui: $(STAMP)
 	@case "$${MLFLOW_TRACKING_URI:-}" in http://*|https://*) \
 		echo "MLflow UI on the tracking server: $$MLFLOW_TRACKING_URI"; exit 0;; esac; \
-	echo "MLflow UI on http://127.0.0.1:$${PORT:-5000} (press Ctrl-C to stop it)"; \
+	port=$$($(BIN)/python tools/free_port.py $${PORT:-}) || exit 1; \
+	echo "MLflow UI on http://127.0.0.1:$$port (press Ctrl-C to stop it)"; \
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 \
-		--port $${PORT:-5000} --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+		--port $$port --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 # Stores its data in server/; ARGS passes further arguments.
 server: $(STAMP)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +51,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _require_command() -> None:
+    """Exit with a message under ``python -m MODULE`` if it is no command; Python would exit with 0 in silence."""
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
+    file = Path(__file__).parents[1] / f"{module.replace('.', '/')}.py"
+    if module.startswith("fgst.") and file.is_file() and 'if __name__ == "__main__":' not in file.read_text("utf-8"):
+        print(f"error: python -m {module}: is not a command; python -m fgst lists the commands", file=sys.stderr)
+        sys.exit(2)
+
+
 def _version() -> str:
     """Return the version of the installed distribution."""
     from importlib import metadata
@@ -57,3 +68,7 @@ def _version() -> str:
         return metadata.version("fgst")
     except metadata.PackageNotFoundError:  # imported from a source tree that is not installed
         return "0+unknown"
+
+
+if sys.argv[:1] == ["-m"]:  # while Python looks up the module of `python -m`
+    _require_command()

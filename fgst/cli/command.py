@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import errno
 import io
 import logging
 import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NoReturn
@@ -27,6 +29,9 @@ FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
+
+# Errors of files that the user can repair: missing permission, a read-only file system, a file in place of a folder.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 _SUBSTITUTES = {
     "…": "...", "–": "-", "—": "-", "−": "-", "·": "-", "•": "*", "×": "x", "±": "+/-", "≈": "~", "≤": "<=", "≥": ">=",
@@ -87,7 +92,7 @@ def run_command(main: Callable[[], None]) -> None:
 
     * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full, or for a
       :class:`StoreUnavailable`;
-    * 2 and one line for an :class:`InputError`;
+    * 2 and one line for an :class:`InputError`, or for a file that cannot be used, e.g. without permission;
     * 130 for Ctrl-C, SIGTERM, SIGHUP (see :mod:`fgst.termination`) or :class:`Interrupted`;
     * 141, silently, if the reader of the output has closed the pipe (``| head``);
     * the code of a ``SystemExit`` that ``main`` raises.
@@ -97,6 +102,7 @@ def run_command(main: Callable[[], None]) -> None:
     configure_streams()
     configure_logging()
     sys.excepthook = lambda *error: _report("".join(traceback.format_exception(*error)).rstrip())
+    configure_warnings()
     with termination.as_interrupt():
         code, exits = _run(main)
     if termination.cleanup_at_exit_is_unsafe():
@@ -128,7 +134,10 @@ def _run(main: Callable[[], None]) -> tuple[str | int | None, bool]:
         code = CLOSED_PIPE
     except OSError as error:
         if not is_output_failure(error):
-            raise
+            if error.errno not in _UNUSABLE or not error.filename:
+                raise
+            code = BAD_INPUT
+            _report(f"error: {os.fsdecode(error.filename)}: cannot be used ({error.strerror})")
     return _finish_output(code), exits
 
 
@@ -240,6 +249,15 @@ class _StderrHandler(logging.Handler):
             _report(self.format(record))
         except Exception:
             self.handleError(record)
+
+
+def configure_warnings() -> None:
+    """Under ``python -W error``, let only this project's own warnings be errors.
+
+    Otherwise a library's warning would be taken for a failure of whatever it was called for, e.g. the tracking store.
+    """
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.filterwarnings("default", module=r"(?!fgst\b|sweeps\b|data_prep\b|__main__$)")
 
 
 def configure_logging() -> None:

@@ -19,6 +19,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from fgst import terminal
 from fgst.cli.command import CommandParser
 from fgst.cli.options import add_cache_option, add_device_options, add_tracking_option
 
@@ -65,19 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    report = evaluate(
+    evaluate(
         args.run_id or resolve_model(TrackingStore(resolve_existing_uri(args.tracking_uri)), args.model),
         args.dataset,
         args.split,
         compare=args.compare,
         log=not args.no_log,
+        on_report=_print_json if args.json else _print_report,
         device=args.device,
         tracking_uri=args.tracking_uri,
     )
-    if args.json:
-        print(json.dumps(report, allow_nan=False))
-    else:
-        _print_report(report)
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    print(json.dumps(report, allow_nan=False), flush=True)
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -98,7 +100,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for row in report["per_class"]:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
         table.add_row(row["class"], str(row["num_clips"]), str(row["correct"]), top1)
-    console.print(table)
+    terminal.print_table(console, table)
     if report["confused"]:
         console.print("most confused:")
     for pair in report["confused"]:

@@ -93,7 +93,7 @@ def _load(store: TrackingStore, run_id: str, dataset: str | None) -> tuple[FGSTF
         InputError: if the run is not a training with focal joints, or if the data set does not fit.
     """
     # lazy: torch takes seconds to import
-    from fgst.data.dataset import ArrowDataset
+    from fgst.data.dataset import ArrowDataset, open_recorded
     from fgst.model.card import load_model
 
     tags = store.run(run_id).data.tags
@@ -106,7 +106,7 @@ def _load(store: TrackingStore, run_id: str, dataset: str | None) -> tuple[FGSTF
         model, card = load_model(folder)
     if not card.config.model.focal_selection:
         raise InputError(f"run {run_id} was trained without focal joints, so there are none to draw")
-    data = ArrowDataset(dataset or card.config.data.dataset)
+    data = ArrowDataset(dataset) if dataset else open_recorded(card.config.data.dataset, f"run {run_id}")
     if data.skeleton != card.skeleton or data.classes != card.classes:
         raise InputError(f"{data.path}: the skeleton or the classes differ from those that run {run_id} was trained on")
     return model, card, data

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fgst import terminal
 from fgst.cli.command import CommandParser
 from fgst.cli.options import add_device_options, add_tracking_option, positive
 from fgst.errors import InputError, named_in_errors
@@ -98,4 +99,4 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         first, *others = row["top"]
         then = ", ".join(f"{o['class']} {100 * o['probability']:.1f}" for o in others)
         table.add_row(escape(row["file"]), escape(first["class"]), f"{100 * first['probability']:.1f}", escape(then))
-    Console(highlight=False).print(table)
+    terminal.print_table(Console(highlight=False), table)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fgst.cli.command import format_command, is_output_failure, run_command
 from fgst.cli.sweep_parser import build_parser
-from fgst.cli.sweep_spec import has_gpu, new_spec
+from fgst.cli.sweep_spec import has_gpu, new_spec, require_same
 from fgst.errors import InputError, Interrupted, is_disk_full
 from fgst.network import redact, require_server
 from fgst.sweep.backends.resources import available_cores
@@ -98,10 +98,13 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
     from fgst.tracking.store import TrackingStore
     from fgst.tracking.uris import resolve_existing_uri
 
-    options.require_resumable()
     assert options.resume is not None
     store = TrackingStore(resolve_existing_uri(options.tracking_uri))
-    runner = load_sweep(definition, options.resume, store, study_storage=options.study_storage, limit=options.trials)
+    runner = load_sweep(
+        definition, options.resume, store, study_storage=options.study_storage, limit=options.trials,
+        location=options.dataset,
+    )  # fmt: skip
+    require_same(runner.spec, options)
     ray.enter_context(runner.exclusive())  # before anything is written or Ray starts
     if options.address:
         _join_ray(ray, options)

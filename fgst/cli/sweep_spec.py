@@ -5,12 +5,21 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from fgst.cli.options import read_overrides, trial_config
-from fgst.config import TrialConfig
+from fgst.config import TrialConfig, resolve_data_defaults
 from fgst.errors import InputError
 from fgst.sweep.definition import SweepDefinition, TrialFactory
-from fgst.sweep.options import DEFAULT_TRIALS, SEARCHABLE_OBJECTIVES, SweepOptions, parse_params, parse_values
+from fgst.sweep.options import (
+    DEFAULT_TRIALS,
+    SEARCHABLE_OBJECTIVES,
+    Scope,
+    SweepOptions,
+    flag_name,
+    parse_params,
+    parse_values,
+)
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
 
 DEMO = Path("datasets/demo")
@@ -60,10 +69,62 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
     return spec, factory, options
 
 
+def require_same(spec: SweepSpec, options: SweepOptions) -> None:
+    """Check the options of a sweep that is resumed: it continues with its own settings, which options may repeat.
+
+    Raises:
+        InputError: naming the options that differ, or that cannot be compared.
+    """
+    settings, data = spec.base.flat(), spec.base.data
+    stop = spec.early_stop
+    recorded = {
+        "values": [list(parameter.values) for parameter in spec.parameters],
+        "seeds": spec.seeds,
+        "search": spec.search,
+        "objectives": list(spec.objectives),
+        "refit": spec.refit,
+        "early_stop": stop is not None,
+        "grace": stop and stop.grace_period,
+        "reduction": stop and stop.reduction_factor,
+        "dataset": options.dataset,  # its digest was compared
+        "epochs": spec.base.train.epochs,
+        "modality": data.modality,
+        "benchmark": data.benchmark,
+        "protocol": data.protocol,
+        "seed": spec.base.train.seed,
+        "overrides": settings,
+        "preset": options.preset if options.preset and _is_preset(spec, options) else None,
+    }
+    given: dict[str, Any] = {
+        flag_name(name): (getattr(options, name), recorded.get(name))
+        for name, default, declared in SweepOptions.declarations()
+        if declared.scope is Scope.SWEEP and getattr(options, name) != default
+    }
+    if options.values is not None:
+        given["--values"] = ([parse_values(options.values)], recorded["values"])
+    if options.objectives is not None:
+        given["--objectives"] = (options.objectives.split(","), recorded["objectives"])
+    if options.overrides:
+        changed = spec.base.with_values(read_overrides(options.overrides)).flat()
+        given["--set"] = (changed, settings)
+    if different := [flag for flag, (value, same) in given.items() if value != same]:
+        raise InputError(
+            f"--resume continues the sweep with its own settings; remove {', '.join(different)} from the command"
+        )
+
+
+def _is_preset(spec: SweepSpec, options: SweepOptions) -> bool:
+    """Whether the given preset and options are the settings of the sweep."""
+    from fgst.data.dataset import ArrowDataset  # lazy: `--help` needs no Arrow
+
+    location = spec.base.data.dataset
+    return resolve_data_defaults(trial_config(options, location, has_gpu=False), ArrowDataset(location)) == spec.base
+
+
 def _settings_of(options: SweepOptions) -> TrialConfig:
     """Settings of the training named by ``--from-run`` or ``--sweep``, with the current location of its data set."""
     # lazy: mlflow takes seconds to import
-    from fgst.data.dataset import ArrowDataset
+    from fgst.data.dataset import ArrowDataset, open_recorded
     from fgst.tracking.store import TrackingStore
     from fgst.tracking.tags import Tags
     from fgst.tracking.uris import resolve_existing_uri
@@ -80,7 +141,11 @@ def _settings_of(options: SweepOptions) -> TrialConfig:
         raise InputError(f"--from-run {options.from_run} is not a training; --sweep takes the best trial of a sweep")
     card = store.model_card(run.info.run_id)
     config = card.config.with_values({"data.dataset": options.dataset} if options.dataset else {})
-    data = ArrowDataset(config.data.dataset)
+    data = (
+        ArrowDataset(options.dataset)
+        if options.dataset
+        else open_recorded(config.data.dataset, f"run {run.info.run_id}")
+    )
     if data.digest != card.dataset_digest and not options.dataset:
         raise InputError(
             f"{data.path}: the data set has changed since run {run.info.run_id}; --dataset {data.path} uses it anyway"

@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     resumes = args.resume not in (None, "auto")
     store = TrackingStore(resolve_existing_uri(args.tracking_uri) if resumes else args.tracking_uri)
     root = Path(args.checkpoints).absolute()
+    root.mkdir(parents=True, exist_ok=True)  # before a run is started
     with _open_run(store, config, dataset, root, resume=args.resume, tracking_uri=args.tracking_uri) as (run, folder):
         try:
             progress, on_step = _progress_bar(config.train.epochs)

@@ -207,6 +207,23 @@ class ArrowDataset:
             raise InputError(f"{self.path}: {error}") from None
 
 
+def open_recorded(location: str, owner: str) -> ArrowDataset:
+    """Open the data set that a run has recorded.
+
+    Args:
+        location: path or URI.
+        owner: the run, for the message.
+
+    Raises:
+        InputError: if it cannot be opened; if it is no longer there, the message names ``--dataset``.
+    """
+    if not is_remote(location) and not Path(location).exists():
+        raise InputError(
+            f"{location}: the data set of {owner} is no longer there; name its new location with --dataset"
+        )
+    return ArrowDataset(location)
+
+
 def _check_clips(batch: pa.RecordBatch) -> None:
     """Check what Arrow does not know: that each clip has its persons and frames, and that no number is negative.
 

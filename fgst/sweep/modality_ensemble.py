@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgst import terminal
 from fgst.errors import InputError
 from fgst.evaluation import ensemble
 from fgst.evaluation.ensemble import COMMON_WEIGHTS, EnsembleCard, Member
@@ -264,7 +265,7 @@ def print_ensemble(result: EnsembleResult, experiment: str) -> None:
     if published is not None:
         notes.append(f"paper: {published:.1f} % (all four, trained on all training clips)")
     table.caption = " · ".join(notes)
-    Console(highlight=False).print(table)
+    terminal.print_table(Console(highlight=False), table)
 
 
 def promote_ensemble(runner: SweepRunner, ensemble_id: str) -> str:

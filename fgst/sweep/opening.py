@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgst import durable
 from fgst.data.cache import is_remote
-from fgst.data.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset, open_recorded
 from fgst.errors import InputError
 from fgst.network import complete_url
 from fgst.sweep import storage
@@ -18,6 +18,7 @@ from fgst.sweep.definition import SweepDefinition, TrialFactory
 from fgst.sweep.runner import SweepRunner
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.study_storage import VARIABLE, open_storage
+from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from fgst.tracking.uris import database_path, sqlite_uri
@@ -83,10 +84,14 @@ def create_sweep(
         {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
         | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
     )
+    _log_spec(run, spec)
+    return SweepRunner(spec, factory, store, experiment, run, location, study)
+
+
+def _log_spec(run: TrackedRun, spec: SweepSpec) -> None:
     with tempfile.TemporaryDirectory(prefix="fgst-sweep-") as folder:
         (Path(folder) / "sweep.json").write_text(spec.to_json())
         run.log_artifacts(Path(folder))
-    return SweepRunner(spec, factory, store, experiment, run, location, study)
 
 
 def load_sweep(
@@ -96,6 +101,7 @@ def load_sweep(
     *,
     study_storage: str | None = None,
     limit: int | None = None,
+    location: str | None = None,
 ) -> SweepRunner:
     """Load a sweep that was started before, to resume it.
 
@@ -103,6 +109,7 @@ def load_sweep(
         sweep_id: id of its run.
         study_storage: URL of the Optuna storage, if it is not the recorded one.
         limit: new maximum number of trainings of a search.
+        location: where the data set is now, which is recorded; by default where it was.
 
     Raises:
         InputError: if there is no such sweep, it is one of another definition, or its data set has changed.
@@ -119,16 +126,23 @@ def load_sweep(
         if spec.search == "grid":
             raise InputError("--trials applies to searches, and this sweep is a grid")
         spec = dataclasses.replace(spec, limit=limit)
-    dataset = ArrowDataset(spec.base.data.dataset)
+    dataset = ArrowDataset(location) if location else open_recorded(spec.base.data.dataset, f"sweep {sweep_id}")
     if dataset.digest != spec.dataset_digest:
         raise InputError(f"{dataset.path}: its digest differs from that of the data set that the sweep was started on")
-    location = tags[Tags.STORAGE]
-    storage.prepare(location)
-    recorded = tags.get(Tags.STUDY_STORAGE) or sqlite_uri(Path(location).parent / "optuna.db")
+    moved = dataset.location != spec.base.data.dataset
+    if moved:
+        spec = spec.moved(dataset)
+    checkpoints = tags[Tags.STORAGE]
+    storage.prepare(checkpoints)
+    recorded = tags.get(Tags.STUDY_STORAGE) or sqlite_uri(Path(checkpoints).parent / "optuna.db")
     study = complete_url(study_storage or recorded, VARIABLE)
     if database := database_path(study):
         durable.make_folder(database.parent)
-    return SweepRunner(
+    runner = SweepRunner(
         spec, TrialFactory(definition, spec.base, dataset), store, run.info.experiment_id, store.open_run(sweep_id),
-        location, open_storage(study), resumed=True,
+        checkpoints, open_storage(study), resumed=True,
     )  # fmt: skip
+    if moved:
+        with runner.exclusive():
+            _log_spec(runner.tracked_run, spec)
+    return runner

@@ -267,17 +267,6 @@ class SweepOptions:
             if declared.scope is scope and getattr(self, name) != default
         }
 
-    def require_resumable(self) -> None:
-        """Check that no option was given that cannot be changed on resume.
-
-        Raises:
-            InputError: naming these options.
-        """
-        if ignored := self.given(Scope.SWEEP):
-            raise InputError(
-                f"--resume continues the sweep with its own settings; remove {', '.join(ignored)} from the command"
-            )
-
     def resume_command(self, program: Sequence[str], sweep_id: str) -> list[str]:
         """The words of the command that resumes a sweep, without the passwords in URLs.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -94,6 +94,12 @@ class SweepSpec:
     def total(self) -> int:
         """Maximum number of trainings."""
         return len(self.trials) if self.limit is None else self.limit
+
+    def moved(self, dataset: ArrowDataset) -> SweepSpec:
+        """The same sweep with its data set at another location; trial ids do not depend on it."""
+        location = {"data.dataset": dataset.location}
+        trials = tuple(replace(trial, config=trial.config.with_values(location)) for trial in self.trials)
+        return replace(self, base=self.base.with_values(location), trials=trials)
 
     def label_of_value(self, value: Any) -> str:
         """Label of the configuration with this value (a tuple of values for several parameters)."""

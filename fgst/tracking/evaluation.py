@@ -7,13 +7,15 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from mlflow.exceptions import MlflowException
 
-from fgst.data.dataset import ArrowDataset
+from fgst.data.dataset import ArrowDataset, open_recorded
 from fgst.data.loader import ClipLoader, choose_device
 from fgst.errors import InputError
 from fgst.evaluation import analysis
@@ -63,6 +65,7 @@ def evaluate(
     *,
     compare: str | None = None,
     log: bool = False,
+    on_report: Callable[[dict[str, Any]], None] = lambda report: None,
     device: str = "auto",
     tracking_uri: str | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +77,7 @@ def evaluate(
         split: "train", "val" or "test" of the run's benchmark and protocol.
         compare: another run, which is scored on the same clips.
         log: log the report to the run: metrics ``eval/…`` and artifacts under ``eval/``.
+        on_report: called with the report before it is logged, so that a failure to log it does not lose it.
         device: "auto", "cpu", "cuda" …
         tracking_uri: the tracking store; see :func:`fgst.tracking.uris.resolve_uri` for the default.
 
@@ -83,7 +87,8 @@ def evaluate(
         that the run logged, or ``None``) and, if requested, ``compare`` (see :func:`fgst.evaluation.analysis.compare`).
 
     Raises:
-        InputError: if the run, its artifacts or the data set are missing or do not fit together.
+        InputError: if the run, its artifacts or the data set are missing or do not fit together, or if the report
+            cannot be logged.
     """
     torch_device = choose_device(device)
     store = TrackingStore(resolve_existing_uri(tracking_uri))
@@ -107,8 +112,13 @@ def evaluate(
         # Both runs are scored on the same data, even if the other one recorded another location of its data set.
         other = score_run(store, compare, dataset or scored.card.config.data.dataset, split, torch_device).scores
         report["compare"] = {"run_id": compare, **analysis.compare(scored.scores, other, classes)}
+    on_report(report)
     if log:
-        _log(store, report, scored)
+        try:
+            _log(store, report, scored)
+        except (OSError, MlflowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the results were not stored with run {run_id} ({reason}); --no-log omits this") from None
     return report
 
 
@@ -141,7 +151,7 @@ def _score_network(
 ) -> ScoredRun:
     with store.artifacts(store.run(run_id).info.run_id, "checkpoint") as folder:
         model, card = load_model(folder)
-    data = ArrowDataset(dataset or card.config.data.dataset)
+    data = ArrowDataset(dataset) if dataset else open_recorded(card.config.data.dataset, f"run {run_id}")
     if data.skeleton != card.skeleton or data.classes != card.classes:
         raise InputError(f"{data.path}: the skeleton or the classes differ from those that run {run_id} was trained on")
     if data.digest != card.dataset_digest:

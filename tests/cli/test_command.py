@@ -129,6 +129,16 @@ def test_ctrl_c_ends_process_without_traceback() -> None:
     assert (process.returncode, error) == (130, "interrupted.\n")
 
 
+def test_warnings_of_libraries_are_no_errors_under_w_error(tmp_path: Path) -> None:
+    script = COMMAND.format(body="import json, library; library.old(); print('done')")
+    (tmp_path / "library.py").write_text("import warnings\n\ndef old():\n    warnings.warn('old', UserWarning)\n")
+    changes = {"PYTHONWARNINGS": "error", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **changes}, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
 # Output that cannot be written
 
 

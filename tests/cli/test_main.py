@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,30 @@ def test_checkout_sweeps_are_found_from_other_directory(tmp_path: Path, monkeypa
 def test_first_line_of_docstring(text: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(text)
     assert first_line_of_docstring(tmp_path / "script.py") == line
+
+
+@pytest.mark.parametrize("module", ["fgst.training.trainer", "fgst.cli.main", "fgst.config"])
+def test_module_that_is_no_command_says_so(module: str) -> None:
+    result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"error: python -m {module}: is not a command; python -m fgst lists the commands\n"
+
+
+@pytest.mark.parametrize("module", ["fgst", "fgst.train", "fgst.model", "fgst.cli.spot_watcher", "data_prep.demo"])
+def test_commands_run_with_python_m(module: str) -> None:
+    result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "usage: " in result.stdout
+
+
+def test_port_of_the_user_interface_is_free(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).parents[2] / "tools" / "free_port.py")]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        taken = subprocess.run([*command, str(port)], capture_output=True, text=True, check=False)
+    assert (taken.returncode, taken.stdout) == (1, "")
+    assert taken.stderr == f"error: cannot listen on port {port}; choose another with PORT=…\n"
+    free = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 5000 <= int(free.stdout) < 5050

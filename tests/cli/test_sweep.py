@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
+from fgst.cli import evaluate
 from fgst.cli.sweep import sweep
-from fgst.errors import Interrupted
+from fgst.errors import InputError, Interrupted
 from fgst.sweep.definition import SweepDefinition
+from fgst.tracking.uris import sqlite_uri
 from tests.support import small
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace
 
@@ -31,9 +33,9 @@ LOCAL = [*("--preset", "tiny", "--epochs", "1", "--local", "--cpus-per-trial", "
 
 @pytest.fixture
 def workspace(tmp_path: Path, tracking_uri: str) -> Iterator[Workspace]:
-    """A working directory whose path contains spaces and quotes, as do all paths in it."""
+    """A working directory whose path contains characters that shells and URIs treat specially."""
     del tracking_uri  # its database is moved
-    folder = tmp_path / "Jo's sweeps"
+    folder = tmp_path / "Jo's 100%20 sweeps? #1"
     folder.mkdir()
     shutil.move(tmp_path / "mlflow.db", folder)
     small.write_small(folder / "data set")
@@ -51,7 +53,7 @@ def paste(command: str, workspace: Workspace) -> subprocess.CompletedProcess[str
 
 
 def test_printed_commands_can_be_pasted(workspace: Workspace) -> None:
-    uri = f"sqlite:///{workspace.folder}/mlflow.db"
+    uri = sqlite_uri(workspace.folder / "mlflow.db")
     options = ["--dataset", "data set", "--tracking-uri", uri, "--storage", "check points", *LOCAL]
     stopped = workspace.sweep(*options, "--values", "2,4", "--max-trials", "1")
     assert stopped.returncode == 0, stopped.stderr
@@ -72,6 +74,32 @@ def test_printed_commands_can_be_pasted(workspace: Workspace) -> None:
     for command in set(commands) - {evaluate, resume}:
         result = paste(command, workspace)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def test_sweep_resumes_where_its_data_set_has_moved(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.folder)
+    settings = [*LOCAL, "--values", "2,4", "--seeds", "1"]
+    assert sweep(FOCAL_K, argv=["--dataset", "data set", *settings, "--max-trials", "1"]) == 0
+    [run] = workspace.sweeps()
+    shutil.move("data set", "moved%20data")
+    resume = ["--resume", run.info.run_id, "--local"]
+    with pytest.raises(InputError, match=f"data set of sweep {run.info.run_id} is no longer there.*--dataset"):
+        sweep(FOCAL_K, argv=resume)
+    with pytest.raises(InputError, match="remove --values, --epochs from the command"):
+        sweep(FOCAL_K, argv=[*resume, "--dataset", "moved%20data", "--values", "2,6", "--epochs", "7", "--seeds", "1"])
+    small.write_small(workspace.folder / "other", small.motion_clips(30))
+    with pytest.raises(InputError, match="digest differs"):
+        sweep(FOCAL_K, argv=[*resume, "--dataset", "other"])
+    # Options may repeat those of the sweep.
+    assert sweep(FOCAL_K, argv=[*resume, "--dataset", "moved%20data", *settings]) == 0
+    assert sweep(FOCAL_K, argv=resume) == 0  # the new location was recorded
+    first, second = sorted(
+        workspace.store.children(run.info.run_id), key=lambda child: child.data.params["data.dataset"]
+    )
+    assert [Path(child.data.params["data.dataset"]).name for child in (first, second)] == ["data set", "moved%20data"]
+    with pytest.raises(InputError, match=f"data set of run {first.info.run_id} is no longer there.*--dataset"):
+        evaluate.main(["--run-id", first.info.run_id])
+    evaluate.main(["--run-id", first.info.run_id, "--dataset", "moved%20data"])
 
 
 def finished_sweep(workspace: Workspace) -> Run:

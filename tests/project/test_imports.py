@@ -18,8 +18,8 @@ from tests.support.source import ROOT, Import, imports, modules, parse, relative
 # From bottom to top. A module imports only from its own layer and from lower layers.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
-        *("fgst.errors", "fgst.durable", "fgst.termination", "fgst.network", "fgst.integrity", "fgst.parsing"),
-        *("fgst.field_values", "fgst.config"),
+        *("fgst.errors", "fgst.durable", "fgst.terminal", "fgst.termination", "fgst.network", "fgst.integrity"),
+        *("fgst.parsing", "fgst.field_values", "fgst.config"),
     ),
     ("fgst.data",),
     ("fgst.model",),

@@ -70,7 +70,7 @@ class Workspace:
     @cached_property
     def store(self) -> TrackingStore:
         """The tracking store; assign another one for sweeps that use a server."""
-        return TrackingStore(f"sqlite:///{self.folder}/mlflow.db")
+        return TrackingStore(str(self.folder / "mlflow.db"))
 
     def sweeps(self) -> list[Run]:
         """All sweeps' runs, the newest first."""

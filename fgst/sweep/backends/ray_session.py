@@ -70,10 +70,15 @@ def ray_session(address: str | None, **local: Any) -> Iterator[None]:
             runtime_env={"env_vars": variables},
             **({} if address else local_options),
         )
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise InputError(
+                f"Ray cannot start on this machine ({reason}); set RAY_TMPDIR to a folder with a short path "
+                "that you can write to, or add --local"
+            ) from None
         raise InputError(
-            f"cannot connect to a Ray cluster at --address {address} ({str(error).splitlines()[0]}); "
-            "omit --address to run on this machine"
+            f"cannot connect to a Ray cluster at --address {address} ({reason}); omit --address to run on this machine"
         ) from None
     except SystemExit:  # Ray's own handler of SIGTERM
         raise KeyboardInterrupt from None

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fgst import terminal
 from fgst.config import TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import EVALUATION_BATCH, choose_device
@@ -261,12 +262,12 @@ def print_plan(plan: Plan) -> None:
         table = _make_table("tried first" if is_search else "trial", "epochs", *headings)
         for estimate in listed:
             table.add_row(estimate.name, str(estimate.epochs), *map(_format_number, _columns(estimate)))
-        console.print(table)
+        terminal.print_table(console, table)
     if is_search:
         table = _make_table(f"{len(plan.trials)} random points", "minimum", "median", "maximum")
         for heading, values in zip(headings, zip(*map(_columns, plan.trials), strict=True), strict=True):
             table.add_row(heading, *map(_format_number, (min(values), statistics.median(values), max(values))))
-        console.print(table)
+        terminal.print_table(console, table)
     # Trials that share a GPU do slow each other down.
     qualifier = "at least " if on_gpu and plan.concurrency > 1 else ""
     memory = _format_bytes(max(e.memory_bytes for e in plan.trials + plan.initial_points))
@@ -280,7 +281,7 @@ def print_plan(plan: Plan) -> None:
         table.add_row("cost", f"{plan.price:,.2f}")
     table.add_row("disk", f"at most {_format_bytes(plan.disk_bytes)}")
     table.add_row("memory", f"{memory} per trial{', on the GPU' * on_gpu}")
-    console.print(table)
+    terminal.print_table(console, table)
     settings = ", ".join(f"{name}={str(value).replace(' ', '')}" for name, value in plan.common_settings.items())
     console.print(f"Common settings: {settings}")
     console.print(plan.method)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from fgst import terminal
 from fgst.sweep.definition import format_value
 from fgst.sweep.results import Difference, MeanStd, Row
 from fgst.sweep.spec import SweepSpec
@@ -131,4 +132,4 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
         notes += [f"{count} stopped early" for count in [sum(row.pruned for row in rows)] if count]
         notes += [f"{count} failed" for count in [sum(row.failed for row in rows)] if count]
     table.caption = " · ".join(notes) or None
-    Console(highlight=False, width=None).print(table)
+    terminal.print_table(Console(highlight=False), table)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from fgst import terminal
 from fgst.sweep.results import rank_report
 from fgst.sweep.simulation.curves import LearningCurve
 from fgst.sweep.simulation.simulator import RecordedCurves, SimulationLimits, SimulationResult
@@ -41,8 +42,8 @@ def print_simulation(
     for note in _notes(spec, records, results):
         console.print(f"note: {note}", markup=False)
     if any(result.best is not None for result in results):
-        console.print(_summary_table(records, limits, results))
-        console.print(_regret_over_time(results))
+        terminal.print_table(console, _summary_table(records, limits, results))
+        terminal.print_table(console, _regret_over_time(results))
     else:
         console.print("no trial ran to its last epoch, so there is no result")
     _print_early_stopping(console, spec, records, results)
@@ -157,7 +158,7 @@ def _print_early_stopping(
         for rung in rungs:
             tau = "-" if rung.tau is None or math.isnan(rung.tau) else f"{rung.tau:+.2f}"
             table.add_row(f"{rung.epoch} of {records.epochs}", tau, "continues" if rung.kept_best else "stopped")
-        console.print(table)
+        terminal.print_table(console, table)
     if spec.early_stop is not None:
         lost = sum(result.lost_best for result in results)
         searches = "search" if len(results) == 1 else "searches"

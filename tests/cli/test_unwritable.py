@@ -1,0 +1,80 @@
+"""Places that cannot be written are reported in one line; a result that was computed is printed all the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fgst.cli import evaluate, train
+from fgst.cli.command import run_command
+from fgst.errors import InputError
+from tests.support import small
+from tests.support.workspace import TIMEOUT, TINY, Workspace
+
+OPTIONS = ["--dataset", "data", "--preset", "tiny", "--epochs", "1", "--set", "model.focal_joints=2", *TINY]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """The working directory, with a data set, an empty tracking store and a file ``file``."""
+    del tracking_uri  # its database is in the working directory
+    small.write_small(tmp_path / "data")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path)
+    yield workspace
+    workspace.kill_all()
+
+
+def test_unusable_checkpoint_folder_is_one_line_and_starts_no_run(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run_command(lambda: train.main([*OPTIONS, "--checkpoints", "file/checkpoints"]))
+    assert exit.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: {workspace.folder}/file/checkpoints: cannot be used (Not a directory)"
+    assert not workspace.trainings()
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "/x"), OSError(30, "Read-only", "/x")])
+def test_unusable_file_is_one_line(error: OSError, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit:
+        run_command(main)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"error: /x: cannot be used ({error.strerror})\n"
+
+
+def test_evaluation_that_cannot_be_stored_is_printed(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    train.main(OPTIONS)
+    [run] = workspace.trainings()
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    shutil.rmtree(folder / "eval", ignore_errors=True)
+    (folder / "eval").touch()
+    capsys.readouterr()
+    with pytest.raises(InputError, match=f"results were not stored with run {run.info.run_id} .*--no-log"):
+        evaluate.main(["--run-id", run.info.run_id])
+    assert "top-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["file", "x" * 100])
+def test_unusable_folder_of_ray_is_one_line(
+    place: str, tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ("x" * 100)).mkdir()
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / place)}
+    monkeypatch.setattr(os, "environ", environment)
+    process = workspace.start(*OPTIONS, "--values", "2")
+    out, error = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, out) == (2, "")
+    assert error.splitlines()[-1].startswith("error: Ray cannot start on this machine (")
+    assert "RAY_TMPDIR" in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not workspace.sweeps()
