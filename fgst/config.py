@@ -238,6 +238,8 @@ class TrainConfig:
             decays it to 0.
         decay_at: points of decay, as fractions of the epochs (the paper's 50 and 70 of 80).
         decay_factor: factor of the step schedule.
+        clip_norm: largest norm of the gradient of all weights together; a longer gradient is shortened to it. 0
+            disables it.
         label_smoothing: label smoothing of the cross-entropy.
         ema: decay of an exponential moving average of the weights, which is evaluated and saved instead of the weights
             themselves; 0 disables it.
@@ -259,6 +261,7 @@ class TrainConfig:
     schedule: Schedule = "step"
     decay_at: tuple[float, ...] = (50 / 80, 70 / 80)
     decay_factor: float = 0.1
+    clip_norm: float = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.0
     precision: Precision = "float32"
@@ -272,6 +275,7 @@ class TrainConfig:
         _require(self.batch_size >= 2, f"train.batch_size is {self.batch_size}; it must be at least 2")
         _require(self.lr > 0, f"train.lr is {self.lr}; it must be positive")
         _require(self.weight_decay >= 0, f"train.weight_decay is {self.weight_decay}; it must not be negative")
+        _require(self.clip_norm >= 0, f"train.clip_norm is {self.clip_norm}; it must not be negative")
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"train.{name} is {value}; it must be at least 0 and less than 1")

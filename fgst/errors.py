@@ -13,6 +13,14 @@ class InputError(ValueError):
     """
 
 
+class DivergedError(RuntimeError):
+    """A training whose loss or gradient is no longer finite.
+
+    The message names the epoch and the settings that help. It is printed as one line, with exit code 1; in a sweep it
+    is the reason of the failed trial.
+    """
+
+
 class Preempted(Exception):
     """The training stopped on request, within an epoch; its checkpoint includes every step so far."""
 

@@ -55,6 +55,7 @@ NON_DEFAULT: dict[str, Any] = {
     "train.schedule": "cosine",
     "train.decay_at": (0.5,),
     "train.decay_factor": 0.2,
+    "train.clip_norm": 2.0,
     "train.label_smoothing": 0.1,
     "train.ema": 0.99,
     "train.precision": "bfloat16",
@@ -94,6 +95,7 @@ def test_defaults_match_paper() -> None:
     assert [share * 80 for share in train.decay_at] == [50, 70]
     assert train.decay_factor == 0.1
     assert train.label_smoothing == 0
+    assert train.clip_norm == 0
     assert (data.modality, data.protocol) == ("joint", "validation")
     assert config == PRESETS["paper"]
 
@@ -313,6 +315,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"train.decay_at": [0]}, "train.decay_at is"),
     ({"train.decay_factor": -1}, "train.decay_factor is -1"),
     ({"train.decay_factor": 0}, "train.decay_factor is 0"),
+    ({"train.clip_norm": -1}, "train.clip_norm is -1"),
     ({"train.ema": 1}, "train.ema is 1"),
     ({"train.precision": "half"}, "train.precision is 'half'; it must be one of float32, bfloat16"),
     ({"train.label_smoothing": 1}, "train.label_smoothing is 1"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NoReturn
 
-from fgst.errors import InputError, Interrupted
+from fgst.errors import DivergedError, InputError, Interrupted
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -81,7 +81,8 @@ def run_command(main: Callable[[], None]) -> None:
 
     Returns normally if ``main`` returns (exit code 0). Otherwise exits with
 
-    * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full;
+    * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full, or for a
+      :class:`DivergedError`;
     * 2 and one line for an :class:`InputError`;
     * 130 for Ctrl-C or :class:`Interrupted`;
     * 141, silently, if the reader of the output has closed the pipe (``| head``);
@@ -98,6 +99,9 @@ def run_command(main: Callable[[], None]) -> None:
     except InputError as error:
         code = BAD_INPUT
         _report(f"error: {' '.join(str(error).split())}")
+    except DivergedError as error:
+        code = FAILED
+        _report(f"error: {error}")
     except (KeyboardInterrupt, Interrupted) as interruption:
         code = INTERRUPTED
         _report(f"interrupted. {interruption}".strip())

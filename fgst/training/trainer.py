@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fgst.config import TrainConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import Batch, choose_device, make_loaders
-from fgst.errors import InputError, Preempted
+from fgst.errors import DivergedError, InputError, Preempted
 from fgst.evaluation.metrics import Scores
 from fgst.evaluation.scoring import score
 from fgst.model import FGSTFormer, ModelCard
@@ -32,20 +33,18 @@ from fgst.training.checkpoint import latest_checkpoint, load_state, save_checkpo
 OnStep = Callable[[int, int, int], None]
 
 
-class DivergedError(RuntimeError):
-    """The loss is no longer finite."""
-
-
 @dataclass(frozen=True)
 class EpochResult:
     """Metrics, scores and checkpoint of one epoch.
 
     Attributes:
         epoch: number of completed epochs, from 1.
-        metrics: values by MLflow name. ``train/loss`` and ``train/top1`` (on augmented clips, during training), ``lr``
-            of the last step, ``clips_per_second`` of the training steps, ``minutes`` of training so far, excluding
-            interruptions; ``val/loss``, ``val/top1``, ``val/top5`` unless protocol "paper" trains on all clips;
-            ``test/loss``, ``test/top1``, ``test/top5`` after the last epoch only. Accuracies in %.
+        metrics: values by MLflow name. ``train/loss`` and ``train/top1`` (on augmented clips, during training);
+            ``train/grad_norm`` and ``train/grad_norm_max`` (median and maximum over the steps of the norm of the whole
+            gradient, before it is clipped); ``lr`` of the last step; ``clips_per_second`` of the training steps;
+            ``minutes`` of training so far, excluding interruptions; ``val/loss``, ``val/top1``, ``val/top5`` unless
+            protocol "paper" trains on all clips; ``test/loss``, ``test/top1``, ``test/top5`` after the last epoch only.
+            Accuracies in %.
         test: scores of the test clips, after the last epoch only: test clips are never used for selection.
         val: scores of the validation clips, after the last epoch, unless protocol "paper" trains on all clips.
         checkpoint: directory of this epoch's checkpoint, if checkpoints are saved.
@@ -91,7 +90,7 @@ def fit(
 
     Raises:
         InputError: if configuration, data set and checkpoint do not match.
-        DivergedError: if the loss is no longer finite.
+        DivergedError: if the loss or the gradient is no longer finite.
         Preempted: as requested by ``should_stop``.
     """
     if dataset is None:
@@ -149,6 +148,7 @@ class PartialEpoch:
         seconds: training time before the last interruption.
         loss_sum: sum of the loss over the clips, a scalar on the training's device.
         correct: number of correctly classified clips, a scalar on the training's device.
+        grad_norms: norm of each step's gradient, scalars on the training's device.
         cpu_rng_state, device_rng_state: states of the generators for dropout; empty without an interruption or a GPU.
     """
 
@@ -157,6 +157,7 @@ class PartialEpoch:
     seconds: float = 0.0
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     correct: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    grad_norms: list[torch.Tensor] = field(default_factory=list)
     cpu_rng_state: torch.Tensor = field(default_factory=_no_rng_state)
     device_rng_state: torch.Tensor = field(default_factory=_no_rng_state)
 
@@ -168,6 +169,7 @@ class PartialEpoch:
             "seconds": self.seconds,
             "loss_sum": self.loss_sum.cpu(),
             "correct": self.correct.cpu(),
+            "grad_norms": torch.stack(self.grad_norms).cpu(),
             "random": torch.get_rng_state(),
             "random_of_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else _no_rng_state(),
         }
@@ -181,6 +183,7 @@ class PartialEpoch:
             seconds=float(state["seconds"]),
             loss_sum=state["loss_sum"],
             correct=state["correct"],
+            grad_norms=list(state.get("grad_norms", ())),  # checkpoints of earlier versions have none
             cpu_rng_state=state["random"],
             device_rng_state=state["random_of_device"],
         )
@@ -243,17 +246,20 @@ class _Trainer:
         lr = self._train_epoch(epoch, started, on_step, should_stop)
         partial = self.partial
         seconds = earlier + time.perf_counter() - started
+        grad_norms = torch.stack(partial.grad_norms).cpu()
         metrics = {
             "train/loss": float(partial.loss_sum) / partial.clips,
             "train/top1": 100 * float(partial.correct) / partial.clips,
+            "train/grad_norm": float(grad_norms.median()),
+            "train/grad_norm_max": float(grad_norms.max()),
             "lr": lr,
         }
-        _require_finite(metrics, "train", epoch)
+        self._require_finite(metrics, "train", epoch)
         val = score(self.evaluated, self.loaders["val"]) if "val" in self.loaders else None
         if val is not None:
             metrics |= _accuracies("val", val)
             # train/loss does not depend on the weights after the epoch's last step; val/loss does.
-            _require_finite(metrics, "val", epoch)
+            self._require_finite(metrics, "val", epoch)
         minutes = self.metrics["minutes"] + (earlier + time.perf_counter() - started) / 60
         self.metrics = metrics | {"clips_per_second": partial.clips / seconds, "minutes": minutes}
         self.epochs_done, self.partial = epoch, PartialEpoch()
@@ -272,6 +278,7 @@ class _Trainer:
         generator = torch.Generator(self.device).manual_seed(_derive_seed(config.seed, epoch, 1))
         self.model.train()
         partial.loss_sum, partial.correct = partial.loss_sum.to(self.device), partial.correct.to(self.device)
+        partial.grad_norms = [norm.to(self.device) for norm in partial.grad_norms]
         resumed_at, lr = partial.steps, 0.0
         batches = self.loaders["train"].training_batches(config.batch_size, self.repeat, generator)
         for step, batch in enumerate(batches):
@@ -306,6 +313,11 @@ class _Trainer:
             (loss * (len(part.labels) / len(batch.labels))).backward()
             self.partial.loss_sum += loss.detach() * len(part.labels)
             self.partial.correct += (logits.detach().argmax(1) == part.labels).sum()
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        norm = get_total_norm(gradients)
+        self.partial.grad_norms.append(norm)  # not read before the end of the epoch: a GPU would have to wait for it
+        if self.config.clip_norm:
+            clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
 
     def result(self, checkpoint: Path | None, val: Scores | None = None, *, is_replay: bool = False) -> EpochResult:
@@ -315,7 +327,7 @@ class _Trainer:
             return EpochResult(epoch, self.metrics, checkpoint=checkpoint, is_replay=is_replay)
         test = score(self.evaluated, self.loaders["test"])
         metrics = self.metrics | _accuracies("test", test)
-        _require_finite(metrics, "test", epoch)
+        self._require_finite(metrics, "test", epoch)
         if val is None and "val" in self.loaders:
             val = score(self.evaluated, self.loaders["val"])
         return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
@@ -353,6 +365,21 @@ class _Trainer:
             path = checkpoint / "state.pt"
             raise InputError(f"{path}: does not belong to this training ({error!r}); remove {checkpoint}") from None
 
+    def _require_finite(self, metrics: Mapping[str, float], split: str, epoch: int) -> None:
+        """Check a split's loss, and for the training clips also the gradient.
+
+        Raises:
+            DivergedError: if one of them is not finite.
+        """
+        for metric, name in (("loss", "loss"), ("grad_norm_max", "norm of the gradient")):
+            value = metrics.get(f"{split}/{metric}", 0.0)
+            if not math.isfinite(value):
+                clipping = "" if self.config.clip_norm else " or --set train.clip_norm=1"
+                raise DivergedError(
+                    f"the {name} is {value} in epoch {epoch} ({split} clips): the training diverged; try a lower "
+                    f"train.lr (it was {self.config.lr:g}){clipping}"
+                )
+
     def _check_card(self, checkpoint: Path) -> None:
         saved = ModelCard.read(checkpoint / "config.json")
         saved_values = saved.config.flat()
@@ -366,12 +393,6 @@ class _Trainer:
         if saved.dataset_digest != self.card.dataset_digest:
             digest = saved.dataset_digest[:12]
             raise InputError(f"{checkpoint}: was trained on different data (data set digest {digest}…)")
-
-
-def _require_finite(metrics: Mapping[str, float], split: str, epoch: int) -> None:
-    loss = metrics[f"{split}/loss"]
-    if not math.isfinite(loss):
-        raise DivergedError(f"the loss is {loss} in epoch {epoch} ({split} clips); try a lower train.lr")
 
 
 def _accuracies(split: str, scores: Scores) -> dict[str, float]:
