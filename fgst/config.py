@@ -92,6 +92,8 @@ class ModelConfig:
         focal_gate: multiply the selected joints by their score, which gives W_p (Eq. 2) a gradient.
         focal_order: order of the selected joints, "joint" (by index) or "score" (by descending score, Eq. 3).
         norm: normalization after each output projection, "batch" or "layer".
+        final_norm: also normalize the features of each branch before their average, which the last layers classify.
+            Without it their scale grows with the number of layers, and high learning rates diverge.
         dropout: dropout probability, on each block's output and before the last layer.
 
     Raises:
@@ -115,6 +117,7 @@ class ModelConfig:
     focal_gate: bool = True
     focal_order: FocalOrder = "joint"
     norm: Norm = "batch"
+    final_norm: bool = True
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

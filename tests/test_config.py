@@ -34,6 +34,7 @@ NON_DEFAULT: dict[str, Any] = {
     "model.spatial_heads": 4,
     "model.head_width": 16,
     "model.focal_gate": False,
+    "model.final_norm": False,
     "model.focal_order": "score",
     "model.norm": "layer",
     "model.dropout": 0.1,
@@ -331,7 +332,7 @@ def test_invalid_value_is_rejected_with_field_name(values: dict[str, Any], messa
 
 
 def test_all_limits_and_choices_are_tested() -> None:
-    unlimited = {"model.focal_gate", "model.focal_selection", "data.dataset", "data.benchmark"}
+    unlimited = {"model.focal_gate", "model.focal_selection", "model.final_norm", "data.dataset", "data.benchmark"}
     assert {name for values, _ in INVALID for name in values} == set(NON_DEFAULT) - unlimited
 
 

@@ -31,6 +31,11 @@ def sine_encoding(positions: int, channels: int) -> Tensor:
     return encoding.to(torch.get_default_dtype())
 
 
+def make_norm(channels: int, norm: Norm) -> nn.Module:
+    """Return a norm for rows of features, ``(rows, C)``: "batch" normalizes each channel, "layer" each row."""
+    return nn.BatchNorm1d(channels) if norm == "batch" else nn.LayerNorm(channels)
+
+
 class NormedLinear(nn.Module):
     """A linear layer followed by a norm, ``(…, C_in)`` → ``(…, C)``.
 
@@ -43,7 +48,7 @@ class NormedLinear(nn.Module):
     def __init__(self, channels_in: int, channels: int, norm: Norm) -> None:
         super().__init__()
         self.linear = nn.Linear(channels_in, channels, bias=norm != "batch")
-        self.norm: nn.Module = nn.BatchNorm1d(channels) if norm == "batch" else nn.LayerNorm(channels)
+        self.norm = make_norm(channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.norm(self.linear(x).flatten(0, -2))  # BatchNorm1d takes (rows, C)

@@ -66,7 +66,8 @@ class ModelCard:
         try:
             content = json.loads(path.read_bytes())
             card = cls(
-                config=TrialConfig.from_flat(content["config"]),
+                # Networks of versions without this field have no norm there.
+                config=TrialConfig.from_flat({"model.final_norm": False} | content["config"]),
                 skeleton=Skeleton.from_dict(content["skeleton"]),
                 classes=tuple(map(str, content["classes"])),
                 max_persons=int(content["max_persons"]),
