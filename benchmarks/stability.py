@@ -2,13 +2,13 @@
 
 The clips are generated: motion in metres with the noise of a depth sensor, of which one class in ten shows two persons.
 Ten of 60 classes occur, as in a part of NTU RGB+D. A training has the preset's own schedule, compressed into a few
-epochs. It diverged if its loss or gradient is not finite, or if the last training loss is above ln 60, that of guessing.
+epochs. It diverged if its loss or gradient is not finite, or if the last training loss is above ln 60 (guessing).
 
 Each finished training is recorded as a line of ``--log``. The command skips recorded trainings, runs the missing ones,
 highest learning rates first, and prints the table.
 
   python -m benchmarks.stability --presets tiny small                                        two presets
-  python -m benchmarks.stability --presets paper --epochs 2 --set data.frames=16             the paper's width, few steps
+  python -m benchmarks.stability --presets paper --epochs 2 --set data.frames=16             the paper's width
   python -m benchmarks.stability --presets small --rates 0.05 --set model.final_norm=false   a setting switched off
 """
 
@@ -83,8 +83,8 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     for line in lines:
         groups.setdefault((line["preset"], line["settings"], line["recipe"], line["lr"]), []).append(line)
     rows = [
-        "| preset | settings | recipe | lr | diverged | training loss | top-1 % | validation top-1 % | gradient's norm, "
-        "median | largest |",
+        "| preset | settings | recipe | lr | diverged | training loss | top-1 % | validation top-1 % | gradient "
+        "norm, median | largest |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     order = list(PRESETS)
