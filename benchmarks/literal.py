@@ -73,7 +73,7 @@ def literal_weights(model: FGSTFormer) -> dict[str, Tensor]:
             projections(f"cross.{i}.{name}s", layer.cross.projections[side])
             temporal(f"{name}_temporal.{i}", layer.temporal[side])
     for side, name in enumerate(("joint", "part")):
-        norm(f"{name}_norm", model.final_norm[side])
+        norm(f"{name}_norm", model.final_norm[side].norm)
     hidden, _, _, classifier = model.head
     linear("hidden", hidden)
     linear("classifier", classifier)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fgst.config import ModelConfig
 from fgst.data.skeleton import Skeleton
-from fgst.model.attention import make_norm, sine_encoding
+from fgst.model.attention import FeatureNorm, sine_encoding
 from fgst.model.focal import FocalSelection, PartEmbedding
 from fgst.model.spatial import BasicSFormer, JointPartCrossAttention
 from fgst.model.temporal import FGTFormer
@@ -199,7 +199,7 @@ class FGSTFormer(nn.Module):
             # Every block adds to its input, so the scale of the features grows with the number of blocks. The curvature
             # of the loss in the head's weights is proportional to the squared norm of its input, and limits the rate.
             branches = 1 if config.shared_branches else len(tokens)
-            self.final_norm = nn.ModuleList(make_norm(width, config.norm) for _ in range(branches))
+            self.final_norm = nn.ModuleList(FeatureNorm(width, config.norm) for _ in range(branches))
         self.head = nn.Sequential(
             nn.Linear(len(tokens) * width, width),
             nn.LeakyReLU(),
@@ -294,8 +294,7 @@ class FGSTFormer(nn.Module):
             branches = layer(branches, [encoding[position] for position in positions], maps)
             positions = [p[:, :: layer.stride] if p.dim() > 1 else p for p in positions]
         if self.config.final_norm:
-            normed = zip(self.final_norm, branches, strict=True)
-            branches = [norm(x.flatten(0, -2)).view(x.shape) for norm, x in normed]
+            branches = [norm(x) for norm, x in zip(self.final_norm, branches, strict=True)]
         if self.config.shared_branches:
             branches = list(branches[0].split(self.tokens, dim=2))
         wide = torch.promote_types(branches[0].dtype, torch.float32)

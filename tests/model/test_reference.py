@@ -274,7 +274,7 @@ class Reference:
         def average(branch: list[list[np.ndarray]], number: int) -> np.ndarray:
             rows = [x for features in branch for x in features]
             if config.final_norm:
-                rows = [self.norm(f"final_norm.{0 if config.shared_branches else number}", row) for row in rows]
+                rows = [self.norm(f"final_norm.{0 if config.shared_branches else number}.norm", row) for row in rows]
             return total(rows) / len(rows)
 
         return np.concatenate([average(branch, number) for number, branch in enumerate(branches)]), focal
