@@ -1,9 +1,9 @@
 """Check that every preset trains at every usual learning rate, with both recipes: ``python -m benchmarks.stability``.
 
 The clips are generated: motion in metres with the noise of a depth sensor, of which one class in ten shows two persons.
-Ten of 60 classes occur, as in a part of NTU RGB+D. A training has the preset's schedule, with a warm-up of one epoch, and
-ends after the first epochs of it, at almost the full rate. It diverged if its loss or gradient is not finite, or if its
-last training loss is above ln 60 (guessing).
+Ten of 60 classes occur, as in a part of NTU RGB+D. A training has the preset's schedule, with a warm-up of one epoch,
+and ends after the first epochs of it, at almost the full rate. It diverged if its loss or gradient is not finite, or if
+its last training loss is above ln 60 (guessing).
 
 Each finished training is recorded as a line of ``--log``. The command skips recorded trainings, runs the missing ones,
 highest learning rates first, and prints the table.
