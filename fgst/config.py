@@ -330,8 +330,8 @@ class TrialConfig:
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> TrialConfig:
-        """Invert :meth:`flat`; missing fields take their default."""
-        return cls().with_values(values)
+        """Invert :meth:`flat`; a missing field takes the value that is equivalent to versions without the field."""
+        return cls().with_values({**_BEFORE_FIELD, **values})
 
     def digest(self, *, without: tuple[str, ...] = ()) -> str:
         """Return the SHA-256 of the flat configuration in hex, excluding the fields named in ``without``."""
@@ -372,6 +372,9 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
     return dataclasses.replace(config, data=data, train=train)
 
 
+# Values that are equivalent to versions without a field, where these are not the defaults. They apply to configurations
+# in model cards and sweeps.
+_BEFORE_FIELD = {"model.final_norm": False}
 _SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 _FIELD_TYPES: dict[str, dict[str, Any]] = {name: field_types(kind) for name, kind in _SECTIONS.items()}
 

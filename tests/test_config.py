@@ -149,9 +149,11 @@ def test_flat_contains_every_field_as_json_value() -> None:
     ]
 
 
-def test_missing_fields_have_defaults() -> None:
-    assert TrialConfig.from_flat({}) == TrialConfig()
-    assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(train=TrainConfig(seed=3))
+def test_missing_fields_are_those_of_versions_without_them() -> None:
+    """A missing field means a version without the field, whose networks had no final norm."""
+    before = ModelConfig(final_norm=False)
+    assert TrialConfig.from_flat({}) == TrialConfig(before)
+    assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(before, train=TrainConfig(seed=3))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

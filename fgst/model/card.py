@@ -66,8 +66,7 @@ class ModelCard:
         try:
             content = json.loads(path.read_bytes())
             card = cls(
-                # Networks of versions without this field have no norm there.
-                config=TrialConfig.from_flat({"model.final_norm": False} | content["config"]),
+                config=TrialConfig.from_flat(content["config"]),
                 skeleton=Skeleton.from_dict(content["skeleton"]),
                 classes=tuple(map(str, content["classes"])),
                 max_persons=int(content["max_persons"]),
