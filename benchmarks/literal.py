@@ -72,6 +72,9 @@ def literal_weights(model: FGSTFormer) -> dict[str, Tensor]:
             spatial(f"{name}_spatial.{i}", layer.spatial[side])
             projections(f"cross.{i}.{name}s", layer.cross.projections[side])
             temporal(f"{name}_temporal.{i}", layer.temporal[side])
+    for side, name in enumerate(("joint", "part")):
+        final_norm: Any = model.final_norm[side]
+        norm(f"{name}_norm", final_norm.norm)
     hidden, _, _, classifier = model.head
     linear("hidden", hidden)
     linear("classifier", classifier)
@@ -204,6 +207,7 @@ class LiteralFGSTFormer(nn.Module):
         self.joint_temporal = nn.ModuleList(FGTFormer(a, b, config) for a, b in widths[L1:])
         self.part_temporal = nn.ModuleList(FGTFormer(a, b, config) for a, b in widths[L1:])
         last = config.channels[-1]
+        self.joint_norm, self.part_norm = Norm(last), Norm(last)
         self.hidden, self.classifier = nn.Linear(2 * last, last), nn.Linear(last, num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -233,5 +237,6 @@ class LiteralFGSTFormer(nn.Module):
             joints, parts = cross(joints, parts, code_j, code_p)
             joints, parts = self.joint_temporal[i](joints), self.part_temporal[i](parts)
             index = index[:, :: self.joint_temporal[i].stride]
+        joints, parts = self.joint_norm(joints), self.part_norm(parts)
         pooled = torch.cat([joints.mean((1, 2)), parts.mean((1, 2))], dim=-1).view(B, M, -1).mean(1)
         return self.classifier(F.leaky_relu(self.hidden(pooled)))

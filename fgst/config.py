@@ -95,6 +95,8 @@ class ModelConfig:
         focal_gate: multiply the selected joints by their score, which gives W_p (Eq. 2) a gradient.
         focal_order: order of the selected joints, "joint" (by index) or "score" (by descending score, Eq. 3).
         norm: normalization after each output projection, "batch" or "layer".
+        final_norm: also normalize the features of each branch before their average, which the last layers classify.
+            Without it their scale grows with the number of layers, and high learning rates diverge.
         dropout: dropout probability, on each block's output and before the last layer.
 
     Raises:
@@ -118,6 +120,7 @@ class ModelConfig:
     focal_gate: bool = True
     focal_order: FocalOrder = "joint"
     norm: Norm = "batch"
+    final_norm: bool = True
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -259,6 +262,8 @@ class TrainConfig:
             decays it to 0.
         decay_at: points of decay, as fractions of the epochs (the paper's 50 and 70 of 80).
         decay_factor: factor of the step schedule.
+        clip_norm: largest norm of the gradient of all weights together; a longer gradient is shortened to it. 0
+            disables it.
         label_smoothing: label smoothing of the cross-entropy.
         ema: decay of an exponential moving average of the weights, which is evaluated and saved instead of the weights
             themselves; 0 disables it.
@@ -280,6 +285,7 @@ class TrainConfig:
     schedule: Schedule = "step"
     decay_at: tuple[float, ...] = (50 / 80, 70 / 80)
     decay_factor: float = 0.1
+    clip_norm: float = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.0
     precision: Precision = "float32"
@@ -293,6 +299,7 @@ class TrainConfig:
         _require(self.batch_size >= 2, f"train.batch_size is {self.batch_size}; it must be at least 2")
         _require(self.lr > 0, f"train.lr is {self.lr}; it must be positive")
         _require(self.weight_decay >= 0, f"train.weight_decay is {self.weight_decay}; it must not be negative")
+        _require(self.clip_norm >= 0, f"train.clip_norm is {self.clip_norm}; it must not be negative")
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"train.{name} is {value}; it must be at least 0 and less than 1")
@@ -344,8 +351,8 @@ class TrialConfig:
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> TrialConfig:
-        """Invert :meth:`flat`; missing fields take their default."""
-        return cls().with_values(values)
+        """Invert :meth:`flat`; a missing field takes the value that is equivalent to versions without the field."""
+        return cls().with_values({**_BEFORE_FIELD, **values})
 
     def digest(self, *, without: tuple[str, ...] = ()) -> str:
         """Return the SHA-256 of the flat configuration in hex, excluding the fields named in ``without``."""
@@ -386,6 +393,9 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
     return dataclasses.replace(config, data=data, train=train)
 
 
+# Values that are equivalent to versions without a field, where these are not the defaults. They apply to configurations
+# in model cards and sweeps.
+_BEFORE_FIELD = {"model.final_norm": False}
 _SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 _FIELD_TYPES: dict[str, dict[str, Any]] = {name: field_types(kind) for name, kind in _SECTIONS.items()}
 

@@ -33,6 +33,14 @@ def named_in_errors(folder: Path, name: str) -> Iterator[None]:
         raise type(error)(str(error).replace(str(folder), name)) from None
 
 
+class DivergedError(RuntimeError):
+    """A training whose loss or gradient is no longer finite.
+
+    The message names the epoch and the settings that help. It is printed as one line, with exit code 1; in a sweep it
+    is the reason of the failed trial.
+    """
+
+
 class Preempted(Exception):
     """The training stopped on request, within an epoch; its checkpoint includes every step so far."""
 

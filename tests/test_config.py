@@ -34,6 +34,7 @@ NON_DEFAULT: dict[str, Any] = {
     "model.spatial_heads": 4,
     "model.head_width": 16,
     "model.focal_gate": False,
+    "model.final_norm": False,
     "model.focal_order": "score",
     "model.norm": "layer",
     "model.dropout": 0.1,
@@ -55,6 +56,7 @@ NON_DEFAULT: dict[str, Any] = {
     "train.schedule": "cosine",
     "train.decay_at": (0.5,),
     "train.decay_factor": 0.2,
+    "train.clip_norm": 2.0,
     "train.label_smoothing": 0.1,
     "train.ema": 0.99,
     "train.precision": "bfloat16",
@@ -94,6 +96,7 @@ def test_defaults_match_paper() -> None:
     assert [share * 80 for share in train.decay_at] == [50, 70]
     assert train.decay_factor == 0.1
     assert train.label_smoothing == 0
+    assert train.clip_norm == 0
     assert (data.modality, data.protocol) == ("joint", "validation")
     assert config == PRESETS["paper"]
 
@@ -146,9 +149,11 @@ def test_flat_contains_every_field_as_json_value() -> None:
     ]
 
 
-def test_missing_fields_have_defaults() -> None:
-    assert TrialConfig.from_flat({}) == TrialConfig()
-    assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(train=TrainConfig(seed=3))
+def test_missing_fields_are_those_of_versions_without_them() -> None:
+    """A missing field means a version without the field, whose networks had no final norm."""
+    before = ModelConfig(final_norm=False)
+    assert TrialConfig.from_flat({}) == TrialConfig(before)
+    assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(before, train=TrainConfig(seed=3))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -313,6 +318,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"train.decay_at": [0]}, "train.decay_at is"),
     ({"train.decay_factor": -1}, "train.decay_factor is -1"),
     ({"train.decay_factor": 0}, "train.decay_factor is 0"),
+    ({"train.clip_norm": -1}, "train.clip_norm is -1"),
     ({"train.ema": 1}, "train.ema is 1"),
     ({"train.precision": "half"}, "train.precision is 'half'; it must be one of float32, bfloat16"),
     ({"train.label_smoothing": 1}, "train.label_smoothing is 1"),
@@ -328,7 +334,7 @@ def test_invalid_value_is_rejected_with_field_name(values: dict[str, Any], messa
 
 
 def test_all_limits_and_choices_are_tested() -> None:
-    unlimited = {"model.focal_gate", "model.focal_selection", "data.dataset", "data.benchmark"}
+    unlimited = {"model.focal_gate", "model.focal_selection", "model.final_norm", "data.dataset", "data.benchmark"}
     assert {name for values, _ in INVALID for name in values} == set(NON_DEFAULT) - unlimited
 
 

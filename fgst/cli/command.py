@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, NoReturn
 
 from fgst import termination
-from fgst.errors import InputError, Interrupted, StoreUnavailable
+from fgst.errors import DivergedError, InputError, Interrupted, StoreUnavailable
 from fgst.network import redact
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run_command(main: Callable[[], None]) -> None:
     Returns normally if ``main`` returns (exit code 0). Otherwise exits with
 
     * 1 and one line if the output cannot be written, e.g. because the disk it is redirected to is full, or for a
-      :class:`StoreUnavailable`;
+      :class:`StoreUnavailable` or a :class:`DivergedError`;
     * 2 and one line for an :class:`InputError`, or for a file that cannot be used, e.g. without permission;
     * 130 for Ctrl-C, SIGTERM, SIGHUP (see :mod:`fgst.termination`) or :class:`Interrupted`;
     * 141, silently, if the reader of the output has closed the pipe (``| head``);
@@ -120,7 +120,7 @@ def _run(main: Callable[[], None]) -> tuple[str | int | None, bool]:
     except InputError as error:
         code = BAD_INPUT
         _report(f"error: {' '.join(str(error).split())}")
-    except StoreUnavailable as error:
+    except (StoreUnavailable, DivergedError) as error:
         code = FAILED
         _report(f"error: {' '.join(str(error).split())}")
     except (KeyboardInterrupt, Interrupted) as interruption:

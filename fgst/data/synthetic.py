@@ -193,7 +193,7 @@ def make_demo(
     if seed < 0:
         raise InputError(f"--seed is {seed}; it must be 0 or more")
     check_output(out, overwrite=overwrite)
-    with closing(tracked(_clips(clips, classes, seed), clips, "generating clips")) as generated:
+    with closing(tracked(demo_clips(clips, classes, seed), clips, "generating clips")) as generated:
         return write_dataset(
             out,
             generated,
@@ -207,8 +207,11 @@ def make_demo(
         )
 
 
-def _clips(clips: int, classes: int, seed: int) -> Iterator[Clip]:
-    """Generate clips in pairs, one performance seen by both cameras; the class varies fastest, then the subject."""
+def demo_clips(clips: int, classes: int, seed: int) -> Iterator[Clip]:
+    """Generate the clips of :func:`make_demo`.
+
+    They come in pairs, one performance seen by both cameras; the class varies fastest, then the subject.
+    """
     cameras = _cameras(seed)  # (CAMERAS, 3, 3)
     for number in range(-(-clips // CAMERAS)):
         turn, label = divmod(number, classes)

@@ -31,23 +31,46 @@ def sine_encoding(positions: int, channels: int) -> Tensor:
     return encoding.to(torch.get_default_dtype())
 
 
+def make_norm(channels: int, norm: Norm) -> nn.Module:
+    """Return a norm for rows of features, ``(rows, C)``."""
+    return nn.BatchNorm1d(channels) if norm == "batch" else nn.LayerNorm(channels)
+
+
+def normalize(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm to features ``(…, C)``; BatchNorm1d itself takes rows only."""
+    return norm(x.flatten(0, -2)).view(x.shape)
+
+
+class FeatureNorm(nn.Module):
+    """A norm of features ``(…, C)``.
+
+    "batch" normalizes each channel over all other axes, "layer" each feature vector.
+    """
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = make_norm(channels, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(self.norm, x)
+
+
 class NormedLinear(nn.Module):
     """A linear layer followed by a norm, ``(…, C_in)`` → ``(…, C)``.
 
     Args:
         channels_in, channels: C_in and C.
-        norm: "batch" normalizes each channel over all other axes, "layer" each feature vector. Batch norm subtracts
-            the mean, and with it any bias of the linear layer, which therefore has none.
+        norm: "batch" or "layer", see :class:`FeatureNorm`. Batch norm subtracts the mean, and with it any bias of the
+            linear layer, which therefore has none.
     """
 
     def __init__(self, channels_in: int, channels: int, norm: Norm) -> None:
         super().__init__()
         self.linear = nn.Linear(channels_in, channels, bias=norm != "batch")
-        self.norm: nn.Module = nn.BatchNorm1d(channels) if norm == "batch" else nn.LayerNorm(channels)
+        self.norm = make_norm(channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.norm(self.linear(x).flatten(0, -2))  # BatchNorm1d takes (rows, C)
-        return rows.view(*x.shape[:-1], -1)
+        return normalize(self.norm, self.linear(x))
 
 
 def attention_map(queries: Tensor, keys: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fgst.config import ModelConfig
 from fgst.data.skeleton import Skeleton
-from fgst.model.attention import sine_encoding
+from fgst.model.attention import FeatureNorm, sine_encoding
 from fgst.model.focal import FocalSelection, PartEmbedding
 from fgst.model.spatial import BasicSFormer, JointPartCrossAttention
 from fgst.model.temporal import FGTFormer
@@ -147,7 +147,7 @@ class FGSTFormer(nn.Module):
 
     Stage 1 consists of L1 layers of Basic-SFormer and FG-TFormer over all joints. Stage 2 has two branches, the K focal
     joints of each frame and the P body parts, and consists of L2 layers of FG-SFormer and one FG-TFormer per branch.
-    Two linear layers classify the concatenated averages of the branches.
+    Each branch is normalized and averaged, and two linear layers classify the concatenated averages.
 
     Args:
         config: K, P, L1, L2, widths, heads, dilations …, and the ablations of Tables 1 and 3; the defaults are the
@@ -195,6 +195,11 @@ class FGSTFormer(nn.Module):
         self.tokens = tuple(tokens)
 
         width = config.channels[-1]
+        if config.final_norm:
+            # Every block adds to its input, so the scale of the features grows with the number of blocks. The curvature
+            # of the loss in the head's weights is proportional to the squared norm of its input, and limits the rate.
+            branches = 1 if config.shared_branches else len(tokens)
+            self.final_norm = nn.ModuleList(FeatureNorm(width, config.norm) for _ in range(branches))
         self.head = nn.Sequential(
             nn.Linear(len(tokens) * width, width),
             nn.LeakyReLU(),
@@ -288,6 +293,8 @@ class FGSTFormer(nn.Module):
             encoding = self._encoding(branches[0])
             branches = layer(branches, [encoding[position] for position in positions], maps)
             positions = [p[:, :: layer.stride] if p.dim() > 1 else p for p in positions]
+        if self.config.final_norm:
+            branches = [norm(x) for norm, x in zip(self.final_norm, branches, strict=True)]
         if self.config.shared_branches:
             branches = list(branches[0].split(self.tokens, dim=2))
         wide = torch.promote_types(branches[0].dtype, torch.float32)

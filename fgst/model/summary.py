@@ -16,7 +16,7 @@ from fgst.model.spatial import BasicSFormer, JointPartCrossAttention
 from fgst.model.temporal import FGTFormer
 
 _TEMPORAL_NAMES = {"fg": "FG-TFormer", "attention": "Basic-TFormer", "convolution": "TCN only"}
-_TOP_LEVEL = ("embedding", "focal", "parts", "head")
+_TOP_LEVEL = ("embedding", "focal", "parts", "final_norm.0", "final_norm.1", "head")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class PartialEpoch:
         seconds: training time before the last interruption.
         loss_sum: sum of the loss over the clips, a scalar on the training's device.
         correct: number of correctly classified clips, a scalar on the training's device.
+        grad_norms: norm of each step's gradient, scalars on the training's device.
         cpu_rng_state, device_rng_state: states of the generators for dropout; empty without an interruption or a GPU.
     """
 
@@ -37,6 +38,7 @@ class PartialEpoch:
     seconds: float = 0.0
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     correct: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    grad_norms: list[torch.Tensor] = field(default_factory=list)
     cpu_rng_state: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     device_rng_state: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
@@ -49,14 +51,16 @@ class PartialEpoch:
             "seconds": self.seconds,
             "loss_sum": self.loss_sum.cpu(),
             "correct": self.correct.cpu(),
+            "grad_norms": torch.stack(self.grad_norms).cpu(),
             "random": torch.get_rng_state(),
             "random_of_device": torch.cuda.get_rng_state(device) if on_gpu else torch.empty(0, dtype=torch.uint8),
         }
 
     @classmethod
-    def expected_state(cls, steps: int, clips: int) -> dict[str, Any]:
+    def expected_state(cls, steps: int, clips: int, *, has_norms: bool = True) -> dict[str, Any]:
         """Return what :func:`check_like` expects of a state after these steps."""
         return {
+            **({"grad_norms": torch.zeros(steps)} if has_norms else {}),
             "steps": steps,
             "clips": clips,
             "seconds": NUMBER,
@@ -79,6 +83,7 @@ class PartialEpoch:
             seconds=state["seconds"],
             loss_sum=state["loss_sum"],
             correct=state["correct"],
+            grad_norms=list(state.get("grad_norms", ())),
             cpu_rng_state=state["random"],
             device_rng_state=state["random_of_device"],
         )

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fgst.config import TrainConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import Batch, choose_device, make_loaders
-from fgst.errors import InputError, Preempted
+from fgst.errors import DivergedError, InputError, Preempted
 from fgst.evaluation.metrics import NotFiniteError, Scores
 from fgst.evaluation.scoring import score
 from fgst.integrity import DamagedFileError
@@ -37,20 +38,18 @@ logger = logging.getLogger(__name__)
 OnStep = Callable[[int, int, int], None]
 
 
-class DivergedError(RuntimeError):
-    """The loss, or a score of the network, is no longer finite."""
-
-
 @dataclass(frozen=True)
 class EpochResult:
     """Metrics, scores and checkpoint of one epoch.
 
     Attributes:
         epoch: number of completed epochs, from 1.
-        metrics: values by MLflow name. ``train/loss`` and ``train/top1`` (on augmented clips, during training), ``lr``
-            of the last step, ``clips_per_second`` of the training steps, ``minutes`` of training so far, excluding
-            interruptions; ``val/loss``, ``val/top1``, ``val/top5`` unless protocol "paper" trains on all clips;
-            ``test/loss``, ``test/top1``, ``test/top5`` after the last epoch only. Accuracies in %.
+        metrics: values by MLflow name. ``train/loss`` and ``train/top1`` (on augmented clips, during training);
+            ``train/grad_norm`` and ``train/grad_norm_max`` (median and maximum over the steps of the norm of the whole
+            gradient, before it is clipped); ``lr`` of the last step; ``clips_per_second`` of the training steps;
+            ``minutes`` of training so far, excluding interruptions; ``val/loss``, ``val/top1``, ``val/top5`` unless
+            protocol "paper" trains on all clips; ``test/loss``, ``test/top1``, ``test/top5`` after the last epoch only.
+            Accuracies in %.
         test: scores of the test clips, after the last epoch only: test clips are never used for selection.
         val: scores of the validation clips, after the last epoch, unless protocol "paper" trains on all clips.
         checkpoint: directory of this epoch's checkpoint, if checkpoints are saved.
@@ -96,7 +95,7 @@ def fit(
 
     Raises:
         InputError: if configuration, data set and checkpoint do not match.
-        DivergedError: if the loss is no longer finite.
+        DivergedError: if the loss or the gradient is no longer finite.
         Preempted: as requested by ``should_stop``.
     """
     if dataset is None:
@@ -189,17 +188,20 @@ class _Trainer:
         lr = self._train_epoch(epoch, started, on_step, should_stop)
         partial = self.partial
         seconds = earlier + time.perf_counter() - started
+        grad_norms = torch.stack(partial.grad_norms).cpu()
         metrics = {
             "train/loss": float(partial.loss_sum) / partial.clips,
             "train/top1": 100 * float(partial.correct) / partial.clips,
+            "train/grad_norm": float(grad_norms.median()),
+            "train/grad_norm_max": float(grad_norms.max()),
             "lr": lr,
         }
-        _require_finite(metrics, "train", epoch)
+        self._require_finite(metrics, "train", epoch)
         val = self._score("val", epoch) if "val" in self.loaders else None
         if val is not None:
             metrics |= _accuracies("val", val)
             # train/loss does not depend on the weights after the epoch's last step; val/loss does.
-            _require_finite(metrics, "val", epoch)
+            self._require_finite(metrics, "val", epoch)
         minutes = self.metrics["minutes"] + (earlier + time.perf_counter() - started) / 60
         self.metrics = metrics | {"clips_per_second": partial.clips / seconds, "minutes": minutes}
         self.epochs_done, self.partial = epoch, PartialEpoch()
@@ -218,6 +220,7 @@ class _Trainer:
         generator = torch.Generator(self.device).manual_seed(_derive_seed(config.seed, epoch, 1))
         self.model.train()
         partial.loss_sum, partial.correct = partial.loss_sum.to(self.device), partial.correct.to(self.device)
+        partial.grad_norms = [norm.to(self.device) for norm in partial.grad_norms]
         resumed_at, lr = partial.steps, 0.0
         batches = self.loaders["train"].training_batches(config.batch_size, self.repeat, generator)
         for step, batch in enumerate(batches):
@@ -252,6 +255,11 @@ class _Trainer:
             (loss * (len(part.labels) / len(batch.labels))).backward()
             self.partial.loss_sum += loss.detach() * len(part.labels)
             self.partial.correct += (logits.detach().argmax(1) == part.labels).sum()
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        norm = get_total_norm(gradients)
+        self.partial.grad_norms.append(norm)  # not read before the end of the epoch: a GPU would have to wait for it
+        if self.config.clip_norm:
+            clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
 
     def result(self, checkpoint: Path | None, val: Scores | None = None, *, is_replay: bool = False) -> EpochResult:
@@ -261,7 +269,7 @@ class _Trainer:
             return EpochResult(epoch, self.metrics, checkpoint=checkpoint, is_replay=is_replay)
         test = self._score("test", epoch)
         metrics = self.metrics | _accuracies("test", test)
-        _require_finite(metrics, "test", epoch)
+        self._require_finite(metrics, "test", epoch)
         if val is None and "val" in self.loaders:
             val = self._score("val", epoch)
         return EpochResult(epoch, metrics, test, val, checkpoint, is_replay)
@@ -275,7 +283,7 @@ class _Trainer:
         try:
             return score(self.evaluated, self.loaders[split])
         except NotFiniteError as error:
-            raise DivergedError(f"epoch {epoch}, {split} clips: {error}; try a lower train.lr") from None
+            raise self._diverged(f"epoch {epoch}, {split} clips: {error}") from None
 
     def save(self) -> Path | None:
         """Replace the checkpoint with the current state; return its directory."""
@@ -327,7 +335,7 @@ class _Trainer:
                 raise ValueError(f"the training ends after epoch {self.config.epochs}")
             if steps >= self.steps:
                 raise ValueError(f"an epoch has {self.steps} steps")
-            check_like(state, self._expected_state(epoch, steps))
+            check_like(state, self._expected_state(epoch, steps, state))
             partial = PartialEpoch.from_state(state["begun"], self.device) if steps else PartialEpoch()
         except ValueError as error:
             raise DamagedFileError(f"{checkpoint / STATE}: is not the state of this training ({error})") from None
@@ -337,11 +345,18 @@ class _Trainer:
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.epochs_done, self.metrics, self.partial = epoch, state["metrics"], partial
 
-    def _expected_state(self, epoch: int, steps: int) -> dict[str, Any]:
-        """Return what :func:`check_like` expects of ``state.pt``, see :meth:`save`."""
+    def _expected_state(self, epoch: int, steps: int, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what :func:`check_like` expects of ``state.pt``, see :meth:`save`.
+
+        Args:
+            state: the state. That of an earlier version has no norms of the gradient.
+        """
         metrics = {"minutes"}
         if epoch:
             metrics |= {"train/loss", "train/top1", "lr", "clips_per_second"}
+            metrics |= (
+                {"train/grad_norm", "train/grad_norm_max"} if "train/grad_norm" in state.get("metrics", ()) else set()
+            )
             metrics |= {"val/loss", "val/top1", "val/top5"} if "val" in self.loaders else set()
         expected = {
             "epoch": epoch,
@@ -351,8 +366,26 @@ class _Trainer:
         if self.evaluated is not self.model:
             expected["weights"] = dict(self.model.state_dict())
         if steps:  # all batches but the last have the same size
-            expected["begun"] = PartialEpoch.expected_state(steps, steps * self.config.batch_size)
+            has_norms = "grad_norms" in state.get("begun", ())
+            expected["begun"] = PartialEpoch.expected_state(steps, steps * self.config.batch_size, has_norms=has_norms)
         return expected
+
+    def _require_finite(self, metrics: Mapping[str, float], split: str, epoch: int) -> None:
+        """Check a split's loss, and for the training clips also the gradient.
+
+        Raises:
+            DivergedError: if one of them is not finite.
+        """
+        for metric, name in (("loss", "loss"), ("grad_norm_max", "norm of the gradient")):
+            value = metrics.get(f"{split}/{metric}", 0.0)
+            if not math.isfinite(value):
+                raise self._diverged(f"the {name} is {value} in epoch {epoch} ({split} clips)")
+
+    def _diverged(self, what: str) -> DivergedError:
+        clipping = "" if self.config.clip_norm else " or --set train.clip_norm=1"
+        return DivergedError(
+            f"{what}: the training diverged; try a lower train.lr (it was {self.config.lr:g}){clipping}"
+        )
 
     def _check_card(self, checkpoint: Path, saved: ModelCard) -> None:
         saved_values = saved.config.flat()
@@ -366,12 +399,6 @@ class _Trainer:
         if saved.dataset_digest != self.card.dataset_digest:
             digest = saved.dataset_digest[:12]
             raise InputError(f"{checkpoint}: was trained on different data (data set digest {digest}…)")
-
-
-def _require_finite(metrics: Mapping[str, float], split: str, epoch: int) -> None:
-    loss = metrics[f"{split}/loss"]
-    if not math.isfinite(loss):
-        raise DivergedError(f"the loss is {loss} in epoch {epoch} ({split} clips); try a lower train.lr")
 
 
 def _accuracies(split: str, scores: Scores) -> dict[str, float]:

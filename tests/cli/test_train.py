@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from fgst.cli import evaluate, train
+from fgst.cli.command import run_command
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError, Interrupted
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
 from fgst.tracking.training import track
 from tests.support.small import write_small
 
@@ -49,6 +53,25 @@ def test_printed_evaluate_command_works(
     command = capsys.readouterr().out.splitlines()[-1]
     evaluate.main(arguments(command, "fgst.evaluate"))
     assert "top-1" in capsys.readouterr().out
+
+
+def test_divergence_is_one_line_with_exit_code_1(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = options[options.index("--tracking-uri") + 1]
+    monkeypatch.setattr("sys.argv", ["train", *options, "--set", "train.lr=1e30", "--set", "train.warmup=0"])
+    with pytest.raises(SystemExit) as exit_request:
+        run_command(train.main)
+    assert exit_request.value.code == 1
+    run_line, error = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"error: the (loss|norm of the gradient) is (nan|inf) in epoch 1 \((train|val) clips\): the training diverged; "
+        r"try a lower train\.lr \(it was 1e\+30\) or --set train\.clip_norm=1",
+        error,
+    )
+    run = TrackingStore(uri).run(run_line.split()[1])
+    assert run.info.status == "FAILED"
+    assert error.removeprefix("error: ") in run.data.tags[Tags.REASON]
 
 
 def test_printed_resume_command_works(

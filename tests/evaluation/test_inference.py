@@ -21,7 +21,7 @@ from fgst.evaluation.ensemble import EnsembleCard, Member, softmax
 from fgst.evaluation.inference import Predictor
 from fgst.evaluation.prediction import predict_files
 from fgst.evaluation.scoring import score
-from fgst.model.card import ModelCard
+from fgst.model.card import ModelCard, load_model
 from tests.evaluation.helpers import npy_bytes
 from tests.support import small
 from tests.support.numerics import assert_close
@@ -196,6 +196,20 @@ def test_unknown_preparation_is_rejected(checkpoint: Path, tmp_path: Path) -> No
     del content["preparation"]  # cards of earlier versions do not have it
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert ModelCard.read(tmp_path / "config.json").preparation == "array"
+
+
+def test_network_without_final_norm_in_its_card_is_loaded(dataset: ArrowDataset, tmp_path: Path) -> None:
+    """Cards of earlier versions do not have this field, and their networks no such norm."""
+    folder = small.save_untrained_network(dataset, tmp_path, model__final_norm=False)
+    expected, _ = load_model(folder)
+    content = json.loads((folder / "config.json").read_text())
+    del content["config"]["model.final_norm"]
+    (folder / "config.json").write_text(json.dumps(content))
+    model, card = load_model(folder)
+    assert not card.config.model.final_norm
+    clips = torch.randn(2, 1, 8, 6, 3)
+    assert torch.equal(model(clips), expected(clips))
+    assert not any(name.startswith("final_norm") for name in model.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no gate": {"focal_gate": False},
     "order by score": {"focal_order": "score"},
     "layer norm": {"norm": "layer"},
+    "no final norm": {"final_norm": False},
     "head width 5": {"head_width": 5},
     "dropout": {"dropout": 0.1},
     "shared branches": {"shared_branches": True},

@@ -225,6 +225,7 @@ def test_default_config_matches_paper() -> None:
     }
     # Details that the paper leaves unspecified, or that cannot be implemented literally.
     choices = {"head_width": None, "focal_gate": True, "focal_order": "joint", "norm": "batch", "dropout": 0.0}
+    choices |= {"final_norm": True}
     default = dataclasses.asdict(ModelConfig())
     assert {name: default[name] for name in paper | choices} == paper | choices
 

@@ -271,10 +271,13 @@ class Reference:
             branches = [self.tracks(f"{name}.temporal.{block[i]}", branch, width) for i, branch in enumerate(branches)]
             joints = branches[0]
 
-        def average(branch: list[list[np.ndarray]]) -> np.ndarray:
-            return total(x for features in branch for x in features) / sum(len(features) for features in branch)
+        def average(branch: list[list[np.ndarray]], number: int) -> np.ndarray:
+            rows = [x for features in branch for x in features]
+            if config.final_norm:
+                rows = [self.norm(f"final_norm.{0 if config.shared_branches else number}.norm", row) for row in rows]
+            return total(rows) / len(rows)
 
-        return np.concatenate([average(branch) for branch in branches]), focal
+        return np.concatenate([average(branch, number) for number, branch in enumerate(branches)]), focal
 
     def scores(self, clips: np.ndarray) -> np.ndarray:
         """Return the scores of clips, ``(B, M, T, N, 3)`` → ``(B, num_classes)``."""
@@ -363,6 +366,8 @@ CASES: dict[str, tuple[Skeleton, int, int, dict[str, Any]]] = {
     "shared branches, no cross-attention": (NTU_25, 2, 5, {"shared_branches": True, "cross_attention": False}),
     "Basic-TFormer": (NW_UCLA_20, 1, 7, {"temporal": "attention", "channels": (8, 8, 16), "stage2_layers": 2}),
     "TCN only": (NTU_25, 1, 9, {"temporal": "convolution", "channels": (8, 16, 16), "stage2_layers": 2}),
+    "no final norm": (NW_UCLA_20, 2, 5, {"final_norm": False, "channels": (8, 16)}),
+    "final layer norm of shared branches": (NTU_25, 1, 5, {"norm": "layer", "shared_branches": True}),
     "more layers in stage 2": (NW_UCLA_20, 2, 5, {"channels": (8, 8, 8, 8), "stage2_layers": 3}),
 }  # fmt: skip
 

@@ -120,9 +120,11 @@ def _single_precision() -> None:
 @pytest.mark.usefixtures("_single_precision")
 @pytest.mark.parametrize("name", ["Table 1, C", "Table 3, TCN only", "Table 3, Basic-TFormer", "shared branches"])
 def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
-    """Scores agree within BFLOAT16_ROUNDINGS · eps of their spread, and gradients have a cosine above 0.99.
+    """Scores agree within BFLOAT16_ROUNDINGS · eps of their spread, and gradients have a cosine above 0.97.
 
-    All joints are selected, because rounding may change the selection between joints with nearly equal scores.
+    Rounding changes the sign of features near the kink of a Leaky ReLU, and with it their gradient by a factor of 100.
+    The cosine is between 0.983 and 0.9995 for four seeds, with and without the final norm. All joints are selected,
+    because rounding may change the selection between joints with nearly equal scores.
     """
     model, clips = variant(name, focal_joints=20, channels=(32, 32, 64)), clips_of(8, 1, 9, 20)
     labels = torch.arange(8) % 4
@@ -136,7 +138,7 @@ def test_bfloat16_autocast_agrees_with_float32(name: str) -> None:
     (scores, gradient), (rounded, rounded_gradient) = results
     assert rounded.dtype == torch.bfloat16
     assert relative_error(rounded, scores) < BFLOAT16_ROUNDINGS * epsilon(torch.bfloat16)
-    assert torch.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.99
+    assert torch.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.97
 
 
 @pytest.mark.usefixtures("_single_precision")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,50 @@ def test_optimizer_is_sgd_with_nesterov_momentum(tmp_path: Path, dataset: ArrowD
         assert_close(end[name], expected, terms=8, scale=scale)
         changed += not torch.equal(end[name], start[name])
     assert changed == len(names)
+
+
+def test_gradient_is_clipped_to_norm(tmp_path: Path, dataset: ArrowDataset) -> None:
+    """The clipped gradient has the same direction, and the norm that is logged is that before the clipping."""
+    config = small_config(
+        dataset, train__epochs=1, train__batch_size=100, train__warmup=0, train__decay_at=[], train__weight_decay=0
+    )
+
+    def gradient(clip_norm: float) -> tuple[torch.Tensor, dict[str, float]]:
+        folder = tmp_path / str(clip_norm)
+        [result] = run(config.with_values({"train.clip_norm": clip_norm}), folder)
+        momenta = load_state(folder / "epoch-00001")["optimizer"]["state"].values()  # after one step: the gradients
+        return torch.cat([momentum["momentum_buffer"].flatten() for momentum in momenta]), result.metrics
+
+    whole, metrics = gradient(0.0)
+    norm = float(whole.norm())
+    assert_close(metrics["train/grad_norm"], norm, terms=2**10, dtype=torch.float32)
+    assert metrics["train/grad_norm_max"] == metrics["train/grad_norm"]  # of a single step
+    for clip_norm in (norm / 4, norm * 2):
+        clipped, clipped_metrics = gradient(clip_norm)
+        assert clipped_metrics["train/grad_norm"] == metrics["train/grad_norm"]
+        assert_close(clipped, whole * min(1.0, clip_norm / norm), terms=2**10, scale=float(whole.abs().max()))
+
+
+def test_logged_gradient_norms_are_median_and_maximum_of_epoch(tmp_path: Path, dataset: ArrowDataset) -> None:
+    """The same three steps as one epoch of three passes, and as epochs that are stopped after one and two passes."""
+    clips = len(make_loaders(dataset, resolve(small_config(dataset), dataset).data, CPU)["train"])
+    config = small_config(
+        dataset, train__epochs=1, train__batch_size=clips, train__warmup=0, train__decay_at=[],
+        train__momentum=0, train__weight_decay=0, train__lr=0.5,
+    )  # fmt: skip
+    norms, weights = [], []
+    for steps in (0, 1, 2, 3):
+        folder = tmp_path / str(steps)
+        values: dict[str, Any] = {"train.repeat": steps} if steps else {"train.lr": 1e-30}
+        last = run(config.with_values(values), folder)[-1].metrics
+        weights.append(load_model(folder / "epoch-00001")[0])
+    for before, after in itertools.pairwise(weights):  # a step without momentum: the gradient is (before - after) / lr
+        changes = [a.detach() - b.detach() for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+        norms.append(math.sqrt(sum(float(change.double().square().sum()) for change in changes)) / 0.5)
+    assert len(set(norms)) == 3
+    # The subtraction loses digits of the weights, which are larger than the steps.
+    assert_close(last["train/grad_norm"], sorted(norms)[1], terms=2**14, dtype=torch.float32)
+    assert_close(last["train/grad_norm_max"], max(norms), terms=2**14, dtype=torch.float32)
 
 
 def test_moving_average_is_scored_and_saved(tmp_path: Path, dataset: ArrowDataset) -> None:

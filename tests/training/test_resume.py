@@ -31,6 +31,7 @@ RESUMABLE: dict[str, dict[str, Any]] = {
     "dropout": {"model__dropout": 0.3},
     "moving average": {"train__ema": 0.9},
     "bfloat16": {"train__precision": "bfloat16"},
+    "clipped gradients": {"train__clip_norm": 0.5},
     "cosine, nw-ucla": {
         "train__schedule": "cosine",
         "train__label_smoothing": 0.1,
@@ -128,7 +129,7 @@ def test_checkpoint_within_epoch_has_step_in_name(tmp_path: Path, dataset: Arrow
     # The format is fixed, so that checkpoints of earlier versions can be resumed.
     state = load_state(tmp_path / "epoch-00001-step-00002")
     assert set(state) == {"epoch", "optimizer", "metrics", "begun"}
-    names = {"steps", "clips", "seconds", "loss_sum", "correct", "random", "random_of_device"}
+    names = {"steps", "clips", "seconds", "loss_sum", "correct", "grad_norms", "random", "random_of_device"}
     assert set(state["begun"]) == names
     assert (state["epoch"], state["begun"]["steps"], state["begun"]["clips"]) == (1, 2, 16)
     first, last = run(config, tmp_path)
@@ -226,6 +227,7 @@ def test_no_checkpoints_without_folder(tmp_path: Path, dataset: ArrowDataset, mo
         ("train.lr", 0.02),
         ("train.epochs", 5),
         ("train.batch_size", 9),
+        ("train.clip_norm", 0.5),
         ("train.ema", 0.9),
         ("train.precision", "bfloat16"),
         ("model.focal_joints", 3),

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from fgst.config import resolve
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.loader import make_loaders
-from fgst.errors import InputError
+from fgst.errors import DivergedError, InputError
 from fgst.evaluation.scoring import score
 from fgst.model.card import load_model
-from fgst.training.trainer import DivergedError, fit
+from fgst.training.trainer import fit
 from tests.support.numerics import assert_close, tolerance
 from tests.support.small import motion_clips, small_config, write_small
 from tests.training.helpers import CPU, TIMING_METRICS, leaves, metrics_of, run
@@ -101,6 +101,7 @@ def test_open_data_set_replaces_configured_path(dataset: ArrowDataset) -> None:
 def test_test_clips_are_scored_after_last_epoch_only(dataset: ArrowDataset) -> None:
     results = run(small_config(dataset))
     common = {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "lr", *TIMING_METRICS}
+    common |= {"train/grad_norm", "train/grad_norm_max"}
     test = {"test/loss", "test/top1", "test/top5"}
     assert [result.epoch for result in results] == [1, 2, 3, 4]
     assert [set(result.metrics) for result in results] == [common] * 3 + [common | test]
