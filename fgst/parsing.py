@@ -58,7 +58,7 @@ def read_regular_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
             raise ValueError("is not a regular file")
         if status.st_size <= max_bytes:
             with open(path, "rb") as file:
-                content = file.read(status.st_size + 1)  # it may have grown; read allocates this many bytes
+                content = file.read(status.st_size + 1)  # it may have grown; allocates the size requested
             if len(content) == status.st_size:
                 return content
             raise ValueError("changed while it was read")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import torch
 from safetensors.torch import load
 
 from fgst.config import TrialConfig
@@ -145,14 +144,30 @@ def load_model(directory: Path) -> tuple[FGSTFormer, ModelCard]:
     return model.eval(), card
 
 
+def _least_weights(card: ModelCard) -> int:
+    """Return a lower bound of the number of a network's weights: its largest matrices, of one branch."""
+    config, joints = card.config.model, card.skeleton.num_joints
+    count = len(card.classes) * config.channels[-1]
+    for layer, (width_in, width) in enumerate(
+        zip((config.channels[0], *config.channels), config.channels, strict=False)
+    ):
+        count += width_in**2 + 4 * width_in * config.spatial_heads * config.spatial_head_width(width_in) + width**2
+        if config.temporal != "attention":
+            count += config.kernel_size * width_in * width
+        if layer < config.stage1_layers:
+            count += config.spatial_heads * joints**2
+    if config.part_branch:
+        count += max(map(len, card.skeleton.partition(config.parts))) * config.channels[config.stage1_layers - 1] ** 2
+    return count
+
+
 def _check_size(weights: Path, card: ModelCard) -> None:
     """Check that a file is large enough for the weights of a network, before memory for them is allocated.
 
     Raises:
         DamagedFileError: if it is not, or is not a regular file.
     """
-    with torch.device("meta"):  # shapes without memory
-        needed = sum(tensor.nbytes for tensor in card.build().state_dict().values())
+    needed = 4 * _least_weights(card)
     size = weights.stat().st_size if weights.is_file() else 0
     if size < needed:
         raise DamagedFileError(

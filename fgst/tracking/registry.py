@@ -24,7 +24,7 @@ CHAMPION = "champion"
 MODEL = "model"
 """Folder of the packaged model among a run's artifacts."""
 _PACKAGE = Path(__file__).parents[1]
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch")
+_REQUIREMENTS = ("mlflow", "msgspec", "numpy", "pandas", "pyarrow", "safetensors", "torch")
 
 
 def model_name(experiment: str) -> str:

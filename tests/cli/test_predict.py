@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,38 @@ def test_invalid_files_set_exit_code(
     assert "not a clip:" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(InputError, match="none of the 1 files is a valid clip"):
         main(arguments)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="none of the 2 files is a valid clip"):
         main([*arguments, str(tmp_path / "nowhere.npy")])
+
+
+def test_bad_files_do_not_keep_good_ones_from_being_classified(
+    run_id: str, tracking_uri: str, dataset: ArrowDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    good = npy_bytes(dataset.clip(0))
+    for name in ("a.npy", "m.npy", "z.npy"):
+        (folder / name).write_bytes(good)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 6, 3)}\n"
+    (folder / "terabytes.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    (folder / "token.npy").write_bytes(b"\x93NUMPY\x01\x00\x09\x00{'descr'(")
+    (folder / "cut.npy").write_bytes(good[:-1])
+    os.mkfifo(folder / "pipe.npy")
+    (folder / "link.npy").symlink_to("nowhere")
+    (folder / "new\nline.npy").write_bytes(b"")
+    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04")
+    bad = ["cut.npy", "link.npy", r"new\nline.npy", "pipe.npy", "terabytes.npy", "token.npy"]
+    others = [str(tmp_path / "cut.zip"), "missing.npy", "x" * 300 + ".npy", "a\0b.npy", "\ud800.npy"]
+    with pytest.raises(SystemExit) as raised:
+        main(["--run-id", run_id, "--tracking-uri", tracking_uri, "--json", str(folder), *others])
+    assert raised.value.code == 1
+    rows = {row["file"]: row for row in json.loads(capsys.readouterr().out)["files"]}
+    for name in ("a.npy", "m.npy", "z.npy"):
+        assert len(rows[f"{folder}/{name}"]["top"]) == 3
+    for name in bad:
+        assert rows[f"{folder}/{name}"]["fault"].isprintable()
+    assert len(rows) == 3 + len(bad) + len(others)
+    assert all(name.isprintable() for name in rows)
 
 
 def test_unknown_model_is_rejected(tracking_uri: str, tmp_path: Path) -> None:

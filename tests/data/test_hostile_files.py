@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
@@ -281,3 +282,23 @@ def test_network_larger_than_its_weights_is_not_allocated(tmp_path: Path) -> Non
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     with pytest.raises(InputError, match="1,000 bytes instead of at least"):
         load_model(tmp_path)
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"model.temporal": "attention"},
+    {"model.temporal": "convolution", "model.dilations": [1]},
+    {"model.part_branch": False, "model.cross_attention": False},
+    {"model.shared_branches": True, "model.cross_attention": False},
+    {"model.focal_selection": False, "model.head_width": 1, "model.spatial_heads": 1},
+]
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=str)
+def test_network_is_loaded_from_the_weights_it_has(tmp_path: Path, values: dict[str, Any]) -> None:
+    """The size that is required before the network is built is not larger than its weights."""
+    card = ModelCard.read(write_card(tmp_path, values))
+    weights = card.build().state_dict()
+    save_file(weights, tmp_path / "model.safetensors")
+    model, _ = load_model(tmp_path)
+    assert model.state_dict().keys() == weights.keys()
