@@ -229,7 +229,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     """The content of ``ensemble.json``; earlier versions had no digest of the other entries."""
 
     members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1)]
-    sharpness: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
+    sharpness: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
     fitted_by: Text = ""
     fusion: Text = FUSION
     sha256: str | None = None

@@ -49,12 +49,16 @@ def read_arrow(folder: Path, name: str, content: bytes) -> None:
         for row in range(len(dataset)):
             assert dataset.clip(row).shape == (persons[row], frames[row], 6, 3)
         assert dataset.gather(np.arange(len(dataset))).shape == (int((persons * frames).sum()), 6, 3)
-        if file.suffix == ".json":  # blanks may differ
+        if file.suffix == ".json" and has_digest(content):  # blanks may differ
             file.write_bytes(original)
             expected = ArrowDataset(file.parent)
             assert vars(dataset).keys() == vars(expected).keys()
             for entry in ("digest", "name", "recipe", "source", "classes", "benchmarks", "skeleton"):
                 assert getattr(dataset, entry) == getattr(expected, entry)
+
+
+def has_digest(content: bytes) -> bool:
+    return "sha256" in json.loads(content.removeprefix(b"\xef\xbb\xbf"))
 
 
 def check_scores(file: Path, original: bytes, *, has_digest: bool) -> None:
@@ -158,7 +162,8 @@ def read_network(folder: Path, name: str, content: bytes) -> None:
         assert kind.startswith("adapted") or not damaged or file.suffix == ".json"
     else:
         predictor = Predictor.load(working)
-        if not kind.startswith("adapted"):
+        # Without its digest, a document is one of an earlier version, in which other damage may go unnoticed.
+        if not kind.startswith("adapted") and (file.suffix != ".json" or has_digest(content)):
             assert not damaged or file.suffix == ".json"
             expected = Predictor.load(folder / kind)
             clip = next(motion_clips()).joints
