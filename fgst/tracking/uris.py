@@ -6,8 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import sqlalchemy
-
 from fgst.errors import InputError
 from fgst.network import complete_url
 
@@ -19,6 +17,8 @@ _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 
 def sqlite_uri(database: Path) -> str:
     """Return the URI of an SQLite database; a path with ``%`` or ``?`` is quoted, others are not, for readability."""
+    import sqlalchemy  # lazy: commands that start servers import this module for `--help`
+
     path = str(database.absolute())
     plain = f"sqlite:///{path}"
     if sqlalchemy.make_url(plain).database == path:
@@ -30,6 +30,8 @@ def database_path(uri: str) -> Path | None:
     """The database file of an ``sqlite:///…`` URI; ``None`` for other URIs and for databases in memory."""
     if not uri.startswith("sqlite:///"):
         return None
+    import sqlalchemy  # lazy: see sqlite_uri
+
     name = sqlalchemy.make_url(uri).database
     return Path(name) if name and name != ":memory:" else None
 
@@ -55,6 +57,8 @@ def resolve_uri(uri: str | None = None) -> str:
     if scheme == "file":
         return uri if rest.startswith("/") else Path(rest).absolute().as_uri()
     if scheme == "sqlite":
+        import sqlalchemy  # lazy: see sqlite_uri
+
         url = sqlalchemy.make_url(uri)
         if not url.database:
             raise InputError(f"{source} {uri}: names no database; write e.g. sqlite:///mlflow.db")

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end commands like Ctrl-C: with a line that says how to go on, and with the runs' statuses set."""
+"""SIGTERM and SIGHUP end commands like Ctrl-C: with a line that says how to resume, and with the runs' statuses set."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +68,7 @@ def test_unusable_folder_of_ray_is_one_line(
     place: str, tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ("x" * 100)).mkdir()
-    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / place)}
-    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / place))
     process = workspace.start(*OPTIONS, "--values", "2")
     out, error = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (2, "")
