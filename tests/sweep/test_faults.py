@@ -40,7 +40,7 @@ def assert_matches_uninterrupted_sweep(
     assert expected_runs.items() <= {c.data.tags[Tags.TRIAL_ID]: c.info.run_id for c in children}.items()
     assert [workspace.epochs(c) for c in children] == [14] * trials
     assert metrics_by_trial(children) == uninterrupted_metrics(workspace, sweep)
-    study = optuna.load_study(study_name=sweep, storage=f"sqlite:///{workspace.folder}/ray_results/optuna.db")
+    study = optuna.load_study(study_name=sweep, storage=f"sqlite:///{workspace.folder}/ray_results/studies/{sweep}.db")
     ended = {t.user_attrs["key"]: t for t in study.trials if t.state.is_finished()}
     for child in children:
         assert ended[child.data.tags[Tags.TRIAL_ID]].value == child.data.metrics["val/top1"]
@@ -207,7 +207,7 @@ def test_killed_search_resumes_with_its_history(workspace: Workspace) -> None:
     assert run_ids(workspace, sweep).keys() == run_ids(workspace, other).keys()
     assert metrics_by_trial(workspace.store.children(sweep)) == metrics_by_trial(workspace.store.children(other))
     studies = [
-        optuna.load_study(study_name=name, storage=f"sqlite:///{workspace.folder}/ray_results/optuna.db")
+        optuna.load_study(study_name=name, storage=f"sqlite:///{workspace.folder}/ray_results/studies/{name}.db")
         for name in (sweep, other)
     ]
     trials = [[(t.params, t.state, t.value, t.intermediate_values) for t in study.trials] for study in studies]

@@ -59,7 +59,7 @@ def test_sweep_of_two_trials(workspace: Workspace) -> None:
     assert {trial.trial_id for trial in spec.trials} == {c.data.tags[Tags.TRIAL_ID] for c in children}
     assert [line.partition(",")[0] for line in table] == ["K", "2", "4"]
     # The rest is in MLflow.
-    assert [path.name for path in (workspace.folder / "ray_results").iterdir()] == ["optuna.db"]
+    assert [path.name for path in (workspace.folder / "ray_results").iterdir()] == ["studies"]
 
     # Without Ray, the trials have the same metrics, and the table has the same columns except for the minutes.
     local = workspace.sweep(*arguments, "--local")
