@@ -107,7 +107,7 @@ def test_sweep_stopped_before_any_trial_ends_is_resumable(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workspace.folder)
-    limit = ["--max-hours", "1e-9"]
+    limit = ["--max-hours", "1e-09"]
     assert sweep(FOCAL_K, argv=["--dataset", "data set", *LOCAL, "--values", "2", *limit]) == 0
     [run] = workspace.sweeps()
     assert f"stopped by {' '.join(limit)}; run the remaining trials with: " in capsys.readouterr().err
