@@ -37,7 +37,7 @@ input is reported in one line that says what is wrong, where, and which option f
 | 0 | success |
 | 1 | a trial failed, a training diverged, a file was invalid, or something could not be deleted or printed |
 | 2 | invalid input |
-| 130 | interrupted with Ctrl-C; for trainings and sweeps, the message contains the command that resumes |
+| 130 | interrupted with Ctrl-C, SIGTERM or SIGHUP; for trainings and sweeps, the message has the command that resumes |
 
 """
 SETTINGS_INTRODUCTION = """\

@@ -20,6 +20,7 @@ from fgst.cli import evaluate
 from fgst.cli.sweep import sweep
 from fgst.errors import InputError, Interrupted
 from fgst.sweep.definition import SweepDefinition
+from fgst.tracking.tags import Tags
 from fgst.tracking.uris import sqlite_uri
 from tests.support import small
 from tests.support.workspace import ROOT, TIMEOUT, TINY, Workspace
@@ -100,6 +101,19 @@ def test_sweep_resumes_where_its_data_set_has_moved(workspace: Workspace, monkey
     with pytest.raises(InputError, match=f"data set of run {first.info.run_id} is no longer there.*--dataset"):
         evaluate.main(["--run-id", first.info.run_id])
     evaluate.main(["--run-id", first.info.run_id, "--dataset", "moved%20data"])
+
+
+def test_sweep_stopped_before_any_trial_ends_is_resumable(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace.folder)
+    limit = ["--max-hours", "1e-09"]
+    assert sweep(FOCAL_K, argv=["--dataset", "data set", *LOCAL, "--values", "2", *limit]) == 0
+    [run] = workspace.sweeps()
+    assert f"stopped by {' '.join(limit)}; run the remaining trials with: " in capsys.readouterr().err
+    assert (run.info.status, run.data.tags[Tags.STOP_REASON]) == ("FINISHED", " ".join(limit))
+    assert sweep(FOCAL_K, argv=["--resume", run.info.run_id, "--local"]) == 0
+    finished_sweep(workspace)
 
 
 def finished_sweep(workspace: Workspace) -> Run:
