@@ -313,7 +313,7 @@ def test_damaged_weights_are_rejected_with_file_name(directory: Path, size: floa
     file.write_bytes(
         b"garbage" * 9 if size is None else content[: int(size * len(content)) if size == 0.5 else int(size)]
     )
-    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: (was modified|does not contain the weights)"):
+    with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: (was modified|does not contain)"):
         load_model(directory)
     adapt_digests(directory)
     with pytest.raises(InputError, match=r"epoch-00001/model\.safetensors: does not contain the weights"):
