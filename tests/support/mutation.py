@@ -316,7 +316,7 @@ def read_mutations(
     named: bool = False,
     refusals: tuple[type[Exception], ...] = (InputError,),
     memory: int = 2**29,
-    seconds: float = 10,
+    seconds: float = 60,
 ) -> Outcomes:
     """Read ``count`` damaged versions of the samples in a child process.
 
@@ -327,7 +327,7 @@ def read_mutations(
         samples: the undamaged files by name; the child first reads each, which must succeed.
         refusals: the exceptions that report an unusable file.
         memory: bytes of address space that the child may take beyond what it has after its imports.
-        seconds: time for one file.
+        seconds: time for one file; far more than it takes, because the machine may be busy.
         named: call the reader with the sample's name and the content; by default only with the content.
     """
     outcomes = Outcomes()
