@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except StoreUnavailable as error:
             raise Interrupted(f"{error}. Resume with: {_resume_command(argv, run.run_id)}") from None
         except KeyboardInterrupt:
+            run.interrupt()
             raise Interrupted(f"Resume with: {_resume_command(argv, run.run_id)}") from None
     # The results are in MLflow, so the checkpoint is no longer needed.
     shutil.rmtree(folder, ignore_errors=True)
@@ -141,9 +142,10 @@ def _open_run(
     except Timeout:
         raise InputError(f"run {run.run_id} is being trained by another process") from None
     with lock:
-        run.enable_spool(folder / "spool")
-        run.log_params(config.flat())
-        run.log_dataset(dataset.name, dataset.digest, dataset.location)
+        with run.killed_if_interrupted():
+            run.enable_spool(folder / "spool")
+            run.log_params(config.flat())
+            run.log_dataset(dataset.name, dataset.digest, dataset.location)
         print(f"run {run.run_id} in {store.uri}", file=sys.stderr)
         yield run, folder
 

@@ -65,27 +65,30 @@ def create_sweep(
             Tags.PROTOCOL: spec.base.data.protocol,
         },
     )
-    location = f"{root}/{run.run_id}"
-    try:
-        storage.prepare(location)
-        if study is None:
-            storage.prepare(str(study_folder))
-            study_url = sqlite_uri(study_folder / f"{run.run_id}.db")
-            study = open_storage(study_url)
-    except InputError as error:
-        run.finish("FAILED", str(error))
-        raise
-    run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study_url})
-    if reuse_finished_trials:
-        finished = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
-        run.set_tags({Tags.REUSED_TRIAL + t: found.info.run_id for t, found in finished.items() if found is not None})
-    varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
-    run.log_params(
-        {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
-        | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
-    )
-    _log_spec(run, spec)
-    return SweepRunner(spec, factory, store, experiment, run, location, study)
+    with run.killed_if_interrupted():
+        location = f"{root}/{run.run_id}"
+        try:
+            storage.prepare(location)
+            if study is None:
+                storage.prepare(str(study_folder))
+                study_url = sqlite_uri(study_folder / f"{run.run_id}.db")
+                study = open_storage(study_url)
+        except InputError as error:
+            run.finish("FAILED", str(error))
+            raise
+        run.set_tags({Tags.STORAGE: location, Tags.STUDY_STORAGE: study_url})
+        if reuse_finished_trials:
+            finished = {trial.trial_id: store.finished(experiment, trial.trial_id) for trial in spec.trials}
+            run.set_tags(
+                {Tags.REUSED_TRIAL + t: found.info.run_id for t, found in finished.items() if found is not None}
+            )
+        varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
+        run.log_params(
+            {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
+            | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
+        )
+        _log_spec(run, spec)
+        return SweepRunner(spec, factory, store, experiment, run, location, study)
 
 
 def _log_spec(run: TrackedRun, spec: SweepSpec) -> None:

@@ -305,9 +305,8 @@ class SweepRunner:
 
     def interrupt(self) -> None:
         """Set the sweep's run to KILLED if it counts as running."""
-        if self.store.run(self.sweep_id, allow_deleted=True).info.status == "RUNNING":
-            with self._noting_deletion():
-                self.tracked_run.finish("KILLED", "interrupted")
+        with self._noting_deletion():
+            self.tracked_run.interrupt()
 
     def _finalize_trial(self, update: TrialUpdate, budget: Budget) -> None:
         """Record the end of a trial where the trial itself could not; stop if the experiment was deleted."""

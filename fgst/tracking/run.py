@@ -126,6 +126,20 @@ class TrackedRun:
         if status != "KILLED":  # interrupting a training must not block; the next process sends the records
             self.drain()
 
+    @contextmanager
+    def killed_if_interrupted(self) -> Iterator[None]:
+        """Set the run to KILLED if the context is left by Ctrl-C."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+
+    def interrupt(self) -> None:
+        """Set the run to KILLED if it counts as running."""
+        if self._fetch().info.status == "RUNNING":
+            self.finish("KILLED", "interrupted")
+
     def _fetch(self) -> Run:
         return self.connection.client.get_run(self.run_id)
 

@@ -14,6 +14,7 @@ from fgst.cli import evaluate, train
 from fgst.cli.command import run_command
 from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError, Interrupted
+from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from fgst.tracking.training import track
@@ -102,3 +103,16 @@ def test_printed_resume_command_works(
     with pytest.raises(InputError, match=rf"run {run_id} is finished; .*--run-id {run_id} --tracking-uri"):
         train.main(resumed)
     assert not list((tmp_path / "my checkpoints").iterdir())
+
+
+def test_interruption_before_the_first_step_does_not_leave_the_run_running(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: TrackedRun, *dataset: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrackedRun, "log_dataset", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(options)
+    store = TrackingStore(options[options.index("--tracking-uri") + 1])
+    assert [run.info.status for run in store.runs(list(store.experiments()))] == ["KILLED"]

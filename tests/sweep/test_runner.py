@@ -16,6 +16,7 @@ from fgst.sweep.runner import SweepCallback, SweepRunner
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 from fgst.sweep.stopping import Budget
+from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
 from tests.support import small
 from tests.support.definitions import FOCAL_K, build_sweep
@@ -83,3 +84,17 @@ def test_resume_completes_a_sweep_that_a_limit_stopped(runner: SweepRunner) -> N
     assert [trial.label for trial in result.trials] == ["K=2", "K=4"]
     assert "fgst.stopped" not in resumed.tags()
     assert not Path(runner.storage_location).exists()
+
+
+def test_interruption_while_a_sweep_is_created_does_not_leave_it_running(
+    runner: SweepRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: TrackedRun, params: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrackedRun, "log_params", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        create_sweep(runner.spec, runner.factory, runner.store, storage_location=runner.storage_location)
+    statuses = {run.info.run_id: run.info.status for run in runner.store.runs([runner.experiment])}
+    del statuses[runner.sweep_id]
+    assert list(statuses.values()) == ["KILLED"]
