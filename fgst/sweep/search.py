@@ -45,8 +45,9 @@ class Search:
         storage: the Optuna storage, or its URL, e.g. ``sqlite:///…``; ``None`` keeps the study in memory.
         name: name of the study: the sweep's run id.
         previous_results: trials from earlier runs of the sweep; those that did not end are handed out first.
-        history: run id → val/top1 by epoch, for a resumed sweep. If its study was lost together with the machine that
-            stored it, the study is rebuilt from the runs.
+        history: run id → val/top1 by epoch, for a resumed sweep. It completes the study if the driver was killed before
+            it recorded an epoch. If the study was lost together with the machine that stored it, it is rebuilt from
+            the runs.
         sampler_seed: seed of the random draws; ``None`` uses the seed of the trials.
 
     Raises:
@@ -76,10 +77,10 @@ class Search:
         self._queued_seeds: set[str] = set()  # trial ids of further seeds that were queued
         self._unfinished: deque[Trial] = deque()  # started by an earlier run
         self._ended = {result.trial_id: result for result in previous_results if result.status in _ENDED}
-        self._recorded = {result.trial_id for result in previous_results}
+        self._recorded = {result.trial_id: result for result in previous_results}
         if history is not None and not self.study.get_trials(deepcopy=False):
             self._rebuild(previous_results, history)
-        started = self._restore()
+        started = self._restore(history)
         self._num_started = len(started)
         self._grid: deque[Trial] = deque()
         if spec.search == "grid":
@@ -130,7 +131,7 @@ class Search:
                 self.on_result(trial.trial_id, epoch, {METRIC: value})
             self.tell(trial.trial_id, result.status, result.metrics)
 
-    def _restore(self) -> set[str]:
+    def _restore(self, history: Callable[[str], Mapping[int, float]] | None) -> set[str]:
         """Resolve the trials that an earlier run left running; returns the ids of all trials that were started."""
         started = set()
         for frozen in self.study.get_trials(deepcopy=False):
@@ -149,6 +150,10 @@ class Search:
                 continue
             self._running[trial_id] = optuna.Trial(self.study, frozen._trial_id)
             self._reported[trial_id] = set(frozen.intermediate_values)
+            if history is not None and trial_id in self._recorded:
+                # The driver was killed: trials may have logged epochs that it did not record.
+                for epoch, value in sorted(history(self._recorded[trial_id].run_id).items()):
+                    self.on_result(trial_id, epoch, {METRIC: value})
             if trial_id in self._ended:  # it ended, and the driver died before recording that
                 result = self._ended[trial_id]
                 self.tell(trial_id, result.status, result.metrics)

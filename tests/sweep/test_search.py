@@ -225,6 +225,25 @@ def test_lost_study_is_rebuilt_from_the_runs(dataset: ArrowDataset, killed_after
     assert not {trial.trial_id for trial in trials} & {trial.trial_id for trial in remaining}
 
 
+def test_epochs_that_a_killed_driver_did_not_record_come_from_the_runs(dataset: ArrowDataset, tmp_path: Path) -> None:
+    """Including the decision of early stopping in one of them."""
+    storage = f"sqlite:///{tmp_path}/optuna.db"
+    changes: dict[str, Any] = {"limit": 9, "early_stop": EarlyStopping(2, 3)}
+    first = make_search(dataset, storage, **changes)
+    run_search(first, stop_after=8)
+    running = first.ask()
+    assert running is not None
+    first.on_result(running.trial_id, 1, {"val/top1": 0.0})
+    previous = ended_results(first)
+    previous.append(TrialResult(running.trial_id, "", 0, dict(running.params), "run", TrialStatus.INTERRUPTED))
+    spec, factory = build_sweep(JOINT, dataset, small.small_config(dataset), **changes)
+    history = {"run": {1: 0.0, 2: 0.0, 3: 99.0}}
+    resumed = Search(spec, factory, storage, "study", previous, history.__getitem__)
+    assert resumed.study.trials[-1].intermediate_values == history["run"]
+    assert resumed.ask() == running
+    assert resumed.on_result(running.trial_id, 3, {"val/top1": 99.0})  # it was behind after epoch 2
+
+
 def test_trial_that_ended_before_the_driver_recorded_it_is_not_retrained(dataset: ArrowDataset, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/optuna.db"
     first = make_search(dataset, storage, limit=3)
