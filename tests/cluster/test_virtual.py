@@ -54,7 +54,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.chdir(Path(__file__).parents[2])  # the workers import modules from the working directory
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     before = set(psutil.Process().children(recursive=True))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # Tests add nodes while a sweep runs, in a thread, where Ray cannot register a signal handler.
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}, shutdown_at_exit=False
+    )
     try:
         cluster.add_node(num_cpus=2, num_gpus=1)
         yield cluster
