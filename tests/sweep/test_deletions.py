@@ -143,6 +143,7 @@ def test_reused_trial_that_was_deleted_is_trained(runner: SweepRunner) -> None:
     assert [run.data.tags[Tags.LABEL] for run in runner.store.children(second.sweep_id)] == ["K=2"]
 
 
+@pytest.mark.slow
 def test_command_prints_its_table_and_how_to_restore_the_sweep(workspace: Workspace) -> None:
     options = ["--dataset", "data", "--local", "--cpus-per-trial", "1", "--values", "2,4", "--epochs", "8", *TINY]
     process = workspace.start(*options)

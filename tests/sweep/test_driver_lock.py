@@ -157,6 +157,7 @@ def test_every_entry_is_checked() -> None:
     assert free.text == ""
 
 
+@pytest.mark.slow
 def test_running_sweep_is_not_resumed_by_a_second_process(workspace: Workspace) -> None:
     """Neither through its tracking store nor through a copy of it that uses the same study."""
     study = f"sqlite:///{workspace.folder}/study.db"

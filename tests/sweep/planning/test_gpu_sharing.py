@@ -67,5 +67,5 @@ def test_invalid_input_is_not_mistaken_for_lack_of_memory(tmp_path: Path) -> Non
 def test_process_that_runs_out_of_memory_does_not_fit(tmp_path: Path) -> None:
     dataset = small.write_small(tmp_path / "data")
     # The coordinates of one batch take terabytes, so that their allocation fails at once.
-    config = small.small_config(dataset, data__frames=10_000, train__batch_size=100_000, train__repeat=5_000)
+    config = small.small_config(dataset, data__frames=10_000, train__batch_size=20_000, train__repeat=1_000)
     assert measure_throughput(config, str(dataset.path), "cpu", 1) == (0.0, 0.0)
