@@ -144,7 +144,7 @@ def _open_run(
     with lock:
         with run.killed_if_interrupted():
             run.enable_spool(folder / "spool")
-            run.log_params(config.flat())
+            run.log_settings(config.flat())
             run.log_dataset(dataset.name, dataset.digest, dataset.location)
         print(f"run {run.run_id} in {store.uri}", file=sys.stderr)
         yield run, folder

@@ -116,7 +116,7 @@ def run_trial(
         run = store.start(context.experiment, trial.trial_id, trial.name, tags, context.parent)
         run.enable_spool(on_this_node(context.storage) / SPOOLS)
         run.set_tags({Tags.STARTS: _count_start(previous, storage, context)})
-        run.log_params(config.flat())
+        run.log_settings(config.flat())
         run.log_dataset(dataset.name, dataset.digest, dataset.location)
         with run.system_metrics() if context.system_metrics else nullcontext():
             _train(trial, context, run, dataset, report, micro_batches, storage)

@@ -61,6 +61,14 @@ class TrackedRun:
         """Log parameters: strings unchanged, other values as JSON. Logging the same values repeatedly is allowed."""
         self._write({"params": [[k, redact(v if isinstance(v, str) else json.dumps(v))] for k, v in params.items()]})
 
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Log the settings of a training that is started or resumed.
+
+        MLflow does not allow changes, and the location of the data set may differ from that at the start.
+        """
+        logged = self._fetch().data.params
+        self.log_params({name: value for name, value in settings.items() if name not in logged})
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log all metrics of a step in one request."""
         now = int(time.time() * 1000)

@@ -116,3 +116,22 @@ def test_interruption_before_the_first_step_does_not_leave_the_run_running(
         train.main(options)
     store = TrackingStore(options[options.index("--tracking-uri") + 1])
     assert [run.info.status for run in store.runs(list(store.experiments()))] == ["KILLED"]
+
+
+def test_interrupted_training_resumes_on_a_moved_data_set(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: TrackedRun, *metrics: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackedRun, "log_metrics", interrupt)
+        with pytest.raises(Interrupted):
+            train.main(options)
+    old = options[options.index("--dataset") + 1]
+    new = shutil.copytree(old, tmp_path / "moved")
+    moved = [str(new) if word == old else word for word in options]
+    store = TrackingStore(options[options.index("--tracking-uri") + 1])
+    [run] = store.runs(list(store.experiments()))
+    train.main([*moved, "--resume", run.info.run_id])
+    assert store.run(run.info.run_id).info.status == "FINISHED"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,18 @@ def test_interruption_while_a_sweep_is_created_does_not_leave_it_running(
     statuses = {run.info.run_id: run.info.status for run in runner.store.runs([runner.experiment])}
     del statuses[runner.sweep_id]
     assert list(statuses.values()) == ["KILLED"]
+
+
+class InterruptAfterOneEpoch(SweepCallback):
+    """Ctrl-C while the first trial trains."""
+
+    def on_update(self, update: TrialUpdate) -> None:
+        raise KeyboardInterrupt
+
+
+def test_started_trial_resumes_on_a_moved_data_set(runner: SweepRunner, tmp_path: Path) -> None:
+    result = runner.run(LocalBackend(1), callbacks=[InterruptAfterOneEpoch()])
+    assert result.status is SweepStatus.INTERRUPTED
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    resumed = load_sweep(FOCAL_K, runner.sweep_id, runner.store, location=str(tmp_path / "moved"))
+    assert [trial.status for trial in resumed.run(LocalBackend(1)).trials] == [TrialStatus.FINISHED] * 2
