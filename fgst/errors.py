@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 
 class InputError(ValueError):
@@ -22,15 +19,6 @@ class DeletedInMlflow(InputError):
 
 class StoreUnavailable(Exception):
     """A server or database did not respond within the time limit; the message says for how long and why."""
-
-
-@contextmanager
-def named_in_errors(folder: Path, name: str) -> Iterator[None]:
-    """Replace the path of a temporary folder in messages of InputErrors by a name that tells the user where it is."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(str(error).replace(str(folder), name)) from None
 
 
 class DivergedError(RuntimeError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fgst.errors import InputError
@@ -38,3 +40,12 @@ def json_digest(content: Any) -> str:
     """Return the SHA-256 of JSON values; it depends neither on the order of keys nor on white space."""
     values = json.loads(json.dumps(content))  # keys become strings, and tuples lists, as in the file
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def named_in_errors(folder: Path, name: str) -> Iterator[None]:
+    """Replace the path of a temporary folder in messages of InputErrors by a name that tells the user where it is."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(str(error).replace(str(folder), name)) from None

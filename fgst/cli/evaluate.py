@@ -62,12 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.tracking.evaluation import evaluate
     from fgst.tracking.registry import resolve_model
     from fgst.tracking.store import TrackingStore
-    from fgst.tracking.uris import resolve_existing_uri
 
     if args.threads:
         torch.set_num_threads(args.threads)
     evaluate(
-        args.run_id or resolve_model(TrackingStore(resolve_existing_uri(args.tracking_uri)), args.model),
+        args.run_id or resolve_model(TrackingStore.existing(args.tracking_uri), args.model),
         args.dataset,
         args.split,
         compare=args.compare,

@@ -65,12 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.data.loader import choose_device
     from fgst.evaluation.explain import explain
     from fgst.tracking.store import TrackingStore
-    from fgst.tracking.uris import resolve_existing_uri
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    store = TrackingStore(resolve_existing_uri(args.tracking_uri))
+    store = TrackingStore.existing(args.tracking_uri)
     model, card, data = _load(store, args.run_id, args.dataset)
     with ExitStack() as stack:
         out = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fgst-focal-"))) / "focal"

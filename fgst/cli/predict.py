@@ -24,7 +24,8 @@ from typing import Any
 from fgst import terminal
 from fgst.cli.command import CommandParser
 from fgst.cli.options import add_device_options, add_tracking_option, positive
-from fgst.errors import InputError, named_in_errors
+from fgst.errors import InputError
+from fgst.integrity import named_in_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,12 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.evaluation.prediction import predict_files
     from fgst.tracking.registry import download_networks, resolve_model
     from fgst.tracking.store import TrackingStore
-    from fgst.tracking.uris import resolve_existing_uri
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    store = TrackingStore(resolve_existing_uri(args.tracking_uri))
+    store = TrackingStore.existing(args.tracking_uri)
     run_id = args.run_id or resolve_model(store, args.model)
     with tempfile.TemporaryDirectory(prefix="fgst-networks-") as folder:
         download_networks(store, run_id, Path(folder))

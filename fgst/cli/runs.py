@@ -75,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.cli import runs_tables
     from fgst.tracking import queries
     from fgst.tracking.store import TrackingStore
-    from fgst.tracking.uris import resolve_existing_uri
 
-    store = TrackingStore(resolve_existing_uri(args.tracking_uri))
+    store = TrackingStore.existing(args.tracking_uri)
     if args.command == "curves":
         for sweep in args.sweeps:
             _require_sweep(store, sweep, args.tracking_uri)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fgst.cli.command import format_command, is_output_failure, run_command
 from fgst.cli.sweep_parser import build_parser
 from fgst.cli.sweep_spec import has_gpu, new_spec, require_same
-from fgst.errors import InputError, Interrupted, is_disk_full
+from fgst.errors import InputError, Interrupted, StoreUnavailable, is_disk_full
 from fgst.network import redact, require_server
 from fgst.sweep.backends.resources import available_cores
 from fgst.sweep.definition import SweepDefinition, TrialFactory
@@ -96,10 +96,9 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
     # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.opening import load_sweep
     from fgst.tracking.store import TrackingStore
-    from fgst.tracking.uris import resolve_existing_uri
 
     assert options.resume is not None
-    store = TrackingStore(resolve_existing_uri(options.tracking_uri))
+    store = TrackingStore.existing(options.tracking_uri)
     runner = load_sweep(
         definition, options.resume, store, study_storage=options.study_storage, limit=options.trials,
         location=options.dataset,
@@ -115,7 +114,6 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
 def _run(runner: SweepRunner, options: SweepOptions) -> int:
     """Run a sweep, print its outcome and what to do next; returns the exit code."""
     # lazy: mlflow takes seconds to import; invalid input is reported before
-    from fgst.errors import StoreUnavailable
     from fgst.sweep.callbacks import MlflowReport, ProgressDisplay, TablePrinter
     from fgst.sweep.stopping import Budget
 

@@ -127,11 +127,10 @@ def _settings_of(options: SweepOptions) -> TrialConfig:
     from fgst.data.dataset import ArrowDataset, open_recorded
     from fgst.tracking.store import TrackingStore
     from fgst.tracking.tags import Tags
-    from fgst.tracking.uris import resolve_existing_uri
 
     if options.preset or (options.from_run and options.sweep):
         raise InputError("--from-run, --sweep and --preset each choose the settings; use one of them")
-    store = TrackingStore(resolve_existing_uri(options.tracking_uri))
+    store = TrackingStore.existing(options.tracking_uri)
     run = store.run(options.from_run or options.sweep or "")
     if options.sweep:
         if run.data.tags.get(Tags.KIND) != "sweep" or Tags.BEST_RUN not in run.data.tags:

@@ -32,7 +32,7 @@ from fgst.cli.options import (
 )
 from fgst.config import TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
-from fgst.errors import DeletedInMlflow, InputError, Interrupted
+from fgst.errors import DeletedInMlflow, InputError, Interrupted, StoreUnavailable
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from fgst.data.loader import choose_device
-    from fgst.errors import StoreUnavailable
     from fgst.tracking.store import TrackingStore
-    from fgst.tracking.uris import resolve_existing_uri
     from fgst.training import fit
 
     if args.threads:
@@ -79,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = ArrowDataset(args.dataset)
     config = resolve(trial_config(args, args.dataset, has_gpu=device.type == "cuda"), dataset)
     resumes = args.resume not in (None, "auto")
-    store = TrackingStore(resolve_existing_uri(args.tracking_uri) if resumes else args.tracking_uri)
+    store = (TrackingStore.existing if resumes else TrackingStore)(args.tracking_uri)
     root = Path(args.checkpoints).absolute()
     root.mkdir(parents=True, exist_ok=True)  # before a run is started
     with _open_run(store, config, dataset, root, resume=args.resume, tracking_uri=args.tracking_uri) as (run, folder):

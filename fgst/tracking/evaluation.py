@@ -27,7 +27,6 @@ from fgst.model.card import ModelCard, load_model
 from fgst.tracking.queries import finite_or_none
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
-from fgst.tracking.uris import resolve_existing_uri
 
 LOGGED_METRICS = ("top1", "top5", "mean_class", "loss", "ece", "clips_per_second")
 
@@ -91,7 +90,7 @@ def evaluate(
             cannot be logged.
     """
     torch_device = choose_device(device)
-    store = TrackingStore(resolve_existing_uri(tracking_uri))
+    store = TrackingStore.existing(tracking_uri)
     run = store.run(run_id)
     scored = score_run(store, run_id, dataset, split, torch_device)
     classes = scored.card.classes

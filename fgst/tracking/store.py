@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable, named_in_errors
+from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
 from fgst.evaluation.metrics import Scores
+from fgst.integrity import named_in_errors
 from fgst.network import redact
 from fgst.tracking.connection import connect, is_server_unavailable, local_artifacts
 from fgst.tracking.deletion import deleted_experiment, deleted_run, is_deleted
@@ -26,7 +27,7 @@ from fgst.tracking.relocation import artifact_location
 from fgst.tracking.run import TrackedRun, flush_spools
 from fgst.tracking.spool import retry_while_unavailable
 from fgst.tracking.tags import Tags
-from fgst.tracking.uris import database_path, resolve_uri
+from fgst.tracking.uris import database_path, resolve_existing_uri, resolve_uri
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing runs does not need it
     from fgst.model.card import ModelCard
@@ -51,6 +52,15 @@ class TrackingStore:
 
     def __init__(self, uri: str | None = None, *, wait: bool = False) -> None:
         self.connection = connect(resolve_uri(uri), wait=wait)
+
+    @classmethod
+    def existing(cls, uri: str | None = None) -> TrackingStore:
+        """Open a store for a command that reads runs: a database must exist, instead of being created.
+
+        Raises:
+            InputError: if it does not exist, or cannot be opened.
+        """
+        return cls(resolve_existing_uri(uri))
 
     @property
     def uri(self) -> str:

@@ -78,7 +78,7 @@ def test_frames_of_a_person_who_bends_down_remain() -> None:
 @pytest.mark.parametrize("margin", [-1e-3, 1e-3])
 @pytest.mark.parametrize(("wide_z", "counted"), [(5.0, "upright frames"), (0.0, "all frames")])
 def test_rank_is_lesser_motion_with_or_without_wide_frames(wide_z: float, counted: str, margin: float) -> None:
-    """Upright frames are at -0.5 and 0.5. Wide ones far away add to the motion, those in the middle reduce it."""
+    """The upright frames are at z = ±0.5. Wide frames increase the variance at z = 5, and reduce it at z = 0."""
     joints = joints_with_ratio(0.5, 30, motion=0.0)
     joints[:10, :, 2], joints[20:, :, 2] = -0.5, 0.5
     joints[10:20, 2, 0], joints[10:20, :, 2] = 0.9, wide_z

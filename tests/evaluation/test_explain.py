@@ -29,12 +29,6 @@ Network = tuple[FGSTFormer, ModelCard]
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    torch.set_num_threads(1)
-    return small.write_small(tmp_path_factory.mktemp("data") / "small")
-
-
-@pytest.fixture(scope="module")
 def network(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Network:
     """An untrained network for bones."""
     return load_model(small.save_untrained_network(dataset, tmp_path_factory.mktemp("network"), data__modality="bone"))

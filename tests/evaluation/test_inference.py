@@ -30,17 +30,6 @@ from tests.support.small import save_untrained_network
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    torch.set_num_threads(1)
-    return small.write_small(tmp_path_factory.mktemp("data") / "small")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_untrained_network(dataset, tmp_path_factory.mktemp("network"))
-
-
 @pytest.fixture
 def predictor(checkpoint: Path) -> Predictor:
     return Predictor.load(checkpoint)

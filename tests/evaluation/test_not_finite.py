@@ -32,17 +32,6 @@ HUGE = np.float32(3e38)
 FAULT = "the network's scores of this clip are not finite; are its coordinates in metres?"
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> ArrowDataset:
-    torch.set_num_threads(1)
-    return small.write_small(tmp_path_factory.mktemp("data") / "small")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(dataset: ArrowDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.save_untrained_network(dataset, tmp_path_factory.mktemp("network"))
-
-
 def with_huge_clip(out: Path, number: int) -> ArrowDataset:
     """Write the small data set with huge coordinates in one clip."""
     clips = list(small.motion_clips())

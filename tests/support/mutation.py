@@ -175,19 +175,13 @@ def edited_lines(data: bytes, rng: random.Random) -> bytes:
     """Remove, repeat, exchange, empty or lengthen lines."""
     lines = data.split(b"\n")
     a, b = rng.randrange(len(lines)), rng.randrange(len(lines))
-    match rng.randrange(6):
-        case 0:
-            del lines[a]
-        case 1:
-            lines.insert(b, lines[a])
-        case 2:
-            lines[a], lines[b] = lines[b], lines[a]
-        case 3:
-            lines[a] = b""
+    match kind := rng.randrange(6):
         case 4:
             lines[a] += lines[b]
-        case _:
+        case 5:
             lines[a] += b"," + lines[a]
+        case _:
+            _edit(lines, kind, a, b)
     return b"\n".join(lines)
 
 
@@ -198,19 +192,26 @@ def edited_fields(data: bytes, rng: random.Random) -> bytes:
     separator = b"," if b"," in lines[row] else b" "
     fields = lines[row].split(separator)
     a, b = rng.randrange(len(fields)), rng.randrange(len(fields))
-    match rng.randrange(5):
-        case 0:
-            del fields[a]
-        case 1:
-            fields.insert(b, fields[a])
-        case 2:
-            fields[a], fields[b] = fields[b], fields[a]
-        case 3:
-            fields[a] = b""
-        case _:
-            fields[a] = rng.choice(VALUES).encode()
+    kind = rng.randrange(5)
+    if kind == 4:
+        fields[a] = rng.choice(VALUES).encode()
+    else:
+        _edit(fields, kind, a, b)
     lines[row] = separator.join(fields)
     return b"\n".join(lines)
+
+
+def _edit(items: list[bytes], kind: int, a: int, b: int) -> None:
+    """Remove (``kind`` 0), repeat (1), exchange (2) or empty (3) the items at ``a`` and ``b``."""
+    match kind:
+        case 0:
+            del items[a]
+        case 1:
+            items.insert(b, items[a])
+        case 2:
+            items[a], items[b] = items[b], items[a]
+        case _:
+            items[a] = b""
 
 
 def replaced_value(data: bytes, rng: random.Random) -> bytes:

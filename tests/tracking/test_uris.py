@@ -36,7 +36,7 @@ def test_store_in_an_odd_folder_is_created_and_read(tmp_path: Path) -> None:
     (folder / "results").mkdir()
     (folder / "results" / "table.csv").write_text("1,2")
     run.log_artifacts(folder / "results")
-    with TrackingStore(resolve_existing_uri(str(folder / "runs.db"))).artifacts(run.run_id, "table.csv") as file:
+    with TrackingStore.existing(str(folder / "runs.db")).artifacts(run.run_id, "table.csv") as file:
         assert file.read_text() == "1,2"
     assert {path.name for path in folder.iterdir()} >= {"runs.db", "mlruns"}
 
