@@ -44,8 +44,15 @@ def json_digest(content: Any) -> str:
 
 @contextmanager
 def named_in_errors(folder: Path, name: str) -> Iterator[None]:
-    """Replace the path of a temporary folder in messages of InputErrors by a name that tells the user where it is."""
+    """Replace the path of a temporary copy of a run's artifacts in messages of InputErrors.
+
+    Args:
+        folder: the copy.
+        name: what was copied, for the user.
+    """
     try:
         yield
     except InputError as error:
-        raise type(error)(str(error).replace(str(folder), name)) from None
+        remedy = "; restore the run's artifacts from a backup, or train again"
+        message = str(error).replace(str(folder), name)
+        raise type(error)(message + remedy if isinstance(error, DamagedFileError) else message) from None

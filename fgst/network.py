@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from fgst.errors import InputError
 
 TIMEOUT_SECONDS = 10
+DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
 HIDDEN = "***"
 """What stands in place of a password."""
 
@@ -59,10 +60,11 @@ def driver_url(url: str) -> str:
 def require_server(url: str, what: str) -> None:
     """Check that a server accepts connections at ``scheme://host:port``.
 
-    The check gives up after ten seconds; the servers' own clients would retry for minutes.
+    The check gives up after ten seconds; the servers' own clients would retry for minutes. The URL of a database
+    without a host, which means a socket or another default, is not checked.
 
     Args:
-        url: the server's address; http and https have a default port.
+        url: the server's address; web servers and databases have a default port.
         what: the name of the server in the error message.
 
     Raises:
@@ -70,7 +72,10 @@ def require_server(url: str, what: str) -> None:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+        scheme = parts.scheme.partition("+")[0]  # postgresql+psycopg2
+        if scheme in DATABASE_PORTS and not parts.hostname:
+            return
+        port = parts.port or {"https": 443, "http": 80, **DATABASE_PORTS}.get(scheme)
         if not parts.hostname or port is None:
             raise InputError(f"{what} {redact(url)} has no host and port")
         with socket.create_connection((parts.hostname, port), timeout=TIMEOUT_SECONDS):

@@ -1,4 +1,4 @@
-"""Tables of ``fgst runs``, readable at a width of 80 columns."""
+"""Tables of ``fgst runs``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgst.parsing import printable
+from fgst.terminal import print_table
 
 RUNS_PER_TABLE = 3  # columns of a comparison
 
@@ -30,7 +31,7 @@ def print_list(report: dict[str, Any]) -> None:
                 _percent(row["test_top1"]), _minutes(row["minutes"]), _age(row["age_seconds"]),
             )  # fmt: skip
         console.print(_text(experiment, style="bold"))
-        console.print(table)
+        print_table(console, table)
     if report["more"]:
         console.print(f"and {report['more']} older runs; show more with --limit")
 
@@ -52,7 +53,7 @@ def print_best(report: dict[str, Any]) -> None:
             )  # fmt: skip
         title = f": best of {group['candidates']} by validation ({group['validation']})"
         console.print(_text(group["experiment"], title, style="bold"))
-        console.print(table)
+        print_table(console, table)
 
 
 def print_compare(report: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ def print_compare(report: dict[str, Any]) -> None:
         table.add_row(*[""] * len(table.columns))
         for name, numbers in report["metrics"].items():
             table.add_row(_text(name), *("-" if n is None else f"{n:.6g}" for n in numbers[part]))
-        console.print(table)
+        print_table(console, table)
 
 
 def print_gc(report: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def print_gc(report: dict[str, Any]) -> None:
             table.add_row(
                 _text(row["name"], "\n", row["run_id"]), row["what"], format_size(row["bytes"]), _text(status)
             )
-        console.print(table)
+        print_table(console, table)
     for reason, count in report["kept"].items():
         console.print(_text(f"retained: {count} {'trial' if count == 1 else 'trials'} ({reason})"))
     remote, local = report["elsewhere_bytes"], report["bytes"] - report["elsewhere_bytes"]

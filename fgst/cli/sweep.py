@@ -192,11 +192,11 @@ def _print_outcome(result: SweepResult, command: Sequence[str]) -> None:
         print(f"deleted: {label}: {message}", file=sys.stderr)
     resume = format_command(command)
     if result.status is SweepStatus.INTERRUPTED:
-        count = len(result.interrupted)
-        incomplete = "1 trial is incomplete" if count == 1 else f"{count} trials are incomplete"
-        what = incomplete if count else "not all trials were started"
+        count, others = len(result.interrupted), result.remaining - len(result.interrupted)
+        states = [f"{count} trial{'s are' if count > 1 else ' is'} incomplete"] if count else []
+        states += [f"{others} {'were' if others > 1 else 'was'} not started"] if others else []
         reason = f"{result.details}: " if result.details else ""
-        raise Interrupted(f"{reason}{what}. Resume with: {resume}")
+        raise Interrupted(f"{reason}{', '.join(states)}. Resume with: {resume}")
     if result.remaining:
         print(f"stopped by {result.details}; run the remaining trials with: {resume}", file=sys.stderr)
     if result.failed:

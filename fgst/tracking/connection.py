@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException, RestException
 from fgst import durable
 from fgst.errors import InputError, StoreUnavailable, is_database_unavailable
 from fgst.network import driver_url, redact, require_server
-from fgst.tracking.deletion import DeletionAwareClient
+from fgst.tracking.deletion import ExplainingClient
 from fgst.tracking.relocation import relocate
 from fgst.tracking.spool import RetryingClient
 from fgst.tracking.uris import database_path, sqlite_uri
@@ -70,14 +70,14 @@ def connect(uri: str, *, wait: bool = False) -> Connection:
             _create_database(database)
         else:
             _relocate(database)
-    if _is_server(uri) and not wait:
-        require_server(uri, "the tracking server")
+    elif not wait:  # MLflow would try to connect for minutes, without a message
+        require_server(uri, "the tracking server" if _is_server(uri) else "the database")
     try:
         mlflow_client = MlflowClient(tracking_uri=driver_url(uri), registry_uri=driver_url(uri))
-        raw_client = DeletionAwareClient(mlflow_client, uri)
+        raw_client = ExplainingClient(mlflow_client, uri)
         client = RetryingClient(raw_client, is_server_unavailable)
         (client if wait or database is not None else raw_client).search_experiments(max_results=1)
-    except StoreUnavailable:
+    except (StoreUnavailable, InputError):
         raise
     except Exception as error:  # MLflow passes on all errors of database drivers and HTTP clients
         if http_status(error) in (401, 403):

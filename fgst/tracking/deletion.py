@@ -1,4 +1,4 @@
-"""Runs and experiments that were deleted in MLflow: MLflow keeps them, so errors say how to restore them."""
+"""Errors of MLflow's client that say what to do, e.g. how to restore deleted runs, which MLflow keeps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from fgst.errors import DeletedInMlflow
+from fgst.errors import DeletedInMlflow, InputError
 from fgst.network import HIDDEN, redact
 
 _NOT_ACTIVE = re.compile(r"The (run|experiment) (\w+) must be in the 'active' state")
 
 
-class DeletionAwareClient:
-    """Wrap MLflow's client so that writing to what was deleted raises :class:`~fgst.errors.DeletedInMlflow`.
+class ExplainingClient:
+    """Wrap MLflow's client so that a call that cannot succeed raises an error that says why.
+
+    Writing to what was deleted raises :class:`~fgst.errors.DeletedInMlflow`, writing to a read-only database an
+    :class:`~fgst.errors.InputError`.
 
     Args:
         client: the client to wrap.
@@ -37,6 +40,11 @@ class DeletionAwareClient:
             except MlflowException as error:
                 if match := _NOT_ACTIVE.search(str(error)):
                     raise self._deleted(*match.groups()) from None
+                if "readonly database" in str(error):
+                    raise InputError(
+                        f"the tracking store {redact(self._uri)} is read-only for this user; change its permissions, "
+                        "or name another one with --tracking-uri"
+                    ) from None
                 raise
 
         return call

@@ -115,7 +115,7 @@ def evaluate(
     if log:
         try:
             _log(store, report, scored)
-        except (OSError, MlflowException) as error:
+        except (OSError, MlflowException, InputError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"the results were not stored with run {run_id} ({reason}); --no-log omits this") from None
     return report

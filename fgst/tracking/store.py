@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and listing runs does not ne
     from fgst.model.card import ModelCard
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_CHECKOUT = Path(__file__).parents[2]
 
 
 class TrackingStore:
@@ -130,11 +131,10 @@ class TrackingStore:
             return f"{scheme}://{address.rpartition('@')[2]}/{page}"
         # `make ui` opens $MLFLOW_TRACKING_URI unless it is empty; it does not resolve paths that are not URIs.
         environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-        if self.connection.uri == resolve_uri() and (not environment or "://" in environment):
-            words = ["make", "ui"]
-        else:
-            words = ["mlflow", "ui", "--backend-store-uri", self.uri]
-        return f"{shlex.join(words)}, then http://127.0.0.1:5000/{page}"
+        is_default = self.connection.uri == resolve_uri() and (not environment or "://" in environment)
+        if is_default and Path.cwd() == _CHECKOUT:  # elsewhere there is no Makefile, or another one
+            return f"make ui, then http://127.0.0.1:5000/{page} (or the port that it prints)"
+        return f"{shlex.join(['mlflow', 'ui', '--backend-store-uri', self.uri])}, then http://127.0.0.1:5000/{page}"
 
     # Runs
 

@@ -12,6 +12,8 @@ from fgst.network import complete_url
 DEFAULT_NAME = "mlflow.db"
 DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 _SERVERS = ("http", "https")
+# A host with a dot or a port, perhaps after a scheme without its two slashes.
+_WEB_ADDRESS = re.compile(r"(?:(https?):/?)?((?:localhost|[\w-]+(?:\.[\w-]+)+|[\w-]+(?=:\d))(?::\d+)?(?:/\S*)?)")
 _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 
 
@@ -48,20 +50,27 @@ def resolve_uri(uri: str | None = None) -> str:
     Raises:
         InputError: if it is neither, e.g. a server without ``http://``, or if a left-out password is not there.
     """
-    source = "--tracking-uri" if uri else "MLFLOW_TRACKING_URI"
+    source = "--tracking-uri" if uri is not None else "MLFLOW_TRACKING_URI"
+    if uri == "":
+        raise InputError(f"{source} is empty; name a database or a server, or omit the option")
     uri = complete_url(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_NAME, "MLFLOW_TRACKING_URI")
-    scheme, separator, rest = uri.partition("://")
+    scheme, separator, _ = uri.partition("://")
+    scheme = scheme.lower()
+    if scheme == "file" or uri.startswith("file:"):
+        raise InputError(
+            f"{source} {uri}: MLflow no longer supports folders as stores; name a database, e.g. mlflow.db (mlflow "
+            "migrate-filestore converts an existing folder)"
+        )
     if not separator:
         return sqlite_uri(_database(uri, f"{source} {uri}"))
-    scheme = scheme.lower()
-    if scheme == "file":
-        return uri if rest.startswith("/") else Path(rest).absolute().as_uri()
     if scheme == "sqlite":
         import sqlalchemy  # lazy: see sqlite_uri
 
         url = sqlalchemy.make_url(uri)
         if not url.database:
             raise InputError(f"{source} {uri}: names no database; write e.g. sqlite:///mlflow.db")
+        if Path(url.database).is_dir():
+            raise InputError(f"{source} {uri}: is a folder; name a database in it, e.g. {uri}/{DEFAULT_NAME}")
         if os.path.isabs(url.database):
             return uri
         query = uri.partition("?")[2]
@@ -102,5 +111,6 @@ def _database(path: str, given: str) -> Path:
         raise InputError(f"{given}: is a folder; name a database in it, e.g. {database / DEFAULT_NAME}")
     if database.suffix in DATABASE_SUFFIXES or database.is_file():
         return database
-    server = f", or a server with its scheme, http://{path}" if re.fullmatch(r"[\w.-]+(:\d+)?(/\S*)?", path) else ""
+    match = _WEB_ADDRESS.fullmatch(path)
+    server = f", or a server with its scheme, {match[1] or 'http'}://{match[2]}" if match else ""
     raise InputError(f"{given}: is not a tracking store; name a database that ends in .db, e.g. mlflow.db{server}")

@@ -60,6 +60,18 @@ def test_commands_print_json(runs: SampleRuns, capsys: pytest.CaptureFixture[str
     assert run_json(runs, capsys, "gc")["found"] == []
 
 
+@pytest.mark.parametrize("command", ["list", "best"])
+def test_narrow_terminal_shows_all_values(
+    command: str, runs: SampleRuns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = runs.add_trial(61.5, test=58.25)
+    monkeypatch.setenv("COLUMNS", "40")
+    main([command, "--tracking-uri", runs.uri])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert all(len(line) <= 40 for line in lines)
+    assert {run_id, "val %: 61.5", "test %: 58.2"} <= set(lines)
+
+
 # Garbage collection
 
 

@@ -114,7 +114,9 @@ def test_terminated_local_sweep_is_killed_and_prints_how_to_resume(workspace: Wo
     _, error = process.communicate(timeout=TIMEOUT)
     [sweep], [trial] = workspace.sweeps(), workspace.trainings()
     assert process.returncode == 130, error
-    line = rf"^interrupted\. 1 trial is incomplete\. Resume with: .* --resume {sweep.info.run_id} "
+    line = (
+        rf"^interrupted\. 1 trial is incomplete(, 1 was not started)?\. Resume with: .* --resume {sweep.info.run_id} "
+    )
     assert re.search(line, error, re.M)
     assert {sweep.info.status, trial.info.status} == {"KILLED"}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +79,35 @@ def test_unusable_folder_of_ray_is_one_line(
     assert "RAY_TMPDIR" in error.splitlines()[-1]
     assert "Traceback" not in error
     assert not workspace.sweeps()
+
+
+def without_override(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m`` as a user whom permissions stop: as root, without the capability to override them."""
+    prefix = []
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root can write everywhere: install util-linux, or run the tests as another user")
+        prefix = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    command = [*prefix, sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def test_read_only_store_is_one_line_and_a_result_is_printed(workspace: Workspace) -> None:
+    train.main(OPTIONS)
+    [run] = workspace.trainings()
+    database = workspace.folder / "mlflow.db"
+    database.chmod(0o444)
+    workspace.folder.chmod(0o555)
+    try:
+        listing = without_override("fgst.runs", "list", folder=workspace.folder)
+        evaluation = without_override("fgst.evaluate", "--run-id", run.info.run_id, folder=workspace.folder)
+        training = without_override("fgst.train", *OPTIONS, "--checkpoints", "data", folder=workspace.folder)
+    finally:
+        workspace.folder.chmod(0o755)
+    assert (listing.returncode, run.info.run_id in listing.stdout) == (0, True), listing.stderr
+    fault = f"the tracking store sqlite:///{database} is read-only for this user"
+    assert "top-1" in evaluation.stdout
+    for failed in (evaluation, training):
+        assert failed.returncode == 2
+        assert fault in failed.stderr.splitlines()[-1]
+        assert "Traceback" not in failed.stderr

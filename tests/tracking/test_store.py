@@ -99,7 +99,6 @@ def test_start_continues_a_trials_run_and_reopens_it(tracking_uri: str) -> None:
         ("runs.db", "sqlite:///{cwd}/runs.db"),
         ("sqlite:///runs.db", "sqlite:///{cwd}/runs.db"),
         ("sqlite:////data/runs.db", "sqlite:////data/runs.db"),
-        ("file://runs", "file://{cwd}/runs"),
         ("http://host:5000", "http://host:5000"),
         ("postgresql://host/runs", "postgresql://host/runs"),
     ],
@@ -131,17 +130,22 @@ def test_ui_url_of_a_server_is_a_page_of_that_server(uri: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("template", [None, "mlflow.db", "sqlite:///mlflow.db", "sqlite:///{cwd}/mlflow.db"])
-def test_ui_url_of_the_default_database_uses_make_ui(
+def test_ui_url_of_the_checkouts_database_uses_make_ui(
     template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = resolve_uri(template and template.format(cwd=tmp_path))
-    assert store_with_uri(uri, monkeypatch).ui_url("1") == f"make ui, then http://127.0.0.1:5000/{PAGE}"
+    # Elsewhere, `make ui` does not exist, or opens the checkout's database.
+    assert store_with_uri(uri, monkeypatch).ui_url("1").startswith("mlflow ui --backend-store-uri sqlite:///")
+    monkeypatch.setattr("fgst.tracking.store._CHECKOUT", tmp_path)
+    page = f"http://127.0.0.1:5000/{PAGE}"
+    assert store_with_uri(uri, monkeypatch).ui_url("1") == f"make ui, then {page} (or the port that it prints)"
 
 
 def test_ui_url_of_the_environments_database_uses_make_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fgst.tracking.store._CHECKOUT", tmp_path)
     uri = f"sqlite:///{tmp_path}/other/runs.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert store_with_uri(uri, monkeypatch).ui_url("1").startswith("make ui, then http://127.0.0.1:5000/")
@@ -155,6 +159,7 @@ def test_ui_url_does_not_pass_a_path_in_the_environment_to_make_ui(
 ) -> None:
     """MLflow takes ``runs.db`` without a scheme for a folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fgst.tracking.store._CHECKOUT", tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "runs.db")
     assert store_with_uri(resolve_uri(), monkeypatch).ui_url("1").startswith("mlflow ui --backend-store-uri sqlite:///")
 

@@ -53,7 +53,12 @@ def test_store_in_an_odd_folder_is_created_and_read(tmp_path: Path) -> None:
         ("s3://bucket/runs", "scheme s3"),
         ("  ", "is not a tracking store"),
         ("mlruns", "is a folder; name a database in it, e.g. mlruns/mlflow.db"),
+        ("http:/localhost:5000", "or a server with its scheme, http://localhost:5000"),
+        ("https:example.com/mlflow", "https://example.com/mlflow"),
         ("sqlite://", "names no database"),
+        ("sqlite:///mlruns", "is a folder; name a database in it, e.g. sqlite:///mlruns/mlflow.db"),
+        ("file:///mlruns", "MLflow no longer supports folders as stores"),
+        ("file:mlruns", "MLflow no longer supports folders as stores"),
     ],
 )
 @pytest.mark.parametrize("from_environment", [False, True])
@@ -71,7 +76,34 @@ def test_what_is_no_store_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["mlruns"]
 
 
+@pytest.mark.parametrize("word", ["runs", "mlruns_folder"])
+def test_word_that_is_no_host_is_not_taken_for_a_server(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is not a tracking store") as raised:
+        resolve_uri(word)
+    assert "http" not in str(raised.value)
+
+
+def test_empty_option_is_refused_and_an_empty_variable_is_unset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert resolve_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(InputError, match="--tracking-uri is empty"):
+        resolve_uri("")
+
+
 def test_existing_database_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").touch()
     assert resolve_existing_uri("runs") == f"sqlite:///{tmp_path}/runs"
+
+
+def test_unreachable_database_server_is_reported_at_once_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow itself would try to connect for minutes."""
+    monkeypatch.setattr("fgst.tracking.connection.MlflowClient", None)  # is not called
+    with pytest.raises(InputError, match=r"cannot connect to the database postgresql://bob:\*\*\*@127\.0\.0\.1:1/runs"):
+        TrackingStore("postgresql://bob:secret@127.0.0.1:1/runs")
