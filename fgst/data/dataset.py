@@ -8,8 +8,10 @@ mapped pages and copy nothing. Nothing in a data set is ever unpickled.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,9 @@ from fgst.data.layout import (
     content_digest,
     file_digest,
     parse_description,
+    split_columns,
 )
+from fgst.data.normalization import Normalization, read_normalization
 from fgst.data.splits import Benchmark, Splits, make_splits
 from fgst.errors import InputError
 from fgst.parsing import read_regular_file
@@ -43,6 +47,7 @@ class Clip:
         label: index of its class.
         joints: ``(M, T, N, 3)``.
         subject, camera, setup, replication: positive numbers; 0 means "not recorded".
+        splits: by the name of a benchmark that is a list of clips: "train" or "test"; a clip may be in neither.
     """
 
     clip_id: str
@@ -52,6 +57,7 @@ class Clip:
     camera: int = 0
     setup: int = 0
     replication: int = 0
+    splits: Mapping[str, Literal["train", "test"]] = field(default_factory=dict)
 
 
 class ArrowDataset:
@@ -62,8 +68,8 @@ class ArrowDataset:
         location: the directory or URI it was opened from; for a URI, ``path`` is the local copy.
         name, skeleton, classes, benchmarks, recipe, source: as in ``dataset.json``.
         clip_ids: the names of the C clips.
-        columns: ``label``, ``subject``, ``camera``, ``setup``, ``replication``, ``num_persons``, ``num_frames``,
-            each an int32 array ``(C,)``.
+        columns: ``label``, ``subject``, ``camera``, ``setup``, ``replication``, ``num_persons``, ``num_frames``, and
+            ``split_NAME`` for each benchmark that is a list of clips; each an int32 array ``(C,)``.
         digest: SHA-256 over skeleton, classes, benchmarks and the digests of all files. Data sets with equal digests
             contain the same clips and split them identically.
         has_description_digest: whether ``dataset.json`` has a digest of its own content, which was checked. Data sets
@@ -119,7 +125,7 @@ class ArrowDataset:
             )
         try:
             with pa.memory_map(str(path)) as mapped:
-                batch = read_batch(mapped.read_buffer(), lambda schema: arrow_schema(self.skeleton))
+                batch = read_batch(mapped.read_buffer(), lambda schema: arrow_schema(self.skeleton, self.benchmarks))
             if not batch.num_rows:
                 raise ValueError("it contains no clip")
             _check_clips(batch)
@@ -142,7 +148,10 @@ class ArrowDataset:
         self._starts, self._shards = np.concatenate(starts), np.concatenate(shards)
         clips = pa.Table.from_batches(batches)
         self.clip_ids: np.ndarray = np.array(clips.column("clip_id").to_pylist(), dtype=object)
-        self.columns = {name: clips.column(name).to_numpy().astype(np.int32) for name in INTEGER_COLUMNS}
+        self.columns = {
+            name: clips.column(name).to_numpy().astype(np.int32)
+            for name in (*INTEGER_COLUMNS, *split_columns(self.benchmarks))
+        }
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -154,6 +163,11 @@ class ArrowDataset:
             return named
         release = str(self.source.get("release", ""))  # data sets written before the preparation was recorded
         return "nw-ucla" if release == "all_sqe" else "ntu" if release in ("ntu-60", "ntu-120") else "array"
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """How raw clips were normalized; ``None`` if the preparation does all of it, or changes nothing."""
+        return read_normalization(self.source.get("normalization"))
 
     @property
     def num_classes(self) -> int:

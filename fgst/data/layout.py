@@ -27,6 +27,9 @@ from fgst.parsing import Name, Number, Text, convert_json, decode_json, printabl
 FORMAT = 1
 DESCRIPTION = "dataset.json"
 INTEGER_COLUMNS = ("label", "subject", "camera", "setup", "replication", "num_persons", "num_frames")
+# Further integer columns have this prefix and the name of a benchmark that is a list of clips. Their values:
+SPLIT_PREFIX = "split_"
+IN_NEITHER, IN_TRAIN, IN_TEST = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for benchmark in self.benchmarks:
-            if benchmark.column not in INTEGER_COLUMNS:
+            if not is_column(benchmark.column):
                 raise ValueError(f"benchmark {benchmark.name} splits by {benchmark.column!r}, which is not a column")
 
 
@@ -99,7 +102,22 @@ def parse_description(content: bytes, location: object) -> Description:
     return description
 
 
-def arrow_schema(skeleton: Skeleton) -> pa.Schema:
+def is_column(name: str) -> bool:
+    """Return whether a benchmark can split by a column of this name."""
+    return name in INTEGER_COLUMNS or name.startswith(SPLIT_PREFIX)
+
+
+def split_list(name: str) -> Benchmark:
+    """Return the benchmark of a list of clips."""
+    return Benchmark(name, SPLIT_PREFIX + name, train=(IN_TRAIN,), test=(IN_TEST,))
+
+
+def split_columns(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:
+    """Return the columns of the benchmarks that are lists of clips, sorted."""
+    return tuple(sorted({b.column for b in benchmarks if b.column.startswith(SPLIT_PREFIX)}))
+
+
+def arrow_schema(skeleton: Skeleton, benchmarks: Sequence[Benchmark] = ()) -> pa.Schema:
     """Return the columns of a data set: the clip's name, the integer columns, and the joints.
 
     ``joints`` is a list of frames, person by person; each frame is a fixed-size list of N·3 float32 coordinates.
@@ -109,7 +127,7 @@ def arrow_schema(skeleton: Skeleton) -> pa.Schema:
     return pa.schema(
         [
             pa.field("clip_id", pa.string(), False),
-            *(pa.field(column, pa.int32(), False) for column in INTEGER_COLUMNS),
+            *(pa.field(column, pa.int32(), False) for column in (*INTEGER_COLUMNS, *split_columns(benchmarks))),
             pa.field("joints", joints, False),
         ]
     )

@@ -21,7 +21,19 @@ from fgst import durable
 from fgst.config import RECIPES
 from fgst.data.arrow import write_batch
 from fgst.data.dataset import ArrowDataset, Clip
-from fgst.data.layout import DESCRIPTION, FORMAT, INTEGER_COLUMNS, FileEntry, arrow_schema
+from fgst.data.layout import (
+    DESCRIPTION,
+    FORMAT,
+    IN_NEITHER,
+    IN_TEST,
+    IN_TRAIN,
+    INTEGER_COLUMNS,
+    SPLIT_PREFIX,
+    FileEntry,
+    arrow_schema,
+    is_column,
+    split_columns,
+)
 from fgst.data.skeleton import Skeleton
 from fgst.data.sources import ClipError
 from fgst.data.splits import Benchmark
@@ -78,7 +90,7 @@ def write_dataset(
         for shard in _shards(_checked(clips, skeleton, len(classes)), shard_bytes):
             path = temporary / f"clips-{len(files):05d}.arrow"
             with writing_to(out):  # not around the loop: an OSError of ``clips`` is about their source
-                _write_file(path, shard, skeleton)
+                _write_file(path, shard, skeleton, benchmarks)
             files.append(FileEntry.of(path))
             count += len(shard)
             del shard  # free its clips before the next shard is collected
@@ -160,9 +172,10 @@ def _check_metadata(recipe: str, benchmarks: Sequence[Benchmark]) -> None:
     """Raise ValueError if the reader would reject the recipe or the benchmarks."""
     if recipe not in RECIPES:
         raise ValueError(f"recipe is {recipe!r}; choose one of {', '.join(RECIPES)}")
-    if not benchmarks or any(benchmark.column not in INTEGER_COLUMNS for benchmark in benchmarks):
+    if not benchmarks or not all(is_column(benchmark.column) for benchmark in benchmarks):
         raise ValueError(
-            f"benchmarks are {benchmarks!r}; give at least one, each by one of {', '.join(INTEGER_COLUMNS)}"
+            f"benchmarks are {benchmarks!r}; give at least one, each a list of clips or by one of "
+            f"{', '.join(INTEGER_COLUMNS)}"
         )
 
 
@@ -256,8 +269,8 @@ def _shards(clips: Iterable[Clip], shard_bytes: int) -> Iterator[list[Clip]]:
         yield shard
 
 
-def _write_file(path: Path, clips: Sequence[Clip], skeleton: Skeleton) -> None:
-    schema = arrow_schema(skeleton)
+def _write_file(path: Path, clips: Sequence[Clip], skeleton: Skeleton, benchmarks: Sequence[Benchmark] = ()) -> None:
+    schema = arrow_schema(skeleton, benchmarks)
     rows = np.cumsum([0, *(clip.joints.shape[0] * clip.joints.shape[1] for clip in clips)], dtype=np.int32)
     values = np.concatenate([np.asarray(clip.joints, np.float32).reshape(-1) for clip in clips])
     frame_type = schema.field("joints").type.value_type
@@ -275,6 +288,12 @@ def _write_file(path: Path, clips: Sequence[Clip], skeleton: Skeleton) -> None:
     columns = [
         pa.array([clip.clip_id for clip in clips], pa.string()),
         *(pa.array(integers[column], pa.int32()) for column in INTEGER_COLUMNS),
+        *(pa.array([_membership(clip, column) for clip in clips], pa.int32()) for column in split_columns(benchmarks)),
         joints,
     ]
     write_batch(str(path), pa.record_batch(columns, schema=schema))
+
+
+def _membership(clip: Clip, column: str) -> int:
+    split = clip.splits.get(column.removeprefix(SPLIT_PREFIX))
+    return IN_NEITHER if split is None else IN_TRAIN if split == "train" else IN_TEST

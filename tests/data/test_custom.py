@@ -101,7 +101,7 @@ class Exploit:
         ("skeleton.json", json.dumps(SKELETON | {"partitions": [[["wrist"]]]}), "a partition into 1 parts"),
         ("clips/a.npy", "text", "is not an array of numbers"),
         ("clips/a.npy", np.array([Exploit()], dtype=object), "object values, not numbers"),
-        ("clips/a.npy", np.zeros((3, 4, 3)), "has shape (3, 4, 3), not (T, 5, 3)"),
+        ("clips/a.npy", np.zeros((3, 4, 3)), "has shape (1, 3, 4, 3), not (persons"),
         ("clips/a.npy", np.full((3, 5, 3), np.nan), "not a finite 32-bit number"),
         ("clips/a.npy", np.zeros((0, 5, 3)), "has shape"),
         ("clips/a.npy", np.full((3, 5, 3), "x"), "not numbers"),

@@ -1,10 +1,8 @@
 """Raw formats: how the content of one recording's file becomes a clip.
 
-To add a format, write a module with a reader ``(content, skeleton) -> joints`` and an encoder for single clips, and
-register it in :data:`FORMATS`. Prediction and serving then accept its files. If the format comes with a data set, add
-a ``prepare`` function that passes :class:`~fgst.data.dataset.Clip` objects to
-:func:`~fgst.data.writer.write_dataset`, with the format's name as ``source["preparation"]``, and a command line in
-``fgst/cli`` and ``data_prep``; :mod:`fgst.data.formats.nw_ucla` is an example.
+:data:`FORMATS` has the formats of single clips, which prediction and serving read; :data:`SOURCE_FORMATS` those of
+whole data sets, which :mod:`data_prep.convert` reads. To add a format, write a module with a reader ``(content,
+skeleton) -> joints``, or one that opens a :class:`~fgst.data.clip_source.ClipSource`, and register it here.
 """
 
 from __future__ import annotations
@@ -14,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fgst.data.formats import custom, ntu_skeleton, nw_ucla
+from fgst.data.clip_source import SourceFormat
+from fgst.data.formats import array, ntu_skeleton, nw_ucla
+from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, parse_clip
 from fgst.data.writer import check_joints
 from fgst.errors import InputError
 
-__all__ = ["FORMATS", "RawFormat", "read_clip"]
+__all__ = ["FORMATS", "SOURCE_FORMATS", "RawFormat", "read_clip"]
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,41 @@ class RawFormat:
 
     Attributes:
         suffix: file suffix, in lower case, including the dot.
-        read: parses a whole file into joints ``(M, T, N, 3)`` float32, given the expected skeleton; raises ClipError.
+        read: parses a whole file into joints ``(M, T, N, 3)`` or ``(M, T, N, 2)``, or into a
+            :class:`~fgst.data.normalization.RawClip` if it has confidences, too, given the expected skeleton; raises
+            ClipError.
         encode: the inverse for a single person's joints ``(T, N, 3)`` in the given skeleton, without labels; used for
             example requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
     """
 
     suffix: str
-    read: Callable[[bytes, Skeleton], np.ndarray]
+    read: Callable[[bytes, Skeleton], np.ndarray | RawClip]
     encode: Callable[[np.ndarray, Skeleton], bytes]
     is_binary: bool = False
 
 
-# Formats by the name that data sets and models record as their preparation.
+# Formats of single clips, by the name that data sets and models record as their preparation.
 FORMATS: dict[str, RawFormat] = {
     "nw-ucla": RawFormat(".json", nw_ucla.read_joints, nw_ucla.encode_joints),
     "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),
-    "array": RawFormat(".npy", custom.read_joints, custom.encode_joints, is_binary=True),
+    "array": RawFormat(".npy", array.read_joints, array.encode_joints, is_binary=True),
 }
 
+# Formats of whole data sets, in the order in which they are tried on a source whose format is not named.
+SOURCE_FORMATS: tuple[SourceFormat, ...] = ()
 
-def read_clip(content: bytes, preparation: str, skeleton: Skeleton) -> np.ndarray:
+
+def read_clip(
+    content: bytes, preparation: str, skeleton: Skeleton, normalization: Normalization | None = None
+) -> np.ndarray:
     """Convert the content of a raw file to a clip, exactly as in the data set.
 
     Args:
         content: the whole file.
         preparation: its format, a key of :data:`FORMATS`.
         skeleton: the skeleton that the clip must have.
+        normalization: the data set's normalization; ``None`` if the format does all of it.
 
     Returns:
         ``(M, T, N, 3)`` float32.
@@ -65,7 +73,14 @@ def read_clip(content: bytes, preparation: str, skeleton: Skeleton) -> np.ndarra
     """
     if len(content) > MAX_FILE_BYTES:
         raise InputError(f"has {len(content):,} bytes; a clip has at most {MAX_FILE_BYTES:,}")
+
+    def read(content: bytes) -> np.ndarray:
+        result = FORMATS[preparation].read(content, skeleton)
+        raw = result if isinstance(result, RawClip) else RawClip(result)
+        joints = raw.joints if normalization is None else normalization.apply(raw, skeleton)[0]
+        return check_joints(joints, skeleton)
+
     try:
-        return parse_clip(lambda content: check_joints(FORMATS[preparation].read(content, skeleton), skeleton), content)
+        return parse_clip(read, content)
     except ClipError as fault:
         raise InputError(str(fault)) from None

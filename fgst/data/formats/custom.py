@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import itertools
-import math
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -18,9 +16,9 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from numpy.lib import format as npy
 
 from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.formats.array import read_joints
 from fgst.data.progress import tracked
 from fgst.data.skeleton import MAX_JOINTS, Skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, parse_clip
@@ -31,55 +29,7 @@ from fgst.parsing import Name, printable, read_json, read_regular_file, read_tab
 
 OPTIONAL_COLUMNS = ("subject", "camera", "setup", "replication")
 MAX_NAME = 200  # characters of a clip's or a class's name
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _HINT = "give a folder of .npy files or an .npz"
-
-
-def read_joints(content: bytes, skeleton: Skeleton) -> np.ndarray:
-    """Parse a clip from the content of an ``.npy`` file.
-
-    Args:
-        content: the whole file: numbers of shape ``(T, N, 3)`` or ``(M, T, N, 3)``.
-        skeleton: gives N.
-
-    Returns:
-        ``(M, T, N, 3)`` float32.
-
-    Raises:
-        ClipError: if it is not such an array, or a coordinate is not finite.
-    """
-    return check_joints(read_array(content, skeleton), skeleton)
-
-
-def read_array(content: bytes, skeleton: Skeleton) -> np.ndarray:
-    """Parse a clip like :func:`read_joints`, but keep the type of its numbers, which need not be finite.
-
-    The size in the header must be that of the file, so that no memory is allocated for numbers that are not there.
-    """
-    file = io.BytesIO(content)
-    try:
-        read_header = _HEADERS[npy.read_magic(file)]
-        shape, is_fortran, dtype = read_header(file)
-    except (KeyError, ValueError) as error:
-        raise ClipError(f"is not an array of numbers in an .npy file ({shorten(str(error))})") from None
-    N = skeleton.num_joints
-    if dtype.kind not in "fiu":
-        raise ClipError(f"contains {dtype} values, not numbers")
-    if len(shape) not in (3, 4) or shape[-2:] != (N, 3) or min(shape) < 1:
-        raise ClipError(f"has shape {shape}, not (T, {N}, 3) or (M, T, {N}, 3)")
-    size, expected = len(content) - file.tell(), math.prod(shape) * dtype.itemsize
-    if size != expected:
-        raise ClipError(f"has {size:,} bytes of numbers instead of the {expected:,} of shape {shape}")
-    joints = np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
-    return joints if joints.ndim == 4 else joints[None]
-
-
-def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
-    """Write joints, ``(T, N, 3)``, as an ``.npy`` file."""
-    del skeleton
-    file = io.BytesIO()
-    np.save(file, joints)
-    return file.getvalue()
 
 
 class _Description(msgspec.Struct):
@@ -268,7 +218,7 @@ def _read_clips(
             try:
                 if clip_id not in files:
                     raise ClipError(f"there is no file {clip_id}.npy")
-                joints = parse_clip(functools.partial(read_array, skeleton=skeleton), files[clip_id].read())
+                joints = parse_clip(functools.partial(read_joints, skeleton=skeleton), files[clip_id].read())
                 check_joints(joints, skeleton)
             except ClipError as fault:
                 if rejected is None:
@@ -279,7 +229,7 @@ def _read_clips(
                 rejected.append((clip_id, str(fault)))
                 continue
             content.update(f"{clip_id} {row['label']} ".encode() + np.ascontiguousarray(joints, "<f8").tobytes())
-            columns = {column: int(row.get(column) or 0) for column in OPTIONAL_COLUMNS}
+            columns: dict[str, Any] = {column: int(row.get(column) or 0) for column in OPTIONAL_COLUMNS}
             yield Clip(clip_id, labels[row["label"]], joints, **columns)
     origin["sha256"] = content.hexdigest()
     if rejected:

@@ -136,8 +136,8 @@ def make_shard(task: ShardTask) -> ShardRecord:
             continue
         removed += cleaned.removed
         name = parse_name(entry.name)
-        columns = {"subject": name.subject, "camera": name.camera, "setup": name.setup}
-        clips.append(Clip(entry.name, name.action - 1, cleaned.joints, replication=name.replication, **columns))
+        label, replication = name.action - 1, name.replication
+        clips.append(Clip(entry.name, label, cleaned.joints, name.subject, name.camera, name.setup, replication))
     file = None
     if clips:
         with durable.replacing(task.path) as temporary:
