@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.parsing import decode_json
 
 # (child, parent) and parts, joints counted from 1.
