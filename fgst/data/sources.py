@@ -34,6 +34,13 @@ class ClipError(Exception):
     """A raw file is not a usable clip; the message says why."""
 
 
+class EmptyClip(ClipError):
+    """A raw file is intact, but its format expects files without any person, and this is one.
+
+    Conversion leaves such a clip out and counts it by the message, rather than reporting a fault.
+    """
+
+
 @dataclass(frozen=True)
 class ClipFile:
     """A file of a source.

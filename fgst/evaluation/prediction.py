@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgst.data.formats import FORMATS
+from fgst.data.formats import find_format
 from fgst.data.progress import tracked
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
 from fgst.errors import InputError
@@ -79,7 +79,8 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
     A file, folder or archive that cannot be used is listed with a reader that raises the reason, so that it does not
     keep the others from being classified.
     """
-    suffix = FORMATS[preparation].suffix
+    raw_format = find_format(preparation)
+    suffix = raw_format.suffix
     sources: list[tuple[str, Read]] = []
     for name in files:
         path = Path(name)
@@ -92,8 +93,9 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
             except InputError as error:
                 sources.append((printable(name), functools.partial(_fail, str(error))))
                 continue
-            for file in sorted(source.files, key=lambda file: file.path):
-                sources.append((f"{printable(name.rstrip('/'))}/{file.path}", file.read))
+            clips = raw_format.combine(source.files) if raw_format.combine else source.files
+            for file in sorted(clips, key=lambda file: file.path):
+                sources.append((f"{printable(name.rstrip('/'))}/{file.path}".rstrip("/"), file.read))
         else:
             sources.append((printable(name), functools.partial(read_path, path, MAX_FILE_BYTES)))
     return sources

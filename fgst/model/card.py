@@ -14,7 +14,7 @@ import msgspec
 from safetensors.torch import load
 
 from fgst.config import TrialConfig
-from fgst.data.formats import FORMATS
+from fgst.data.formats import find_format
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
@@ -93,8 +93,7 @@ class ModelCard:
                 preparation=content.preparation or _guess_preparation(content),
                 files=content.files,
             )
-            if card.preparation not in FORMATS:
-                raise ValueError(f"unknown preparation {card.preparation!r}")
+            find_format(card.preparation)
             card.config.model.check_skeleton(card.skeleton)
             if card.config.data.frames is None:
                 raise ValueError("data.frames is missing")

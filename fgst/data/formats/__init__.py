@@ -7,7 +7,7 @@ skeleton) -> joints``, or one that opens a :class:`~fgst.data.clip_source.ClipSo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,11 @@ from fgst.data.clip_source import SourceFormat
 from fgst.data.formats import array, ntu_skeleton, nw_ucla
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
-from fgst.data.sources import MAX_FILE_BYTES, ClipError, parse_clip
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, parse_clip
 from fgst.data.writer import check_joints
 from fgst.errors import InputError
 
-__all__ = ["FORMATS", "SOURCE_FORMATS", "RawFormat", "read_clip"]
+__all__ = ["FORMATS", "SOURCE_FORMATS", "RawFormat", "find_format", "read_clip"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,16 @@ class RawFormat:
         encode: the inverse for a single person's joints ``(T, N, 3)`` in the given skeleton, without labels; used for
             example requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
+        combine: for a format with a file per frame: combines such files into clips, in the form that ``read`` takes.
+        configure: for a format with settings: returns the format with these settings; raises ValueError.
     """
 
     suffix: str
     read: Callable[[bytes, Skeleton], np.ndarray | RawClip]
     encode: Callable[[np.ndarray, Skeleton], bytes]
     is_binary: bool = False
+    combine: Callable[[Sequence[ClipFile]], list[ClipFile]] | None = None
+    configure: Callable[[str], RawFormat] | None = None
 
 
 # Formats of single clips, by the name that data sets and models record as their preparation.
@@ -54,6 +58,22 @@ FORMATS: dict[str, RawFormat] = {
 SOURCE_FORMATS: tuple[SourceFormat, ...] = ()
 
 
+def find_format(preparation: str) -> RawFormat:
+    """Return the format of single raw clips that a data set or a model records as its preparation.
+
+    Args:
+        preparation: a key of :data:`FORMATS`, followed by a colon and settings if the format has some.
+
+    Raises:
+        ValueError: if there is no such format, or its settings are not valid.
+    """
+    name, colon, settings = preparation.partition(":")
+    found = FORMATS.get(name)
+    if found is None or (colon and found.configure is None):
+        raise ValueError(f"unknown preparation {preparation!r}")
+    return found.configure(settings) if colon and found.configure else found
+
+
 def read_clip(
     content: bytes, preparation: str, skeleton: Skeleton, normalization: Normalization | None = None
 ) -> np.ndarray:
@@ -61,7 +81,7 @@ def read_clip(
 
     Args:
         content: the whole file.
-        preparation: its format, a key of :data:`FORMATS`.
+        preparation: its format; see :func:`find_format`.
         skeleton: the skeleton that the clip must have.
         normalization: the data set's normalization; ``None`` if the format does all of it.
 
@@ -75,7 +95,7 @@ def read_clip(
         raise InputError(f"has {len(content):,} bytes; a clip has at most {MAX_FILE_BYTES:,}")
 
     def read(content: bytes) -> np.ndarray:
-        result = FORMATS[preparation].read(content, skeleton)
+        result = find_format(preparation).read(content, skeleton)
         raw = result if isinstance(result, RawClip) else RawClip(result)
         joints = raw.joints if normalization is None else normalization.apply(raw, skeleton)[0]
         return check_joints(joints, skeleton)
