@@ -33,7 +33,8 @@ def predict_files(
 
     Args:
         predictor: the networks.
-        files: files, folders and zip archives, or ``-`` for standard input.
+        files: files, folders and zip archives, or ``-`` for standard input. If the networks' format has a file per
+            frame, a folder of frames is a clip.
         top_k: number of classes per file.
         device: where to run the networks.
 
@@ -94,8 +95,10 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
                 sources.append((printable(name), functools.partial(_fail, str(error))))
                 continue
             clips = raw_format.combine(source.files) if raw_format.combine else source.files
+            if not clips:
+                sources.append((printable(name), functools.partial(_fail, f"contains no clip; {hint}")))
             for file in sorted(clips, key=lambda file: file.path):
-                sources.append((f"{printable(name.rstrip('/'))}/{file.path}".rstrip("/"), file.read))
+                sources.append((f"{printable(name.rstrip('/'))}/{file.path}", file.read))
         else:
             sources.append((printable(name), functools.partial(read_path, path, MAX_FILE_BYTES)))
     return sources
