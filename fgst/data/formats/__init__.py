@@ -7,13 +7,15 @@ skeleton) -> joints``, or one that opens a :class:`~fgst.data.clip_source.ClipSo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fgst.data.clip_source import SourceFormat
-from fgst.data.formats import array, ntu_skeleton, nw_ucla
+from fgst.data.formats import array, joint_csv, kinect_v2, kinetics, ntu_skeleton, nw_ucla, openpose, shrec
+from fgst.data.formats.joint_columns import parse_description
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, parse_clip
@@ -47,15 +49,33 @@ class RawFormat:
     configure: Callable[[str], RawFormat] | None = None
 
 
+def _described_columns(columns: str) -> RawFormat:
+    """Return the format of tables of joints with described columns."""
+    parse_description(columns)
+    read = functools.partial(joint_csv.read_joints, columns=columns)
+    return RawFormat(".csv", read, functools.partial(joint_csv.encode_joints, columns=columns))
+
+
 # Formats of single clips, by the name that data sets and models record as their preparation.
 FORMATS: dict[str, RawFormat] = {
     "nw-ucla": RawFormat(".json", nw_ucla.read_joints, nw_ucla.encode_joints),
     "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),
     "array": RawFormat(".npy", array.read_joints, array.encode_joints, is_binary=True),
+    "kinect-v2": RawFormat(".skeleton", kinect_v2.read_joints, kinect_v2.encode_joints),
+    "openpose": RawFormat(".json", openpose.read_joints, openpose.encode_joints, combine=openpose.combine),
+    "kinetics": RawFormat(".json", kinetics.read_joints, kinetics.encode_joints),
+    "shrec": RawFormat(".txt", shrec.read_joints, shrec.encode_joints),
+    "joint-csv": RawFormat(".csv", joint_csv.read_joints, joint_csv.encode_joints, configure=_described_columns),
 }
 
 # Formats of whole data sets, in the order in which they are tried on a source whose format is not named.
-SOURCE_FORMATS: tuple[SourceFormat, ...] = ()
+SOURCE_FORMATS: tuple[SourceFormat, ...] = (
+    openpose.FORMAT,
+    kinetics.FORMAT,
+    shrec.FORMAT,
+    shrec.FORMAT_28,
+    joint_csv.FORMAT,
+)
 
 
 def find_format(preparation: str) -> RawFormat:
