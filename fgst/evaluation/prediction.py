@@ -94,7 +94,7 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
             except InputError as error:
                 sources.append((printable(name), functools.partial(_fail, str(error))))
                 continue
-            clips = raw_format.combine(source.files) if raw_format.combine else source.files
+            clips = raw_format.clips_of(source.files) if raw_format.clips_of else source.files
             if not clips:
                 sources.append((printable(name), functools.partial(_fail, f"contains no clip; {hint}")))
             for file in sorted(clips, key=lambda file: file.path):

@@ -37,7 +37,8 @@ class RawFormat:
         encode: the inverse for a single person's joints ``(T, N, 3)`` in the given skeleton, without labels; used for
             example requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
-        combine: for a format with a file per frame: combines such files into clips, in the form that ``read`` takes.
+        clips_of: returns the clips among the files of a folder: combined, if the format has a file per frame, and without
+            files that are something else. ``None`` if every file with the suffix is a clip.
         configure: for a format with settings: returns the format with these settings; raises ValueError.
     """
 
@@ -45,7 +46,7 @@ class RawFormat:
     read: Callable[[bytes, Skeleton], np.ndarray | RawClip]
     encode: Callable[[np.ndarray, Skeleton], bytes]
     is_binary: bool = False
-    combine: Callable[[Sequence[ClipFile]], list[ClipFile]] | None = None
+    clips_of: Callable[[Sequence[ClipFile]], list[ClipFile]] | None = None
     configure: Callable[[str], RawFormat] | None = None
 
 
@@ -62,9 +63,9 @@ FORMATS: dict[str, RawFormat] = {
     "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),
     "array": RawFormat(".npy", array.read_joints, array.encode_joints, is_binary=True),
     "kinect-v2": RawFormat(".skeleton", kinect_v2.read_joints, kinect_v2.encode_joints),
-    "openpose": RawFormat(".json", openpose.read_joints, openpose.encode_joints, combine=openpose.combine),
-    "kinetics": RawFormat(".json", kinetics.read_joints, kinetics.encode_joints),
-    "shrec": RawFormat(".txt", shrec.read_joints, shrec.encode_joints),
+    "openpose": RawFormat(".json", openpose.read_joints, openpose.encode_joints, clips_of=openpose.combine),
+    "kinetics": RawFormat(".json", kinetics.read_joints, kinetics.encode_joints, clips_of=kinetics.clips_of),
+    "shrec": RawFormat(".txt", shrec.read_joints, shrec.encode_joints, clips_of=shrec.clips_of),
     "joint-csv": RawFormat(".csv", joint_csv.read_joints, joint_csv.encode_joints, configure=_described_columns),
 }
 

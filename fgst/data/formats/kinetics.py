@@ -129,6 +129,11 @@ def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
     return json.dumps({"data": frames}).encode()
 
 
+def clips_of(files: Sequence[ClipFile]) -> list[ClipFile]:
+    """Return the clips among files, which may include files of labels."""
+    return [file for file in files if not _LABELS.fullmatch(PurePosixPath(file.path).name)]
+
+
 def recognizes(path: Path) -> bool:
     """Return whether a folder or zip has files of labels, or clips, of this format."""
     names = [name for name in some_names(path) if name.lower().endswith(".json")]
@@ -150,8 +155,7 @@ def open_folder(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
     with open_source(path, suffix=".json", max_bytes=MAX_BYTES, hint=_HINT) as listing:
         tables = {PurePosixPath(f.path): f for f in listing.files if _LABELS.fullmatch(PurePosixPath(f.path).name)}
         labels = {_labelled_folder(table): _read_labels(file, location) for table, file in tables.items()}
-        files = [file for file in listing.files if PurePosixPath(file.path) not in tables]
-        clips = sorted(files, key=lambda file: file.path)
+        clips = sorted(clips_of(listing.files), key=lambda file: file.path)
         if not clips:
             raise InputError(f"{location}: contains no clip; {_HINT}")
         names = Counter(file.name for file in clips)

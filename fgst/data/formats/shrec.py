@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -40,6 +40,7 @@ NORMALIZATION = Normalization(persons=False)  # metres; a single hand
 _PATH = re.compile(
     r"(?:.*/)?gesture_(\d{1,4})/finger_(\d{1,4})/subject_(\d{1,4})/essai_(\d{1,4})/skeletons?_world\.txt", re.IGNORECASE
 )
+_NAME = re.compile(r"skeletons?_world\.txt", re.IGNORECASE)
 _LISTS: dict[str, Membership] = {"train_gestures.txt": "train", "test_gestures.txt": "test"}
 _FRAMES = "informations_troncage_sequences.txt"
 _HINT = "give the folder that contains gesture_1 … gesture_14, or a zip of it"
@@ -95,6 +96,12 @@ def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
     file = io.BytesIO()
     np.savetxt(file, joints.reshape(len(joints), -1), fmt="%.7g")
     return file.getvalue()
+
+
+def clips_of(files: Sequence[ClipFile]) -> list[ClipFile]:
+    """Return the clips among files: those with the names of these data sets, or all if there is none."""
+    named = [file for file in files if _NAME.fullmatch(PurePosixPath(file.path).name)]
+    return named or list(files)
 
 
 def recognizes(path: Path) -> bool:
