@@ -37,8 +37,8 @@ class RawFormat:
         encode: the inverse for a single person's joints ``(T, N, 3)`` in the given skeleton, without labels; used for
             example requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
-        clips_of: returns the clips among the files of a folder: combined, if the format has a file per frame, and without
-            files that are something else. ``None`` if every file with the suffix is a clip.
+        clips_of: returns the clips among the files of a folder: combined, if the format has a file per frame, without
+            other files. ``None`` if every file with the suffix is a clip.
         configure: for a format with settings: returns the format with these settings; raises ValueError.
     """
 

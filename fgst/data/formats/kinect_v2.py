@@ -23,8 +23,9 @@ __all__ = ["NORMALIZATION", "encode_joints", "read_joints", "read_recording"]
 JOINT_FIELDS = (3, 4, 7, 11, 12)
 MAX_BODIES = 20  # per frame; the sensor tracks six
 
-# Persons are matched and ordered by the cleaning. The unit is measured: some recorders write millimetres.
-NORMALIZATION = Normalization(persons=False)
+# Persons are matched and ordered by the cleaning, which also removes frames without any. Units other than metres need
+# another scale.
+NORMALIZATION = Normalization(persons=False, trimmed=False)
 
 
 def read_joints(content: bytes, skeleton: Skeleton = NTU_25) -> RawClip:
@@ -80,15 +81,18 @@ def _read_body(reader: Lines, of_body: str) -> tuple[bytes | None, list[list[flo
     """Read the lines of a body; the id is ``None`` if there is none."""
     body_id = None
     first, second, third = (reader.peek(offset) for offset in range(3))
-    if len(second) == 1 and len(third) in JOINT_FIELDS:  # the body's line, and the number of joints
+    number = [b"%d" % JOINTS]
+    if second == number or (len(second) == 1 and len(third) in JOINT_FIELDS):  # the body's line, and the number
         body_id = reader.fields(f"the fields of {of_body}", len(first))[0]
         _check_count(reader, of_body)
     elif len(first) not in JOINT_FIELDS and len(second) in JOINT_FIELDS:  # only one of both
-        if first == [b"%d" % JOINTS]:
+        if first == number:
             _check_count(reader, of_body)
         else:
             body_id = reader.fields(f"the fields of {of_body}", len(first))[0]
     width = len(reader.peek(0))
+    if not width:  # probably the end of the file, which the reader reports
+        reader.fields(f"joint 1 of {of_body}", JOINT_FIELDS[-1])
     if width not in JOINT_FIELDS:
         allowed = ", ".join(map(str, JOINT_FIELDS))
         where = f"on line {reader.line + 1}, joint 1 of {of_body}"
