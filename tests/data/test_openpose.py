@@ -138,7 +138,7 @@ def test_bad_frame_is_a_fault_of_its_clip_alone(tmp_path: Path, kind: str) -> No
     clips = {name: pixels(body(OPENPOSE_18, 6, i)) for i, name in enumerate("abcd")}
     write_openpose(tmp_path / "raw", clips)
     (tmp_path / "raw" / "b" / "b_000000000003_keypoints.json").write_text(content, encoding="latin-1")
-    with pytest.raises(InputError, match="b_000000000003_keypoints.json|b: line 4") as error:
+    with pytest.raises(InputError, match=r"b_000000000003_keypoints\.json|b: line 4") as error:
         convert(tmp_path / "raw", tmp_path / "out", **labels(tmp_path))
     assert message.lower() in str(error.value).lower()
     assert "\n" not in str(error.value)
@@ -148,7 +148,7 @@ def test_bad_frame_is_a_fault_of_its_clip_alone(tmp_path: Path, kind: str) -> No
 
 def test_labels_are_required_and_missing_clips_named(tmp_path: Path) -> None:
     write_openpose(tmp_path / "raw", {"a": pixels(body(OPENPOSE_18, 6, 0)), "x": pixels(body(OPENPOSE_18, 6, 1))})
-    with pytest.raises(InputError, match="the class of clip a is unknown.*--labels"):
+    with pytest.raises(InputError, match=r"the class of clip a is unknown.*--labels"):
         convert(tmp_path / "raw", tmp_path / "out")
     with pytest.raises(InputError, match="b: is in the table of labels, but there is no such clip"):
         convert(tmp_path / "raw", tmp_path / "out", **labels(tmp_path))

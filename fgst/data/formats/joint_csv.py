@@ -288,20 +288,23 @@ def _number(text: str, line: int) -> float:
 def encode_joints(joints: np.ndarray, skeleton: Skeleton, columns: str = _DEFAULT) -> bytes:
     """Write one person's joints, ``(T, N, 3)``, in the layout of a description."""
     names = parse_description(columns)
-    roles = [role for role in ("x", "y", "z") if role in names]
-    first = names.get("frame", "frame")
+    roles = [role for role in ("x", "y", "z", "score") if role in names]
+    leading = [names.get("frame", "frame"), *([names["person"]] if "person" in names else [])]
+    values = np.concatenate([joints, joints.any(axis=-1, keepdims=True)], axis=-1)  # seen joints have score 1
+    values = values[..., [("x", "y", "z", "score").index(role) for role in roles]]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     if "joint" in names:
-        writer.writerow([first, names["joint"], *(names[role] for role in roles)])
-        for t, frame in enumerate(joints):
-            for name, joint in zip(skeleton.joints, frame, strict=True):
-                writer.writerow([t, name, *(f"{value:.7g}" for value in joint[: len(roles)])])
+        writer.writerow([*leading, names["joint"], *(names[role] for role in roles)])
     else:
-        header = [names[role].replace(JOINT, name) for name in skeleton.joints for role in roles]
-        writer.writerow([first, *header])
-        for t, frame in enumerate(joints):
-            writer.writerow([t, *(f"{value:.7g}" for value in frame[:, : len(roles)].reshape(-1))])
+        writer.writerow([*leading, *(names[role].replace(JOINT, joint) for joint in skeleton.joints for role in roles)])
+    for t, frame in enumerate(values):
+        first = [str(t), *["1"] * (len(leading) - 1)]
+        cells = [[f"{value:.7g}" for value in joint] for joint in frame]
+        if "joint" in names:
+            writer.writerows([*first, name, *joint] for name, joint in zip(skeleton.joints, cells, strict=True))
+        else:
+            writer.writerow([*first, *itertools.chain.from_iterable(cells)])
     return file.getvalue().encode()
 
 
