@@ -15,6 +15,7 @@ from safetensors.torch import load
 
 from fgst.config import TrialConfig
 from fgst.data.formats import FORMATS
+from fgst.data.normalization import Normalization
 from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
 from fgst.errors import InputError
 from fgst.integrity import MODIFIED, DamagedFileError, with_digest
@@ -39,6 +40,7 @@ class ModelCard:
         max_persons: M, largest number of persons in a clip.
         dataset_name, dataset_digest: the data set that it was trained on.
         preparation: how raw files become clips; see :attr:`fgst.data.dataset.ArrowDataset.preparation`.
+        normalization: how raw clips are normalized; see :attr:`fgst.data.dataset.ArrowDataset.normalization`.
         files: SHA-256 digests of the checkpoint's other files, by name; empty in cards of earlier versions.
     """
 
@@ -49,6 +51,7 @@ class ModelCard:
     dataset_name: str
     dataset_digest: str
     preparation: str = "array"
+    normalization: Normalization | None = None
     files: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def build(self) -> FGSTFormer:
@@ -65,6 +68,7 @@ class ModelCard:
             "max_persons": self.max_persons,
             "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
             "preparation": self.preparation,
+            "normalization": None if self.normalization is None else self.normalization.to_dict(),
             "files": dict(self.files),
         }
         path.write_text(json.dumps(with_digest(content), indent=1) + "\n")
@@ -90,6 +94,7 @@ class ModelCard:
                 dataset_name=content.dataset.name,
                 dataset_digest=content.dataset.digest,
                 preparation=content.preparation or _guess_preparation(content),
+                normalization=content.normalization,
                 files=content.files,
             )
             if card.preparation not in FORMATS:
@@ -108,7 +113,7 @@ class _DatasetName(msgspec.Struct):
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
-    """The content of ``config.json``; earlier versions had neither ``files`` nor the digest of the other entries."""
+    """The content of ``config.json``; earlier versions lack ``normalization``, ``files`` or ``sha256``."""
 
     config: dict[str, Any]
     skeleton: Skeleton
@@ -116,6 +121,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     max_persons: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERSONS)]
     dataset: _DatasetName
     preparation: Text = ""
+    normalization: Normalization | None = None
     files: dict[Name, Name] = {}
     sha256: str | None = None
 

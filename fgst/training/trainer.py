@@ -166,6 +166,7 @@ class _Trainer:
             dataset.name,
             dataset.digest,
             dataset.preparation,
+            dataset.normalization,
         )
         torch.manual_seed(_derive_seed(self.config.seed, 0))
         self.model = self.card.build().to(device)

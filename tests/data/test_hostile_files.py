@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats import ntu, read_clip
-from fgst.data.formats.custom import read_labels, read_skeleton
+from fgst.data.formats.custom import read_skeleton
+from fgst.data.label_table import read_label_table
 from fgst.data.skeleton import MAX_JOINTS, NTU_25, Skeleton
 from fgst.data.sources import ClipError, open_source, parse_clip
 from fgst.errors import InputError
@@ -218,7 +219,7 @@ def test_ring_of_bones_is_refused(parents: tuple[int, ...]) -> None:
 def test_hostile_table_is_refused(tmp_path: Path, content: str, fault: str) -> None:
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(InputError, match=rf"labels\.csv: {fault}") as raised:
-        read_labels(tmp_path / "labels.csv")
+        read_label_table(tmp_path / "labels.csv")
     assert str(raised.value).isprintable()
 
 
@@ -228,7 +229,7 @@ def test_pipes_devices_and_folders_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is not a regular file"):
             read_json(path, int, what="a number")
         with pytest.raises(InputError, match="is not a regular file"):
-            read_labels(path)
+            read_label_table(path)
     for path in (tmp_path / ("x" * 300), tmp_path / "a\0b", tmp_path / "\ud800"):
         with pytest.raises(InputError) as raised:
             read_json(path, int, what="a number")
