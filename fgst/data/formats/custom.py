@@ -1,4 +1,4 @@
-"""Custom skeletons: preparation of an Arrow data set from NumPy arrays, a table of labels and a skeleton description.
+"""Own data: preparation of an Arrow data set from NumPy arrays, a table of labels and a skeleton.
 
 ``python -m data_prep.custom --help`` documents the files.
 """
@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.progress import tracked
 from fgst.data.skeleton import MAX_JOINTS, Skeleton
+from fgst.data.skeletons import SKELETONS, find_skeleton, names_of
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, parse_clip
 from fgst.data.splits import Benchmark
 from fgst.data.writer import check_joints, check_output, write_dataset
@@ -66,12 +67,18 @@ def read_array(content: bytes, skeleton: Skeleton) -> np.ndarray:
     if dtype.kind not in "fiu":
         raise ClipError(f"contains {dtype} values, not numbers")
     if len(shape) not in (3, 4) or shape[-2:] != (N, 3) or min(shape) < 1:
-        raise ClipError(f"has shape {shape}, not (T, {N}, 3) or (M, T, {N}, 3)")
+        raise ClipError(f"has shape {shape}, not (T, {N}, 3) or (M, T, {N}, 3){_suggestion(shape, skeleton)}")
     size, expected = len(content) - file.tell(), math.prod(shape) * dtype.itemsize
     if size != expected:
         raise ClipError(f"has {size:,} bytes of numbers instead of the {expected:,} of shape {shape}")
     joints = np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
     return joints if joints.ndim == 4 else joints[None]
+
+
+def _suggestion(shape: tuple[int, ...], skeleton: Skeleton) -> str:
+    """Name the skeletons that ship and fit an array, ``(…, N, 3)``, that does not fit ``skeleton``."""
+    names = names_of(shape[-2]) if len(shape) in (3, 4) and shape[-2] != skeleton.num_joints else []
+    return f"; skeletons of {shape[-2]} joints: {', '.join(names)}" if names else ""
 
 
 def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
@@ -98,12 +105,20 @@ class _Description(msgspec.Struct):
             raise ValueError(f"bones, centre or partitions name {unknown[0]!r}, which is not one of the joints")
 
 
-def read_skeleton(path: Path) -> Skeleton:
-    """Read a skeleton description in JSON.
+def read_skeleton(source: Path | str) -> Skeleton:
+    """Return a skeleton that ships by its name, or read a skeleton description in JSON.
 
     Raises:
-        InputError: if it cannot be read or is not valid.
+        InputError: if it is neither, or the file cannot be read or is not valid.
     """
+    skeleton, path = find_skeleton(str(source)), Path(source)
+    if skeleton is not None:
+        return skeleton
+    if not path.exists():
+        known = ", ".join(f"{name} ({skeleton.num_joints})" for name, skeleton in SKELETONS.items())
+        raise InputError(
+            f"--skeleton {printable(str(source))}: there is no such file or skeleton; skeletons (joints) are {known}"
+        )
     fields = read_json(path, _Description, what="a skeleton description", hint="see --help")
     index = {joint: i for i, joint in enumerate(fields.joints)}
     try:
@@ -174,7 +189,7 @@ def prepare(
     out: Path,
     *,
     labels: Path,
-    skeleton: Path,
+    skeleton: Path | str,
     benchmarks: Sequence[Benchmark],
     recipe: str = "ntu",
     name: str | None = None,
@@ -187,7 +202,7 @@ def prepare(
         clips: a folder of ``.npy`` files, or an ``.npz``.
         out: the new directory.
         labels: the table of labels, in CSV.
-        skeleton: the skeleton description, in JSON.
+        skeleton: the skeleton description, in JSON, or the name of a skeleton that ships.
         benchmarks: one or more; the first is the default.
         recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
         name: name of the data set; ``None`` means the name of ``out``.
