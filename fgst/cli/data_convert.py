@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = SourceOptions(
         labels=args.labels,
         classes=args.classes,
-        skeleton=read_skeleton(Path(args.skeleton)) if args.skeleton else None,
+        skeleton=read_skeleton(args.skeleton) if args.skeleton else None,
         benchmarks=tuple(args.benchmark),
     )
     convert(args.source, args, lambda: source_format.open(args.source, options))

@@ -6,8 +6,8 @@ Examples:
   python -m data_prep.custom clips.npz datasets/mine --labels labels.csv --skeleton skeleton.json    with a column split
 
 CLIPS is a folder or zip with one file per clip (formats: see --clip-format), or a single .npz with an array per name.
-An array has shape (T, N, 3) for one person or (M, T, N, 3) for M persons; (T, N, 2) and (M, T, N, 2) are recordings in the
-plane. A joint that was not seen is zero or NaN.
+An array has shape (T, N, 3) for one person or (M, T, N, 3) for M persons; (T, N, 2) and (M, T, N, 2) are recordings in
+the plane. A joint that was not seen is zero or NaN.
 
 labels.csv has one line per clip. Its header names the columns: clip_id (the name of the file) and label (the name or
 number of the class), and optionally subject, camera, setup and replication (numbers from 1, or names) and any others:
@@ -42,6 +42,7 @@ from fgst.cli.command import CommandParser
 from fgst.cli.data_options import add_conversion_options, convert
 from fgst.data.formats import FORMATS
 from fgst.data.formats.custom import open_custom, read_skeleton
+from fgst.data.skeletons import SKELETONS
 
 
 def build_parser() -> CommandParser:
@@ -53,7 +54,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/mine")
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="table of labels, labels.csv")
     parser.add_argument(
-        "--skeleton", type=Path, required=True, metavar="FILE", help="skeleton description, skeleton.json"
+        "--skeleton",
+        required=True,
+        metavar="NAME|FILE",
+        help=f"{', '.join(SKELETONS)}, or a description in JSON, skeleton.json",
     )
     parser.add_argument(
         "--benchmark", action="append", default=[], metavar="NAME:COLUMN=VALUES", help="which clips are for training"

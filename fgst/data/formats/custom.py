@@ -19,6 +19,7 @@ from fgst.data.formats import FORMATS
 from fgst.data.label_table import LabelRow, read_label_table
 from fgst.data.normalization import RawClip
 from fgst.data.skeleton import MAX_JOINTS, Skeleton
+from fgst.data.skeletons import SKELETONS, find_skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source
 from fgst.errors import InputError
 from fgst.parsing import Name, printable, read_json
@@ -42,12 +43,20 @@ class _Description(msgspec.Struct):
             raise ValueError(f"bones, centre or partitions name {unknown[0]!r}, which is not one of the joints")
 
 
-def read_skeleton(path: Path) -> Skeleton:
-    """Read a skeleton description in JSON.
+def read_skeleton(source: Path | str) -> Skeleton:
+    """Return a skeleton that ships by its name, or read a skeleton description in JSON.
 
     Raises:
-        InputError: if it cannot be read or is not valid.
+        InputError: if it is neither, or the file cannot be read or is not valid.
     """
+    skeleton, path = find_skeleton(str(source)), Path(source)
+    if skeleton is not None:
+        return skeleton
+    if not path.exists():
+        known = ", ".join(f"{name} ({skeleton.num_joints})" for name, skeleton in SKELETONS.items())
+        raise InputError(
+            f"--skeleton {printable(str(source))}: there is no such file or skeleton; skeletons (joints) are {known}"
+        )
     fields = read_json(path, _Description, what="a skeleton description", hint="see --help")
     index = {joint: i for i, joint in enumerate(fields.joints)}
     try:
