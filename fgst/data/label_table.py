@@ -206,8 +206,6 @@ def _benchmarks(
             for column in columns
             if column.startswith("split") and {"train", "test"} <= {row[column] for row in cells.values()}
         ]
-    if not texts:
-        raise InputError(f"{location}: has no column split with the values train and test; name a --benchmark")
     rules: list[Benchmark] = []
     lists: list[str] = []
     memberships: dict[str, dict[str, Membership]] = {}
@@ -220,7 +218,7 @@ def _benchmarks(
         if not known:
             raise InputError(f"{location}: has no {column}, which benchmark {name} splits by")
         unknown = [value for value in (*train, *(test or ())) if value not in known]
-        if unknown:
+        if unknown and len(unknown) < len(train):
             notes.append(f"{name}: no clip has {column} {shorten(', '.join(unknown), 80)}")
         in_train = {clip_id for clip_id, value in values.items() if value in train}
         in_test = {c for c, value in values.items() if (value not in train if test is None else value in test)}

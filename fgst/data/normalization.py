@@ -183,9 +183,9 @@ def _trim(joints: np.ndarray, seen: np.ndarray, removed: Counter[str]) -> tuple[
     removed["empty frames"] += int((~frames).sum())
     joints, seen = joints[:, frames], seen[:, frames]
     periods = [_period(person) for person in joints]
-    known = [period for period in periods if period]
-    if known:
-        length = max(known)
+    if any(periods):
+        # Further persons of clips that are centred in each frame do not repeat exactly: the first person decides.
+        length = max(periods) if periods[0] else joints.shape[1]
         removed["repeated frames"] += joints.shape[1] - length
         joints, seen = joints[:, :length], seen[:, :length].copy()
         for person, period in enumerate(periods):
@@ -222,13 +222,15 @@ def _order_persons(joints: np.ndarray, seen: np.ndarray, removed: Counter[str]) 
 def _origin(person: np.ndarray, seen: np.ndarray, centre: int) -> np.ndarray:
     """Return the centre joint ``(3,)`` in the first frame where it was seen.
 
-    If it was never seen, it is the mean of the joints that were, in the first frame with any.
+    If it was never seen, it is the mean of the joints that were, in the first frame with any. The centre joint of a
+    clip that is centred already is zero, too, but within the body, not at the camera or a corner of the image.
     """
-    frames = np.flatnonzero(seen[:, centre])
-    if len(frames):
-        return np.asarray(person[frames[0], centre])
     first = int(np.argmax(seen.any(axis=1)))
-    return np.asarray(person[first][seen[first]].mean(axis=0))
+    body = person[first][seen[first]]
+    if not seen[first, centre] and (body.min(axis=0) <= 0).all() and (body.max(axis=0) >= 0).all():
+        return np.zeros(3)
+    frames = np.flatnonzero(seen[:, centre])
+    return np.asarray(person[frames[0], centre] if len(frames) else body.mean(axis=0))
 
 
 def torso(skeleton: Skeleton) -> tuple[tuple[int, int], tuple[int, int]] | None:
@@ -324,7 +326,7 @@ def measure(clips: Sequence[RawClip], skeleton: Skeleton) -> tuple[Normalization
 
 def _third_is_confidence(clips: Sequence[RawClip]) -> bool:
     """Return whether the third of three numbers is between 0 and 1 in all clips, while the first two are far larger."""
-    if any(clip.joints.shape[-1] != 3 or clip.scores is not None for clip in clips):
+    if not clips or any(clip.joints.shape[-1] != 3 or clip.scores is not None for clip in clips):
         return False
     joints = [np.nan_to_num(clip.joints) for clip in clips]
     third = [clip[..., 2] for clip in joints]
@@ -347,7 +349,7 @@ def _measure_plane(size: float, up: UpAxis | None, *, has_image: bool, what: str
 
 def _unit(size: float, *, is_body: bool) -> tuple[float, str]:
     """Return the factor to metres, and the name of the unit, for a body size; normalized clips count as metres."""
-    centimetres, millimetres = (5, 150) if is_body else (1, 20)
+    centimetres, millimetres = (5, 150) if is_body else (5, 20)
     if size >= millimetres:
         return 0.001, "millimetres"
     return (0.01, "centimetres") if size >= centimetres else (1.0, "metres")

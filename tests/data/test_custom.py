@@ -65,9 +65,8 @@ def test_folder_of_arrays_is_prepared(folder: Path, capsys: pytest.CaptureFixtur
     assert dataset.skeleton.partition(3) == ((0,), (1,), (2, 3, 4))
     assert len(dataset.source["sha256"]) == 64
     clip = np.load(folder / "clips" / "b.npy")
-    moved = sorted(clip - clip[0, 0, 0], key=lambda person: -person.reshape(-1, 3).var(axis=0).sum())
-    assert dataset.clip(1).shape == (2, 9, 5, 3)
-    del moved
+    assert dataset.clip(1).shape == clip.shape
+    np.testing.assert_array_equal(dataset.clip(1)[0, 0, 0], 0)  # the centre joint of the first frame
 
 
 def test_npz_gives_same_clips_as_folder(folder: Path) -> None:
@@ -76,7 +75,8 @@ def test_npz_gives_same_clips_as_folder(folder: Path) -> None:
     main([*arguments(folder, clips=folder / "clips.npz"), "--overwrite"])
     dataset = ArrowDataset(folder / "out")
     assert dataset.clip_ids.tolist() == ["a", "b", "c"]
-    np.testing.assert_array_equal(dataset.clip(0)[0], np.load(folder / "clips" / "a.npy").astype(np.float32))
+    clip = np.load(folder / "clips" / "a.npy")
+    np.testing.assert_allclose(dataset.clip(0)[0], clip - clip[0, 0], atol=1e-6)
 
 
 class Exploit:
@@ -92,7 +92,6 @@ class Exploit:
         ("labels.csv", "clip_id,class\na,b\n", "has no column label"),
         ("labels.csv", "clip_id,label\n", "lists no clip"),
         ("labels.csv", "clip_id,label,subject\na,x,1\na,y,1\n", "line 3: clip a occurs twice"),
-        ("labels.csv", "clip_id,label,subject\na,x,one\n", "line 2: subject is 'one'"),
         ("labels.csv", "clip_id,label,subject\na,,1\n", "line 2: has no clip_id or no label"),
         ("labels.csv", "clip_id,label,subject\nz,x,1\nb,y,2\n", "there is no file z.npy"),
         ("labels.csv", "clip_id,label,subject\n../skeleton,x,1\nb,y,2\n", "there is no file ../skeleton.npy"),
@@ -109,7 +108,8 @@ class Exploit:
         ("clips/a.npy", "text", "is not an array of numbers"),
         ("clips/a.npy", np.array([Exploit()], dtype=object), "object values, not numbers"),
         ("clips/a.npy", np.zeros((3, 4, 3)), "has shape (1, 3, 4, 3), not (persons"),
-        ("clips/a.npy", np.full((3, 5, 3), np.nan), "not a finite 32-bit number"),
+        ("clips/a.npy", np.full((3, 5, 3), np.nan), "no joint of any person is seen"),
+        ("clips/a.npy", np.full((3, 5, 3), np.inf), "a coordinate is not a finite number"),
         ("clips/a.npy", np.zeros((0, 5, 3)), "has shape"),
         ("clips/a.npy", np.full((3, 5, 3), "x"), "not numbers"),
     ],
@@ -161,17 +161,17 @@ def test_skeletons_that_fit_the_arrays_are_suggested(folder: Path, capsys: pytes
         with pytest.raises(SystemExit):
             main(arguments(folder, skeleton=skeleton))
         error = capsys.readouterr().err
-        assert "has shape (4, 17, 3), not (T, " in error
-        assert "; skeletons of 17 joints: coco-17, h36m-17;" in error
+        assert "has shape (1, 4, 17, 3), not (persons, frames, " in error
+        assert "; --skeleton coco-17 or h36m-17 has 17 joints;" in error
         assert error.count("\n") == 1
     np.save(folder / "clips" / "a.npy", np.zeros((4, 17, 2)))
     with pytest.raises(SystemExit):
         main(arguments(folder, skeleton="coco-17"))
-    assert "skeletons of" not in capsys.readouterr().err
+    assert "--skeleton coco-17" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["x-sub", "x-sub:person=1", "x-sub:subject=", "x-sub:subject=one"])
+@pytest.mark.parametrize("text", ["x-sub", "x-sub:subject=", "x-sub:subject=1/", ":subject=1"])
 def test_malformed_benchmarks_are_rejected(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(arguments(folder, benchmark=text))
-    assert "NAME:COLUMN=VALUES" in capsys.readouterr().err
+    assert "NAME:COLUMN=TRAINING_VALUES" in capsys.readouterr().err

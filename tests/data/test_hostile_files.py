@@ -145,8 +145,9 @@ def test_bad_clips_are_left_out_and_named(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     stopped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert stopped.returncode == 2
-    assert stopped.stderr.count("\n") == 1
-    assert "clips: folder: there is no file folder.npy; fix or remove the clip, or pass --skip-bad" in stopped.stderr
+    assert stopped.stderr.count("\n") == len(names) - len(good) + 1
+    assert "\nfolder: there is no file folder.npy\n" in f"\n{stopped.stderr}"
+    assert "7 clips are not usable, all listed above; fix or remove them, or pass --skip-bad" in stopped.stderr
     assert not (tmp_path / "out").exists()
     done = subprocess.run(
         [*command, "--skip-bad"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
