@@ -94,6 +94,7 @@ class Normalization:
             ClipError: if nothing is left, or a coordinate is not finite.
         """
         joints, seen = to_space(raw, has_confidence=self.has_confidence)
+        seen[..., skeleton.centre] |= _at_origin(joints, seen)
         removed: Counter[str] = Counter()
         if self.trimmed:
             joints, seen = _trim(joints, seen, removed)
@@ -172,6 +173,17 @@ def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray,
     return joints, seen
 
 
+def _at_origin(joints: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return in which frames a body surrounds the origin, ``(M, T)``.
+
+    There, a centre joint at (0, 0, 0) was seen: the clip is centred already. Elsewhere the origin is the camera or a
+    corner of the image, and the joint was not seen.
+    """
+    low = np.where(seen[..., None], joints, np.inf).min(axis=2)
+    high = np.where(seen[..., None], joints, -np.inf).max(axis=2)
+    return np.asarray(((low <= 0) & (high >= 0)).all(axis=-1))
+
+
 def _trim(joints: np.ndarray, seen: np.ndarray, removed: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
     """Remove persons and frames without any seen joint, and repetitions."""
     persons = seen.any(axis=(1, 2))
@@ -222,15 +234,13 @@ def _order_persons(joints: np.ndarray, seen: np.ndarray, removed: Counter[str]) 
 def _origin(person: np.ndarray, seen: np.ndarray, centre: int) -> np.ndarray:
     """Return the centre joint ``(3,)`` in the first frame where it was seen.
 
-    If it was never seen, it is the mean of the joints that were, in the first frame with any. The centre joint of a
-    clip that is centred already is zero, too, but within the body, not at the camera or a corner of the image.
+    If it was never seen, it is the mean of the joints that were, in the first frame with any.
     """
-    first = int(np.argmax(seen.any(axis=1)))
-    body = person[first][seen[first]]
-    if not seen[first, centre] and (body.min(axis=0) <= 0).all() and (body.max(axis=0) >= 0).all():
-        return np.zeros(3)
     frames = np.flatnonzero(seen[:, centre])
-    return np.asarray(person[frames[0], centre] if len(frames) else body.mean(axis=0))
+    if len(frames):
+        return np.asarray(person[frames[0], centre])
+    first = int(np.argmax(seen.any(axis=1)))
+    return np.asarray(person[first][seen[first]].mean(axis=0))
 
 
 def torso(skeleton: Skeleton) -> tuple[tuple[int, int], tuple[int, int]] | None:

@@ -14,6 +14,7 @@ import msgspec
 from safetensors.torch import load
 
 from fgst.config import TrialConfig
+from fgst.data.dataset import ArrowDataset
 from fgst.data.formats import FORMATS
 from fgst.data.normalization import Normalization
 from fgst.data.skeleton import Skeleton
@@ -54,6 +55,20 @@ class ModelCard:
     preparation: str = "array"
     normalization: Normalization | None = None
     files: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def describe(cls, config: TrialConfig, dataset: ArrowDataset) -> ModelCard:
+        """Return the card of a network that is trained on a data set, with a resolved configuration."""
+        return cls(
+            config,
+            dataset.skeleton,
+            dataset.classes,
+            dataset.max_persons,
+            dataset.name,
+            dataset.digest,
+            dataset.preparation,
+            dataset.normalization,
+        )
 
     def build(self) -> FGSTFormer:
         """Return the network with newly initialized weights."""
