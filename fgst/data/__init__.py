@@ -1,8 +1,9 @@
 """Skeleton data: Arrow data sets, their preparation from raw recordings, and batches for training.
 
-A :class:`Skeleton` names joints, bones and body parts. :func:`write_dataset` writes :class:`Clip` objects and their
-:class:`Benchmark` splits to disk, :class:`ArrowDataset` reads them memory-mapped, from a directory or an object store,
-and :class:`ClipLoader` turns them into augmented batches. :mod:`fgst.data.formats` has a reader for each raw format.
+A :class:`Skeleton` names joints, bones and body parts; :data:`SKELETONS` has those that ship. :func:`write_dataset`
+writes :class:`Clip` objects and their :class:`Benchmark` splits to disk, :class:`ArrowDataset` reads them
+memory-mapped, from a directory or an object store, and :class:`ClipLoader` turns them into augmented batches.
+:mod:`fgst.data.formats` has a reader for each raw format.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from fgst.data.dataset import ArrowDataset, Clip
     from fgst.data.loader import ClipLoader
     from fgst.data.skeleton import Skeleton
+    from fgst.data.skeletons import SKELETONS
     from fgst.data.splits import Benchmark
     from fgst.data.writer import write_dataset
 
-__all__ = ["ArrowDataset", "Benchmark", "Clip", "ClipLoader", "Skeleton", "write_dataset"]
+__all__ = ["SKELETONS", "ArrowDataset", "Benchmark", "Clip", "ClipLoader", "Skeleton", "write_dataset"]
 
 # Imported on first use: the loader imports torch, which takes seconds.
 _MODULES = {
@@ -25,6 +27,7 @@ _MODULES = {
     "Benchmark": "splits",
     "Clip": "dataset",
     "ClipLoader": "loader",
+    "SKELETONS": "skeletons",
     "Skeleton": "skeleton",
     "write_dataset": "writer",
 }

@@ -67,12 +67,12 @@ def _is_hand(skeleton: Skeleton) -> bool:
     return set(skeleton.joints) <= set(_HAND)
 
 
-def skeleton_figure(skeleton: Skeleton, title: str, path: str | os.PathLike[str]) -> None:
+def skeleton_figure(skeleton: Skeleton, name: str, path: str | os.PathLike[str]) -> None:
     """Draw a skeleton's joints, numbered from 1, its bones, and its partitions into more than one part.
 
     Args:
         skeleton: the skeleton.
-        title: title above the joints.
+        name: its name in the title.
         path: the PNG file to write.
 
     Raises:
@@ -86,7 +86,7 @@ def skeleton_figure(skeleton: Skeleton, title: str, path: str | os.PathLike[str]
     grid = figure.add_gridspec(max(rows, 1), 3 if rows else 1, width_ratios=(5.6, 1.5, 1.5) if rows else None)
     axes = figure.add_subplot(grid[:, 0])
     _draw_joints(axes, skeleton, pose)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(f"{name}: {skeleton.num_joints} joints", fontsize=10)
     for number, parts in enumerate(partitions):
         _draw_parts(figure.add_subplot(grid[number // 2, 1 + number % 2]), skeleton, pose, parts)
     save_figure(figure, path)
