@@ -161,7 +161,7 @@ def _draw_parts(axes: Any, skeleton: Skeleton, pose: np.ndarray, parts: int) -> 
     """Draw a partition: each part in a colour, which differs from those of the sides for up to eight parts."""
     from matplotlib import colormaps  # lazy: matplotlib takes a second to import
 
-    palette = np.roll(colormaps["tab10"].colors, -2, axis=0)
+    palette = np.roll(colormaps["tab10"](range(10)), -2, axis=0)
     part_of = {joint: number for number, part in enumerate(skeleton.partition(parts)) for joint in part}
     colours = [palette[part_of[joint] % len(palette)] for joint in range(len(pose))]
     _draw_outline(axes, skeleton)
