@@ -17,7 +17,7 @@ import torch
 from fgst.cli.options import read_overrides
 from fgst.config import PRESETS, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.skeletons import NTU_25
+from fgst.data.skeletons import NTU_25, SKELETONS
 from fgst.errors import InputError
 from fgst.sweep import SweepDefinition
 from fgst.sweep.definition import grid_points
@@ -46,6 +46,26 @@ def python_blocks(text: str) -> list[str]:
 def test_python_blocks_compile(path: Path) -> None:
     for block in python_blocks(path.read_text(encoding="utf-8")):
         compile(block, str(path), "exec")
+
+
+def test_skeletons_are_those_of_the_code() -> None:
+    rows = re.findall(
+        r"^\| \[`(.+?)`\]\(#(.+?)\) \| (\d+) \| .* \| `(.+)` \| (.+) \|$", page("docs/skeletons.md"), re.MULTILINE
+    )
+    assert rows == [
+        (
+            name,
+            name,
+            str(len(skeleton.joints)),
+            skeleton.joints[skeleton.centre],
+            ", ".join(map(str, skeleton.known_parts)),
+        )
+        for name, skeleton in SKELETONS.items()
+    ]
+    for name in SKELETONS:
+        assert f"\n## {name}\n" in page("docs/skeletons.md")
+        assert f"(pictures/skeleton-{name}.png)" in section("docs/skeletons.md", f"## {name}")
+        assert (ROOT / "docs" / "pictures" / f"skeleton-{name}.png").is_file()
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/model.md"])
