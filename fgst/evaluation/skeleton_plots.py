@@ -16,7 +16,7 @@ from fgst.evaluation.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 # are drawn larger than they are. Joints of the right side mirror those of the left.
 _PERSON = {
     "head": (0, 1.76), "nose": (0, 1.66), "eye_inner": (0.055, 1.77), "eye": (0.115, 1.785), "eye_outer": (0.175, 1.77),
-    "ear": (0.235, 1.71), "mouth": (0.075, 1.60), "neck": (0, 1.48), "shoulder_centre": (0, 1.43),
+    "ear": (0.235, 1.71), "mouth": (0.105, 1.615), "neck": (0, 1.48), "shoulder_centre": (0, 1.43),
     "spine_at_shoulders": (0, 1.36), "thorax": (0, 1.38), "spine_chest": (0, 1.28), "mid_spine": (0, 1.14),
     "spine": (0, 1.14), "spine_navel": (0, 1.10), "base_of_spine": (0, 0.93), "hip_centre": (0, 0.93),
     "mid_hip": (0, 0.93), "pelvis": (0, 0.93),
@@ -98,7 +98,9 @@ def _reduce_colours(path: str | os.PathLike[str]) -> None:
     from PIL import Image  # lazy: only pictures of skeletons need it
 
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
+        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, format="PNG", optimize=True
+        )
 
 
 def _draw_joints(axes: Any, skeleton: Skeleton, pose: np.ndarray) -> None:
@@ -110,7 +112,7 @@ def _draw_joints(axes: Any, skeleton: Skeleton, pose: np.ndarray) -> None:
     axes.scatter(*pose.T, s=18, color=colours, zorder=3)
     axes.scatter(*pose[skeleton.centre], s=80, facecolors="none", edgecolors="black", linewidths=1.2, zorder=4)
     (left, low), (right, high) = pose.min(axis=0), pose.max(axis=0)
-    unit = 0.01 * (high - low)
+    unit = 0.01 * max(high - low, right - left, 0.1)
     for column, edge, direction in zip(_columns(pose), (left, right), (-1, 1), strict=True):
         x, heights = edge + 14 * direction * unit, np.linspace(high, low, len(column))
         for joint, y in zip(_without_crossings(column, pose, x, heights), heights, strict=True):
@@ -180,7 +182,7 @@ def _draw_outline(axes: Any, skeleton: Skeleton) -> None:
     from matplotlib.patches import Ellipse  # lazy: matplotlib takes a second to import
 
     if not _is_hand(skeleton):
-        axes.add_patch(Ellipse(*_HEAD, facecolor="#f0f0f0", edgecolor="#d0d0d0", linewidth=0.8, zorder=0))
+        axes.add_patch(Ellipse(*_HEAD, facecolor="none", edgecolor="#d0d0d0", linewidth=0.8, zorder=0))
 
 
 def _hide_frame(axes: Any) -> None:

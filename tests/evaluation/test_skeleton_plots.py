@@ -1,4 +1,4 @@
-"""Figures of skeletons: positions of joints, and labels that can be told apart."""
+"""Figures of skeletons: positions of joints, and labels that are legible."""
 
 from __future__ import annotations
 
