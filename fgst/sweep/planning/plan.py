@@ -174,7 +174,7 @@ def estimate_trial(
 ) -> TrialEstimate:
     """Estimate time, memory and disk space of one trial from a timed training step."""
     config = resolve(config, dataset)
-    size, train, splits = cost.model_cost(config, dataset), config.train, cost.splits_of(config.data, dataset)
+    size, train, splits = cost.model_cost(config, dataset), config.train, dataset.splits_for(config.data)
     assert train.repeat is not None
     steps = train.epochs * len(splits.train) * train.repeat / train.batch_size
     # Validation clips are scored each epoch, test clips once.
