@@ -42,7 +42,17 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
             options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
             print(f"using {chosen} for the demo (--preset, --epochs)", file=sys.stderr)
     base = trial_config(options, location, has_gpu=has_gpu(options), base=settings)
+    if options.folds:
+        base = base.with_values({"data.folds": options.folds, "data.fold": 0})
     dataset = ArrowDataset(location)
+    folds = base.data.folds if base.data.protocol == "validation" else 0
+    if options.folds and not folds:
+        raise InputError("--folds holds out validation clips, and --protocol paper has none; use one of them")
+    if options.folds and options.seeds and options.seeds % options.folds:
+        raise InputError(
+            f"--seeds {options.seeds}: each seed holds out one of the {options.folds} folds; use {options.folds} "
+            "seeds (the default with --folds), or a multiple"
+        )
     objectives = tuple(options.objectives.split(",")) if options.objectives else ("val_top1",)
     multi_objective = len(objectives) > 1 and definition.search != "grid"
     search = options.search or ("nsga2" if multi_objective else definition.search)
@@ -52,7 +62,7 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
         definition, base, dataset,
         values=None if options.values is None else parse_values(options.values),
         also=options.also.split(",") if options.also else (),
-        seeds=options.seeds or 1,
+        seeds=options.seeds or folds or 1,
         search=search,
         limit=options.trials or DEFAULT_TRIALS,
         objectives=objectives,
@@ -80,6 +90,7 @@ def require_same(spec: SweepSpec, options: SweepOptions) -> None:
     recorded = {
         "values": [list(parameter.values) for parameter in spec.parameters],
         "seeds": spec.seeds,
+        "folds": data.folds,
         "search": spec.search,
         "objectives": list(spec.objectives),
         "refit": spec.refit,
