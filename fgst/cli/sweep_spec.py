@@ -41,9 +41,7 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
             chosen = "preset tiny" if options.epochs else f"preset tiny and {DEMO_EPOCHS} epochs"
             options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
             print(f"using {chosen} for the demo (--preset, --epochs)", file=sys.stderr)
-    base = trial_config(options, location, has_gpu=has_gpu(options), base=settings)
-    if options.folds:
-        base = base.with_values({"data.folds": options.folds, "data.fold": 0})
+    base = _base_config(options, location, has_gpu=has_gpu(options), base=settings)
     dataset = ArrowDataset(location)
     folds = base.data.folds if base.data.protocol == "validation" else 0
     if options.folds and not folds:
@@ -77,6 +75,16 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
         remedy = "--values chooses its values" if search == "grid" else "it only sets what the search tries first"
         print(f"note: --set {name}={overrides[name]} is overridden: the sweep varies it{by}; {remedy}", file=sys.stderr)
     return spec, factory, options
+
+
+def _base_config(
+    options: SweepOptions, location: str, *, has_gpu: bool, base: TrialConfig | None = None
+) -> TrialConfig:
+    """The settings that the sweep's parameters are applied to; see :func:`fgst.cli.options.trial_config`."""
+    if options.folds:
+        folds = (f"data.folds={options.folds}", "data.fold=0", *options.overrides)
+        options = dataclasses.replace(options, overrides=folds)
+    return trial_config(options, location, has_gpu=has_gpu, base=base)
 
 
 def require_same(spec: SweepSpec, options: SweepOptions) -> None:
@@ -129,7 +137,7 @@ def _is_preset(spec: SweepSpec, options: SweepOptions) -> bool:
     from fgst.data.dataset import ArrowDataset  # lazy: `--help` needs no Arrow
 
     location = spec.base.data.dataset
-    return resolve_data_defaults(trial_config(options, location, has_gpu=False), ArrowDataset(location)) == spec.base
+    return resolve_data_defaults(_base_config(options, location, has_gpu=False), ArrowDataset(location)) == spec.base
 
 
 def _settings_of(options: SweepOptions) -> TrialConfig:

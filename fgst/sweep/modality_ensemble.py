@@ -195,7 +195,8 @@ def _line(
         if not fused:
             return None
         reached = [scores.top(1) for scores in fused]
-        mean = statistics.fmean(reached, [scores.num_clips for scores in fused])  # folds have different numbers
+        counts = [scores.num_clips for scores in fused]
+        mean = statistics.fmean(reached, counts if len(set(counts)) > 1 else None)  # of all clips of all folds
         return mean, statistics.stdev(reached) if len(reached) > 1 else float("nan")
 
     return Line(chosen, weighting, over_seeds(val), over_seeds(test))

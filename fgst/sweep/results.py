@@ -104,7 +104,7 @@ class Row:
     Attributes:
         label, params: the configuration.
         finished, trials: number of finished and of all trials.
-        val, test: top-1 in %, ``None`` if no trial has it. The mean over folds counts each validation clip once.
+        val, test: top-1 in %, ``None`` if no trial has it. The mean over folds counts all their clips equally.
         minutes: training time per trial.
         published: the paper's top-1 in %.
         pruned, failed: numbers of trials.
@@ -187,19 +187,23 @@ def baseline_label(spec: SweepSpec, results: Sequence[TrialResult]) -> str | Non
 def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult | None:
     """The trial to continue with: the best by validation of the configuration with the best mean validation top-1.
 
-    Ties go to the first. Folds have different validation clips, so of a configuration's folds it is the first. Without validation clips (protocol paper) it is the first trial that finished: test clips are
-    never used to choose.
+    Ties go to the first. Folds have different validation clips: a configuration that has finished more of them goes
+    first, and its first fold is chosen. Without validation clips (protocol paper) it is the first trial that finished:
+    test clips are never used to choose.
     """
     finished = [result for result in results if result.status == TrialStatus.FINISHED]
     if spec.search == "grid":
         order = {trial.trial_id: number for number, trial in enumerate(spec.trials)}
         finished.sort(key=lambda result: order.get(result.trial_id, len(order)))
 
-    means = {label: val_top1(spec, group) for label, group in _by_label(finished, TrialStatus.FINISHED).items()}
+    groups = _by_label(finished, TrialStatus.FINISHED)
+    means = {label: val_top1(spec, group) for label, group in groups.items()}
 
-    def rank(result: TrialResult) -> tuple[float, float]:
+    def rank(result: TrialResult) -> tuple[float, float, float]:
         mean = (means[result.label] or (0.0, 0.0))[0]
-        return mean, -result.seed if spec.fold_clips else result.metrics.get("val/top1", 0.0)
+        if spec.varies_folds:
+            return len(groups[result.label]), mean, -result.seed
+        return 0, mean, result.metrics.get("val/top1", 0.0)
 
     return max(finished, key=rank, default=None)
 

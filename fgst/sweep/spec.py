@@ -102,9 +102,14 @@ class SweepSpec:
         return len(self.trials) if self.limit is None else self.limit
 
     @property
+    def varies_folds(self) -> bool:
+        """Whether trials have different validation clips."""
+        return bool(self.fold_clips) and self.seeds > 1
+
+    @property
     def repetitions(self) -> str:
         """What the trainings of a configuration differ in, for texts: seeds, or folds."""
-        return "folds" if self.fold_clips and self.seeds == len(self.fold_clips) else "seeds"
+        return "folds" if self.varies_folds and self.seeds <= len(self.fold_clips) else "seeds"
 
     def fold_of(self, seed: int) -> int:
         """The fold that the trials with this seed hold out; 0 without folds."""

@@ -100,9 +100,8 @@ def answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, basel
         return {"best": "", "text": text}
     row = next(row for row in rows if row.label == best.label)
     text = f"is the best by validation: {format_mean_std(row.val)} %"
-    text += (
-        f" (mean ± standard deviation over {row.finished} {spec.repetitions})" if row.finished > 1 else " (one seed)"
-    )
+    several = f"mean ± standard deviation over {row.finished} {spec.repetitions}"
+    text += f" ({several})" if row.finished > 1 else " (one seed)"
     text += f", with {format_mean_std(row.test)} % on the test clips" if row.test is not None else ""
     if difference := row.val_difference:
         noise = "beyond noise" if difference.beyond_noise else "within noise"
@@ -113,9 +112,8 @@ def answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, basel
         within = sum(not difference.beyond_noise for difference in compared)
         text += f"; it is the baseline, and {within} of the {len(compared)} other rows are within noise of it"
     elif len(rows) > 1:
-        text += (
-            f"; without two {spec.repetitions} in common with the baseline, differences cannot be separated from noise"
-        )
+        common = f"two {spec.repetitions} in common with the baseline"
+        text += f"; without {common}, differences cannot be separated from noise"
     if len(spec.objectives) > 1:
         text += ". The Pareto front below weighs its accuracy against its cost"
     return {"best": best.label, "text": text}
@@ -168,13 +166,13 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
         )
     if not is_paper:
         remarks.append(f"Selection uses validation clips ({_held_out(spec)}); test accuracy is only reported")
-    if spec.repetitions == "folds":
-        remarks.append("Validation means count each clip once: folds have different clips")
+    if spec.varies_folds:
+        remarks.append("Validation means count the clips of all folds equally")
     if has_differences:
         split = "test" if is_paper else "validation"
         remarks.append(
-            f"Differences in {split} accuracy are to {baseline}, over the {spec.repetitions} that both have; those within noise "
-            "may be chance"
+            f"Differences in {split} accuracy are to {baseline}, over the {spec.repetitions} that both have; those "
+            "within noise may be chance"
         )
     if spec.source and has_published:
         remarks.append(f"Published values: {spec.source}")
@@ -289,7 +287,7 @@ def parameters(data: ReportData, best: TrialResult | None, pictures: Path) -> di
 def early_stopping(data: ReportData) -> dict[str, Any] | None:
     """Whether early stopping was safe, or would have been, judged by the trials that ran to the last epoch."""
     spec = data.spec
-    if spec.repetitions == "folds":  # trials of different folds cannot be ranked
+    if spec.varies_folds:  # trials of different folds cannot be ranked
         return None
     finished = [result.run_id for result in data.results if result.status == TrialStatus.FINISHED]
     rungs = rank_report(spec, [data.histories.get(run_id, {}).get(VAL_TOP1, {}) for run_id in finished])
