@@ -10,6 +10,7 @@ unseen subjects, cameras or setups recognized? A *scheme* says what is held out:
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -242,8 +243,8 @@ class _TrainingSide:
                 chosen += members[(self.fold - seen) % self.folds :: self.folds]
             else:
                 # Fractions of a recording are carried over from class to class, so that the total is right.
-                count = round(self.share * (seen + len(members))) - round(self.share * seen)
-                chosen += members[: min(count, len(members) - 1)]
+                ends = [math.floor(self.share * count + 0.5) for count in (seen, seen + len(members))]
+                chosen += members[: min(ends[1] - ends[0], len(members) - 1)]
             seen += len(members)
         if not chosen:
             chosen = [max(of_class.values(), key=len)[0]]
