@@ -398,7 +398,7 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
     before the sweep has set its parameters.
 
     Raises:
-        InputError: if the data set has no such benchmark, or it has no training or no test clip.
+        InputError: if the data set has no such benchmark.
     """
     recipe = config.data.recipe or dataset.recipe
     scheme = config.data.validation_by

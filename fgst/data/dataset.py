@@ -236,13 +236,9 @@ class ArrowDataset:
         """Return the scheme that "auto" stands for; see :func:`fgst.data.splits.choose_scheme`.
 
         Raises:
-            InputError: if there is no such benchmark, or it has no training or no test clip.
+            InputError: if there is no such benchmark.
         """
-        rule = self.benchmark(benchmark)
-        try:
-            return choose_scheme(self.columns, rule)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from None
+        return choose_scheme(self.columns, self.benchmark(benchmark))
 
 
 def open_recorded(location: str, owner: str) -> ArrowDataset:

@@ -119,7 +119,7 @@ def choose_scheme(columns: Mapping[str, np.ndarray], benchmark: Benchmark) -> Va
     Benchmarks that train on one camera or setup hold out subjects. If the groups are not recorded (0), or if the
     benchmark is a list of clips, recordings are held out.
     """
-    train, _ = _sides(columns, benchmark)
+    train = np.isin(columns[benchmark.column], benchmark.train)
     side = {name: columns[name][train] for name in ("subject", "camera", "setup")}
     # A clip without a number may belong to any of the groups.
     groups = {name: len(np.unique(values)) if values.all() else 0 for name, values in side.items()}
@@ -286,4 +286,5 @@ class _TrainingSide:
 
 
 def _clips(mask: np.ndarray) -> str:
-    return f"{np.count_nonzero(mask):,} clips"
+    count = np.count_nonzero(mask)
+    return f"{count:,} clip{'s' * (count != 1)}"

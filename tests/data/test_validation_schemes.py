@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fgst.cli.options import trial_config
 from fgst.config import PRESETS, DataConfig, TrialConfig, resolve_data_defaults
 from fgst.data import splits as splits_module
 from fgst.data.dataset import ArrowDataset, Clip
@@ -109,7 +112,7 @@ def test_splits_of_any_clips(clips: Clips, by: str, seed: int, share: float) -> 
     assert len(splits.train) > 0
     assert len(splits.val) > 0
     assert sorted([*splits.train, *splits.val]) == clips.training_rows.tolist()
-    assert splits.held_out.endswith(f": {len(splits.val)} clips")
+    assert re.search(rf": {len(splits.val)} clips?$", splits.held_out)
     everything = set(range(len(clips.ids)))
     assert set(splits.test.tolist()) == everything - set(clips.training_rows.tolist())
 
@@ -340,6 +343,20 @@ def test_settings_determine_the_clips(tmp_path: Path) -> None:
     assert (len(paper.val), paper.held_out) == (0, "")
     half = dataset.splits_for(DataConfig(validation=0.5))
     assert len(half.val_groups) == 2
+
+
+def test_recorded_scheme_is_that_of_the_recorded_benchmark() -> None:
+    """Settings of a training name its scheme; for another benchmark it is chosen again, unless it is given."""
+    recorded = TrialConfig().with_values({"data.benchmark": "x-view", "data.validation_by": "subject-camera"})
+    options = Namespace(preset=None, epochs=None, modality=None, protocol=None, seed=None, benchmark=None, overrides=[])
+
+    def scheme(**changes: Any) -> str:
+        given = Namespace(**vars(options) | changes)
+        return trial_config(given, "data", has_gpu=False, base=recorded).data.validation_by
+
+    assert scheme() == scheme(benchmark="x-view") == "subject-camera"
+    assert scheme(benchmark="x-sub") == "auto"
+    assert scheme(benchmark="x-sub", overrides=["data.validation_by=clip"]) == "clip"
 
 
 def test_data_set_with_one_subject_can_be_validated(tmp_path: Path) -> None:
