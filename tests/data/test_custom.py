@@ -73,6 +73,30 @@ def test_folder_of_arrays_is_prepared(folder: Path, capsys: pytest.CaptureFixtur
     np.testing.assert_array_equal(dataset.clip(1)[0, 0, 0], 0)  # the centre joint of the first frame
 
 
+def test_report_says_what_can_be_held_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one training clip validation is impossible, and the commands that follow train on all clips."""
+    main(arguments(folder))
+    report = capsys.readouterr().out
+    assert (
+        "validation: not possible: all training clips of benchmark x-sub are a single recording of each class, so none "
+        "can be held out for validation; train on all of them with --protocol paper"
+    ) in report
+    commands = [line for line in report.splitlines() if line.startswith("  python ")]
+    assert len(commands) == 2
+    assert all(" --protocol paper" in command for command in commands)
+
+    table = "clip_id,label,subject\n" + "".join(f"a{i},fist,{1 + i % 2}\n" for i in range(8))
+    (folder / "labels.csv").write_text(table)
+    for i in range(8):
+        np.save(folder / "clips" / f"a{i}.npy", np.ones((4, 5, 3)))
+    for name in "abc":
+        (folder / "clips" / f"{name}.npy").unlink()
+    main([*arguments(folder), "--overwrite"])
+    report = capsys.readouterr().out
+    assert "            validation: 1 of 4 recordings, from all classes: 1 clip\n" in report
+    assert "--protocol paper" not in report
+
+
 def test_npz_gives_same_clips_as_folder(folder: Path) -> None:
     main(arguments(folder))
     np.savez(folder / "clips.npz", **{path.stem: np.load(path) for path in (folder / "clips").iterdir()})
