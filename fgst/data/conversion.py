@@ -30,7 +30,7 @@ from fgst.parsing import printable
 logger = logging.getLogger(__name__)
 
 MEASURED_CLIPS = 32  # clips by which the normalization is chosen
-_LISTED = 20  # faulty clips that a message lists
+_LISTED = 3  # faulty clips that a message lists
 
 
 @dataclass
@@ -78,6 +78,11 @@ def write_source(
     """
     check_output(out, overwrite=overwrite)
     benchmarks = [*source.benchmarks, *map(split_list, source.split_lists)]
+    if not benchmarks:
+        raise InputError(
+            "there is no benchmark, i.e. no rule for which clips are for training: name one with --benchmark, or add a "
+            "column split with the values train and test to the table of labels"
+        )
     report = ConversionReport(notes=list(source.notes))
     entries = list(source.entries) if source.classes is None else source.entries
     classes = source.classes or class_names(str(entry.label) for entry in entries)
@@ -160,7 +165,6 @@ def _clips(
     """
     labels = {name: label for label, name in enumerate(classes)}
     digest = hashlib.sha256()
-    written = 0
     with closing(tracked(entries, source.num_clips, "clips")) as progress:
         reading = _read_all(progress, source.skeleton, report)
         measured = list(itertools.islice(reading, 0 if source.normalization else MEASURED_CLIPS))
@@ -180,7 +184,6 @@ def _clips(
             digest.update(f"{entry.clip_id} {label} ".encode() + joints.tobytes())
             if report.rejected and not skip_bad:
                 continue  # nothing will be written; the other clips are read to list all faults
-            written += 1
             yield Clip(
                 entry.clip_id,
                 label,
@@ -192,7 +195,7 @@ def _clips(
                 splits=entry.splits,
             )
     if report.rejected and not skip_bad:
-        raise InputError(_not_usable(report, written))
+        raise InputError(_not_usable(report))
     origin["sha256"] = digest.hexdigest()
     if left_out := len(report.rejected) + report.empty.total():
         origin["left_out"] = left_out
@@ -222,19 +225,16 @@ def _normalize(raw: RawClip, normalization: Normalization, skeleton: Skeleton, r
     return joints
 
 
-def _not_usable(report: ConversionReport, written: int) -> str:
-    """Return the message about clips that are not usable; all of them are logged first."""
+def _not_usable(report: ConversionReport) -> str:
+    """Return the message about clips that are not usable; if they are many, all are logged first."""
     count = len(report.rejected)
-    if count > 1:
-        for clip_id, fault in report.rejected:
-            logger.warning("%s: %s", printable(clip_id), fault)
-    faults = "; ".join(f"{printable(clip_id)}: {fault}" for clip_id, fault in report.rejected[:_LISTED])
-    more = f" … and {count - _LISTED} more" if count > _LISTED else ""
-    what = "a clip is" if count == 1 else f"{count:,} clips are"
-    return (
-        f"{what} not usable ({faults}{more}); fix or remove {'it' if count == 1 else 'them'}, or pass --skip-bad to "
-        "leave out such clips"
-    )
+    faults = [f"{printable(clip_id)}: {fault}" for clip_id, fault in report.rejected]
+    remedy = f"fix or remove {'it' if count == 1 else 'them'}, or pass --skip-bad to leave out such clips"
+    if count <= _LISTED:
+        return f"{'; '.join(faults)}; {remedy}"
+    for fault in faults:
+        logger.warning("%s", fault)
+    return f"{count:,} clips are not usable, all listed above; {remedy}"
 
 
 def _none_usable(report: ConversionReport) -> str:

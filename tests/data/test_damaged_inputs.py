@@ -19,7 +19,8 @@ import pytest
 
 from fgst.config import PRESETS
 from fgst.data.formats import FORMATS, read_clip
-from fgst.data.formats.custom import read_labels, read_skeleton
+from fgst.data.formats.custom import read_skeleton
+from fgst.data.label_table import read_label_table
 from fgst.data.layout import parse_description
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
@@ -105,9 +106,10 @@ def check_skeleton(skeleton: Skeleton) -> None:
 
 
 def read_labels_file(content: bytes) -> None:
-    for row in read_file(read_labels, "labels.csv", content):
-        assert row["clip_id"]
-        assert row["label"].isprintable()
+    table = read_file(read_label_table, "labels.csv", content)
+    for clip_id, row in table.rows.items():
+        assert clip_id == row.clip_id
+        assert table.classes[row.label].isprintable()
 
 
 def read_description(content: bytes) -> None:
