@@ -106,7 +106,7 @@ def test_bad_clip_is_reported_alone(tmp_path: Path, kind: str, *, tables: bool) 
     content, message = BAD[kind]
     source = write_kinetics(tmp_path / "raw", TRAIN, VAL, CLASSES, tables=tables)
     (source / "kinetics_train" / "b_1.json").write_text(content)
-    with pytest.raises(InputError, match=r"a clip is not usable \(b_1: ") as error:
+    with pytest.raises(InputError, match="b_1: ") as error:
         convert(source, tmp_path / "out")
     assert message in str(error.value) or (not tables and "has no label" in str(error.value))
     dataset, _ = convert(source, tmp_path / "out", skip_bad=True)

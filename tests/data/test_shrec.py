@@ -82,11 +82,15 @@ def test_dhg_is_cut_to_the_gesture_and_leaves_out_each_subject(tmp_path: Path) -
     ]
 
 
-def test_other_benchmark_may_be_given(tmp_path: Path) -> None:
+def test_dhg_without_its_list_of_frames_is_not_cut(tmp_path: Path) -> None:
     source = write_gestures(tmp_path / "raw", CLIPS)
-    dataset, notes = convert(source, tmp_path / "out", benchmarks=("two:subject=1,2",))
-    assert [benchmark.name for benchmark in dataset.benchmarks] == ["two"]
+    _, notes = convert(source, tmp_path / "out")
     assert any("is missing, so clips are not cut" in note for note in notes)
+    with pytest.raises(InputError, match="files of this format contain labels and splits"):
+        convert(source, tmp_path / "out", benchmarks=("two:subject=1,2",))
+    one = {key: joints for key, joints in CLIPS.items() if key[2] == 1}
+    with pytest.raises(InputError, match="one subject only"):
+        convert(write_gestures(tmp_path / "one", one), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_bad_clip_is_reported_alone(tmp_path: Path, damage: Callable[[bytes], by
     source = write_gestures(tmp_path / "raw", CLIPS, train=TRAIN, test=TEST)
     file = source / "gesture_2" / "finger_1" / "subject_1" / "essai_1" / "skeletons_world.txt"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(InputError, match=f"a clip is not usable .gesture_02_finger_1_subject_01_trial_1: {message}"):
+    with pytest.raises(InputError, match=f"gesture_02_finger_1_subject_01_trial_1: {message}"):
         convert(source, tmp_path / "out")
     dataset, _ = convert(source, tmp_path / "out", skip_bad=True)
     assert set(keys(dataset)) == set(CLIPS) - {(2, 1, 1, 1)}

@@ -39,6 +39,7 @@ class RawFormat:
         is_binary: files are not text, so requests to a model server carry them in base64.
         clips_of: returns the clips among the files of a folder: combined, if the format has a file per frame, without
             other files. ``None`` if every file with the suffix is a clip.
+        normalization: how its clips are normalized in a data set, if the format determines it; ``None`` measures it.
         configure: for a format with settings: returns the format with these settings; raises ValueError.
     """
 
@@ -47,6 +48,7 @@ class RawFormat:
     encode: Callable[[np.ndarray, Skeleton], bytes]
     is_binary: bool = False
     clips_of: Callable[[Sequence[ClipFile]], list[ClipFile]] | None = None
+    normalization: Normalization | None = None
     configure: Callable[[str], RawFormat] | None = None
 
 
@@ -62,10 +64,26 @@ FORMATS: dict[str, RawFormat] = {
     "nw-ucla": RawFormat(".json", nw_ucla.read_joints, nw_ucla.encode_joints),
     "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),
     "array": RawFormat(".npy", array.read_joints, array.encode_joints, is_binary=True),
-    "kinect-v2": RawFormat(".skeleton", kinect_v2.read_joints, kinect_v2.encode_joints),
-    "openpose": RawFormat(".json", openpose.read_joints, openpose.encode_joints, clips_of=openpose.combine),
-    "kinetics": RawFormat(".json", kinetics.read_joints, kinetics.encode_joints, clips_of=kinetics.clips_of),
-    "shrec": RawFormat(".txt", shrec.read_joints, shrec.encode_joints, clips_of=shrec.clips_of),
+    "kinect-v2": RawFormat(
+        ".skeleton", kinect_v2.read_joints, kinect_v2.encode_joints, normalization=kinect_v2.NORMALIZATION
+    ),
+    "openpose": RawFormat(
+        ".json",
+        openpose.read_joints,
+        openpose.encode_joints,
+        clips_of=openpose.combine,
+        normalization=openpose.NORMALIZATION,
+    ),
+    "kinetics": RawFormat(
+        ".json",
+        kinetics.read_joints,
+        kinetics.encode_joints,
+        clips_of=kinetics.clips_of,
+        normalization=kinetics.NORMALIZATION,
+    ),
+    "shrec": RawFormat(
+        ".txt", shrec.read_joints, shrec.encode_joints, clips_of=shrec.clips_of, normalization=shrec.NORMALIZATION
+    ),
     "joint-csv": RawFormat(".csv", joint_csv.read_joints, joint_csv.encode_joints, configure=_described_columns),
 }
 

@@ -23,8 +23,8 @@ __all__ = ["NORMALIZATION", "encode_joints", "read_joints", "read_recording"]
 JOINT_FIELDS = (3, 4, 7, 11, 12)
 MAX_BODIES = 20  # per frame; the sensor tracks six
 
-# Persons are matched and ordered by the cleaning, which also removes frames without any. Units other than metres need
-# another scale.
+MIN_MILLIMETRES = 200  # the sensor sees persons at 0.5 to 8 metres
+# Persons are matched and ordered by the cleaning, which also removes frames without any.
 NORMALIZATION = Normalization(persons=False, trimmed=False)
 
 
@@ -36,12 +36,16 @@ def read_joints(content: bytes, skeleton: Skeleton = NTU_25) -> RawClip:
         skeleton: not used, because all files have the same skeleton.
 
     Returns:
-        ``(M, T, 25, 3)``, one or two persons, where the sensor has them.
+        ``(M, T, 25, 3)``, one or two persons, where the sensor has them, in metres.
 
     Raises:
         ClipError: if the file is malformed or has no usable body.
     """
-    return RawClip(clean(read_recording(content), centred=False).joints)
+    joints = clean(read_recording(content), centred=False).joints
+    distance = float(np.median(np.abs(joints[..., 2][joints.any(axis=-1)])))
+    if distance < MIN_MILLIMETRES:
+        return RawClip(joints)
+    return RawClip(joints / 1000, remark="coordinates are millimetres, converted to metres")
 
 
 def read_recording(content: bytes) -> Recording:

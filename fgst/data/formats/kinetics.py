@@ -149,6 +149,8 @@ def recognizes(path: Path) -> bool:
 def open_folder(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
     """Open a folder or zip, for :class:`~fgst.data.clip_source.SourceFormat`."""
     location = printable(str(path))
+    if options.labels or options.benchmarks or options.classes:
+        raise InputError("--labels, --benchmark, --classes: files of this format contain labels and splits")
     if options.skeleton is not None and options.skeleton.num_joints != OPENPOSE_18.num_joints:
         raise InputError(f"--skeleton {options.skeleton.name}: Kinetics-skeleton has the 18 joints of openpose-18")
     # A file of labels may be larger than a clip's; `_read_joints` limits that of a clip.

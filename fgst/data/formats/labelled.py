@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
 from fgst.data.clip_source import ClipEntry, Membership, SourceOptions
-from fgst.data.formats.custom import OPTIONAL_COLUMNS, read_benchmark, read_labels
+from fgst.data.label_table import NUMBER_COLUMNS, read_class_names, read_label_table
 from fgst.data.normalization import RawClip
 from fgst.data.sources import ClipError
 from fgst.data.splits import Benchmark
@@ -47,8 +46,9 @@ class Labelled:
     """The fields of a :class:`~fgst.data.clip_source.ClipSource` that follow from classes and splits."""
 
     entries: list[ClipEntry]
-    benchmarks: list[Benchmark]
-    split_lists: list[str]
+    classes: tuple[str, ...] | None
+    benchmarks: tuple[Benchmark, ...]
+    split_lists: tuple[str, ...]
     notes: list[str]
 
 
@@ -66,41 +66,30 @@ def label_clips(clips: Sequence[NamedClip], options: SourceOptions, location: st
     Raises:
         InputError: if there is no class, or no benchmark.
     """
-    benchmarks = [read_benchmark(text) for text in options.benchmarks]
-    if options.labels is not None:
-        rows = read_labels(options.labels)
-        for benchmark in benchmarks:
-            if not any(row.get(benchmark.column) for row in rows):
-                raise InputError(
-                    f"{options.labels}: has no {benchmark.column}, which benchmark {benchmark.name} splits by"
-                )
-        entries, notes = _by_table(clips, rows)
-    else:
-        if benchmarks:
-            raise InputError(
-                f"--benchmark {options.benchmarks[0]}: needs a table of labels with the column {benchmarks[0].column}; "
-                "pass --labels labels.csv"
-            )
-        entries, notes = _by_folder(clips, location)
-    splits = _folder_splits(entry.clip_id for entry in entries)
-    has_lists = len(set(splits.values())) == 2
-    if not benchmarks and not has_lists:
-        raise InputError(
-            f"{location}: which clips are for training is unknown; put them into folders train and test, or pass "
-            "--labels labels.csv with a column subject, and --benchmark x-sub:subject=1,2,3"
-        )
-    if has_lists:
+    labelled = _by_folder(clips, options, location) if options.labels is None else _by_table(clips, options)
+    splits = {} if labelled.split_lists else _folder_splits(entry.clip_id for entry in labelled.entries)
+    if len(set(splits.values())) == 2:
         entries = [
             dataclasses.replace(entry, splits={OFFICIAL: splits[entry.clip_id]}) if entry.clip_id in splits else entry
-            for entry in entries
+            for entry in labelled.entries
         ]
-    classes = Counter(str(entry.label) for entry in entries)
+        notes = [*labelled.notes, f"{OFFICIAL}: train and test from the names of folders"]
+        labelled = dataclasses.replace(labelled, entries=entries, split_lists=(OFFICIAL,), notes=notes)
+    elif not labelled.benchmarks and not labelled.split_lists:
+        raise InputError(
+            f"{location}: which clips are for training is unknown; put them into folders train and test, or pass "
+            "--labels labels.csv with a column split or subject, and --benchmark x-sub:subject=1,2,3"
+        )
+    classes = {entry.label for entry in labelled.entries}
     if len(classes) == 1:
-        notes.append(f"all clips are of one class, {printable(next(iter(classes)))}")
-    return Labelled(entries, benchmarks, [OFFICIAL] if has_lists else [], notes)
+        labelled.notes.append("all clips are of one class")
+    return labelled
 
 
-def _by_folder(clips: Sequence[NamedClip], location: str) -> tuple[list[ClipEntry], list[str]]:
+def _by_folder(clips: Sequence[NamedClip], options: SourceOptions, location: str) -> Labelled:
+    if options.benchmarks:
+        raise InputError(f"--benchmark {options.benchmarks[0]}: needs a table of labels; pass --labels labels.csv")
+    names = None if options.classes is None else read_class_names(options.classes)
     entries = []
     for clip in sorted(clips, key=lambda clip: clip.name):
         label = PurePosixPath(clip.name).parent.name
@@ -109,29 +98,33 @@ def _by_folder(clips: Sequence[NamedClip], location: str) -> tuple[list[ClipEntr
                 f"{location}: the class of clip {printable(clip.name)} is unknown; put the clips of each class into a "
                 "folder with its name, or pass --labels labels.csv"
             )
+        if names is not None and label not in names:
+            raise InputError(f"{printable(str(options.classes))}: does not contain the folder {printable(label)}")
         entries.append(ClipEntry(clip.name, label, clip.read))
-    return entries, ["classes are the names of the folders that clips are in"]
+    return Labelled(entries, names, (), (), ["classes are the names of the folders that clips are in"])
 
 
-def _by_table(clips: Sequence[NamedClip], rows: Sequence[Mapping[str, str]]) -> tuple[list[ClipEntry], list[str]]:
+def _by_table(clips: Sequence[NamedClip], options: SourceOptions) -> Labelled:
+    assert options.labels is not None
+    table = read_label_table(options.labels, options.benchmarks, options.classes)
     by_name = {clip.name: clip for clip in clips}
     last_parts = Counter(PurePosixPath(clip.name).name for clip in clips)
     by_last = {last: clip for clip in clips if last_parts[last := PurePosixPath(clip.name).name] == 1}
     entries: list[ClipEntry] = []
     used: set[str] = set()
-    for row in sorted(rows, key=lambda row: row["clip_id"]):
-        name = row["clip_id"]
+    for name, row in sorted(table.rows.items()):
         clip = by_name.get(name) or by_last.get(name)
-        if clip is not None and clip.name in used:
+        if clip is not None and clip.name in used:  # named in two ways
             clip = None
         used |= {clip.name} if clip else set()
-        columns: dict[str, Any] = {column: int(row.get(column) or 0) for column in OPTIONAL_COLUMNS}
-        clip_id = name if clip is None else clip.name
-        entries.append(ClipEntry(clip_id, row["label"], clip.read if clip else _missing, **columns))
+        fields = {column: getattr(row, column) for column in (*NUMBER_COLUMNS, "splits")}
+        entries.append(ClipEntry(clip.name if clip else name, row.label, clip.read if clip else _missing, **fields))
     unlisted = sorted(by_name.keys() - used)
-    listed = shorten(", ".join(unlisted[:_LISTED])) + (" …" if len(unlisted) > _LISTED else "")
-    notes = [f"{len(unlisted):,} clips are not in the table of labels, and are left out ({listed})"] if unlisted else []
-    return entries, notes
+    notes = list(table.notes)
+    if unlisted:
+        listed = shorten(", ".join(unlisted[:_LISTED])) + (" …" if len(unlisted) > _LISTED else "")
+        notes.append(f"{len(unlisted):,} clips are not in the table of labels, and are left out ({listed})")
+    return Labelled(entries, table.classes, table.benchmarks, table.split_lists, notes)
 
 
 def _missing() -> RawClip:

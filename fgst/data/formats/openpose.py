@@ -192,6 +192,7 @@ def open_folder(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
             skeleton=skeleton,
             entries=labelled.entries,
             num_clips=len(labelled.entries),
+            classes=labelled.classes,
             benchmarks=labelled.benchmarks,
             split_lists=labelled.split_lists,
             normalization=NORMALIZATION,

@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
-from fgst.data.formats.custom import read_benchmark
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import SHREC_22
@@ -115,10 +114,12 @@ def open_folder(path: Path, options: SourceOptions, *, fine: bool = False) -> It
 
     Args:
         path: the folder or zip.
-        options: further benchmarks.
+        options: none is used.
         fine: 28 classes instead of 14.
     """
     location = printable(str(path))
+    if options.labels or options.benchmarks or options.classes:
+        raise InputError("--labels, --benchmark, --classes: files of this format contain labels and splits")
     with open_source(path, suffix=".txt", max_bytes=MAX_FILE_BYTES, hint=_HINT) as listing:
         files: dict[_Key, ClipFile] = {}
         tables: dict[str, ClipFile] = {}
@@ -146,9 +147,6 @@ def open_folder(path: Path, options: SourceOptions, *, fine: bool = False) -> It
                 )
         has_lists = set(split_of.values()) == {"train", "test"}
         subjects = sorted({key.subject for key in keys})
-        benchmarks = [read_benchmark(text) for text in options.benchmarks]
-        if not has_lists and not benchmarks:
-            benchmarks = leave_one_out(subjects)
         entries = [
             ClipEntry(
                 key.name,
@@ -174,7 +172,7 @@ def open_folder(path: Path, options: SourceOptions, *, fine: bool = False) -> It
             entries=entries,
             num_clips=len(entries),
             classes=_classes(fine=fine),
-            benchmarks=benchmarks,
+            benchmarks=[] if has_lists else leave_one_out(subjects, location),
             split_lists=[OFFICIAL] if has_lists else [],
             normalization=NORMALIZATION,
             preparation="shrec",
@@ -183,14 +181,14 @@ def open_folder(path: Path, options: SourceOptions, *, fine: bool = False) -> It
         )
 
 
-def leave_one_out(subjects: list[int]) -> list[Benchmark]:
+def leave_one_out(subjects: Sequence[int], location: str) -> list[Benchmark]:
     """Return a benchmark per subject, who is tested by networks trained on all others.
 
     Raises:
         InputError: if there is only one.
     """
     if len(subjects) < 2:
-        raise InputError("all clips are of one subject, so none can be left out for testing; add the other folders")
+        raise InputError(f"{location}: has no list of test clips, and one subject only, so none can be tested; {_HINT}")
     return [
         Benchmark(f"subject-{one}", "subject", train=tuple(s for s in subjects if s != one), test=(one,))
         for one in subjects
