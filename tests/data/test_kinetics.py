@@ -26,15 +26,15 @@ def relative(frames: int, seed: int, persons: int = 1) -> np.ndarray:
     return pixels(body(OPENPOSE_18, frames, seed, persons=persons), width=1000, height=1000).round() / 1000
 
 
-NOBODY = np.zeros((1, 5, 18, 2))
+EMPTY = np.zeros((1, 5, 18, 2))
 TRAIN = {
     "-Abc": (relative(8, 0), "juggling"),
     "b_1": (relative(12, 1, persons=2), "archery"),
     "c": (relative(6, 2), "bowling"),
-    "empty": (NOBODY, "archery"),
-    "empty2": (NOBODY, "archery"),
+    "empty": (EMPTY, "archery"),
+    "empty2": (EMPTY, "archery"),
 }
-VAL = {"v1": (relative(7, 4), "juggling"), "v2": (relative(9, 5), "bowling"), "v3": (NOBODY, "bowling")}
+VAL = {"v1": (relative(7, 4), "juggling"), "v2": (relative(9, 5), "bowling"), "v3": (EMPTY, "bowling")}
 
 
 def convert(path: Path, out: Path, *, skip_bad: bool = False) -> tuple[ArrowDataset, list[str]]:
@@ -120,10 +120,10 @@ def test_source_that_is_not_usable_is_refused_in_one_line(tmp_path: Path) -> Non
         convert(source, tmp_path / "out")
     with pytest.raises(InputError, match="has clips of one split only"):
         convert(source / "kinetics_train", tmp_path / "out")
-    (tmp_path / "nobody").mkdir()
-    write_kinetics(tmp_path / "nobody" / "raw", {"a": (NOBODY, "archery")}, {"b": (NOBODY, "archery")}, CLASSES)
+    (tmp_path / "none").mkdir()
+    write_kinetics(tmp_path / "none" / "raw", {"a": (EMPTY, "archery")}, {"b": (EMPTY, "archery")}, CLASSES)
     with pytest.raises(InputError, match=r"there is no clip to convert \(2 clips left out: no skeleton in any frame\)"):
-        convert(tmp_path / "nobody" / "raw", tmp_path / "out")
+        convert(tmp_path / "none" / "raw", tmp_path / "out")
 
 
 def test_recognition(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def expected(joints: np.ndarray, skeleton: Skeleton) -> np.ndarray:
 @pytest.mark.parametrize("as_zip", [False, True])
 def test_clips_are_exactly_those_of_the_files(tmp_path: Path, skeleton: Skeleton, *, as_zip: bool) -> None:
     clips = {name: pixels(body(skeleton, 9 + i, i)) for i, name in enumerate("abcd")}
-    clips["b"][0, 3] = 0  # nobody in a frame
+    clips["b"][0, 3] = 0  # no person in a frame
     clips["c"][0, :, 4] = 0  # a joint that is never seen
     source = write_openpose(tmp_path / "raw", {f"sub/{name}": joints for name, joints in clips.items()})
     if as_zip:
@@ -166,7 +166,7 @@ def test_clips_that_are_not_in_the_table_are_counted(tmp_path: Path) -> None:
     assert "3 clips are not in the table of labels, and are left out (e, f, g)" in notes
 
 
-def test_nobody_in_any_frame(tmp_path: Path) -> None:
+def test_no_person_in_any_frame(tmp_path: Path) -> None:
     write_openpose(tmp_path / "raw", {"train/x/a": np.zeros((1, 4, 18, 2)), "test/x/b": np.zeros((1, 4, 18, 2))})
     with pytest.raises(InputError, match="no frame has a person with 18 or 25 joints"):
         convert(tmp_path / "raw", tmp_path / "out")

@@ -42,7 +42,7 @@ from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, first_content
 from fgst.errors import InputError
 from fgst.parsing import printable, shorten
 
-MAX_POSES = 100_000  # frames of all persons
+MAX_POSES = 50_000  # frames of all persons
 MAX_JOINTS = 20_000_000  # joints in all frames
 MAX_NAMES = 10_000
 MEASURED_CLIPS = 32
@@ -234,7 +234,7 @@ def _read_wide(table: _Table, index: Mapping[str, int], poses: _Poses) -> None:
         joints, scores = np.zeros((N, 3 if columns.has_depth else 2)), np.zeros(N)
         for i, point in points:
             joints[i], scores[i] = _read_point(cells, point, line, has_depth=columns.has_depth)
-        # Times may be rounded, so equal ones are different frames unless persons are told apart.
+        # Times may be rounded, so equal ones are different frames unless a column identifies persons.
         frame = number if columns.frame is None or columns.person is None else _cell(cells, columns.frame)
         poses.add(frame, _cell(cells, columns.person), joints, scores)
 
@@ -242,20 +242,20 @@ def _read_wide(table: _Table, index: Mapping[str, int], poses: _Poses) -> None:
 def _read_long(table: _Table, index: Mapping[str, int], poses: _Poses) -> None:
     columns, point = table.columns, table.columns.points[""]
     seen: set[tuple[object, str, int]] = set()
-    block, begun = 0, -1
+    block, current = 0, -1
     for line, separators, cells in table.lines:
         joint, person = index.get(_cell(cells, columns.joint)), _cell(cells, columns.person)
         if joint is None:
             continue  # a joint that the skeleton does not have
         frame: object = _cell(cells, columns.frame)
         if columns.frame is None:
-            if separators != begun or (block, person, joint) in seen:
-                block, begun = block + 1, separators
+            if separators != current or (block, person, joint) in seen:
+                block, current = block + 1, separators
             frame = block
         if (frame, person, joint) in seen:
             raise ClipError(
                 f"has joint {shorten(_cell(cells, columns.joint), 40)} twice in frame {shorten(str(frame), 40)} (line "
-                f"{line}); a column person must tell persons apart"
+                f"{line}); name the column of the person"
             )
         seen.add((frame, person, joint))
         joints, scores = poses.get(frame, person)

@@ -2,8 +2,8 @@
 folder.
 
 A clip's file has frames of up to five people with 18 joints of OpenPose, ``data[].skeleton[].pose/score``, and its
-class, ``label`` and ``label_index``. Coordinates are relative to the image, with y down. Many videos show nobody, and
-``has_skeleton`` in the files of labels is often wrong, so it is compared with the clips rather than used.
+class, ``label`` and ``label_index``. Coordinates are relative to the image, with y down. Many videos show no person;
+``has_skeleton`` in the files of labels should say so but is often wrong, and is only compared with the clips.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_joints(content: bytes, skeleton: Skeleton = OPENPOSE_18) -> RawClip:
         The two most confident persons, ``(M, T, N, 2)``, with scores; frames are in the order of ``frame_index``.
 
     Raises:
-        EmptyClip: if there is nobody in any frame.
+        EmptyClip: if there is no person in any frame.
         ClipError: if it is not such a file.
     """
     N = skeleton.num_joints

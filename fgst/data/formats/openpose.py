@@ -68,7 +68,7 @@ def read_joints(content: bytes, skeleton: Skeleton) -> RawClip:
         The two most confident persons, ``(M, T, N, 2)``, with scores.
 
     Raises:
-        ClipError: if a line is not such a file, or nobody is detected in any.
+        ClipError: if a line is not such a file, or no person is detected in any.
     """
     lines = content.split(b"\n")
     if len(lines) > MAX_FRAMES:
