@@ -35,8 +35,9 @@ SKELETONS = {18: OPENPOSE_18, 25: BODY_25}
 _NUMBERED = re.compile(r"(.*?)[_-]?([0-9]{1,18})" + re.escape(FRAME_SUFFIX), re.IGNORECASE)
 _HINT = f"give a folder or a zip of OpenPose's *{FRAME_SUFFIX} files"
 
-# Coordinates are pixels, or relative to an image of unknown size (--keypoint_scale); y points down.
-NORMALIZATION = Normalization(scaling="torso", up="-y")
+# Coordinates are pixels, or relative to an image of unknown size (--keypoint_scale); y points down. The reader matches
+# persons.
+NORMALIZATION = Normalization(scaling="torso", up="-y", persons=False)
 
 _Numbers = Annotated[list[float], msgspec.Meta(max_length=1000)]
 
