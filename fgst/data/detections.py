@@ -35,7 +35,7 @@ class Track:
     Attributes:
         last: ``(N, C)``, the last known position of each joint.
         was_seen: ``(N,)``, whether there is one.
-        detections: frames, in increasing order, and the index of the detection in each.
+        detections: frames, and the index of the detection in each.
         score: sum of the confidences.
     """
 
@@ -66,19 +66,20 @@ def most_confident(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
     if not frames:
         return np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0))
     frames = [_limited(frame) for frame in frames]
-    tracks = sorted(link(frames), key=lambda track: -track.score)
-    persons: list[dict[int, int]] = []  # detection by frame
-    for track in tracks:
-        own = dict(track.detections)
-        earlier = next((person for person in persons if not person.keys() & own.keys()), None)
+    persons: list[Track] = []
+    for track in sorted(link(frames), key=lambda track: -track.score):
+        own = set(track.frames)
+        earlier = next((person for person in persons if own.isdisjoint(person.frames)), None)
         if earlier is not None:
-            earlier |= own
+            earlier.detections += track.detections
+            earlier.score += track.score
         elif len(persons) < MAX_PERSONS:
-            persons.append(own)
+            persons.append(track)
+    persons.sort(key=lambda person: -person.score)
     joints = np.zeros((len(persons), len(frames), *frames[0].joints.shape[1:]))
     scores = np.zeros(joints.shape[:3])
     for number, person in enumerate(persons):
-        for t, index in person.items():
+        for t, index in person.detections:
             joints[number, t], scores[number, t] = frames[t].joints[index], frames[t].scores[index]
     return joints, scores
 

@@ -167,9 +167,9 @@ DESCRIBED = {
 def test_described_columns(columns: str, tmp_path: Path) -> None:
     content = DESCRIBED[columns]
     check(content, POSE, "ntu-25", columns)
-    for clip in ("train/wave/a", "test/wave/b"):
-        (tmp_path / "raw" / clip).parent.mkdir(parents=True)
-        (tmp_path / "raw" / f"{clip}.csv").write_bytes(content)
+    for name in ("train/wave/a", "test/wave/b"):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True)
+        (tmp_path / "raw" / f"{name}.csv").write_bytes(content)
     with pytest.raises(InputError, match="the skeleton is unknown"):
         convert(tmp_path / "raw", tmp_path / "out")
     dataset, _ = convert(tmp_path / "raw", tmp_path / "out", columns=columns)
