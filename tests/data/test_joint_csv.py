@@ -271,7 +271,7 @@ def test_azure_kinect_is_turned_upright(tmp_path: Path) -> None:
 def test_table_of_labels_may_be_in_the_folder(tmp_path: Path) -> None:
     content = {name.replace("/", "_"): blocks(joints, KINECT_V2) for name, joints in clips("ntu-25").items()}
     path = write_source_folder(tmp_path / "raw", content)
-    rows = [f"{name},{name.split('_')[1]},{i}" for i, name in enumerate(content, 1)]
+    rows = [f"{name}{'.csv' * (i % 2)},{name.split('_')[1]},{i}" for i, name in enumerate(content, 1)]
     (path / "labels.csv").write_text("\n".join(["clip_id,label,subject", *rows]))
     assert [one.name for one in SOURCE_FORMATS if one.recognizes(path)] == ["joint-csv"]
     dataset, notes = convert(path, tmp_path / "out", labels=path / "labels.csv", benchmarks=("x-sub:subject=1,2",))
