@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from fgst.config import PRESETS, RECIPE_DEFAULTS, DataConfig
 from fgst.data.dataset import ArrowDataset, Benchmark, Clip
 from fgst.data.loader import ClipLoader
-from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.data.writer import write_dataset
 from fgst.model import FGSTFormer
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from fgst.config import PRESETS, RECIPES
 from fgst.data.dataset import ArrowDataset
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.data.synthetic import ACTIONS, BENCHMARKS, demo_clips
 from fgst.data.writer import write_dataset
 

@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ctr_gcn import CTRGCN
 from benchmarks.literal import LiteralFGSTFormer
 from fgst.config import PRESETS, ModelConfig
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.model import FGSTFormer
 
 CLASSES = 60

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fgst.config import PRESETS, DataConfig, ModelConfig, TrainConfig, TrialConfig
-from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from tests.support.process import start_python
 from tests.support.small import SKELETON

@@ -1,6 +1,8 @@
-"""Prepare an Arrow data set with a custom skeleton from NumPy arrays, a table of labels and a skeleton description.
+"""Prepare an Arrow data set from NumPy arrays, a table of labels and a skeleton.
 
-Example:
+Examples:
+  python -m data_prep.custom clips/ datasets/mine --labels labels.csv --skeleton coco-17 \\
+      --benchmark x-sub:subject=1,2,3
   python -m data_prep.custom clips/ datasets/mine --labels labels.csv --skeleton skeleton.json \\
       --benchmark x-sub:subject=1,2,3
 
@@ -13,7 +15,7 @@ optionally subject, camera, setup and replication (whole numbers from 1):
   clip_id,label,subject
   wave_001,wave,1
 
-skeleton.json:
+--skeleton names a skeleton that ships, or a description in JSON, skeleton.json:
   {"name": "hand-5", "joints": ["wrist", "thumb", "index", "middle", "ring"],
    "bones": {"thumb": "wrist", "index": "wrist", "middle": "wrist", "ring": "wrist"},
    "centre": "wrist", "partitions": [[["wrist"], ["thumb"], ["index", "middle", "ring"]]]}
@@ -37,6 +39,7 @@ from fgst.cli.command import CommandParser
 from fgst.cli.data_report import Line, print_report
 from fgst.config import RECIPES
 from fgst.data.formats.custom import prepare, read_benchmark
+from fgst.data.skeletons import SKELETONS
 
 
 def build_parser() -> CommandParser:
@@ -46,7 +49,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/mine")
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="table of labels, labels.csv")
     parser.add_argument(
-        "--skeleton", type=Path, required=True, metavar="FILE", help="skeleton description, skeleton.json"
+        "--skeleton",
+        required=True,
+        metavar="NAME|FILE",
+        help=f"{', '.join(SKELETONS)}, or a description in JSON, skeleton.json",
     )
     parser.add_argument(
         "--benchmark", action="append", required=True, metavar="NAME:COLUMN=VALUES", help="which clips are for training"

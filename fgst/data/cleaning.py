@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.data.sources import ClipError
 
 MIN_FRAMES = 12  # a body tracked in fewer frames is a ghost

@@ -16,6 +16,7 @@ import numpy as np
 
 from fgst.data.persons import match_persons, motion
 from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import names_of
 from fgst.data.sources import ClipError
 from fgst.parsing import convert_json
 
@@ -128,7 +129,11 @@ def check_shape(shape: Sequence[int], skeleton: Skeleton) -> None:
     N = skeleton.num_joints
     expected = f"(persons, frames, {N} joints, 3 or 2 coordinates)"
     if len(shape) != 4 or shape[2] != N or shape[3] not in (2, 3) or 0 in shape:
-        hint = f"; {N} is the length of another axis: transpose the array" if N in shape and shape[-2] != N else ""
+        hint = ""
+        if N in shape and shape[-2] != N:
+            hint = f"; {N} is the length of another axis: transpose the array"
+        elif len(shape) == 4 and shape[2] != N and (names := names_of(shape[2])):
+            hint = f"; skeletons of {shape[2]} joints: {', '.join(names)}"
         raise ClipError(f"has shape {tuple(shape)}, not {expected}{hint}")
     M, T = shape[:2]
     if M > MAX_PERSONS or (M > T and M > 2):

@@ -1,7 +1,7 @@
 """Skeletons: joint names, bones, and partitions into body parts.
 
-Indices are 0-based; the literature counts from 1. ``NTU_25`` and ``NW_UCLA_20`` are the two skeletons of the paper. Any
-other skeleton can be defined the same way; each data set contains the description of its skeleton.
+Indices are 0-based; the literature counts from 1. :mod:`fgst.data.skeletons` has those of common sources. Any other
+skeleton can be defined the same way; each data set contains the description of its skeleton.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 MAX_JOINTS = 10_000  # the memory of attention grows with its square
 Part = tuple[int, ...]
 Partition = tuple[Part, ...]
+_OPPOSITE = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,20 @@ class Skeleton:
         return len(self.joints)
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        """The side of each joint, ``"left"``, ``"right"`` or ``""``, from the prefix ``left_`` or ``right_``."""
+        return tuple(next((side for side in _OPPOSITE if joint.startswith(f"{side}_")), "") for joint in self.joints)
+
+    @property
+    def mirror(self) -> tuple[int, ...]:
+        """For each joint the same joint of the other side; itself if it has no side or no counterpart."""
+        index = {joint: i for i, joint in enumerate(self.joints)}
+        return tuple(
+            index.get(f"{_OPPOSITE[side]}{joint.removeprefix(side)}", i) if side else i
+            for i, (joint, side) in enumerate(zip(self.joints, self.sides, strict=True))
+        )
+
+    @property
     def known_parts(self) -> tuple[int, ...]:
         """The numbers of parts P that :meth:`partition` accepts, ascending."""
         return tuple(sorted({len(partition) for partition in self.partitions} | {self.num_joints}))
@@ -112,69 +127,3 @@ class Skeleton:
             "centre": self.centre,
             "partitions": [[list(part) for part in partition] for partition in self.partitions],
         }
-
-
-def _nested_partitions(*fine: Sequence[int]) -> tuple[Partition, ...]:
-    """Return partitions into 10, 6, 5, 2 and 1 parts, each merging parts of the previous one.
-
-    Args:
-        fine: ten parts of 1-based joints: head; torso; upper arm and hand, left then right; thigh and foot, left then
-            right.
-    """
-    head, torso, upper_l, hand_l, upper_r, hand_r, thigh_l, foot_l, thigh_r, foot_r = (
-        tuple(joint - 1 for joint in part) for part in fine
-    )
-    arms = (upper_l + hand_l, upper_r + hand_r)
-    legs = (thigh_l + foot_l, thigh_r + foot_r)
-    trunk = torso + head
-    ten = (head, torso, upper_l, hand_l, upper_r, hand_r, thigh_l, foot_l, thigh_r, foot_r)
-    upper_body, lower_body = trunk + arms[0] + arms[1], legs[0] + legs[1]
-    return (
-        ten,
-        (head, torso, *arms, *legs),
-        (trunk, *arms, *legs),
-        (upper_body, lower_body),
-        (upper_body + lower_body,),
-    )
-
-
-def _parents(*bones: tuple[int, int]) -> tuple[int, ...]:
-    """Return the parents in joint order, given 1-based (child, parent) pairs."""
-    return tuple(parent - 1 for _, parent in sorted(bones))
-
-
-_LIMBS = (
-    "left_shoulder left_elbow left_wrist left_hand right_shoulder right_elbow right_wrist right_hand "
-    "left_hip left_knee left_ankle left_foot right_hip right_knee right_ankle right_foot"
-).split()
-
-NTU_25 = Skeleton(
-    name="ntu-25",
-    joints=(
-        *"base_of_spine mid_spine neck head".split(),
-        *_LIMBS,
-        *"spine_at_shoulders left_hand_tip left_thumb right_hand_tip right_thumb".split(),
-    ),
-    parents=_parents(
-        (1, 2), (2, 21), (3, 21), (4, 3), (5, 21), (6, 5), (7, 6), (8, 7), (9, 21), (10, 9), (11, 10), (12, 11),
-        (13, 1), (14, 13), (15, 14), (16, 15), (17, 1), (18, 17), (19, 18), (20, 19), (21, 21), (22, 23), (23, 8),
-        (24, 25), (25, 12),
-    ),
-    centre=1,
-    partitions=_nested_partitions(
-        (3, 4), (1, 2, 21), (5, 6), (7, 8, 22, 23), (9, 10), (11, 12, 24, 25), (13, 14), (15, 16), (17, 18), (19, 20)
-    ),
-)  # fmt: skip
-
-NW_UCLA_20 = Skeleton(
-    name="nw-ucla-20",
-    joints=("hip_centre", "spine", "shoulder_centre", "head", *_LIMBS),
-    parents=_parents(
-        (1, 2), (2, 3), (3, 3), (4, 3), (5, 3), (6, 5), (7, 6), (8, 7), (9, 3), (10, 9), (11, 10), (12, 11),
-        (13, 1), (14, 13), (15, 14), (16, 15), (17, 1), (18, 17), (19, 18), (20, 19),
-    ),
-    centre=1,
-    partitions=_nested_partitions(
-        (3, 4), (1, 2), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16), (17, 18), (19, 20)
-    ),
-)  # fmt: skip

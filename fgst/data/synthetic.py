@@ -18,7 +18,7 @@ import numpy as np
 
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.progress import tracked
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.data.splits import Benchmark
 from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError

@@ -15,7 +15,8 @@ from safetensors.torch import load
 
 from fgst.config import TrialConfig
 from fgst.data.formats import FORMATS
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.integrity import MODIFIED, DamagedFileError, with_digest
 from fgst.model.fgstformer import FGSTFormer

@@ -13,7 +13,8 @@ from benchmarks import step_time
 from benchmarks.ctr_gcn import CTRGCN
 from benchmarks.literal import LiteralFGSTFormer, literal_weights
 from fgst.config import FocalOrder, ModelConfig
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.model import FGSTFormer
 from tests.support.numerics import assert_close
 

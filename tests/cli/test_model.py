@@ -12,7 +12,7 @@ import torch
 
 from fgst.cli.model import main
 from fgst.config import PRESETS, ModelConfig
-from fgst.data.skeleton import NW_UCLA_20
+from fgst.data.skeletons import NW_UCLA_20
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from fgst.model.shapes import INPUT_SHAPES, InputShape

@@ -13,7 +13,8 @@ import torch
 from fgst.config import DataConfig
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.loader import ClipLoader
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.data.splits import Benchmark
 from fgst.data.writer import write_dataset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from fgst.cli import data_custom
 from fgst.cli.command import run_command
+from fgst.cli.options import read_overrides
+from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
+from fgst.data.skeletons import SKELETONS, find_skeleton
 
 SKELETON: dict[str, Any] = {
     "name": "hand-5",
@@ -121,6 +125,46 @@ def test_invalid_files_are_reported(
     assert message in error
     assert error.count("\n") == 1
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("name", [*SKELETONS, "nw-ucla-20"])
+def test_skeletons_that_ship_are_known_by_name(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    skeleton = find_skeleton(name)
+    assert skeleton is not None
+    for clip in "abc":
+        np.save(folder / "clips" / f"{clip}.npy", np.ones((4, skeleton.num_joints, 3)))
+    main(arguments(folder, skeleton=name))
+    assert ArrowDataset(folder / "out").skeleton == skeleton
+    # The command that the report suggests has settings that fit the skeleton.
+    (command,) = (line for line in capsys.readouterr().out.splitlines() if "fgst.train" in line)
+    overrides = [word for word in shlex.split(command) if "=" in word]
+    for preset in PRESETS.values():
+        preset.with_values(read_overrides(overrides)).model.check_skeleton(skeleton)
+
+
+def test_unknown_skeleton_lists_those_that_ship(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments(folder, skeleton="coco-18"))
+    error = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert error.count("\n") == 1
+    assert "--skeleton coco-18: there is no such file or skeleton" in error
+    assert all(f"{name} ({skeleton.num_joints})" in error for name, skeleton in SKELETONS.items())
+
+
+def test_skeletons_that_fit_the_arrays_are_suggested(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(folder / "clips" / "a.npy", np.zeros((4, 17, 3)))
+    for skeleton in ("openpose-18", folder / "skeleton.json"):
+        with pytest.raises(SystemExit):
+            main(arguments(folder, skeleton=skeleton))
+        error = capsys.readouterr().err
+        assert "17, 3), not (persons, frames, " in error
+        assert "; skeletons of 17 joints: coco-17, h36m-17;" in error
+        assert error.count("\n") == 1
+    np.save(folder / "clips" / "a.npy", np.zeros((4, 17, 2)))
+    with pytest.raises(SystemExit):
+        main(arguments(folder, skeleton="coco-17"))
+    assert "skeletons of" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["x-sub", "x-sub:person=1", "x-sub:subject=", "x-sub:subject=one"])

@@ -21,7 +21,8 @@ from fgst.config import PRESETS
 from fgst.data.formats import FORMATS, read_clip
 from fgst.data.formats.custom import read_labels, read_skeleton
 from fgst.data.layout import parse_description
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import ipc
 
 from fgst.data.dataset import ArrowDataset, Clip
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.errors import InputError
 from fgst.integrity import with_digest
 from tests.support.small import CLASSES, SKELETON, motion_clips, write_small

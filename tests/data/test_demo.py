@@ -12,7 +12,7 @@ import pytest
 from fgst.cli import data_demo
 from fgst.cli.command import run_command
 from fgst.data.dataset import ArrowDataset
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.data.synthetic import ACTIONS, JOINT, OFFSETS, TREE, forward_kinematics, make_demo, rotation_matrices
 
 # For each class, a joint that it moves, one that it does not move, and the reference joint for both.

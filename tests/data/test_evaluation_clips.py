@@ -11,7 +11,7 @@ import torch
 from fgst.config import MODALITIES, DataConfig, Modality
 from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import ClipLoader, even_frames
-from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from tests.data.helpers import CPU, LENGTHS, load_all, random_walks, reference_modality, write
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import pytest
 
 from fgst.data.formats import FORMATS, read_clip
 from fgst.data.formats.ntu import prepare as prepare_ntu
-from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
 from fgst.tracking.serving import input_example

@@ -18,7 +18,8 @@ from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats import ntu, read_clip
 from fgst.data.formats.custom import read_labels, read_skeleton
-from fgst.data.skeleton import MAX_JOINTS, NTU_25, Skeleton
+from fgst.data.skeleton import MAX_JOINTS, Skeleton
+from fgst.data.skeletons import NTU_25
 from fgst.data.sources import ClipError, open_source, parse_clip
 from fgst.errors import InputError
 from fgst.model.card import ModelCard, load_model

@@ -8,7 +8,8 @@ import torch
 
 from fgst.config import MODALITIES
 from fgst.data.modality import bones, motion, to_modality
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from tests.data.helpers import reference_modality
 
 both_skeletons = pytest.mark.parametrize("skeleton", [NTU_25, NW_UCLA_20], ids=lambda skeleton: skeleton.name)

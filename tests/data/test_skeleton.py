@@ -1,14 +1,13 @@
-"""The two public skeletons, compared with lists from the literature, and validation of skeletons."""
+"""Skeletons: those of the paper, compared with lists from the literature, and validation."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
-from fgst.parsing import decode_json
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 
 # (child, parent) and parts, joints counted from 1.
 LIMB_BONES = [
@@ -51,16 +50,6 @@ def test_bones_match_literature(skeleton: Skeleton) -> None:
 
 
 @both_skeletons
-def test_all_joints_descend_from_single_root(skeleton: Skeleton) -> None:
-    roots = {joint for joint, parent in enumerate(skeleton.parents) if joint == parent}
-    assert len(roots) == 1
-    for joint in range(skeleton.num_joints):
-        for _ in range(skeleton.num_joints):
-            joint = skeleton.parents[joint]
-        assert joint in roots
-
-
-@both_skeletons
 def test_joint_names_match_literature(skeleton: Skeleton) -> None:
     limbs = [
         (side, joint)
@@ -94,46 +83,6 @@ def test_five_parts_are_trunk_and_limbs(skeleton: Skeleton) -> None:
 @both_skeletons
 def test_known_parts(skeleton: Skeleton) -> None:
     assert skeleton.known_parts == (1, 2, 5, 6, 10, skeleton.num_joints)
-
-
-@both_skeletons
-def test_partitions_are_nested(skeleton: Skeleton) -> None:
-    """Every part of a coarser partition is a union of parts of the finer one."""
-    for coarse, fine in zip(skeleton.known_parts, skeleton.known_parts[1:], strict=False):
-        finer = parts_from_1(skeleton, fine)
-        assert len(finer) == fine
-        for part in parts_from_1(skeleton, coarse):
-            assert set().union(*(small for small in finer if small <= part)) == part
-
-
-@both_skeletons
-def test_left_and_right_are_symmetric(skeleton: Skeleton) -> None:
-    def mirrored(joint: int) -> int:
-        name = skeleton.joints[joint]
-        swapped = name.replace("left_", "right_") if "left_" in name else name.replace("right_", "left_")
-        return skeleton.joints.index(swapped)
-
-    assert sum(mirrored(joint) != joint for joint in range(skeleton.num_joints)) >= 16
-    for joint, parent in enumerate(skeleton.parents):
-        assert skeleton.parents[mirrored(joint)] == mirrored(parent)
-    for parts in skeleton.known_parts:
-        partition = {frozenset(part) for part in skeleton.partition(parts)}
-        assert {frozenset(map(mirrored, part)) for part in partition} == partition
-
-
-@both_skeletons
-def test_mirrored_parts_have_same_joint_order(skeleton: Skeleton) -> None:
-    """One linear layer embeds all parts, so that an elbow must have the same position in the left and right arm."""
-    for parts in skeleton.known_parts:
-        names = [[skeleton.joints[joint] for joint in part] for part in skeleton.partition(parts)]
-        for part in names:
-            if all("left_" in name for name in part):
-                assert [name.replace("left_", "right_") for name in part] in names
-
-
-@both_skeletons
-def test_json_round_trip(skeleton: Skeleton) -> None:
-    assert decode_json(json.dumps(skeleton.to_dict()).encode(), Skeleton) == skeleton
 
 
 def test_custom_partition_preserves_order_of_names() -> None:

@@ -15,7 +15,8 @@ import torch
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats import read_clip
 from fgst.data.loader import make_loaders
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member, softmax
 from fgst.evaluation.inference import Predictor

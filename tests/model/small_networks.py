@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgst.config import ModelConfig
-from fgst.data.skeleton import NW_UCLA_20
+from fgst.data.skeletons import NW_UCLA_20
 from fgst.model import FGSTFormer
 
 # Accumulated roundings of the small network: sums have up to 2^8 terms, with 2^3 blocks and norms in sequence.

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fgst.config import PRESETS, ModelConfig
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from tests.support.numerics import assert_close, tolerance

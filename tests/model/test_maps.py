@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgst.config import ModelConfig
-from fgst.data.skeleton import NW_UCLA_20
+from fgst.data.skeletons import NW_UCLA_20
 from fgst.model import AttentionMaps, FGSTFormer
 from tests.model.small_networks import EVALUATION_ROUNDINGS, NO_CROSS, NO_PARTS, SMALL, clips_of
 from tests.support.numerics import assert_close

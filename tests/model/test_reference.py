@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from fgst.config import ModelConfig
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.model import FGSTFormer
 from tests.support.numerics import assert_close
 

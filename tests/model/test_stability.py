@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fgst.config import PRESETS, ModelConfig
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.model import FGSTFormer
 from tests.model.small_networks import clips_of
 

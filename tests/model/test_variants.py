@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fgst.config import PRESETS, ModelConfig
-from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.model import FGSTFormer
 from tests.model.small_networks import (

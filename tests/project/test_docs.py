@@ -17,7 +17,7 @@ import torch
 from fgst.cli.options import read_overrides
 from fgst.config import PRESETS, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.skeleton import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.sweep import SweepDefinition
 from fgst.sweep.definition import grid_points

@@ -14,7 +14,8 @@ import pytest
 
 from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
-from fgst.data.skeleton import NTU_25, NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory, grid_points
 from fgst.sweep.report.tables import to_csv

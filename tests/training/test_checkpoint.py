@@ -13,7 +13,7 @@ import torch
 
 from fgst import durable
 from fgst.config import DataConfig, TrialConfig
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.model import FGSTFormer
 from fgst.model.card import ModelCard, load_model
 from fgst.training import checkpoint as checkpoint_module

@@ -1,4 +1,4 @@
-"""Custom skeletons: preparation of an Arrow data set from NumPy arrays, a table of labels and a skeleton description.
+"""Own data: preparation of an Arrow data set from NumPy arrays, a table of labels and a skeleton.
 
 ``python -m data_prep.custom --help`` documents the files.
 """
@@ -21,6 +21,7 @@ from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.formats.array import read_joints
 from fgst.data.progress import tracked
 from fgst.data.skeleton import MAX_JOINTS, Skeleton
+from fgst.data.skeletons import SKELETONS, find_skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, parse_clip
 from fgst.data.splits import Benchmark
 from fgst.data.writer import check_joints, check_output, write_dataset
@@ -48,12 +49,20 @@ class _Description(msgspec.Struct):
             raise ValueError(f"bones, centre or partitions name {unknown[0]!r}, which is not one of the joints")
 
 
-def read_skeleton(path: Path) -> Skeleton:
-    """Read a skeleton description in JSON.
+def read_skeleton(source: Path | str) -> Skeleton:
+    """Return a skeleton that ships by its name, or read a skeleton description in JSON.
 
     Raises:
-        InputError: if it cannot be read or is not valid.
+        InputError: if it is neither, or the file cannot be read or is not valid.
     """
+    skeleton, path = find_skeleton(str(source)), Path(source)
+    if skeleton is not None:
+        return skeleton
+    if not path.exists():
+        known = ", ".join(f"{name} ({skeleton.num_joints})" for name, skeleton in SKELETONS.items())
+        raise InputError(
+            f"--skeleton {printable(str(source))}: there is no such file or skeleton; skeletons (joints) are {known}"
+        )
     fields = read_json(path, _Description, what="a skeleton description", hint="see --help")
     index = {joint: i for i, joint in enumerate(fields.joints)}
     try:
@@ -124,7 +133,7 @@ def prepare(
     out: Path,
     *,
     labels: Path,
-    skeleton: Path,
+    skeleton: Path | str,
     benchmarks: Sequence[Benchmark],
     recipe: str = "ntu",
     name: str | None = None,
@@ -137,7 +146,7 @@ def prepare(
         clips: a folder of ``.npy`` files, or an ``.npz``.
         out: the new directory.
         labels: the table of labels, in CSV.
-        skeleton: the skeleton description, in JSON.
+        skeleton: the skeleton description, in JSON, or the name of a skeleton that ships.
         benchmarks: one or more; the first is the default.
         recipe: the default sampling and augmentation, one of :data:`~fgst.config.RECIPES`.
         name: name of the data set; ``None`` means the name of ``out``.

@@ -34,7 +34,7 @@ from fgst.data.formats.ntu_shards import (
     make_shard,
 )
 from fgst.data.progress import tracked_clips
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.data.writer import check_output, write_description, writing_to
 from fgst.errors import InputError
 from fgst.parsing import printable

@@ -19,7 +19,7 @@ from fgst.data.dataset import Clip
 from fgst.data.formats.ntu_names import parse_name
 from fgst.data.formats.ntu_skeleton import read_skeleton
 from fgst.data.layout import FileEntry, file_digest
-from fgst.data.skeleton import NTU_25
+from fgst.data.skeletons import NTU_25
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, parse_clip, read_file
 from fgst.data.writer import check_joints, write_shard
 from fgst.errors import InputError

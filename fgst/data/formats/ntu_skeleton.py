@@ -16,7 +16,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from fgst.data.cleaning import Body, Recording, clean
-from fgst.data.skeleton import NTU_25, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NTU_25
 from fgst.data.sources import ClipError
 from fgst.parsing import printable
 

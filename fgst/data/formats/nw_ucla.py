@@ -19,7 +19,8 @@ import numpy as np
 
 from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.progress import tracked
-from fgst.data.skeleton import NW_UCLA_20, Skeleton
+from fgst.data.skeleton import Skeleton
+from fgst.data.skeletons import NW_UCLA_20
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source, parse_clip
 from fgst.data.splits import Benchmark
 from fgst.data.writer import check_output, write_dataset
