@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fgst.data.clip_source import SourceFormat
-from fgst.data.formats import array, ntu_skeleton, nw_ucla
+from fgst.data.formats import array, ctr_gcn, ntu_skeleton, nw_ucla, pyskl, st_gcn
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, parse_clip
@@ -35,23 +35,27 @@ class RawFormat:
         encode: the inverse for a single person's joints ``(T, N, 3)`` in the given skeleton, without labels; used for
             example requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
+        is_normalized: ``read`` centres clips and orders persons itself, so a data set's normalization, which does the
+            same to clips from another format, is not applied.
     """
 
     suffix: str
     read: Callable[[bytes, Skeleton], np.ndarray | RawClip]
     encode: Callable[[np.ndarray, Skeleton], bytes]
     is_binary: bool = False
+    is_normalized: bool = False
 
 
 # Formats of single clips, by the name that data sets and models record as their preparation.
 FORMATS: dict[str, RawFormat] = {
     "nw-ucla": RawFormat(".json", nw_ucla.read_joints, nw_ucla.encode_joints),
-    "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),
+    "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints, is_normalized=True),
     "array": RawFormat(".npy", array.read_joints, array.encode_joints, is_binary=True),
+    "pyskl": RawFormat(".pkl", pyskl.read_joints, pyskl.encode_joints, is_binary=True),
 }
 
 # Formats of whole data sets, in the order in which they are tried on a source whose format is not named.
-SOURCE_FORMATS: tuple[SourceFormat, ...] = ()
+SOURCE_FORMATS: tuple[SourceFormat, ...] = (ctr_gcn.FORMAT, st_gcn.FORMAT, pyskl.FORMAT)
 
 
 def read_clip(
@@ -75,10 +79,12 @@ def read_clip(
         raise InputError(f"has {len(content):,} bytes; a clip has at most {MAX_FILE_BYTES:,}")
 
     def read(content: bytes) -> np.ndarray:
-        result = FORMATS[preparation].read(content, skeleton)
+        source = FORMATS[preparation]
+        result = source.read(content, skeleton)
         raw = result if isinstance(result, RawClip) else RawClip(result)
-        joints = raw.joints if normalization is None else normalization.apply(raw, skeleton)[0]
-        return check_joints(joints, skeleton)
+        if normalization is None or source.is_normalized:
+            return check_joints(raw.joints, skeleton)
+        return check_joints(normalization.apply(raw, skeleton)[0], skeleton)
 
     try:
         return parse_clip(read, content)

@@ -18,7 +18,16 @@ import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
 from fgst.data.formats.npy_rows import Archive, Rows
-from fgst.data.formats.source_labels import INVALID, ExportedFrom, Listed, describe, list_clips, measured, official_in
+from fgst.data.formats.source_labels import (
+    INVALID,
+    ExportedFrom,
+    Listed,
+    describe,
+    list_clips,
+    measured,
+    official_in,
+    peek,
+)
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
@@ -28,7 +37,6 @@ from fgst.parsing import MAX_BYTES, Name, Number, decode_json, printable
 
 DESCRIPTION = "fgst.json"  # a member of exported files; readers of the layout ignore it
 _SPLITS: tuple[Membership, ...] = ("train", "test")
-_PEEKED = 8  # clips that show whether the source is centred
 
 
 class ExportedClip(msgspec.Struct, array_like=True):
@@ -95,8 +103,8 @@ def open_npz(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
         if exported is not None:
             normalization, notes = Normalization(centred=False, persons=False, trimmed=False), list[str]()
         else:
-            first = range(min(_PEEKED, len(arrays["train"])))
-            peeked = [_read(arrays["train"], row, shape, None, None) for row in first]
+            rows = arrays["train"]
+            peeked = peek(functools.partial(_read, rows, index, shape, None, None) for index in range(len(rows)))
             normalization, notes = _normalization(peeked, skeleton)
         counts = " and ".join(f"{len(clips[split]):,} {split}" for split in _SPLITS)
         yield ClipSource(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -19,12 +21,13 @@ from fgst.data.layout import is_column, split_list
 from fgst.data.normalization import Normalization, RawClip, measure, to_space
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25
-from fgst.data.sources import ClipError
+from fgst.data.sources import ClipError, parse_clip
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 from fgst.parsing import Text, printable, read_regular_file, shorten
 
 MAX_CLASSES = 10_000
+PEEKED = 16  # clips that show how a source is normalized
 MAX_NAME = 200  # characters of a clip's name
 INVALID = -1  # the label of a clip that has no usable one
 # How the field abbreviates the official splits of NTU RGB+D, by their names here.
@@ -83,9 +86,8 @@ class ExportedFrom(msgspec.Struct):
 def list_clips(names: Sequence[Any], labels: Sequence[Any]) -> list[Listed]:
     """Return clips by name; paths and suffixes such as ``.skeleton`` are left out.
 
-    Names that repeat, or are none, and labels that are no class make a clip unusable.
+    Names that are none, and labels that are no class, make a clip unusable.
     """
-    seen: set[str] = set()
     clips = []
     for number, (given, label) in enumerate(zip(names, labels, strict=True)):
         name = text(given)
@@ -93,11 +95,8 @@ def list_clips(names: Sequence[Any], labels: Sequence[Any]) -> list[Listed]:
         if not name or len(clip.name) > MAX_NAME or not clip.name.isprintable():
             clip.fault = f"its name must be at most {MAX_NAME} printable characters"
             clip.name = f"clip {number}"
-        elif clip.name in seen:
-            clip.fault = "its name occurs twice"
         elif clip.label == INVALID:
             clip.fault = f"its label, {shorten(str(label), 40)}, is not a number from 0 to {MAX_CLASSES - 1:,}"
-        seen.add(clip.name)
         try:
             clip.ntu = parse_name(clip.name)
         except ClipError:
@@ -138,7 +137,8 @@ def describe(
 ) -> Labels:
     """Choose class names and benchmarks.
 
-    A list that divides all clips as an official benchmark of NTU RGB+D does becomes that benchmark, by its column.
+    Clips whose name repeats that of an earlier one are not usable. A list that divides all clips as an official
+    benchmark of NTU RGB+D does becomes that benchmark, by its column.
 
     Args:
         clips: the clips.
@@ -152,6 +152,11 @@ def describe(
     Raises:
         InputError: if there is no benchmark, or there are labels beyond the class names.
     """
+    seen: set[str] = set()
+    for clip in clips:
+        if clip.name in seen:
+            clip.fault = "its name occurs twice"
+        seen.add(clip.name)
     if exported is not None:
         return _as_exported(clips, lists, exported)
     usable = [clip for clip in clips if clip.fault is None]
@@ -269,6 +274,17 @@ def _rename(clips: Sequence[Listed], old: str, new: str | None) -> None:
         membership = clip.splits.pop(old, None)
         if membership is not None and new is not None:
             clip.splits[new] = membership
+
+
+def peek(reads: Iterable[Callable[[], RawClip]]) -> list[RawClip]:
+    """Return the first :data:`PEEKED` clips, without those that are not usable."""
+    clips = []
+    for read in itertools.islice(reads, PEEKED):
+        with contextlib.suppress(ClipError):
+            clip = parse_clip(lambda read: read(), read)
+            to_space(clip)
+            clips.append(clip)
+    return clips
 
 
 def measured(clips: Sequence[RawClip], skeleton: Skeleton) -> tuple[Normalization, list[str]]:

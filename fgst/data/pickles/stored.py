@@ -49,6 +49,11 @@ class StoredArray:
         self.shape, self.dtype, self._data = shape, dtype, data
         self._is_fortran, self._is_built = is_fortran, True
 
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self) -> np.ndarray:
         """Return the array.
 
@@ -56,7 +61,7 @@ class StoredArray:
             PickleError: if it can no longer be read, or is damaged.
         """
         data = self._load(self._data)
-        if len(data) != math.prod(self.shape) * self.dtype.itemsize:
+        if len(data) != self.size:
             raise PickleError("has an array with too few or too many bytes")
         return np.frombuffer(data, self.dtype).reshape(self.shape, order="F" if self._is_fortran else "C")
 
