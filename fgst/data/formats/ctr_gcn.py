@@ -19,7 +19,6 @@ import numpy as np
 from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
 from fgst.data.formats.npy_rows import Archive, Rows
 from fgst.data.formats.source_labels import (
-    INVALID,
     ExportedFrom,
     Listed,
     describe,
@@ -160,7 +159,7 @@ def _layout(rows: Rows, skeleton: Skeleton | None) -> tuple[Skeleton, int]:
     return skeleton, persons
 
 
-def _read_labels(rows: Rows, count: int) -> tuple[list[int], int]:
+def _read_labels(rows: Rows, count: int) -> tuple[list[int | str], int]:
     """Return the labels of all clips, and the number of classes if they are one-hot, else 0."""
     if len(rows) != count or len(rows.shape) > 2:
         raise InputError(f"{rows.location}: has shape {rows.shape}, but there are {count:,} clips")
@@ -172,16 +171,17 @@ def _read_labels(rows: Rows, count: int) -> tuple[list[int], int]:
     return labels, rows.shape[1] if len(rows.shape) == 2 and rows.shape[1] > 1 else 0
 
 
-def _label(row: np.ndarray) -> int:
+def _label(row: np.ndarray) -> int | str:
+    """Return the number of a clip's class, or a text if it has none."""
     if row.size == 1:
         value = float(row.reshape(()))
-        return int(value) if value.is_integer() and value >= 0 else INVALID
+        return int(value) if value.is_integer() else f"{value:g}"
     classes = np.flatnonzero(row > 0)
-    return int(classes[0]) if len(classes) == 1 else INVALID
+    return int(classes[0]) if len(classes) == 1 else f"{len(classes)} classes at once"
 
 
 def _list(
-    labels: Sequence[int], split: Membership, benchmark: str, exported: Sequence[ExportedClip] | None, path: Path
+    labels: Sequence[int | str], split: Membership, benchmark: str, exported: Sequence[ExportedClip] | None, path: Path
 ) -> list[Listed]:
     """Return the clips of a split, with the names that the layout's own reader gives them."""
     clips = list_clips([f"{split}_{number}" for number in range(len(labels))], labels)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import functools
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
-from fgst.data.formats.source_labels import ExportedFrom, Listed, describe, list_clips, measured, peek, text
+from fgst.data.formats.source_labels import PEEKED, ExportedFrom, Listed, describe, list_clips, measured, peek, text
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.pickles import PickleError, StoredArray, open_pickle, read_pickle, write_pickle
 from fgst.data.skeleton import Skeleton
@@ -154,32 +155,37 @@ class _Layout:
 
     @classmethod
     def of(cls, annotations: Sequence[Any], skeleton: Skeleton | None, location: str, *, is_bare: bool) -> _Layout:
-        """Find out by the first usable annotation.
+        """Find out by the first annotations.
 
         Raises:
-            InputError: if there is none, or the skeleton is not known.
+            InputError: if none is usable, or the skeleton is not known.
         """
+        keypoints = []
         for annotation in annotations:
-            try:
-                keypoint = _array(annotation, "keypoint")
-            except ClipError:
-                continue
-            shape, is_transposed = keypoint.shape, False
-            if is_bare and len(shape) == 4 and shape[0] == 3 and shape[2] in (18, 25) and shape[3] <= 2:
-                is_transposed = shape[3] == 1 or float(abs(keypoint).max()) < 4 * _PIXELS  # metres
-            channels, joints = (shape[0] if is_transposed else shape[-1]), shape[-2]
-            scores = channels == 3 and skeleton in (None, COCO_17) and joints == 17 and _ends_with_scores(keypoint)
-            skeleton = skeleton or _SKELETONS.get((joints, 2 if scores else channels))
-            if skeleton is None or skeleton.num_joints != joints:
-                hint = f"skeleton {skeleton.name} has {skeleton.num_joints}" if skeleton else "pass --skeleton"
-                raise InputError(f"{location}: has keypoints of shape {shape}, i.e. {joints} joints; {hint}")
-            return cls(skeleton, is_transposed=is_transposed, has_scores=scores)
-        raise InputError(f"{location}: has no annotation with an array keypoint")
+            with suppress(ClipError):
+                keypoints.append(_array(annotation, "keypoint"))
+            if len(keypoints) == PEEKED:
+                break
+        if not keypoints:
+            raise InputError(f"{location}: has no annotation with an array keypoint")
+        usual = Counter((keypoint.ndim, *keypoint.shape[-2:]) for keypoint in keypoints).most_common(1)[0][0]
+        keypoint = next(k for k in keypoints if (k.ndim, *k.shape[-2:]) == usual)
+        shape, is_transposed = keypoint.shape, False
+        if is_bare and len(shape) == 4 and shape[0] == 3 and shape[2] in (18, 25) and shape[3] <= 2:
+            is_transposed = shape[3] == 1 or float(abs(keypoint).max()) < 4 * _PIXELS  # metres
+        channels, joints = (shape[0] if is_transposed else shape[-1]), shape[-2]
+        scores = channels == 3 and skeleton in (None, COCO_17) and joints == 17 and _ends_with_scores(keypoint)
+        skeleton = skeleton or _SKELETONS.get((joints, 2 if scores else channels))
+        if skeleton is None or skeleton.num_joints != joints:
+            hint = f"skeleton {skeleton.name} has {skeleton.num_joints}" if skeleton else "pass --skeleton"
+            raise InputError(f"{location}: has keypoints of shape {shape}, i.e. {joints} joints; {hint}")
+        return cls(skeleton, is_transposed=is_transposed, has_scores=scores)
 
 
 def _ends_with_scores(keypoint: np.ndarray) -> bool:
     """Return whether the third coordinates are confidences beside pixels."""
-    return bool(0 <= keypoint[..., 2].min() <= keypoint[..., 2].max() <= 1.5 and keypoint[..., :2].max() > _PIXELS)
+    third, largest = keypoint[..., 2], float(keypoint.max())
+    return largest > _PIXELS and float(third.min()) >= 0 and float(third.max()) <= 1.5
 
 
 def _open(path: Path, stack: ExitStack) -> Any:
