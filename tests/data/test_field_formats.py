@@ -94,7 +94,7 @@ def test_ctr_gcn_npz_that_is_not_centred_is_centred(tmp_path: Path) -> None:
         f"x_{side}": files.st_gcn_array(clips).transpose(0, 2, 4, 3, 1).reshape(len(clips), 30, 150)
         for side, clips in zip(("train", "test"), SIDES, strict=True)
     }
-    dataset, report = convert(files.write_ctr_gcn(tmp_path / "NTU60_CS.npz", CLIPS, **x), tmp_path / "out")
+    dataset, report = convert(files.write_ctr_gcn(tmp_path / "NTU60_CS.npz", CLIPS, changes=x), tmp_path / "out")
     check(dataset, ctr_gcn_clips(), tolerance=1e-6)
     assert any("not centred yet" in note for note in report.notes)
 
@@ -102,7 +102,7 @@ def test_ctr_gcn_npz_that_is_not_centred_is_centred(tmp_path: Path) -> None:
 def test_ctr_gcn_npz_with_nothing_in_a_clip(tmp_path: Path) -> None:
     x = np.zeros((18, 30, 150), np.float32)
     x[1:, :5] = 1
-    path = files.write_ctr_gcn(tmp_path / "a.npz", CLIPS, x_test=x)
+    path = files.write_ctr_gcn(tmp_path / "a.npz", CLIPS, changes={"x_test": x})
     with pytest.raises(InputError, match="test_0: no joint of any person is seen"):
         convert(path, tmp_path / "out")
     dataset, report = convert(path, tmp_path / "out", skip_bad=True)
@@ -128,7 +128,7 @@ def test_ctr_gcn_npz_with_nothing_in_a_clip(tmp_path: Path) -> None:
     ],
 )
 def test_ctr_gcn_npz_with_wrong_arrays(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
-    path = files.write_ctr_gcn(tmp_path / "a.npz", CLIPS, **changes)
+    path = files.write_ctr_gcn(tmp_path / "a.npz", CLIPS, changes=changes)
     with pytest.raises(InputError, match=message):
         convert(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -221,12 +221,12 @@ def test_kinetics_arrays(tmp_path: Path, sign: int) -> None:
     assert any(f"y points {'up' if sign > 0 else 'down'}" in note for note in report.notes)
     head, foot = (OPENPOSE_18.joints.index(name) for name in ("nose", "left_ankle"))
     for row, clip in enumerate(clip for members in flat for clip in members):
-        joints = dataset.clip(row)
-        assert (joints[:, :, head, 1] > joints[:, :, foot, 1]).all()
-        assert not joints[..., 2].any()
+        result = dataset.clip(row)
+        assert (result[:, :, head, 1] > result[:, :, foot, 1]).all()
+        assert not result[..., 2].any()
         scale = np.array([340, 256 * sign]) * 2 / 256  # half the height of the image is 1
         xy = clip.joints.astype(np.float32)[..., :2] * scale
-        np.testing.assert_allclose(joints[..., :2], xy - xy[0, 0, OPENPOSE_18.centre], atol=1e-5)
+        np.testing.assert_allclose(result[..., :2], xy - xy[0, 0, OPENPOSE_18.centre], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,7 +95,7 @@ def write_ctr_gcn(
     one_hot: bool = True,
     copies: bool = False,
     compressed: bool = False,
-    **changes: Any,
+    changes: Mapping[str, np.ndarray] = {},
 ) -> Path:
     """Write CTR-GCN's ``.npz``.
 
@@ -103,7 +103,7 @@ def write_ctr_gcn(
         copies: a missing second person is a copy of the first, as in files of NTU RGB+D 120.
         changes: arrays that replace those of the clips.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for side, members in zip(("train", "test"), split(clips), strict=True):
         x = np.zeros((len(members), frames, persons, members[0].joints.shape[2], 3), np.float32)
         for row, clip in enumerate(members):
@@ -116,7 +116,7 @@ def write_ctr_gcn(
             f"x_{side}": x.reshape(len(members), frames, -1),
             f"y_{side}": np.eye(60)[labels] if one_hot else labels,
         }
-    (np.savez_compressed if compressed else np.savez)(path, **(arrays | changes))
+    (np.savez_compressed if compressed else np.savez)(path, **{**arrays, **changes})
     return path
 
 
@@ -177,7 +177,7 @@ def annotation(clip: Known, **changes: Any) -> dict[str, Any]:
 
 def ntu_lists(clips: Sequence[Known]) -> dict[str, list[str]]:
     """Return the lists of pyskl's file of NTU RGB+D 60."""
-    lists = {}
+    lists: dict[str, list[str]] = {}
     for name, column in (("xsub", "subject"), ("xview", "camera")):
         train, test = split(clips, column)
         lists |= {f"{name}_train": [clip.name for clip in train], f"{name}_val": [clip.name for clip in test]}
@@ -191,15 +191,17 @@ def in_image(clip: Known, skeleton: Skeleton) -> Known:
     return Known(clip.name, clip.label, np.stack([x, y], axis=-1).astype(np.float32), scores)
 
 
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+class Python2Pickler(pickle._Pickler):
     """Writes pickles as Python 2 does: texts and the content of arrays are byte strings."""
 
-    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)
 
     def _save_bytes(self, value: bytes) -> None:
         short = len(value) < 256
-        self.write((b"U" + bytes([len(value)]) if short else b"T" + len(value).to_bytes(4, "little")) + value)
-        self.memoize(value)
+        pickler: Any = self  # its methods are not in the stubs
+        pickler.write((b"U" + bytes([len(value)]) if short else b"T" + len(value).to_bytes(4, "little")) + value)
+        if id(value) not in pickler.memo:  # single bytes are shared
+            pickler.memoize(value)
 
     def _save_text(self, value: str) -> None:
         self._save_bytes(value.encode())

@@ -139,7 +139,7 @@ def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
             "frame_dir": "example",
             "total_frames": len(joints),
             "keypoint": keypoint if joints[..., 2].any() else keypoint[..., :2],
-            "keypoint_score": joints.any(axis=-1)[None].astype(np.float32),
+            "keypoint_score": np.asarray(joints.any(axis=-1), np.float32)[None],
         },
     )
     return file.getvalue()
