@@ -27,7 +27,7 @@ from fgst.data.formats.source_labels import (
     official_in,
     peek,
 )
-from fgst.data.normalization import Normalization, RawClip
+from fgst.data.normalization import UNCHANGED, Normalization, RawClip
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.data.sources import ClipError
@@ -100,7 +100,7 @@ def open_npz(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
         )  # fmt: skip
         shape = (persons, skeleton.num_joints)
         if exported is not None:
-            normalization, notes = Normalization(centred=False, persons=False, trimmed=False), list[str]()
+            normalization, notes = UNCHANGED, list[str]()
         else:
             rows = arrays["train"]
             peeked = peek(functools.partial(_read, rows, index, shape, None, None) for index in range(len(rows)))

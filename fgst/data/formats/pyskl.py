@@ -11,7 +11,7 @@ import functools
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
 from fgst.data.formats.source_labels import PEEKED, ExportedFrom, Listed, describe, list_clips, measured, peek, text
-from fgst.data.normalization import Normalization, RawClip
+from fgst.data.normalization import UNCHANGED, RawClip
 from fgst.data.pickles import PickleError, StoredArray, open_pickle, read_pickle, write_pickle
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import (
@@ -69,20 +69,21 @@ def open_annotations(path: Path, options: SourceOptions) -> Iterator[ClipSource]
         else:
             annotations, members, exported = _parse(value, location)
         _refuse_index(annotations, location)
-        listed, lists = _list(annotations, members, notes)
+        pairs = _pairs(list(members), notes) if exported is None else _exported_pairs(exported, members)
+        listed = _list(annotations, members, pairs, notes)
         layout = _Layout.of(annotations, exported.skeleton if exported else options.skeleton, location, is_bare=is_bare)
-        labels = describe(listed, lists, options, where=path.absolute(), exported=exported)
+        labels = describe(listed, list(pairs), options, where=path.absolute(), exported=exported)
         reads = [
             functools.partial(_read, annotation, layout, clip.fault)
             for annotation, clip in zip(annotations, listed, strict=True)
         ]
         if exported is not None:
-            normalization = Normalization(centred=False, persons=False, trimmed=False)
+            normalization = UNCHANGED
         else:
             normalization, remarks = measured(peek(reads), layout.skeleton)
             notes += remarks
         unlisted = sum(not clip.splits for clip in listed)
-        if lists and unlisted:
+        if pairs and unlisted:
             notes.append(f"{unlisted:,} clips are in no list")
         preparation = "ntu" if layout.skeleton == NTU_25 and normalization.centred else "pyskl"
         yield ClipSource(
@@ -258,9 +259,12 @@ def _name(annotation: Any) -> str:
 
 
 def _list(
-    annotations: Sequence[Any], members: Mapping[str, Sequence[Any]], notes: list[str]
-) -> tuple[list[Listed], list[str]]:
-    """Return the clips, and the names of the pairs of lists that divide them."""
+    annotations: Sequence[Any],
+    members: Mapping[str, Sequence[Any]],
+    pairs: Mapping[str, Mapping[Membership, str]],
+    notes: list[str],
+) -> list[Listed]:
+    """Return the clips and the splits that they are in, given pairs of lists."""
     names = [_name(annotation) for annotation in annotations]
     given = [annotation.get("label") if isinstance(annotation, dict) else None for annotation in annotations]
     clips = list_clips(names, given)
@@ -269,7 +273,6 @@ def _list(
         by_name.setdefault(name, clip)
         if isinstance(annotation, dict) and (numbers := {c: annotation[c] for c in EXTRA_COLUMNS if c in annotation}):
             clip.numbers = numbers if all(type(n) is int and n >= 0 for n in numbers.values()) else {}
-    pairs, alone = _pairs(list(members))
     missing = 0
     for name, sides in pairs.items():
         for side, key in sides.items():
@@ -280,13 +283,22 @@ def _list(
                     listed.fault = f"it is in both lists of {name}"
     if missing:
         notes.append(f"the lists name {missing:,} clips that have no annotation")
-    if alone:
-        notes.append(f"not used: {', '.join(alone)}")
-    return clips, list(pairs)
+    return clips
 
 
-def _pairs(keys: Sequence[str]) -> tuple[dict[str, dict[Membership, str]], list[str]]:
-    """Return the pairs of lists for training and testing by their common name, and the lists that are in no pair.
+def list_keys(name: str) -> dict[Membership, str]:
+    """Return the names of the two lists of a benchmark in exported files: ``xsub_train`` and ``xsub_val``."""
+    name = name.replace("x-", "x") if name in ("x-sub", "x-view", "x-set") else name
+    return {"train": f"{name}_train", "test": f"{name}_val"}
+
+
+def _exported_pairs(exported: ExportedFrom, keys: Collection[str]) -> dict[str, dict[Membership, str]]:
+    pairs = {rule.name: list_keys(rule.name) for rule in exported.benchmarks}
+    return {name: sides for name, sides in pairs.items() if set(sides.values()) <= set(keys)}
+
+
+def _pairs(keys: Sequence[str], notes: list[str]) -> dict[str, dict[Membership, str]]:
+    """Return the pairs of lists for training and testing by their common name.
 
     The list for testing is ``test``, or ``val`` if there is none.
     """
@@ -309,7 +321,9 @@ def _pairs(keys: Sequence[str]) -> tuple[dict[str, dict[Membership, str]], list[
             alone += [key for role, key in lists.items() if role not in ("train", test)]
         else:
             alone += lists.values()
-    return pairs, alone
+    if alone:
+        notes.append(f"not used: {', '.join(alone)}")
+    return pairs
 
 
 def _array(annotation: Any, key: str) -> np.ndarray:

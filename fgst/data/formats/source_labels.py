@@ -185,7 +185,7 @@ def describe(
 def _as_exported(clips: Sequence[Listed], lists: Sequence[str], exported: ExportedFrom) -> Labels:
     by_list = {rule.name for rule in exported.benchmarks if rule == split_list(rule.name)}
     for name in lists:
-        _rename(clips, name, readable(name) if readable(name) in by_list else None)
+        _rename(clips, name, name if name in by_list else None)
     for clip in clips:
         if clip.label >= len(exported.classes):
             clip.fault = f"its label is {clip.label}, but there are {len(exported.classes)} classes"
