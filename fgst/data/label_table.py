@@ -244,6 +244,20 @@ def _benchmarks(
     return rules, lists, memberships
 
 
+def read_number_benchmark(text: str) -> Benchmark:
+    """Parse a benchmark such as ``x-sub:subject=1,2,3``, for a source without a table of labels.
+
+    Raises:
+        InputError: if it is not of this form, or the column is not one of :data:`NUMBER_COLUMNS`.
+    """
+    name, column, train, test = _parse_benchmark(text)
+    if column not in NUMBER_COLUMNS or not all(value.isdecimal() for value in (*train, *(test or ()))):
+        raise InputError(
+            f"--benchmark {shorten(text, 80)}: write NAME:COLUMN=NUMBERS with one of {', '.join(NUMBER_COLUMNS)}"
+        )
+    return Benchmark(name, column, tuple(map(int, train)), None if test is None else tuple(map(int, test)))
+
+
 def _values(texts: Sequence[str], numbers: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(numbers[text] for text in texts if text in numbers)
 

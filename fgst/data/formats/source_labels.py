@@ -15,8 +15,8 @@ import numpy as np
 
 from fgst.config import RecipeName
 from fgst.data.clip_source import Membership, SourceOptions
-from fgst.data.formats.custom import read_benchmark
 from fgst.data.formats.ntu_names import ACTIONS, EDITIONS, ClipName, Edition, belongs, parse_name
+from fgst.data.label_table import read_class_names, read_number_benchmark
 from fgst.data.layout import is_column, split_list
 from fgst.data.normalization import Normalization, RawClip, measure, to_space
 from fgst.data.skeleton import Skeleton
@@ -24,7 +24,7 @@ from fgst.data.skeletons import NTU_25
 from fgst.data.sources import ClipError, parse_clip
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
-from fgst.parsing import Text, printable, read_regular_file, shorten
+from fgst.parsing import Text, printable, shorten
 
 MAX_CLASSES = 10_000
 PEEKED = 16  # clips that show how a source is normalized
@@ -172,7 +172,7 @@ def describe(
             labels.benchmarks.append(rule)
             labels.notes.append(f"the split is the official {rule.name} of NTU RGB+D, by {rule.column}")
             _rename(clips, name, None)
-    labels.benchmarks += map(read_benchmark, options.benchmarks)
+    labels.benchmarks += map(read_number_benchmark, options.benchmarks)
     if not labels.benchmarks and edition is not None:
         labels.benchmarks += edition.benchmarks
     if not labels.benchmarks:
@@ -224,30 +224,12 @@ def _class_names(
             raise InputError(
                 f"{printable(str(options.classes))}: names {len(names)} classes, but there are labels up to {highest}"
             )
-        return names
+        return list(names)
     if edition is not None:
         return list(ACTIONS[: edition.actions])
     if assume_ntu and count in (60, 120):
         return list(ACTIONS[:count])
     return [str(label) for label in range(count)]
-
-
-def read_class_names(path: Path) -> list[str]:
-    """Read a file with one class name per line.
-
-    Raises:
-        InputError: if it cannot be read, has no name, or repeats one.
-    """
-    location = printable(str(path))
-    try:
-        names = [line.strip() for line in read_regular_file(path).decode("utf-8-sig").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{location}: {error}") from None
-    while names and not names[-1]:
-        names.pop()
-    if not names or len(names) > MAX_CLASSES or not all(names) or len(set(names)) < len(names):
-        raise InputError(f"{location}: must have a different name in each line, at most {MAX_CLASSES:,}")
-    return names
 
 
 def _official(clips: Sequence[Listed], name: str, edition: Edition | None, where: Path) -> Benchmark | None:
