@@ -154,6 +154,9 @@ DESCRIBED = {
     "x=pos[{joint}]0,y=pos[{joint}]1,z=pos[{joint}]2": wide(
         POSE, lambda i, axis: f"pos[{KINECT_V2[i]}]{'xyz'.index(axis)}", axes="xyz", leading=("nr",)
     ),
+    "x={joint}.X (mm),y={joint}.Y (mm),z={joint}.Z (mm)": wide(
+        POSE, lambda i, axis: f"{KINECT_V2[i]}.{axis.upper()} (mm)", axes="xyz"
+    ),
     "frame=nr,x=a{joint},y=b{joint},z=c{joint},score=d{joint}": wide(
         POSE, lambda i, axis: f"{'abcd'['xyzv'.index(axis)]}{i}", leading=("nr",)
     ),
