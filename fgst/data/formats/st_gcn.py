@@ -119,7 +119,7 @@ def _find(path: Path) -> dict[Membership, tuple[Path, Path]]:
     tests = [split for split in ("val", "test") if split in splits]
     if "train" not in splits or not tests:
         missing = "train" if "train" not in splits else "val"
-        raise InputError(f"{location}: has no {missing}_data{kind}.npy beside it; both splits are needed")
+        raise InputError(f"{location}: has no {missing}_data{kind}.npy next to it; both splits are needed")
     if len(tests) > 1:
         raise InputError(f"{location}: has both val_data{kind}.npy and test_data{kind}.npy; move one of them away")
     pairs: dict[Membership, tuple[Path, Path]] = {}
