@@ -29,6 +29,8 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 RECIPES: tuple[RecipeName, ...] = get_args(RecipeName)
 SplitProtocol = Literal["validation", "paper"]
 PROTOCOLS: tuple[SplitProtocol, ...] = get_args(SplitProtocol)
+ValidationScheme = Literal["subject", "camera", "setup", "subject-camera", "clip"]
+ValidationBy = Literal["auto", ValidationScheme]
 Norm = Literal["batch", "layer"]
 FocalOrder = Literal["joint", "score"]
 Temporal = Literal["fg", "attention", "convolution"]
@@ -213,14 +215,21 @@ class DataConfig:
     Attributes:
         dataset: directory or URI of the Arrow data set; required for training.
         benchmark: name of one of the data set's benchmarks, e.g. x-sub or x-view; ``None`` means its first.
-        protocol: "validation" holds out training subjects for model selection; "paper" trains on all training clips,
-            as the paper's tables do.
+        protocol: "validation" holds out training clips for model selection; "paper" trains on all training clips, as
+            the paper's tables do.
         modality: input modality, joint, bone, joint_motion or bone_motion.
         recipe: sampling and augmentation, "nw-ucla" or "ntu"; ``None`` means the data set's own.
         frames: T of the network's input; ``None`` means the recipe's (52 or 128).
-        validation: fraction of the training subjects that is held out.
-        validation_seed: seed that selects these subjects. It is separate from the trial's seed, so that all trials of a
-            sweep hold out the same subjects.
+        validation: fraction that is held out, of the training side's subjects, cameras, setups, pairs of subject and
+            camera, or recordings, depending on ``validation_by``.
+        validation_seed: seed that selects what is held out. It is separate from the trial's seed, so that all trials of
+            a sweep hold out the same clips.
+        validation_by: what is held out: "subject", "camera", "setup", "subject-camera" (one training camera each of
+            some subjects), "clip" (recordings of each class), or "auto": what the benchmark asks.
+        folds: number of folds into which the training side is divided; 0 holds out the fraction ``validation``
+            instead.
+        fold: the fold that is held out, from 0. The trials of a sweep hold out another one for each seed, from this one
+            on.
 
     Raises:
         InputError: if a value is invalid; the message names the field.
@@ -234,6 +243,9 @@ class DataConfig:
     frames: int | None = None
     validation: float = 0.2
     validation_seed: int = 0
+    validation_by: ValidationBy = "auto"
+    folds: int = 0
+    fold: int = 0
 
     def __post_init__(self) -> None:
         _check_choices("data", self)
@@ -244,6 +256,13 @@ class DataConfig:
             )
         _require(0 < self.validation < 1, f"data.validation is {self.validation}; it must be between 0 and 1")
         _require(self.validation_seed >= 0, f"data.validation_seed is {self.validation_seed}; it must not be negative")
+        _require(
+            self.folds == 0 or self.folds >= 2, f"data.folds is {self.folds}; it must be 0 (no folds) or at least 2"
+        )
+        _require(
+            0 <= self.fold < max(1, self.folds),
+            f"data.fold is {self.fold}; it must be at least 0 and less than data.folds, which is {self.folds}",
+        )
 
 
 @dataclass(frozen=True)
@@ -373,7 +392,7 @@ def resolve(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
 
 
 def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialConfig:
-    """Fill in benchmark, recipe, frames, repeat and the data set's absolute location.
+    """Fill in benchmark, validation scheme, recipe, frames, repeat and the data set's absolute location.
 
     Unlike :func:`resolve`, this does not check the network: the base configuration of a sweep need not fit the skeleton
     before the sweep has set its parameters.
@@ -382,12 +401,14 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
         InputError: if the data set has no such benchmark.
     """
     recipe = config.data.recipe or dataset.recipe
+    scheme = config.data.validation_by
     data = dataclasses.replace(
         config.data,
         dataset=dataset.location,
         benchmark=dataset.benchmark(config.data.benchmark or "").name,
         recipe=recipe,
         frames=config.data.frames or RECIPE_DEFAULTS[recipe].frames,
+        validation_by=dataset.validation_scheme(config.data.benchmark or "") if scheme == "auto" else scheme,
     )
     train = dataclasses.replace(config.train, repeat=config.train.repeat or RECIPE_DEFAULTS[recipe].repeat)
     return dataclasses.replace(config, data=data, train=train)
@@ -395,7 +416,7 @@ def resolve_data_defaults(config: TrialConfig, dataset: ArrowDataset) -> TrialCo
 
 # Values that are equivalent to versions without a field, where these are not the defaults. They apply to configurations
 # in model cards and sweeps.
-_BEFORE_FIELD = {"model.final_norm": False}
+_BEFORE_FIELD = {"model.final_norm": False, "data.validation_by": "subject"}
 _SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 _FIELD_TYPES: dict[str, dict[str, Any]] = {name: field_types(kind) for name, kind in _SECTIONS.items()}
 
@@ -419,5 +440,6 @@ PRESETS: dict[str, TrialConfig] = {
 def _suggestion(name: str) -> str:
     """Return the end of the message about an unknown setting: the closest name, or all names."""
     names = [f"{section}.{attribute}" for section, fields in _FIELD_TYPES.items() for attribute in fields]
-    matches = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.endswith("." + name)]
+    attribute = name.rpartition(".")[2]
+    matches = [n for n in names if n.endswith("." + attribute)] or difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {matches[0]}?" if matches else f"; the settings are {', '.join(names)}"

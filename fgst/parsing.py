@@ -7,6 +7,7 @@ unique, and the depth of nesting is limited. Errors name the field.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -27,6 +28,7 @@ T = TypeVar("T")
 MAX_BYTES = 64 * 1024 * 1024  # of a JSON or CSV file; the longest, those of large sweeps, take some megabytes
 MAX_ROWS = 1_000_000  # of a CSV file
 MAX_MESSAGE = 300  # characters of an error that quotes a file
+_SEPARATORS = (",", ";", "\t")  # of cells; the first where none occurs
 _BOM = b"\xef\xbb\xbf"  # at the beginning of text files written by some Windows programs
 
 Text = Annotated[str, msgspec.Meta(max_length=10_000)]
@@ -165,6 +167,10 @@ def _describe(error: msgspec.ValidationError) -> str:
 def read_table(content: bytes) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     """Parse CSV with a header, line by line.
 
+    Args:
+        content: the whole file, in UTF-8 or, with a byte order mark, in UTF-16; cells are separated by whichever of
+            comma, semicolon and tab is the most frequent in the header.
+
     Returns:
         The names of the columns; and the number of each line that is not empty, with its cells by column. Names and
         cells have no surrounding blanks.
@@ -172,20 +178,22 @@ def read_table(content: bytes) -> tuple[list[str], Iterator[tuple[int, dict[str,
     Raises:
         ValueError: if it is not such a table, also while the lines are read; the message names the line.
     """
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = content.removeprefix(_BOM).decode()
+        text = content.decode("utf-16") if is_utf16 else content.removeprefix(_BOM).decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text (byte {error.start})") from None
-    rows = _read_rows(text)
+        remedy = "" if is_utf16 else "; save the file as UTF-8"
+        raise ValueError(f"is not {'UTF-16' if is_utf16 else 'UTF-8'} text (byte {error.start}){remedy}") from None
+    rows = _read_rows(text, max(_SEPARATORS, key=text.partition("\n")[0].count))
     _, columns = next(rows, (0, []))
     if (repeated := _first_repeated(columns)) is not None:
         raise ValueError(f"has two columns {repeated!r}")
     return columns, _by_column(columns, rows)
 
 
-def _read_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+def _read_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the cells of each line that is not empty, without empty cells at its end."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]

@@ -46,6 +46,9 @@ NON_DEFAULT: dict[str, Any] = {
     "data.frames": 64,
     "data.validation": 0.3,
     "data.validation_seed": 1,
+    "data.validation_by": "clip",
+    "data.folds": 4,
+    "data.fold": 3,
     "train.epochs": 79,
     "train.repeat": 2,
     "train.batch_size": 64,
@@ -64,6 +67,7 @@ NON_DEFAULT: dict[str, Any] = {
 }
 # Fields that must change together: the sum of layers is the number of channels; cross-attention needs two branches.
 DEPENDENT: dict[str, dict[str, Any]] = {
+    "data.fold": {"data.folds": 4, "data.fold": 3},
     "model.stage1_layers": {"model.stage1_layers": 5, "model.stage2_layers": 3},
     "model.stage2_layers": {"model.stage2_layers": 3, "model.stage1_layers": 5},
     "model.part_branch": {"model.part_branch": False, "model.cross_attention": False},
@@ -150,10 +154,10 @@ def test_flat_contains_every_field_as_json_value() -> None:
 
 
 def test_missing_fields_are_those_of_versions_without_them() -> None:
-    """A missing field means a version without the field, whose networks had no final norm."""
-    before = ModelConfig(final_norm=False)
-    assert TrialConfig.from_flat({}) == TrialConfig(before)
-    assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(before, train=TrainConfig(seed=3))
+    """A missing field means a version without it: without final norm, with validation by subject."""
+    before, data = ModelConfig(final_norm=False), DataConfig(validation_by="subject")
+    assert TrialConfig.from_flat({}) == TrialConfig(before, data)
+    assert TrialConfig.from_flat({"train.seed": 3}) == TrialConfig(before, data, TrainConfig(seed=3))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -303,6 +307,12 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"data.validation": 0}, "data.validation is 0"),
     ({"data.validation": 1}, "data.validation is 1"),
     ({"data.validation_seed": -1}, "data.validation_seed is -1"),
+    ({"data.validation_by": "clips"}, "data.validation_by is 'clips'; it must be one of auto, subject, camera, setup,"),
+    ({"data.folds": 1}, "data.folds is 1; it must be 0 (no folds) or at least 2"),
+    ({"data.folds": -5}, "data.folds is -5"),
+    ({"data.fold": 1}, "data.fold is 1; it must be at least 0 and less than data.folds, which is 0"),
+    ({"data.folds": 3, "data.fold": 3}, "data.fold is 3"),
+    ({"data.folds": 3, "data.fold": -1}, "data.fold is -1"),
     ({"train.epochs": 0}, "train.epochs is 0"),
     ({"train.repeat": 0}, "train.repeat is 0"),
     ({"train.batch_size": 1}, "train.batch_size is 1"),

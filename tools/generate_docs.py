@@ -3,6 +3,7 @@
 Examples:
   python tools/generate_docs.py            write both pages
   python tools/generate_docs.py --check    change nothing; exit with 1 if a page is out of date
+  python tools/generate_docs.py --pictures also draw the skeletons again, docs/pictures/skeleton-*.png
 
 Tables are rendered from the parsers' actions instead of argparse's help text, so that the output does not depend on the
 width of the terminal or on the Python version.
@@ -53,8 +54,11 @@ the last column says which value is used instead. Invalid values and combination
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--check", action="store_true", help="compare the pages instead of writing them")
-    check = arguments.parse_args(argv).check
-    stale = []
+    arguments.add_argument("--pictures", action="store_true", help="also draw the skeletons")
+    options = arguments.parse_args(argv)
+    if options.pictures:
+        draw_skeletons()
+    check, stale = options.check, []
     for name, page in {"cli.md": command_page(), "settings.md": settings_page()}.items():
         path = ROOT / "docs" / name
         if path.is_file() and path.read_text(encoding="utf-8") == page:
@@ -67,6 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"out of date: {', '.join(stale)}; run python tools/generate_docs.py", file=sys.stderr)
         return 1
     return 0
+
+
+def draw_skeletons() -> None:
+    """Draw each skeleton that ships. The bytes depend on the version of Matplotlib, so ``--check`` ignores them."""
+    from fgst.data.skeletons import SKELETONS
+    from fgst.evaluation.skeleton_plots import skeleton_figure
+
+    for name, skeleton in SKELETONS.items():
+        skeleton_figure(skeleton, name, ROOT / "docs" / "pictures" / f"skeleton-{name}.png")
 
 
 # Commands

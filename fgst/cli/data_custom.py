@@ -1,29 +1,33 @@
-"""Prepare an Arrow data set from NumPy arrays, a table of labels and a skeleton.
+"""Prepare an Arrow data set from your own recordings: files with one clip each, a table of labels and a skeleton.
 
 Examples:
   python -m data_prep.custom clips/ datasets/mine --labels labels.csv --skeleton coco-17 \\
       --benchmark x-sub:subject=1,2,3
-  python -m data_prep.custom clips/ datasets/mine --labels labels.csv --skeleton skeleton.json \\
-      --benchmark x-sub:subject=1,2,3
+  python -m data_prep.custom clips.npz datasets/mine --labels labels.csv --skeleton skeleton.json    with a column split
 
-CLIPS is a folder with one NAME.npy per clip, or a single .npz with an array per name. Arrays have shape (T, N, 3) for
-one person, or (M, T, N, 3) for M persons; in frames in which a person is not visible, that person's coordinates are
-zero.
+CLIPS is a folder or zip with one file per clip (formats: see --clip-format), or a single .npz with an array per name.
+An array has shape (T, N, 3) for one person or (M, T, N, 3) for M persons; (T, N, 2) and (M, T, N, 2) are recordings in
+the plane. A joint that was not seen is zero or NaN.
 
-labels.csv has one line per clip. Its header names the columns: clip_id and label (the name of the class), and
-optionally subject, camera, setup and replication (whole numbers from 1):
-  clip_id,label,subject
-  wave_001,wave,1
+labels.csv has one line per clip. Its header names the columns: clip_id (the name of the file) and label (the name or
+number of the class), and optionally subject, camera, setup and replication (numbers from 1, or names) and any others:
+  clip_id,label,subject,split
+  wave_001,wave,P01,train
 
---skeleton names a skeleton that ships, or a description in JSON, skeleton.json:
+--benchmark NAME:COLUMN=VALUES selects the training clips by the value of a column, all others are for testing;
+NAME:COLUMN=VALUES/VALUES names the test values, too. The option can be repeated. Without it, each column whose name
+begins with split and that contains train and test is a benchmark.
+
+--skeleton takes the name of a known skeleton, or a file:
   {"name": "hand-5", "joints": ["wrist", "thumb", "index", "middle", "ring"],
    "bones": {"thumb": "wrist", "index": "wrist", "middle": "wrist", "ring": "wrist"},
    "centre": "wrist", "partitions": [[["wrist"], ["thumb"], ["index", "middle", "ring"]]]}
 bones maps each joint to its parent; the root has none. centre is the joint that is moved to the origin. partitions
 into body parts are optional; without them, P must be the number of joints (--set model.parts=5).
 
---benchmark NAME:COLUMN=VALUES defines a split: clips whose COLUMN is one of VALUES are for training, all others for
-testing. The option can be repeated.
+Frames and persons without any seen joint are removed, persons are matched between frames, and the centre joint of the
+first person is moved to the origin. Units other than metres are converted. The report says what was done, and the same
+is done with clips that are classified later.
 
 A bad clip ends the command with exit code 2, and nothing is written; with --skip-bad such clips are left out and
 listed.
@@ -31,21 +35,22 @@ listed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from fgst.cli.command import CommandParser
-from fgst.cli.data_report import Line, print_report
-from fgst.config import RECIPES
-from fgst.data.formats.custom import prepare, read_benchmark
+from fgst.cli.data_options import add_conversion_options, convert
+from fgst.data.formats import FORMATS
+from fgst.data.formats.custom import open_custom, read_skeleton
 from fgst.data.skeletons import SKELETONS
 
 
 def build_parser() -> CommandParser:
     """Return the command's parser."""
     parser = CommandParser("python -m data_prep.custom", __doc__)
-    parser.add_argument("clips", metavar="CLIPS", type=Path, help="folder of NAME.npy files, or an .npz")
+    parser.add_argument(
+        "clips", metavar="CLIPS", type=Path, help="folder or zip of files with one clip each, or an .npz"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/mine")
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="table of labels, labels.csv")
     parser.add_argument(
@@ -55,33 +60,33 @@ def build_parser() -> CommandParser:
         help=f"{', '.join(SKELETONS)}, or a description in JSON, skeleton.json",
     )
     parser.add_argument(
-        "--benchmark", action="append", required=True, metavar="NAME:COLUMN=VALUES", help="which clips are for training"
+        "--benchmark", action="append", default=[], metavar="NAME:COLUMN=VALUES", help="which clips are for training"
     )
-    parser.add_argument("--recipe", choices=RECIPES, default="ntu", help="sampling and augmentation (default: ntu)")
-    parser.add_argument("--name", help="name of the data set (default: the name of OUT)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out bad clips and list them in the report")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set at OUT")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line, by label")
+    parser.add_argument(
+        "--clip-format",
+        choices=FORMATS,
+        help="format of the files in CLIPS (default: by their suffix, "
+        + ", ".join(f"{f.suffix} {name}" for name, f in FORMATS.items())
+        + ")",
+    )
+    add_conversion_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    start = time.monotonic()
-    dataset, rejected = prepare(
+    skeleton = read_skeleton(args.skeleton)
+    convert(
         args.clips,
-        args.out,
-        labels=args.labels,
-        skeleton=args.skeleton,
-        benchmarks=[read_benchmark(text) for text in args.benchmark],
-        recipe=args.recipe,
-        name=args.name,
-        skip_bad=args.skip_bad,
-        overwrite=args.overwrite,
+        args,
+        lambda: open_custom(
+            args.clips,
+            labels=args.labels,
+            skeleton=skeleton,
+            benchmarks=args.benchmark,
+            classes=args.classes,
+            clip_format=args.clip_format,
+        ),
     )
-    lines: list[Line] = [
-        ("read", f"{len(dataset):,} clips"),
-        ("left out", f"{len(rejected):,} clips"),
-        *(("", f"{clip_id}: {fault}") for clip_id, fault in rejected),
-    ]
-    print_report(dataset.name, lines, dataset, args.out, time.monotonic() - start)

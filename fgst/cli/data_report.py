@@ -18,15 +18,18 @@ Line = tuple[str, str]  # label, value
 
 
 def describe(dataset: ArrowDataset) -> list[Line]:
-    """Return the clips per split of each benchmark and per class, and the ranges of frames and persons."""
+    """Return the clips per split and what is held out of each benchmark, clips per class, and ranges of frames and
+    persons.
+    """
     lines = []
     for benchmark in dataset.benchmarks:
         try:
             splits = dataset.splits(benchmark.name, validation=0)
-            counts = f"{len(splits.train):,} train, {len(splits.test):,} test (by {benchmark.column})"
         except InputError:
-            counts = "not usable: one of its splits has no clip"
-        lines.append((benchmark.name, counts))
+            lines.append((benchmark.name, "not usable: one of its splits has no clip"))
+            continue
+        counts = f"{len(splits.train):,} train, {len(splits.test):,} test (by {benchmark.column})"
+        lines += [(benchmark.name, counts), ("", f"validation: {_validation(dataset, benchmark.name)[0]}")]
     frames, persons = dataset.columns["num_frames"], dataset.columns["num_persons"]
     per_class = np.bincount(dataset.columns["label"], minlength=dataset.num_classes)
     per_count = zip(*np.unique(persons, return_counts=True), strict=True)
@@ -38,6 +41,14 @@ def describe(dataset: ArrowDataset) -> list[Line]:
         ("classes", str(dataset.num_classes)),
         *(("", f"{count:6,}  {name}") for name, count in zip(dataset.classes, per_class, strict=True)),
     ]
+
+
+def _validation(dataset: ArrowDataset, benchmark: str = "") -> tuple[str, bool]:
+    """Say what trainings hold out by default, or why they cannot hold out anything, and whether they can."""
+    try:
+        return dataset.splits(benchmark).held_out, True
+    except InputError as error:
+        return f"not possible: {str(error).removeprefix(f'{dataset.path}: ')}", False
 
 
 def print_lines(lines: Sequence[Line]) -> None:
@@ -71,9 +82,10 @@ def print_report(title: str, lines: Sequence[Line], dataset: ArrowDataset, out: 
     )
     path = shlex.quote(str(out))
     focal, parts = _required_settings(dataset.skeleton)
+    protocol = "" if _validation(dataset)[1] else " --protocol paper"
     print("next, train once or sweep K:")
-    print(f"  python -m fgst.train --dataset {path}{focal}{parts}")
-    print(f"  python sweeps/focal_k.py --dataset {path}{parts}", flush=True)
+    print(f"  python -m fgst.train --dataset {path}{protocol}{focal}{parts}")
+    print(f"  python sweeps/focal_k.py --dataset {path}{protocol}{parts}", flush=True)
 
 
 def _required_settings(skeleton: Skeleton) -> tuple[str, str]:

@@ -54,6 +54,7 @@ COMMANDS = {
 DATA_COMMANDS = {
     "nw-ucla": Command("fgst.cli.data_nw_ucla", "convert Northwestern-UCLA"),
     "ntu": Command("fgst.cli.data_ntu", "convert NTU RGB+D 60 or 120"),
+    "convert": Command("fgst.cli.data_convert", "convert a data set in one of the field's formats"),
     "custom": Command("fgst.cli.data_custom", "convert your own recordings"),
     "demo": Command("fgst.cli.data_demo", "generate motion for trying things out"),
     "export": Command("fgst.cli.data_export", "export a data set for other projects' code"),

@@ -38,7 +38,7 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
     group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="validation (default): hold out training subjects for model selection; paper: train on all training clips",
+        help="validation (default): hold out training clips for model selection; paper: train on all training clips",
     )
     group.add_argument(
         "--seed", type=natural, metavar="S", help="seed of weights, clip order and augmentation; default: 0"
@@ -154,6 +154,8 @@ def trial_config(
     ):
         if value is not None:
             values[name] = value
+    if options.benchmark not in (None, base.data.benchmark):
+        values["data.validation_by"] = "auto"  # recorded settings name the scheme of another benchmark
     return base.with_values(values | read_overrides(options.overrides))
 
 

@@ -168,6 +168,7 @@ def _print_header(runner: SweepRunner) -> None:
     print(
         f"{spec.title} {spec.total} trials on {spec.experiment}"
         + (f", {ended} of them finished before" if ended else "")
+        + (f"\nvalidation: {spec.held_out}" if spec.held_out else "")
         + f"\nsweep {runner.sweep_id} in {runner.store.uri}"
         + f"\nMLflow UI: {runner.store.ui_url(runner.experiment)}",
         file=sys.stderr,

@@ -41,8 +41,16 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
             chosen = "preset tiny" if options.epochs else f"preset tiny and {DEMO_EPOCHS} epochs"
             options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
             print(f"using {chosen} for the demo (--preset, --epochs)", file=sys.stderr)
-    base = trial_config(options, location, has_gpu=has_gpu(options), base=settings)
+    base = _base_config(options, location, has_gpu=has_gpu(options), base=settings)
     dataset = ArrowDataset(location)
+    folds = base.data.folds if base.data.protocol == "validation" else 0
+    if options.folds and not folds:
+        raise InputError("--folds holds out validation clips, and --protocol paper has none; use one of them")
+    if options.folds and options.seeds and options.seeds % options.folds:
+        raise InputError(
+            f"--seeds {options.seeds}: each seed holds out one of the {options.folds} folds; use {options.folds} "
+            "seeds (the default with --folds), or a multiple"
+        )
     objectives = tuple(options.objectives.split(",")) if options.objectives else ("val_top1",)
     multi_objective = len(objectives) > 1 and definition.search != "grid"
     search = options.search or ("nsga2" if multi_objective else definition.search)
@@ -52,7 +60,7 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
         definition, base, dataset,
         values=None if options.values is None else parse_values(options.values),
         also=options.also.split(",") if options.also else (),
-        seeds=options.seeds or 1,
+        seeds=options.seeds or folds or 1,
         search=search,
         limit=options.trials or DEFAULT_TRIALS,
         objectives=objectives,
@@ -69,6 +77,16 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
     return spec, factory, options
 
 
+def _base_config(
+    options: SweepOptions, location: str, *, has_gpu: bool, base: TrialConfig | None = None
+) -> TrialConfig:
+    """The settings that the sweep's parameters are applied to; see :func:`fgst.cli.options.trial_config`."""
+    if options.folds:
+        folds = (f"data.folds={options.folds}", "data.fold=0", *options.overrides)
+        options = dataclasses.replace(options, overrides=folds)
+    return trial_config(options, location, has_gpu=has_gpu, base=base)
+
+
 def require_same(spec: SweepSpec, options: SweepOptions) -> None:
     """Check the options of a sweep that is resumed: it continues with its own settings, which options may repeat.
 
@@ -80,6 +98,7 @@ def require_same(spec: SweepSpec, options: SweepOptions) -> None:
     recorded = {
         "values": [list(parameter.values) for parameter in spec.parameters],
         "seeds": spec.seeds,
+        "folds": data.folds,
         "search": spec.search,
         "objectives": list(spec.objectives),
         "refit": spec.refit,
@@ -118,7 +137,7 @@ def _is_preset(spec: SweepSpec, options: SweepOptions) -> bool:
     from fgst.data.dataset import ArrowDataset  # lazy: `--help` needs no Arrow
 
     location = spec.base.data.dataset
-    return resolve_data_defaults(trial_config(options, location, has_gpu=False), ArrowDataset(location)) == spec.base
+    return resolve_data_defaults(_base_config(options, location, has_gpu=False), ArrowDataset(location)) == spec.base
 
 
 def _settings_of(options: SweepOptions) -> TrialConfig:

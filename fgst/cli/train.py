@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(args.device)
     dataset = ArrowDataset(args.dataset)
     config = resolve(trial_config(args, args.dataset, has_gpu=device.type == "cuda"), dataset)
+    if held_out := dataset.splits_for(config.data).held_out:  # or refuse, before a run is opened
+        print(f"validation: {held_out}", file=sys.stderr)
     resumes = args.resume not in (None, "auto")
     store = (TrackingStore.existing if resumes else TrackingStore)(args.tracking_uri)
     root = Path(args.checkpoints).absolute()

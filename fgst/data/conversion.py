@@ -22,7 +22,7 @@ from fgst.data.layout import split_list
 from fgst.data.normalization import Normalization, RawClip, check_shape, measure
 from fgst.data.progress import tracked
 from fgst.data.skeleton import Skeleton
-from fgst.data.sources import ClipError, parse_clip
+from fgst.data.sources import ClipError, EmptyClip, parse_clip
 from fgst.data.writer import check_joints, check_output, write_dataset
 from fgst.errors import InputError
 from fgst.parsing import printable
@@ -30,7 +30,7 @@ from fgst.parsing import printable
 logger = logging.getLogger(__name__)
 
 MEASURED_CLIPS = 32  # clips by which the normalization is chosen
-_LISTED = 20  # faulty clips that a message lists
+_LISTED = 3  # faulty clips that a message lists
 
 
 @dataclass
@@ -39,11 +39,15 @@ class ConversionReport:
 
     Attributes:
         rejected: name and fault of each clip that is not in the data set.
+        empty: counts, by reason, of the clips that were left out because they show no person, as the format expects.
+        unusual: counts of clips by :attr:`~fgst.data.normalization.RawClip.remark`.
         removed: counts of what the normalization removed from clips.
         notes: remarks for the user.
     """
 
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    empty: Counter[str] = field(default_factory=Counter)
+    unusual: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -74,6 +78,11 @@ def write_source(
     """
     check_output(out, overwrite=overwrite)
     benchmarks = [*source.benchmarks, *map(split_list, source.split_lists)]
+    if not benchmarks:
+        raise InputError(
+            "there is no benchmark, i.e. no rule for which clips are for training: name one with --benchmark, or add a "
+            "column split with the values train and test to the table of labels"
+        )
     report = ConversionReport(notes=list(source.notes))
     entries = list(source.entries) if source.classes is None else source.entries
     classes = source.classes or class_names(str(entry.label) for entry in entries)
@@ -93,6 +102,10 @@ def write_source(
             source=origin,
             overwrite=overwrite,
         )
+    for reason, count in report.empty.items():
+        report.notes.append(f"{_clips_count(count)} left out: {reason}")
+    for remark, count in report.unusual.items():
+        report.notes.append(f"{_clips_count(count)}: {remark}")
     report.notes += remarks(dataset)
     return dataset, report
 
@@ -152,7 +165,6 @@ def _clips(
     """
     labels = {name: label for label, name in enumerate(classes)}
     digest = hashlib.sha256()
-    written = 0
     with closing(tracked(entries, source.num_clips, "clips")) as progress:
         reading = _read_all(progress, source.skeleton, report)
         measured = list(itertools.islice(reading, 0 if source.normalization else MEASURED_CLIPS))
@@ -172,7 +184,6 @@ def _clips(
             digest.update(f"{entry.clip_id} {label} ".encode() + joints.tobytes())
             if report.rejected and not skip_bad:
                 continue  # nothing will be written; the other clips are read to list all faults
-            written += 1
             yield Clip(
                 entry.clip_id,
                 label,
@@ -184,10 +195,10 @@ def _clips(
                 splits=entry.splits,
             )
     if report.rejected and not skip_bad:
-        raise InputError(_not_usable(report, written))
+        raise InputError(_not_usable(report))
     origin["sha256"] = digest.hexdigest()
-    if report.rejected:
-        origin["left_out"] = len(report.rejected)
+    if left_out := len(report.rejected) + report.empty.total():
+        origin["left_out"] = left_out
 
 
 def _read_all(
@@ -196,9 +207,15 @@ def _read_all(
     """Yield the entries that can be read, with their clips."""
     for entry in entries:
         try:
-            yield entry, read_raw(entry, skeleton)
+            raw = read_raw(entry, skeleton)
+        except EmptyClip as reason:
+            report.empty[str(reason)] += 1
         except ClipError as fault:
             report.rejected.append((entry.clip_id, str(fault)))
+        else:
+            if raw.remark:
+                report.unusual[raw.remark] += 1
+            yield entry, raw
 
 
 def _normalize(raw: RawClip, normalization: Normalization, skeleton: Skeleton, report: ConversionReport) -> np.ndarray:
@@ -208,23 +225,25 @@ def _normalize(raw: RawClip, normalization: Normalization, skeleton: Skeleton, r
     return joints
 
 
-def _not_usable(report: ConversionReport, written: int) -> str:
-    """Return the message about clips that are not usable; all of them are logged first."""
+def _not_usable(report: ConversionReport) -> str:
+    """Return the message about clips that are not usable; if they are many, all are logged first."""
     count = len(report.rejected)
-    if count > 1:
-        for clip_id, fault in report.rejected:
-            logger.warning("%s: %s", printable(clip_id), fault)
-    faults = "; ".join(f"{printable(clip_id)}: {fault}" for clip_id, fault in report.rejected[:_LISTED])
-    more = f" … and {count - _LISTED} more" if count > _LISTED else ""
-    what = "a clip is" if count == 1 else f"{count:,} clips are"
-    return (
-        f"{what} not usable ({faults}{more}); fix or remove {'it' if count == 1 else 'them'}, or pass --skip-bad to "
-        "leave out such clips"
-    )
+    faults = [f"{printable(clip_id)}: {fault}" for clip_id, fault in report.rejected]
+    remedy = f"fix or remove {'it' if count == 1 else 'them'}, or pass --skip-bad to leave out such clips"
+    if count <= _LISTED:
+        return f"{'; '.join(faults)}; {remedy}"
+    for fault in faults:
+        logger.warning("%s", fault)
+    return f"{count:,} clips are not usable, all listed above; {remedy}"
 
 
 def _none_usable(report: ConversionReport) -> str:
     if not report.rejected:
-        return "there is no clip to convert"
+        reasons = "; ".join(f"{_clips_count(count)} left out: {reason}" for reason, count in report.empty.items())
+        return "there is no clip to convert" + (f" ({reasons})" if reasons else "")
     clip_id, fault = report.rejected[0]
     return f"none of the {len(report.rejected):,} clips is usable (the first, {printable(clip_id)}: {fault})"
+
+
+def _clips_count(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count:,} clips"

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from fgst.config import DataConfig, ValidationBy, ValidationScheme
 from fgst.data.arrow import read_batch
 from fgst.data.cache import is_remote, local_copy
 from fgst.data.layout import (
@@ -31,7 +32,7 @@ from fgst.data.layout import (
     split_columns,
 )
 from fgst.data.normalization import Normalization, read_normalization
-from fgst.data.splits import Benchmark, Splits, make_splits
+from fgst.data.splits import Benchmark, Splits, choose_scheme, make_splits
 from fgst.errors import InputError
 from fgst.parsing import read_regular_file
 
@@ -158,7 +159,7 @@ class ArrowDataset:
 
     @property
     def preparation(self) -> str:
-        """The raw format its clips were read from, a key of :data:`fgst.data.formats.FORMATS`."""
+        """The raw format its clips were read from, see :func:`fgst.data.formats.find_format`."""
         if named := str(self.source.get("preparation", "")):
             return named
         release = str(self.source.get("release", ""))  # data sets written before the preparation was recorded
@@ -203,22 +204,55 @@ class ArrowDataset:
         known = ", ".join(benchmark.name for benchmark in self.benchmarks)
         raise InputError(f"data.benchmark is {name!r}; data set {self.name} has {known}")
 
-    def splits(self, benchmark: str = "", *, validation: float = 0.2, seed: int = 0) -> Splits:
+    def splits(
+        self,
+        benchmark: str = "",
+        *,
+        validation: float = 0.2,
+        by: ValidationBy = "auto",
+        seed: int = 0,
+        folds: int = 0,
+        fold: int = 0,
+    ) -> Splits:
         """Return the train, validation and test clips of a benchmark; see :func:`fgst.data.splits.make_splits`.
 
         Args:
             benchmark: its name, or "" for the data set's first.
-            validation: fraction of the training subjects to hold out, at least one subject; 0 holds out none.
-            seed: selects the subjects.
+            validation, by, seed, folds, fold: what is held out for validation; a ``validation`` of 0 holds out none.
 
         Raises:
-            InputError: if a split is empty, or there are too few subjects to hold one out.
+            InputError: if a split is empty, or there is too little to hold out.
         """
         rule = self.benchmark(benchmark)
         try:
-            return make_splits(self.columns, rule, validation=validation, seed=seed)
+            return make_splits(
+                self.clip_ids, self.columns, rule, validation=validation, by=by, seed=seed, folds=folds, fold=fold
+            )
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
+
+    def splits_for(self, settings: DataConfig) -> Splits:
+        """Return the train, validation and test clips of a trial with these settings.
+
+        Raises:
+            InputError: if a split is empty, or there is too little to hold out.
+        """
+        return self.splits(
+            settings.benchmark or "",
+            validation=settings.validation if settings.protocol == "validation" else 0,
+            by=settings.validation_by,
+            seed=settings.validation_seed,
+            folds=settings.folds,
+            fold=settings.fold,
+        )
+
+    def validation_scheme(self, benchmark: str = "") -> ValidationScheme:
+        """Return the scheme that "auto" stands for; see :func:`fgst.data.splits.choose_scheme`.
+
+        Raises:
+            InputError: if there is no such benchmark.
+        """
+        return choose_scheme(self.columns, self.benchmark(benchmark))
 
 
 def open_recorded(location: str, owner: str) -> ArrowDataset:

@@ -18,6 +18,7 @@ import msgspec
 import pyarrow as pa
 
 from fgst.config import RecipeName
+from fgst.data.normalization import read_normalization
 from fgst.data.skeleton import Skeleton
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
@@ -72,6 +73,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True):
     sha256: str | None = None
 
     def __post_init__(self) -> None:
+        read_normalization(self.source.get("normalization"))  # raises ValueError if it is not valid
         for benchmark in self.benchmarks:
             if not is_column(benchmark.column):
                 raise ValueError(f"benchmark {benchmark.name} splits by {benchmark.column!r}, which is not a column")

@@ -308,11 +308,7 @@ def even_frames(lengths: Tensor, count: int) -> Tensor:
 
 def make_loaders(dataset: ArrowDataset, config: DataConfig, device: torch.device) -> dict[str, ClipLoader]:
     """Return a loader per split: "train", "test", and "val" unless the protocol is "paper"."""
-    splits = dataset.splits(
-        config.benchmark or "",
-        validation=config.validation if config.protocol == "validation" else 0,
-        seed=config.validation_seed,
-    )
+    splits = dataset.splits_for(config)
     rows = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
         name: ClipLoader(dataset, members, config, device, split=name) for name, members in rows.items() if len(members)

@@ -6,11 +6,12 @@ the same way. Axes: M persons, T frames, N joints, C coordinates.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,8 +23,10 @@ from fgst.parsing import convert_json
 
 Scaling = Literal["constant", "image", "torso"]
 UpAxis = Literal["x", "y", "z", "-x", "-y", "-z"]
+UP_AXES: tuple[UpAxis, ...] = get_args(UpAxis)
 
 MAX_PERSONS = 10  # a first axis longer than this is more likely to be the frames
+MIN_PIXELS = 20  # the largest coordinate in pixels is not smaller
 TORSO = 0.5  # length in metres that torsos are scaled to
 MIN_REPEATED = 4  # frames that repeat earlier ones, for a clip to count as repeated
 # Rotations that turn an up axis to y: source axis and sign of the new x, y and z.
@@ -42,15 +45,17 @@ class RawClip:
     """A clip as its source has it.
 
     Attributes:
-        joints: ``(M, T, N, 3)``, or ``(M, T, N, 2)`` for a recording in the plane; a joint that was not seen is zero or
-            NaN.
+        joints: ``(M, T, N, 3)``, or ``(M, T, N, 2)`` for a recording in the plane; a fourth number is a confidence. A
+            joint that was not seen is zero or NaN.
         scores: ``(M, T, N)`` confidences; a joint with confidence 0 was not seen. ``None`` if there are none.
         image: width and height of the image in pixels, if the coordinates are pixels and the size is known.
+        remark: what is unusual about the clip; conversion counts clips by it.
     """
 
     joints: np.ndarray = field(repr=False)
     scores: np.ndarray | None = field(default=None, repr=False)
     image: tuple[int, int] | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Normalization:
         up: the axis that points up in raw clips; it becomes y. Pixels count downwards, i.e. "-y".
         centred: move the first person's centre joint, in the first frame where it was seen, to the origin.
         persons: order persons by their motion, and match them between frames by their distance.
+        has_confidence: the third of three numbers of a joint is a confidence instead of z.
         trimmed: remove unseen persons and frames without any person, and cut a clip that was repeated to fill a window
             to its period.
     """
@@ -73,6 +79,7 @@ class Normalization:
     up: UpAxis = "y"
     centred: bool = True
     persons: bool = True
+    has_confidence: bool = False
     trimmed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +95,8 @@ class Normalization:
         Raises:
             ClipError: if nothing is left, or a coordinate is not finite.
         """
-        joints, seen = to_space(raw)
+        joints, seen = to_space(raw, has_confidence=self.has_confidence)
+        seen[..., skeleton.centre] |= _at_origin(joints, seen)
         removed: Counter[str] = Counter()
         if self.trimmed:
             joints, seen = _trim(joints, seen, removed)
@@ -125,19 +133,17 @@ def read_normalization(value: Any) -> Normalization | None:
 
 
 def check_shape(shape: Sequence[int], skeleton: Skeleton) -> None:
-    """Check the shape of raw joints, ``(M, T, N, 2)`` or ``(M, T, N, 3)``.
+    """Check the shape of raw joints, ``(M, T, N, C)`` with C = 2, 3, or 4 with a confidence.
 
     Raises:
         ClipError: if it is another one, or its axes are probably in another order.
     """
     N = skeleton.num_joints
     expected = f"(persons, frames, {N} joints, 3 or 2 coordinates)"
-    if len(shape) != 4 or shape[2] != N or shape[3] not in (2, 3) or 0 in shape:
-        hint = ""
-        if N in shape and shape[-2] != N:
-            hint = f"; {N} is the length of another axis: transpose the array"
-        elif len(shape) == 4 and shape[2] != N and (names := names_of(shape[2])):
-            hint = f"; skeletons of {shape[2]} joints: {', '.join(names)}"
+    if len(shape) != 4 or shape[2] != N or shape[3] not in (2, 3, 4) or 0 in shape:
+        hint = f"; {N} is the length of another axis: transpose the array" if N in shape and shape[-2] != N else ""
+        if not hint and len(shape) == 4 and (known := names_of(shape[2])):
+            hint = f"; --skeleton {' or '.join(known)} has {shape[2]} joints"
         raise ClipError(f"has shape {tuple(shape)}, not {expected}{hint}")
     M, T = shape[:2]
     if M > MAX_PERSONS or (M > T and M > 2):
@@ -147,24 +153,41 @@ def check_shape(shape: Sequence[int], skeleton: Skeleton) -> None:
         )
 
 
-def to_space(raw: RawClip) -> tuple[np.ndarray, np.ndarray]:
-    """Return joints ``(M, T, N, 3)`` float64, with z = 0 where there is none, and which of them were seen, ``(M, T,
-    N)``. Joints that were not seen are zero.
+def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Separate coordinates from confidences.
+
+    Returns:
+        Joints ``(M, T, N, 3)`` float64, with z = 0 where there is none and all zero where they were not seen; and which
+        were seen, ``(M, T, N)``.
 
     Raises:
         ClipError: if a coordinate of a seen joint is not finite.
     """
     joints = np.asarray(raw.joints, np.float64)
+    coordinates = 2 if has_confidence and joints.shape[-1] == 3 else min(joints.shape[-1], 3)
+    scores = joints[..., -1] if joints.shape[-1] > coordinates else raw.scores
+    joints = joints[..., :coordinates]
     missing = np.isnan(joints).all(axis=-1)
     seen = np.asarray(~missing & joints.any(axis=-1))
-    if raw.scores is not None:
-        seen &= np.asarray(raw.scores) > 0
+    if scores is not None:
+        seen &= np.asarray(scores) > 0
     joints = np.where(seen[..., None], joints, 0)
     if not np.isfinite(joints).all():
         raise ClipError("a coordinate is not a finite number")
     if joints.shape[-1] == 2:
         joints = np.concatenate([joints, np.zeros_like(joints[..., :1])], axis=-1)
     return joints, seen
+
+
+def _at_origin(joints: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return in which frames a body surrounds the origin, ``(M, T)``.
+
+    There, a centre joint at (0, 0, 0) was seen: the clip is centred already. Elsewhere the origin is the camera or a
+    corner of the image, and the joint was not seen.
+    """
+    low = np.where(seen[..., None], joints, np.inf).min(axis=2)
+    high = np.where(seen[..., None], joints, -np.inf).max(axis=2)
+    return np.asarray(((low <= 0) & (high >= 0)).all(axis=-1))
 
 
 def _trim(joints: np.ndarray, seen: np.ndarray, removed: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -178,9 +201,9 @@ def _trim(joints: np.ndarray, seen: np.ndarray, removed: Counter[str]) -> tuple[
     removed["empty frames"] += int((~frames).sum())
     joints, seen = joints[:, frames], seen[:, frames]
     periods = [_period(person) for person in joints]
-    known = [period for period in periods if period]
-    if known:
-        length = max(known)
+    if any(periods):
+        # Further persons of clips that are centred in each frame do not repeat exactly: the first person decides.
+        length = max(periods) if periods[0] else joints.shape[1]
         removed["repeated frames"] += joints.shape[1] - length
         joints, seen = joints[:, :length], seen[:, :length].copy()
         for person, period in enumerate(periods):
@@ -292,8 +315,13 @@ def measure(clips: Sequence[RawClip], skeleton: Skeleton) -> tuple[Normalization
     Returns:
         The normalization, and remarks about what was noticed.
     """
-    spaces = [to_space(clip) for clip in clips]
-    spaces = [(joints, seen) for joints, seen in spaces if seen.any()]
+    has_confidence = _third_is_confidence(clips)
+    spaces = []
+    for clip in clips:
+        with contextlib.suppress(ClipError):  # reported when the clip is normalized
+            joints, seen = to_space(clip, has_confidence=has_confidence)
+            if seen.any():
+                spaces.append((joints, seen))
     if not spaces:
         return Normalization(), []
     size = float(np.median([body_size(joints, seen, skeleton) for joints, seen in spaces]))
@@ -301,12 +329,25 @@ def measure(clips: Sequence[RawClip], skeleton: Skeleton) -> tuple[Normalization
     flat = all(not joints[..., 2].any() for joints, _ in spaces)
     what = "the torso" if torso(skeleton) else "twice the mean bone"
     if flat:
-        return _measure_plane(size, up, has_image=any(clip.image for clip in clips), what=what)
+        normalization, notes = _measure_plane(size, up, has_image=any(clip.image for clip in clips), what=what)
+        if has_confidence:
+            notes.insert(0, "the third number of each joint is between 0 and 1: taken for a confidence, not for z")
+        return dataclasses.replace(normalization, has_confidence=has_confidence), notes
     scale, unit = _unit(size, is_body=torso(skeleton) is not None)
     notes = [f"{what} measures {size:.4g}: taken for {unit} and converted to metres"] if scale != 1 else []
     if up not in (None, "y"):
         notes.append(f"bodies stand along {up}, but recipes assume that y points up; pass --up={up} to turn the clips")
     return Normalization(scale=scale), notes
+
+
+def _third_is_confidence(clips: Sequence[RawClip]) -> bool:
+    """Return whether the third of three numbers is between 0 and 1 in all clips, while the first two are far larger."""
+    if not clips or any(clip.joints.shape[-1] != 3 or clip.scores is not None for clip in clips):
+        return False
+    joints = [np.nan_to_num(clip.joints) for clip in clips]
+    third = [clip[..., 2] for clip in joints]
+    plane = max(float(np.abs(clip[..., :2]).max()) for clip in joints)
+    return all(z.min() >= 0 and z.max() <= 1 for z in third) and any(z.any() for z in third) and plane > MIN_PIXELS
 
 
 def _measure_plane(size: float, up: UpAxis | None, *, has_image: bool, what: str) -> tuple[Normalization, list[str]]:
@@ -324,7 +365,7 @@ def _measure_plane(size: float, up: UpAxis | None, *, has_image: bool, what: str
 
 def _unit(size: float, *, is_body: bool) -> tuple[float, str]:
     """Return the factor to metres, and the name of the unit, for a body size; normalized clips count as metres."""
-    centimetres, millimetres = (5, 150) if is_body else (1, 20)
+    centimetres, millimetres = (5, 150) if is_body else (5, 20)
     if size >= millimetres:
         return 0.001, "millimetres"
     return (0.01, "centimetres") if size >= centimetres else (1.0, "metres")

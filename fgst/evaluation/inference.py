@@ -84,6 +84,11 @@ class Network:
         return scores
 
 
+def _input_of(card: ModelCard) -> tuple[Any, ...]:
+    """Return what the networks of an ensemble must have in common."""
+    return card.skeleton, card.classes, card.preparation, card.normalization
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A single network or an ensemble, for inference on new clips.
@@ -109,8 +114,10 @@ class Predictor:
         networks = tuple(Network(*load_model(folder / m.modality), m.weight) for m in ensemble.members)
         first = networks[0].card
         for network in networks[1:]:
-            if (network.card.skeleton, network.card.classes) != (first.skeleton, first.classes):
-                raise InputError(f"{folder}: the networks have different skeletons or classes")
+            if _input_of(network.card) != _input_of(first):
+                raise InputError(
+                    f"{folder}: the networks have different skeletons, classes or preparations of raw clips"
+                )
         for network, member in zip(networks, ensemble.members, strict=True):
             if network.card.config.data.modality != member.modality:
                 raise InputError(
@@ -135,7 +142,7 @@ class Predictor:
         Raises:
             InputError: if it is not a valid clip for these networks.
         """
-        clip = read_clip(content, self.card.preparation, self.card.skeleton)
+        clip = read_clip(content, self.card.preparation, self.card.skeleton, self.card.normalization)
         InMemoryClips([clip], self.card)  # checks its shape
         return clip
 

@@ -14,7 +14,9 @@ import msgspec
 from safetensors.torch import load
 
 from fgst.config import TrialConfig
-from fgst.data.formats import FORMATS
+from fgst.data.dataset import ArrowDataset
+from fgst.data.formats import find_format
+from fgst.data.normalization import Normalization
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
@@ -40,6 +42,7 @@ class ModelCard:
         max_persons: M, largest number of persons in a clip.
         dataset_name, dataset_digest: the data set that it was trained on.
         preparation: how raw files become clips; see :attr:`fgst.data.dataset.ArrowDataset.preparation`.
+        normalization: how raw clips are normalized; see :attr:`fgst.data.dataset.ArrowDataset.normalization`.
         files: SHA-256 digests of the checkpoint's other files, by name; empty in cards of earlier versions.
     """
 
@@ -50,7 +53,22 @@ class ModelCard:
     dataset_name: str
     dataset_digest: str
     preparation: str = "array"
+    normalization: Normalization | None = None
     files: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def describe(cls, config: TrialConfig, dataset: ArrowDataset) -> ModelCard:
+        """Return the card of a network that is trained on a data set, with a resolved configuration."""
+        return cls(
+            config,
+            dataset.skeleton,
+            dataset.classes,
+            dataset.max_persons,
+            dataset.name,
+            dataset.digest,
+            dataset.preparation,
+            dataset.normalization,
+        )
 
     def build(self) -> FGSTFormer:
         """Return the network with newly initialized weights."""
@@ -66,6 +84,7 @@ class ModelCard:
             "max_persons": self.max_persons,
             "dataset": {"name": self.dataset_name, "digest": self.dataset_digest},
             "preparation": self.preparation,
+            "normalization": None if self.normalization is None else self.normalization.to_dict(),
             "files": dict(self.files),
         }
         path.write_text(json.dumps(with_digest(content), indent=1) + "\n")
@@ -91,10 +110,10 @@ class ModelCard:
                 dataset_name=content.dataset.name,
                 dataset_digest=content.dataset.digest,
                 preparation=content.preparation or _guess_preparation(content),
+                normalization=content.normalization,
                 files=content.files,
             )
-            if card.preparation not in FORMATS:
-                raise ValueError(f"unknown preparation {card.preparation!r}")
+            find_format(card.preparation)
             card.config.model.check_skeleton(card.skeleton)
             if card.config.data.frames is None:
                 raise ValueError("data.frames is missing")
@@ -109,7 +128,7 @@ class _DatasetName(msgspec.Struct):
 
 
 class _Content(msgspec.Struct, forbid_unknown_fields=True):
-    """The content of ``config.json``; earlier versions had neither ``files`` nor the digest of the other entries."""
+    """The content of ``config.json``; earlier versions lack ``normalization``, ``files`` or ``sha256``."""
 
     config: dict[str, Any]
     skeleton: Skeleton
@@ -117,6 +136,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     max_persons: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERSONS)]
     dataset: _DatasetName
     preparation: Text = ""
+    normalization: Normalization | None = None
     files: dict[Name, Name] = {}
     sha256: str | None = None
 

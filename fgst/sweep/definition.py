@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fgst.config import TrialConfig, resolve
+from fgst.config import DataConfig, TrialConfig, resolve
 from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
@@ -220,11 +220,20 @@ class TrialFactory:
         Raises:
             InputError: naming the field, if the network or the data set does not allow it.
         """
-        settings = {**self.settings(params), "train.seed": seed}
-        config = resolve(self.base.with_values(settings), self.dataset)
+        config = self.base.with_values({**self.settings(params), "train.seed": seed})
+        config = config.with_values({"data.fold": fold_of_seed(config.data, seed - self.base.train.seed)})
+        config = resolve(config, self.dataset)
         identity = json.dumps([config.digest(without=("data.dataset",)), self.dataset.digest])
         trial_id = hashlib.sha256(identity.encode()).hexdigest()[:32]
         return Trial(format_params(params), config, trial_id, tuple(params.items()))
+
+
+def fold_of_seed(data: DataConfig, number: int) -> int:
+    """The fold that the trials with a sweep's seed of this number, from 0, hold out; 0 without folds.
+
+    The first seed holds out the fold of the settings, and each further seed the next one.
+    """
+    return (data.fold + number) % data.folds if data.folds else 0
 
 
 def format_value(value: Any) -> str:

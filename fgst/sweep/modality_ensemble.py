@@ -18,6 +18,7 @@ from fgst.evaluation.metrics import Scores
 from fgst.sweep.report.tables import format_mean_std
 from fgst.sweep.results import MeanStd, SweepResult, TrialResult
 from fgst.sweep.runner import SweepRunner
+from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import TrialStatus
 from fgst.tracking import registry
 from fgst.tracking.run import TrackedRun
@@ -190,10 +191,13 @@ def _line(
     test: Sequence[ScoresByModality],
 ) -> Line:
     def over_seeds(trainings: Sequence[ScoresByModality]) -> MeanStd | None:
-        reached = [ensemble.fuse({name: t[name] for name in chosen}, weights).top(1) for t in trainings]
-        if not reached:
+        fused = [ensemble.fuse({name: t[name] for name in chosen}, weights) for t in trainings]
+        if not fused:
             return None
-        return statistics.fmean(reached), statistics.stdev(reached) if len(reached) > 1 else float("nan")
+        reached = [scores.top(1) for scores in fused]
+        counts = [scores.num_clips for scores in fused]
+        mean = statistics.fmean(reached, counts if len(set(counts)) > 1 else None)  # of all clips of all folds
+        return mean, statistics.stdev(reached) if len(reached) > 1 else float("nan")
 
     return Line(chosen, weighting, over_seeds(val), over_seeds(test))
 
@@ -274,6 +278,13 @@ def promote_ensemble(runner: SweepRunner, ensemble_id: str) -> str:
     val_top1 = runner.store.run(chosen_by).data.metrics.get("val/top1")
     if val_top1 is None:
         return "not registered: there were no validation clips to compare it with the champion"
-    data = runner.spec.base.data
-    split = f"{runner.spec.dataset_digest} {data.benchmark} {data.validation:g} {data.validation_seed}"
+    split = _validation_split(runner.spec, int(runner.store.run(chosen_by).data.tags.get(Tags.SEED, "0")))
     return registry.promote_if_better(runner.store, ensemble_id, runner.spec.experiment, val_top1, split)
+
+
+def _validation_split(spec: SweepSpec, seed: int) -> str:
+    """Identify the validation clips of an ensemble with this seed; part of the registry's format."""
+    data = spec.base.data
+    split = f"{spec.dataset_digest} {data.benchmark} {data.validation:g} {data.validation_seed}"
+    split += f" by {data.validation_by}" * (data.validation_by != "subject")  # as in versions without the setting
+    return split + f" fold {spec.fold_of(seed)} of {data.folds}" * bool(data.folds)

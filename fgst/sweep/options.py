@@ -116,6 +116,12 @@ class SweepOptions:
         Scope.SWEEP, Group.SWEEP, "trainings per configuration; with two or more, tables show mean ± std (default: 1)",
         parse=positive_int, metavar="N",
     )  # fmt: skip
+    folds: int | None = option(
+        Scope.SWEEP, Group.SWEEP,
+        "divide the training side into this many folds; each seed holds out another one, and tables pool their "
+        "validation clips; sets --seeds to this number",
+        parse=positive_int, metavar="F",
+    )  # fmt: skip
     search: str | None = option(
         Scope.SWEEP, Group.SWEEP,
         "grid: every combination; optuna: TPE; random; nsga2: two objectives; default: the script's ({search})",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,7 @@ class Row:
     Attributes:
         label, params: the configuration.
         finished, trials: number of finished and of all trials.
-        val, test: top-1 in %, ``None`` if no trial has it.
+        val, test: top-1 in %, ``None`` if no trial has it. The mean over folds counts all their clips equally.
         minutes: training time per trial.
         published: the paper's top-1 in %.
         pruned, failed: numbers of trials.
@@ -132,7 +132,7 @@ def labels_of(spec: SweepSpec, results: Sequence[TrialResult]) -> list[str]:
         return list(dict.fromkeys(trial.label for trial in spec.trials))
     labels = dict.fromkeys(result.label for result in results)
     finished = _by_label(results, TrialStatus.FINISHED)
-    means = {label: mean_std(finished.get(label, ()), "val/top1") for label in labels}
+    means = {label: val_top1(spec, finished.get(label, ())) for label in labels}
     return sorted(labels, key=lambda label: -(means[label] or (-math.inf, 0))[0])
 
 
@@ -148,14 +148,17 @@ def build_rows(spec: SweepSpec, results: Sequence[TrialResult]) -> list[Row]:
     rows = []
     for label in labels_of(spec, results):
         finished = ended[TrialStatus.FINISHED].get(label, [])
-        differences = [None if label == baseline else paired(finished, base, m) for m in ("val/top1", "test/top1")]
+        differences = [
+            None if label == baseline else paired(finished, base, metric, weight)
+            for metric, weight in (("val/top1", spec.val_clips), ("test/top1", None))
+        ]
         rows.append(
             Row(
                 label=label,
                 params=params[label],
                 finished=len(finished),
                 trials=planned[label] or started[label],
-                val=mean_std(finished, "val/top1"),
+                val=val_top1(spec, finished),
                 test=mean_std(finished, "test/top1"),
                 minutes=mean_std(finished, "minutes"),
                 published=spec.published_top1(params[label]),
@@ -184,41 +187,69 @@ def baseline_label(spec: SweepSpec, results: Sequence[TrialResult]) -> str | Non
 def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult | None:
     """The trial to continue with: the best by validation of the configuration with the best mean validation top-1.
 
-    Ties go to the first. Without validation clips (protocol paper) it is the first trial that finished: test clips are
-    never used to choose.
+    Ties go to the first. Folds have different validation clips: a configuration that has finished more of them goes
+    first, and its first fold is chosen. Without validation clips (protocol paper) it is the first trial that finished:
+    test clips are never used to choose.
     """
     finished = [result for result in results if result.status == TrialStatus.FINISHED]
     if spec.search == "grid":
         order = {trial.trial_id: number for number, trial in enumerate(spec.trials)}
         finished.sort(key=lambda result: order.get(result.trial_id, len(order)))
 
-    means = {label: mean_std(group, "val/top1") for label, group in _by_label(finished, TrialStatus.FINISHED).items()}
+    groups = _by_label(finished, TrialStatus.FINISHED)
+    means = {label: val_top1(spec, group) for label, group in groups.items()}
 
-    def rank(result: TrialResult) -> tuple[float, float]:
-        return (means[result.label] or (0.0, 0.0))[0], result.metrics.get("val/top1", 0.0)
+    def rank(result: TrialResult) -> tuple[float, float, float]:
+        mean = (means[result.label] or (0.0, 0.0))[0]
+        if spec.varies_folds:
+            return len(groups[result.label]), mean, -result.seed
+        return 0, mean, result.metrics.get("val/top1", 0.0)
 
     return max(finished, key=rank, default=None)
 
 
-def mean_std(results: Sequence[TrialResult], metric: str) -> MeanStd | None:
-    """Mean and sample standard deviation (0 for a single value); ``None`` without values."""
-    values = [result.metrics[metric] for result in results if metric in result.metrics]
+def val_top1(spec: SweepSpec, results: Sequence[TrialResult]) -> MeanStd | None:
+    """Mean and standard deviation of the validation top-1 in %; the mean of folds is that of all their clips."""
+    return mean_std(results, "val/top1", spec.val_clips)
+
+
+def mean_std(
+    results: Sequence[TrialResult], metric: str, weight: Callable[[int], float] | None = None
+) -> MeanStd | None:
+    """Mean and sample standard deviation (0 for a single value); ``None`` without values.
+
+    Args:
+        weight: seed → weight of the trial in the mean; by default all are equal.
+    """
+    known = [result for result in results if metric in result.metrics]
+    values = [result.metrics[metric] for result in known]
     if not values:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    weights = None if weight is None else [weight(result.seed) for result in known]
+    return statistics.fmean(values, weights), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def paired(one: Sequence[TrialResult], other: Sequence[TrialResult], metric: str) -> Difference | None:
-    """``one`` minus ``other`` over their common seeds, with Student's t; ``None`` for fewer than two common seeds."""
+def paired(
+    one: Sequence[TrialResult], other: Sequence[TrialResult], metric: str, weight: Callable[[int], float] | None = None
+) -> Difference | None:
+    """``one`` minus ``other`` over their common seeds, with Student's t; ``None`` for fewer than two common seeds.
+
+    Args:
+        weight: seed → weight of the pair in the mean; by default all are equal.
+    """
     from scipy.stats import t  # lazy: scipy.stats takes half a second to import
 
     values = [{o.seed: o.metrics[metric] for o in side if metric in o.metrics} for side in (one, other)]
     seeds = sorted(values[0].keys() & values[1].keys())
     if len(seeds) < 2:
         return None
-    differences = [values[0][seed] - values[1][seed] for seed in seeds]
-    spread = statistics.stdev(differences) / math.sqrt(len(seeds))
-    return Difference(statistics.fmean(differences), float(t.ppf(0.975, len(seeds) - 1)) * spread, len(seeds))
+    n, differences = len(seeds), [values[0][seed] - values[1][seed] for seed in seeds]
+    weights = [1.0 if weight is None else weight(seed) for seed in seeds]
+    mean = statistics.fmean(differences, weights)
+    # The standard error of a weighted mean; with equal weights, the standard deviation divided by the root of n.
+    deviations = [w * (difference - mean) for w, difference in zip(weights, differences, strict=True)]
+    error = math.hypot(*deviations) / sum(weights) * math.sqrt(n / (n - 1))
+    return Difference(mean, float(t.ppf(0.975, n - 1)) * error, n)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from fgst.sweep.definition import (
     Trial,
     TrialContent,
     TrialFactory,
+    fold_of_seed,
     format_params,
     grid_points,
 )
@@ -59,6 +60,9 @@ class SweepSpec:
         dataset_name, dataset_digest: what all trials are trained on.
         builds_ensemble: the networks of each seed are fused at the end.
         refit: the networks are then retrained on all training clips and fused with the same weights.
+        held_out: what is held out for validation, in words; empty for protocol "paper", and in sweeps of earlier
+            versions, which hold out subjects.
+        fold_clips: number of validation clips of each fold; empty without folds.
     """
 
     name: str
@@ -79,6 +83,8 @@ class SweepSpec:
     dataset_digest: str
     builds_ensemble: bool = False
     refit: bool = False
+    held_out: str = ""
+    fold_clips: tuple[int, ...] = ()
 
     @property
     def experiment(self) -> str:
@@ -94,6 +100,24 @@ class SweepSpec:
     def total(self) -> int:
         """Maximum number of trainings."""
         return len(self.trials) if self.limit is None else self.limit
+
+    @property
+    def varies_folds(self) -> bool:
+        """Whether trials have different validation clips."""
+        return bool(self.fold_clips) and self.seeds > 1
+
+    @property
+    def repetitions(self) -> str:
+        """What the trainings of a configuration differ in, for texts: seeds, or folds."""
+        return "folds" if self.varies_folds and self.seeds <= len(self.fold_clips) else "seeds"
+
+    def fold_of(self, seed: int) -> int:
+        """The fold that the trials with this seed hold out; 0 without folds."""
+        return fold_of_seed(self.base.data, seed - self.base.train.seed)
+
+    def val_clips(self, seed: int) -> int:
+        """Number of validation clips of the trials with this seed, to weigh accuracies of folds; 1 without folds."""
+        return self.fold_clips[self.fold_of(seed)] if self.fold_clips else 1
 
     def moved(self, dataset: ArrowDataset) -> SweepSpec:
         """The same sweep with its data set at another location; trial ids do not depend on it."""
@@ -161,6 +185,8 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     dataset_digest: Text
     builds_ensemble: bool = False
     refit: bool = False
+    held_out: Text = ""
+    fold_clips: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -168,6 +194,8 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
             raise ValueError(f"search is {self.search!r}; it must be one of {', '.join(SEARCHES)}")
         if unknown := [name for name in self.objectives if name not in OBJECTIVES]:
             raise ValueError(f"objectives contains {unknown[0]!r}; it must be one of {', '.join(OBJECTIVES)}")
+        if self.fold_clips and len(self.fold_clips) != TrialConfig.from_flat(self.base).data.folds:
+            raise ValueError(f"fold_clips has {len(self.fold_clips)} entries; it must have one for each of data.folds")
 
 
 def build_spec(
@@ -214,8 +242,14 @@ def build_spec(
         _require_validation(base, "--early-stop compares trials by validation accuracy")
         if len(objectives) > 1:
             raise InputError("--early-stop needs a single objective")
+        if base.data.folds and seeds > 1:
+            raise InputError(
+                "--early-stop compares trials on the same validation clips, and with folds those of each seed differ; "
+                "use one of them"
+            )
     if refit:
         _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
+    held_out, fold_clips = _validation_clips(base, trials, dataset, seeds)
     return SweepSpec(
         name=definition.name,
         title=definition.title,
@@ -235,6 +269,8 @@ def build_spec(
         dataset_digest=dataset.digest,
         builds_ensemble=definition.builds_ensemble,
         refit=refit,
+        held_out=held_out,
+        fold_clips=fold_clips,
     )
 
 
@@ -252,6 +288,27 @@ def ineffective_overrides(spec: SweepSpec, factory: TrialFactory, fields: Collec
         for name in factory.settings(params):
             varied.setdefault(name, spec.axis if len(spec.parameters) == 1 else "")
     return {name: varied[name] for name in fields if name in varied}
+
+
+def _validation_clips(
+    base: TrialConfig, trials: Sequence[Trial], dataset: ArrowDataset, seeds: int
+) -> tuple[str, tuple[int, ...]]:
+    """Describe what is held out, and count the clips of each fold.
+
+    Raises:
+        InputError: if the base or a trial cannot hold out what its settings ask for.
+    """
+    # Modality, recipe and frames do not affect the splits.
+    for data in {replace(t.config.data, modality="joint", recipe=None, frames=None) for t in trials}:
+        dataset.splits_for(data)
+    splits, data = dataset.splits_for(base.data), base.data
+    if not data.folds or data.protocol == "paper":
+        return splits.held_out, ()
+    counts = tuple(len(dataset.splits_for(replace(data, fold=fold)).val) for fold in range(data.folds))
+    if seeds == 1:
+        return splits.held_out, counts
+    span = f"{min(counts):,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
+    return f"{data.folds} folds by {data.validation_by}, another one for each seed: {span} clips each", counts
 
 
 def _varied(

@@ -162,11 +162,8 @@ def _score_network(
             )
         print(f"note: {data.path} is not the data set that run {run_id} was trained on", file=sys.stderr)
     settings = card.config.data
-    splits = data.splits(
-        settings.benchmark or "",
-        validation=settings.validation if settings.protocol == "validation" else 0,
-        seed=settings.validation_seed,
-    )
+    # Another data set may have too little to hold out; its test clips do not depend on that.
+    splits = data.splits(settings.benchmark or "", validation=0) if split == "test" else data.splits_for(settings)
     rows = getattr(splits, split)
     if not len(rows):
         raise InputError(f"run {run_id} was trained with --protocol paper, which holds out no validation clips")

@@ -228,7 +228,10 @@ def _validation_clips(run: Run, by_id: Mapping[str, Run]) -> str:
     members = [run_id for tag, run_id in sorted(run.data.tags.items()) if tag.startswith(Tags.MEMBER)]
     source = by_id.get(members[0], run) if members else run
     params, digest = source.data.params, run.data.tags.get(Tags.DATASET_DIGEST, "")
-    return f"{params.get('data.validation', '?')} seed {params.get('data.validation_seed', '?')} of {digest[:8]}"
+    share, folds = params.get("data.validation", "?"), params.get("data.folds", "0")
+    part = share if folds == "0" else f"fold {params.get('data.fold', '?')} of {folds}"
+    by = params.get("data.validation_by", "subject")  # what versions without the setting held out
+    return f"{part} by {by}, seed {params.get('data.validation_seed', '?')}, of {digest[:8]}"
 
 
 def _differing_params(params: Sequence[Mapping[str, str]]) -> list[str]:

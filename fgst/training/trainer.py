@@ -158,15 +158,7 @@ class _Trainer:
         self.repeat = self.config.repeat
         self.loaders = make_loaders(dataset, config.data, device)
         self.steps = self.loaders["train"].steps(self.config.batch_size, self.repeat)
-        self.card = ModelCard(
-            config,
-            dataset.skeleton,
-            dataset.classes,
-            dataset.max_persons,
-            dataset.name,
-            dataset.digest,
-            dataset.preparation,
-        )
+        self.card = ModelCard.describe(config, dataset)
         torch.manual_seed(_derive_seed(self.config.seed, 0))
         self.model = self.card.build().to(device)
         self.optimizer = torch.optim.SGD(

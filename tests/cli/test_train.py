@@ -13,6 +13,7 @@ import pytest
 from fgst.cli import evaluate, train
 from fgst.cli.command import run_command
 from fgst.data.dataset import ArrowDataset
+from fgst.data.splits import Benchmark
 from fgst.errors import InputError, Interrupted
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
@@ -64,7 +65,8 @@ def test_divergence_is_one_line_with_exit_code_1(
     with pytest.raises(SystemExit) as exit_request:
         run_command(train.main)
     assert exit_request.value.code == 1
-    run_line, error = capsys.readouterr().err.splitlines()
+    held_out, run_line, error = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"validation: 1 of 4 subjects \(\d\): 6 clips", held_out)
     assert re.fullmatch(
         r"error: (the (loss|norm of the gradient) is (nan|inf) in epoch 1 \(train clips\)|epoch 1, val clips: .+): the "
         r"training diverged; "
@@ -74,6 +76,22 @@ def test_divergence_is_one_line_with_exit_code_1(
     run = TrackingStore(uri).run(run_line.split()[1])
     assert run.info.status == "FAILED"
     assert error.removeprefix("error: ") in run.data.tags[Tags.REASON]
+
+
+def test_what_cannot_be_held_out_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = write_small(tmp_path / "data", benchmarks=[Benchmark("x-sub", "subject", (3,))])
+    common = ["--dataset", "data", *SETTINGS, "--device", "cpu", "--threads", "1", "--epochs", "1"]
+    with pytest.raises(InputError, match=r"come from one subject.*data\.validation_by=clip, or .*--protocol paper"):
+        train.main([*common, "--set", "data.validation_by=subject"])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    train.main(common)  # holds out recordings instead
+    store = TrackingStore(f"sqlite:///{tmp_path}/mlflow.db")
+    [run] = store.runs(list(store.experiments()))
+    assert run.data.params["data.validation_by"] == "clip"
+    assert store.scores(run.info.run_id, "val").num_clips == len(dataset.splits().val) > 0
 
 
 def test_printed_resume_command_works(

@@ -38,13 +38,14 @@ both_recipes = pytest.mark.parametrize("recipe", SKELETONS)
 
 
 def write(folder: Path, joints: Sequence[np.ndarray], recipe: str, *, shard_bytes: int = 2**20) -> ArrowDataset:
-    """Write a data set of these clips; clip i has label i mod 3, subject i mod 4 and camera i mod 3."""
+    """Write a data set of these clips; clip i has label i mod 3, subject 1 + i mod 4 and camera 1 + i mod 3."""
     clips = [
-        Clip(f"clip {i}", i % 3, clip.astype(np.float32), subject=i % 4, camera=i % 3) for i, clip in enumerate(joints)
+        Clip(f"clip {i}", i % 3, clip.astype(np.float32), subject=1 + i % 4, camera=1 + i % 3)
+        for i, clip in enumerate(joints)
     ]
     return write_dataset(
         folder / "data", clips, name="test", skeleton=SKELETONS[recipe], classes=("a", "b", "c"), recipe=recipe,
-        benchmarks=[Benchmark("x-sub", "subject", (0, 1, 2)), Benchmark("x-view", "camera", (0, 1))], source={},
+        benchmarks=[Benchmark("x-sub", "subject", (1, 2, 3)), Benchmark("x-view", "camera", (1, 2))], source={},
         shard_bytes=shard_bytes,
     )  # fmt: skip
 

@@ -115,6 +115,16 @@ def test_ctr_gcn_npz_with_nothing_in_a_clip(tmp_path: Path) -> None:
     assert [name for name, _ in report.rejected] == ["test_0"]
 
 
+ONE_HOT = np.eye(60)[[clip.label for clip in SIDES[1]]]
+
+
+def first_row(array: np.ndarray, value: float) -> np.ndarray:
+    """Return an array with another first row."""
+    changed = array.copy()
+    changed[0] = value
+    return changed
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -124,11 +134,11 @@ def test_ctr_gcn_npz_with_nothing_in_a_clip(tmp_path: Path) -> None:
         ({"x_test": np.array([["a"]])}, "x_test: has <U1 values"),
         ({"x_test": np.array([{}])}, "x_test: has object values"),
         ({"y_test": np.zeros((17, 60))}, r"y_test: has shape \(17, 60\), but there are 18 clips"),
-        ({"y_test": np.zeros((18, 60))}, "test_0: its label, 0 classes at once, is not a number"),
-        ({"y_test": np.ones((18, 60))}, "test_0: its label, 60 classes at once"),
-        ({"y_test": np.full(18, -3)}, "test_0: its label"),
-        ({"y_test": np.full(18, 1e9)}, "test_0: its label"),
-        ({"x_test": np.full((18, 30, 150), np.inf, np.float32)}, "test_0: a coordinate is not a finite number"),
+        ({"y_test": first_row(ONE_HOT, 0)}, "test_0: its label, 0 classes at once, is not a number"),
+        ({"y_test": first_row(ONE_HOT, 1)}, "test_0: its label, 60 classes at once"),
+        ({"y_test": first_row(ONE_HOT.argmax(1), -3)}, "test_0: its label, -3, is not a number"),
+        ({"y_test": first_row(ONE_HOT.argmax(1), 10**9)}, "test_0: its label"),
+        ({"x_test": first_row(np.ones((18, 30, 150)), np.inf)}, "test_0: a coordinate is not a finite number"),
         ({"x_test": np.asfortranarray(np.ones((18, 30, 150), np.float32))}, "Fortran order"),
     ],
 )
@@ -229,8 +239,7 @@ def test_kinetics_arrays(tmp_path: Path, sign: int) -> None:
         result = dataset.clip(row)
         assert (result[:, :, head, 1] > result[:, :, foot, 1]).all()
         assert not result[..., 2].any()
-        scale = np.array([340, 256 * sign]) * 2 / 256  # half the height of the image is 1
-        xy = clip.joints.astype(np.float32)[..., :2] * scale
+        xy = clip.joints.astype(np.float32)[..., :2] * [2, 2 * sign]  # half the image is 1
         np.testing.assert_allclose(result[..., :2], xy - xy[0, 0, OPENPOSE_18.centre], atol=1e-5)
 
 
@@ -276,7 +285,7 @@ def test_derived_arrays_are_refused(tmp_path: Path, kind: str) -> None:
 def test_clip_that_occurs_twice(tmp_path: Path) -> None:
     sides = (SIDES[0], [*SIDES[1][:-1], SIDES[1][0]])
     folder = files.write_st_gcn(tmp_path / "data", [files.st_gcn_array(clips) for clips in sides], sides)
-    with pytest.raises(InputError, match=r"a clip is not usable .*: its name occurs twice"):
+    with pytest.raises(InputError, match="its name occurs twice"):
         convert(folder, tmp_path / "out")
     assert len(convert(folder, tmp_path / "out", skip_bad=True)[0]) == 35
 
@@ -416,7 +425,7 @@ def test_annotations_with_a_fault(tmp_path: Path, changes: dict[str, Any] | None
     first = None if changes is None else files.annotation(CLIPS[0]) | changes
     annotations = [first, *(files.annotation(clip) for clip in CLIPS[1:])]
     path = write_annotations(tmp_path / "a.pkl", CLIPS, annotations=annotations)
-    with pytest.raises(InputError, match=f"a clip is not usable.*{message}"):
+    with pytest.raises(InputError, match=message):
         convert(path, tmp_path / "out")
     assert len(convert(path, tmp_path / "out", skip_bad=True)[0]) == 35
 

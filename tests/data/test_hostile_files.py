@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
 from fgst.data.formats import ntu, read_clip
-from fgst.data.formats.custom import read_labels, read_skeleton
+from fgst.data.formats.custom import read_skeleton
+from fgst.data.label_table import read_label_table
 from fgst.data.skeleton import MAX_JOINTS, Skeleton
 from fgst.data.skeletons import NTU_25
 from fgst.data.sources import ClipError, open_source, parse_clip
@@ -144,8 +145,9 @@ def test_bad_clips_are_left_out_and_named(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     stopped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert stopped.returncode == 2
-    assert stopped.stderr.count("\n") == 1
-    assert "clips: folder: there is no file folder.npy; fix or remove the clip, or pass --skip-bad" in stopped.stderr
+    assert stopped.stderr.count("\n") == len(names) - len(good) + 1
+    assert "\nfolder: there is no file folder.npy\n" in f"\n{stopped.stderr}"
+    assert "7 clips are not usable, all listed above; fix or remove them, or pass --skip-bad" in stopped.stderr
     assert not (tmp_path / "out").exists()
     done = subprocess.run(
         [*command, "--skip-bad"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
@@ -219,7 +221,7 @@ def test_ring_of_bones_is_refused(parents: tuple[int, ...]) -> None:
 def test_hostile_table_is_refused(tmp_path: Path, content: str, fault: str) -> None:
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(InputError, match=rf"labels\.csv: {fault}") as raised:
-        read_labels(tmp_path / "labels.csv")
+        read_label_table(tmp_path / "labels.csv")
     assert str(raised.value).isprintable()
 
 
@@ -229,7 +231,7 @@ def test_pipes_devices_and_folders_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is not a regular file"):
             read_json(path, int, what="a number")
         with pytest.raises(InputError, match="is not a regular file"):
-            read_labels(path)
+            read_label_table(path)
     for path in (tmp_path / ("x" * 300), tmp_path / "a\0b", tmp_path / "\ud800"):
         with pytest.raises(InputError) as raised:
             read_json(path, int, what="a number")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from fgst.cli import data_inspect
 from fgst.cli.command import run_command
+from fgst.data.skeletons import SKELETONS
 from tests.support.small import write_small
 
 
@@ -60,6 +62,57 @@ def test_clip_is_drawn(
     blue, orange = (0, 114, 178), (213, 94, 0)  # two persons
     for expected in (blue, orange):
         assert np.abs(colours - expected).max(axis=1).min() < 12
+
+
+@pytest.mark.parametrize("name", SKELETONS)
+def test_skeleton_is_listed_and_drawn(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--skeleton", name, "--out", str(tmp_path / "skeleton.png")])
+    out = capsys.readouterr().out
+    skeleton = SKELETONS[name]
+    assert out.startswith(f"{name}: {skeleton.num_joints} joints\n")
+    lines = out.splitlines()[1 : skeleton.num_joints + 1]
+    assert [line.split()[:2] for line in lines] == [[str(i), joint] for i, joint in enumerate(skeleton.joints, 1)]
+    assert [line.endswith("centre") for line in lines].index(True) == skeleton.centre
+    assert (tmp_path / "skeleton.png").stat().st_size < 60_000
+    with Image.open(tmp_path / "skeleton.png") as picture:
+        colours = np.asarray(picture.convert("RGB")).astype(int)
+    assert (colours[0, 0] == 255).all()  # light background
+    blue, orange = (np.abs(colours - colour).max(axis=2) < 12 for colour in ((0, 114, 178), (213, 94, 0)))
+    if name == "shrec-22":
+        assert not orange.any()
+        return
+    # Seen from the front, the person's left, blue, is right of the person's right; the joints are left of the parts.
+    joints = colours.shape[1] * 5.6 / 8.6
+    left, right = (np.flatnonzero(side[:, : int(joints)].any(axis=0)) for side in (blue, orange))
+    assert right.max() <= left.min() + 10
+
+
+def test_own_skeleton_is_listed_and_drawn_if_its_joints_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description: dict[str, Any] = {"name": "stick", "joints": ["pelvis", "head"], "bones": {"head": "pelvis"}}
+    path, picture = tmp_path / "stick.json", tmp_path / "stick.png"
+    path.write_text(json.dumps(description | {"centre": "head"}))
+    main(["--skeleton", str(path), "--out", str(picture)])
+    assert "2  head                 bone from 1 pelvis, centre" in capsys.readouterr().out
+    with Image.open(picture) as image:
+        assert image.width > image.height
+    description = {"name": "robot", "joints": ["pelvis", "wheel"], "bones": {"wheel": "pelvis"}, "centre": "pelvis"}
+    path.write_text(json.dumps(description))
+    main(["--skeleton", str(path)])
+    assert "P         2" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as raised:
+        main(["--skeleton", str(path), "--out", str(tmp_path / "robot.png")])
+    assert raised.value.code == 2
+    assert "there is no position for its joint 'wheel'" in capsys.readouterr().err
+
+
+def test_data_set_and_skeleton_exclude_each_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], [str(folder), "--skeleton", "coco-17"], ["--skeleton", "coco-17", "--clip", "clip-004"]):
+        with pytest.raises(SystemExit) as raised:
+            main(arguments)
+        assert raised.value.code == 2
+        assert "data set" in capsys.readouterr().err
 
 
 def test_damage_and_invalid_options_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

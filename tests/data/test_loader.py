@@ -162,9 +162,9 @@ def test_loaders_of_validation_protocol(tmp_path: Path) -> None:
     loaders = make_loaders(dataset, DataConfig(benchmark="x-sub", validation=0.3), CPU)
     subjects = {name: set(dataset.columns["subject"][loader.rows].tolist()) for name, loader in loaders.items()}
     assert set(loaders) == {"train", "val", "test"}
-    assert subjects["test"] == {3}
+    assert subjects["test"] == {4}
     assert len(subjects["val"]) == 1
-    assert subjects["val"] | subjects["train"] == {0, 1, 2}
+    assert subjects["val"] | subjects["train"] == {1, 2, 3}
     assert not subjects["val"] & subjects["train"]
     assert sum(len(loader) for loader in loaders.values()) == 24
 

@@ -32,8 +32,9 @@ def test_validation_holds_out_whole_training_subjects(dataset: ArrowDataset) -> 
     assert subjects["test"] == {5, 6}
     assert subjects["train"] | subjects["val"] == {1, 2, 3, 4}
     assert not subjects["train"] & subjects["val"]
-    assert subjects["val"] == set(splits.val_subjects)
-    assert len(splits.val_subjects) == 1  # round(0.2 * 4)
+    assert {(subject,) for subject in subjects["val"]} == set(splits.val_groups)
+    assert len(splits.val_groups) == 1  # round(0.2 * 4)
+    assert splits.held_out == f"1 of 4 subjects ({splits.val_groups[0][0]}): {len(ids['val'])} clips"
     assert ids["train"] | ids["val"] | ids["test"] == set(subject_of)
     assert sum(map(len, ids.values())) == len(subject_of)
     assert all(rows.tolist() == sorted(set(rows.tolist())) for rows in (splits.train, splits.val, splits.test))
@@ -41,14 +42,14 @@ def test_validation_holds_out_whole_training_subjects(dataset: ArrowDataset) -> 
 
 @pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.25, 1), (0.5, 2), (0.75, 3), (0.99, 3)])
 def test_number_of_validation_subjects_leaves_one_for_training(dataset: ArrowDataset, share: float, count: int) -> None:
-    assert len(dataset.splits(validation=share).val_subjects) == count
+    assert len(dataset.splits(validation=share).val_groups) == count
 
 
 def test_equal_seeds_hold_out_the_same_subjects(dataset: ArrowDataset) -> None:
     reopened = ArrowDataset(dataset.path)
     for seed in range(20):
         assert split_ids(dataset, seed=seed) == split_ids(reopened, seed=seed)
-    assert {dataset.splits(seed=seed).val_subjects for seed in range(20)} == {(1,), (2,), (3,), (4,)}
+    assert {dataset.splits(seed=seed).val_groups for seed in range(20)} == {((1,),), ((2,),), ((3,),), ((4,),)}
     assert len({frozenset(split_ids(dataset, seed=seed)["test"]) for seed in range(20)}) == 1
 
 
@@ -57,13 +58,13 @@ def test_paper_protocol_trains_on_all_training_clips(dataset: ArrowDataset) -> N
     assert paper["val"] == set()
     assert paper["train"] == validation["train"] | validation["val"]
     assert paper["test"] == validation["test"]
-    assert dataset.splits(validation=0).val_subjects == ()
+    assert dataset.splits(validation=0).val_groups == ()
 
 
 def test_validation_with_single_subject_is_rejected_with_remedy(tmp_path: Path) -> None:
     dataset = write_small(tmp_path / "set", benchmarks=[Benchmark("x-sub", "subject", (3,))])
-    with pytest.raises(InputError, match=r"x-sub.*one subject.*--protocol paper"):
-        dataset.splits()
+    with pytest.raises(InputError, match=r"x-sub.*one subject.*data\.validation_by=clip.*--protocol paper"):
+        dataset.splits(by="subject")
     assert len(dataset.splits(validation=0).train) == 6
 
 
@@ -96,7 +97,7 @@ def test_benchmarks_split_by_column(tmp_path: Path) -> None:
 
 def test_validation_subjects_of_camera_benchmark(dataset: ArrowDataset) -> None:
     clips = {clip.clip_id: clip for clip in motion_clips()}
-    (held_out,) = dataset.splits("x-view", seed=1).val_subjects
+    [(held_out,)] = dataset.splits("x-view", seed=1).val_groups
     ids = split_ids(dataset, "x-view", seed=1)
     assert ids["val"] == {name for name, clip in clips.items() if clip.camera == 1 and clip.subject == held_out}
     assert ids["train"] == {name for name, clip in clips.items() if clip.camera == 1 and clip.subject != held_out}

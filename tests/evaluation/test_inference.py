@@ -99,7 +99,7 @@ def test_ensemble_of_different_classes_is_rejected(dataset: ArrowDataset, tmp_pa
     card.write(other / "config.json")
     other.rename(both / "bone")
     EnsembleCard((Member("joint", "a" * 32, 0.7), Member("bone", "b" * 32, 0.3))).write(both / "ensemble.json")
-    with pytest.raises(InputError, match="different skeletons or classes"):
+    with pytest.raises(InputError, match="different skeletons, classes or preparations"):
         Predictor.load(both)
 
 

@@ -17,7 +17,7 @@ import torch
 from fgst.cli.options import read_overrides
 from fgst.config import PRESETS, TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.skeletons import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, SKELETONS
 from fgst.errors import InputError
 from fgst.sweep import SweepDefinition
 from fgst.sweep.definition import grid_points
@@ -46,6 +46,26 @@ def python_blocks(text: str) -> list[str]:
 def test_python_blocks_compile(path: Path) -> None:
     for block in python_blocks(path.read_text(encoding="utf-8")):
         compile(block, str(path), "exec")
+
+
+def test_skeletons_are_those_of_the_code() -> None:
+    rows = re.findall(
+        r"^\| \[`(.+?)`\]\(#(.+?)\) \| (\d+) \| .* \| `(.+)` \| (.+) \|$", page("docs/skeletons.md"), re.MULTILINE
+    )
+    assert rows == [
+        (
+            name,
+            name,
+            str(len(skeleton.joints)),
+            skeleton.joints[skeleton.centre],
+            ", ".join(map(str, skeleton.known_parts)),
+        )
+        for name, skeleton in SKELETONS.items()
+    ]
+    for name in SKELETONS:
+        assert f"\n## {name}\n" in page("docs/skeletons.md")
+        assert f"(pictures/skeleton-{name}.png)" in section("docs/skeletons.md", f"## {name}")
+        assert (ROOT / "docs" / "pictures" / f"skeleton-{name}.png").is_file()
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/model.md"])
@@ -97,30 +117,31 @@ def test_sweep_examples_define_trials(path: str, heading: str, field: str, value
     assert [config.flat()[field] for config in configs] == values
 
 
-def test_data_format_example(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The example of docs/architecture.md parses files, writes a data set, and reports invalid files."""
-    reader, command, entry_point = python_blocks(section("docs/architecture.md", "## Add a raw data format"))
-    xyz = load("fgst.data.formats.xyz", reader, tmp_path, monkeypatch)
-    data_xyz = load("fgst.cli.data_xyz", command, tmp_path, monkeypatch)
-    joints = np.random.default_rng(0).normal(size=(9, 20, 3)).astype(np.float32)
-    assert np.allclose(xyz.read_joints(xyz.encode_joints(joints, NW_UCLA_20), NW_UCLA_20), joints[None], rtol=1e-4)
-
+def test_reader_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script of docs/data.md converts files, and names the ones that are not valid."""
+    (script,) = python_blocks(section("docs/data.md", "## Other formats"))
+    assert len(script.splitlines()) <= 50
     source = tmp_path / "recordings"
     source.mkdir()
+    joints = np.random.default_rng(0).normal(size=(9, 60)).astype(np.float32)
     for subject in range(1, 6):
-        for name in xyz.CLASSES:
-            (source / f"{name}_s{subject:02d}_001.xyz").write_bytes(xyz.encode_joints(joints, NW_UCLA_20))
+        for name in ("wave", "walk"):
+            np.savetxt(source / f"{name}_s{subject:02d}_001.xyz", joints)
     monkeypatch.setattr(sys, "argv", ["xyz", str(source), str(tmp_path / "out")])
-    exec(entry_point, {"__name__": "__main__"})
+    example = load("convert_xyz", script, tmp_path, monkeypatch)
+    exec(compile(script, "convert_xyz.py", "exec"), {"__name__": "__main__"})
     assert "10 clips" in capsys.readouterr().out
-    splits = ArrowDataset(tmp_path / "out").splits(validation=0)
+    dataset = ArrowDataset(tmp_path / "out")
+    assert dataset.classes == ("walk", "wave")
+    splits = dataset.splits(validation=0)
     assert (len(splits.train), len(splits.test)) == (6, 4)
+    centre = dataset.skeleton.centre
+    expected = joints.reshape(9, 20, 3) - joints.reshape(9, 20, 3)[0, centre]
+    np.testing.assert_allclose(dataset.clip(0)[0], expected, atol=1e-6)
 
     (source / "walk_s01_002.xyz").write_text("1 2\n")
-    with pytest.raises(InputError, match=r"walk_s01_002.*60 numbers"):
-        data_xyz.main([str(source), str(tmp_path / "other")])
+    with pytest.raises(InputError, match=r"walk_s01_002.*2 numbers per line instead of 60"):
+        example.main(source, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

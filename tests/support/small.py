@@ -99,8 +99,7 @@ def save_untrained_network(dataset: ArrowDataset, folder: Path, seed: int = 0, *
     from fgst.training.checkpoint import save_checkpoint
 
     config = resolve(small_config(dataset, **values), dataset)
-    about = (dataset.max_persons, dataset.name, dataset.digest, dataset.preparation)
-    card = ModelCard(config, dataset.skeleton, dataset.classes, *about)
+    card = ModelCard.describe(config, dataset)
     torch.manual_seed(seed)
     model = card.build()
     with torch.no_grad():

@@ -53,6 +53,17 @@ def test_runs_with_different_validation_clips_are_ranked_separately(runs: Sample
     assert [len(group["runs"]) for group in best_runs(runs.store, None, 5)["groups"]] == [1, 1]
 
 
+def test_validation_clips_are_named_by_what_is_held_out(runs: SampleRuns) -> None:
+    """Runs of versions without the setting hold out subjects."""
+    runs.add_trial(60.0)
+    runs.add_trial(61.0, **{"data.validation_by": "subject"})
+    runs.add_trial(62.0, **{"data.validation_by": "clip"})
+    runs.add_trial(63.0, **{"data.validation_by": "clip", "data.folds": 5, "data.fold": 2})
+    groups = best_runs(runs.store, None, 5)["groups"]
+    counts = {group["validation"].rpartition(",")[0]: len(group["runs"]) for group in groups}
+    assert counts == {"0.2 by subject, seed 0": 2, "0.2 by clip, seed 0": 1, "fold 2 of 5 by clip, seed 0": 1}
+
+
 def test_ensemble_is_ranked_with_its_members(runs: SampleRuns) -> None:
     sweep, trials = runs.add_sweep(60.0, 50.0)
     ensemble = runs.add_ensemble(sweep, trials)

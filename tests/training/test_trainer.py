@@ -230,7 +230,14 @@ def test_resolve_fills_in_data_set_defaults(
     relative = resolve(config.with_values({"data.dataset": "small"}), ArrowDataset("small"))
     assert relative.data.dataset == str(dataset.path)
 
-    complete = small_config(dataset, data__benchmark="x-view", data__recipe="nw-ucla", data__frames=9, train__repeat=2)
+    complete = small_config(
+        dataset,
+        data__benchmark="x-view",
+        data__recipe="nw-ucla",
+        data__frames=9,
+        data__validation_by="clip",
+        train__repeat=2,
+    )
     assert resolve(complete, dataset) == complete
     assert resolve(resolve(config, dataset), dataset) == resolve(config, dataset)
 

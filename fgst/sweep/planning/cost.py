@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgst.config import DataConfig, ModelConfig, TrialConfig, resolve
-from fgst.data.dataset import ArrowDataset, Splits
+from fgst.data.dataset import ArrowDataset
 from fgst.data.loader import Batch, choose_device
 from fgst.data.skeleton import Skeleton
 from fgst.model import FGSTFormer
@@ -79,7 +79,7 @@ def work_per_clip(config: TrialConfig, dataset: ArrowDataset) -> float:
 
 def data_bytes(data: DataConfig, dataset: ArrowDataset) -> int:
     """Count the bytes of the frames of all splits, which a trial stores on its GPU if they fit."""
-    splits, columns = splits_of(data, dataset), dataset.columns
+    splits, columns = dataset.splits_for(data), dataset.columns
     rows = np.concatenate([splits.train, splits.val, splits.test])
     frames = columns["num_frames"][rows].astype(np.int64) @ columns["num_persons"][rows]
     return int(frames) * dataset.skeleton.num_joints * 3 * 4
@@ -147,12 +147,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def splits_of(data: DataConfig, dataset: ArrowDataset) -> Splits:
-    """Return the training, validation and test clips of a trial with these settings."""
-    validation = data.validation if data.protocol == "validation" else 0
-    return dataset.splits(data.benchmark or "", validation=validation, seed=data.validation_seed)
-
-
 class _StopTraining(Exception):
     """Ends the training after the last step that is needed."""
 
@@ -178,7 +172,7 @@ def training_steps(
     Raises:
         InputError: if the configuration does not fit the data set.
     """
-    clips, required = len(splits_of(config.data, dataset).train), max_steps * config.train.batch_size
+    clips, required = len(dataset.splits_for(config.data).train), max_steps * config.train.batch_size
     # With enough passes per epoch, all steps are in one epoch: the work between epochs must not be timed.
     config = config.with_values({"train.repeat": -(-required // clips)})
     done = 0

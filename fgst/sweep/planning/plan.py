@@ -165,7 +165,7 @@ def _common_settings(trials: Sequence[Trial], *, has_seeds: bool) -> dict[str, A
     return {
         name: value
         for name, value in flat[0].items()
-        if all(settings[name] == value for settings in flat) and not (name == "train.seed" and has_seeds)
+        if all(settings[name] == value for settings in flat) and not (name in ("train.seed", "data.fold") and has_seeds)
     }
 
 
@@ -174,7 +174,7 @@ def estimate_trial(
 ) -> TrialEstimate:
     """Estimate time, memory and disk space of one trial from a timed training step."""
     config = resolve(config, dataset)
-    size, train, splits = cost.model_cost(config, dataset), config.train, cost.splits_of(config.data, dataset)
+    size, train, splits = cost.model_cost(config, dataset), config.train, dataset.splits_for(config.data)
     assert train.repeat is not None
     steps = train.epochs * len(splits.train) * train.repeat / train.batch_size
     # Validation clips are scored each epoch, test clips once.
@@ -273,6 +273,8 @@ def print_plan(plan: Plan) -> None:
     memory = _format_bytes(max(e.memory_bytes for e in plan.trials + plan.initial_points))
     table = Table(show_header=False, box=None)
     table.add_row("trials", f"{'at most ' * is_search}{plan.spec.total}")
+    if plan.spec.held_out:
+        table.add_row("validation", plan.spec.held_out)
     table.add_row(f"{plan.unit} hours", _format_number(plan.device_hours))
     table.add_row("time", f"{qualifier}{_format_hours(plan.wall_hours)}, {plan.concurrency} at a time")
     if plan.expected_fraction is not None:

@@ -73,9 +73,7 @@ def summary(data: ReportData) -> dict[str, str]:
     if config.protocol == "paper":
         protocol = "paper: all training clips are used for training; accuracy is reported on the test clips"
     else:
-        protocol = (
-            f"{config.protocol}: {_percent(config.validation)} of the training subjects are held out for selection"
-        )
+        protocol = f"{config.protocol}: {_held_out(spec)}, held out for selection"
     counts = Counter(result.status for result in data.results)
     started = ", ".join(f"{counts[status]} {words}" for status, words in STATUS_WORDS.items() if counts[status])
     planned = f"{spec.total} by {spec.search}" if spec.search == "grid" else f"up to {spec.total} by {spec.search}"
@@ -85,7 +83,7 @@ def summary(data: ReportData) -> dict[str, str]:
         "network": f"{model.stage1_layers} + {model.stage2_layers} layers, {min(model.channels)} to "
         f"{max(model.channels)} channels, K = {model.focal_joints}, unless varied",
         "training": f"{_count(train.epochs, 'epoch')} of {_count(train.repeat or 1, 'pass', 'passes')}, "
-        f"batch size {train.batch_size}, {train.precision}, {_count(spec.seeds, 'seed')}",
+        f"batch size {train.batch_size}, {train.precision}, {_count(spec.seeds, spec.repetitions[:-1])}",
         "trials": f"{planned}: {started or 'none started'}",
     }
 
@@ -102,7 +100,8 @@ def answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, basel
         return {"best": "", "text": text}
     row = next(row for row in rows if row.label == best.label)
     text = f"is the best by validation: {format_mean_std(row.val)} %"
-    text += f" (mean ± standard deviation over {row.finished} seeds)" if row.finished > 1 else " (one seed)"
+    several = f"mean ± standard deviation over {row.finished} {spec.repetitions}"
+    text += f" ({several})" if row.finished > 1 else " (one seed)"
     text += f", with {format_mean_std(row.test)} % on the test clips" if row.test is not None else ""
     if difference := row.val_difference:
         noise = "beyond noise" if difference.beyond_noise else "within noise"
@@ -113,7 +112,8 @@ def answer(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, basel
         within = sum(not difference.beyond_noise for difference in compared)
         text += f"; it is the baseline, and {within} of the {len(compared)} other rows are within noise of it"
     elif len(rows) > 1:
-        text += "; without two seeds in common with the baseline, differences cannot be separated from noise"
+        common = f"two {spec.repetitions} in common with the baseline"
+        text += f"; without {common}, differences cannot be separated from noise"
     if len(spec.objectives) > 1:
         text += ". The Pareto front below weighs its accuracy against its cost"
     return {"best": best.label, "text": text}
@@ -165,12 +165,14 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
             "are in table.csv next to this page"
         )
     if not is_paper:
-        remarks.append("Selection uses validation on held-out training subjects; test accuracy is only reported")
+        remarks.append(f"Selection uses validation clips ({_held_out(spec)}); test accuracy is only reported")
+    if spec.varies_folds:
+        remarks.append("Validation means count the clips of all folds equally")
     if has_differences:
         split = "test" if is_paper else "validation"
         remarks.append(
-            f"Differences in {split} accuracy are to {baseline}, over the seeds that both have; those within noise "
-            "may be chance"
+            f"Differences in {split} accuracy are to {baseline}, over the {spec.repetitions} that both have; those "
+            "within noise may be chance"
         )
     if spec.source and has_published:
         remarks.append(f"Published values: {spec.source}")
@@ -183,7 +185,7 @@ def accuracy_curve(spec: SweepSpec, rows: Sequence[Row], pictures: Path) -> dict
     if len(spec.parameters) != 1 or not measured:
         return None
     name = spec.parameters[0].name
-    caption = "Means; the bars show one standard deviation where there are several seeds"
+    caption = f"Means; the bars show one standard deviation where there are several {spec.repetitions}"
     if spec.source and any(row.published is not None for row in measured):
         caption += f"; paper: {spec.source}"
     split = "validation" if any(row.val for row in measured) else "test"
@@ -285,6 +287,8 @@ def parameters(data: ReportData, best: TrialResult | None, pictures: Path) -> di
 def early_stopping(data: ReportData) -> dict[str, Any] | None:
     """Whether early stopping was safe, or would have been, judged by the trials that ran to the last epoch."""
     spec = data.spec
+    if spec.varies_folds:  # trials of different folds cannot be ranked
+        return None
     finished = [result.run_id for result in data.results if result.status == TrialStatus.FINISHED]
     rungs = rank_report(spec, [data.histories.get(run_id, {}).get(VAL_TOP1, {}) for run_id in finished])
     if not rungs:
@@ -382,6 +386,11 @@ def _with_metrics(results: Sequence[TrialResult], *metrics: str) -> list[TrialRe
     return [
         result for result in results if all(math.isfinite(result.metrics.get(metric, math.nan)) for metric in metrics)
     ]
+
+
+def _held_out(spec: SweepSpec) -> str:
+    """What is held out for validation, in words; sweeps of earlier versions hold out subjects and did not record it."""
+    return spec.held_out or f"{_percent(spec.base.data.validation)} of the training subjects"
 
 
 def _trial_name(result: TrialResult) -> str:

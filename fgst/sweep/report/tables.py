@@ -83,7 +83,7 @@ def to_markdown(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> str:
         lines.append(f"| {label} | {format_mean_std(row.val)} | {format_mean_std(row.test)} | {published} |")
     lines.append("")
     if has_seeds:
-        lines.append(f"mean ± standard deviation over {spec.seeds} seeds")
+        lines.append(f"mean ± standard deviation over {spec.seeds} {spec.repetitions}")
     lines.append("More in the artifact report.html")
     return "\n".join(lines)
 
@@ -123,9 +123,10 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
         table.add_row(*cells)
 
     notes = [f"paper: {spec.source}"] * has_published + ["* best by validation"] * (best is not None)
+    notes += [f"validation: {spec.held_out}"] * bool(spec.held_out)
     if has_differences:
         split = "test" if is_paper else "validation"
-        notes.append(f"difference: {split}, to {baseline}, same seeds; (within noise)")
+        notes.append(f"difference: {split}, to {baseline}, same {spec.repetitions}; (within noise)")
     if len(shown) < len(candidates):
         notes.append(f"{len(candidates) - len(shown)} more in the report")
     if not is_grid:

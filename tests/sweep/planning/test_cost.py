@@ -23,7 +23,6 @@ from fgst.sweep.planning.cost import (
     data_bytes,
     latency_ms,
     model_cost,
-    splits_of,
     training_steps,
     work_per_clip,
 )
@@ -98,9 +97,9 @@ def test_data_bytes_count_the_frames_of_all_splits(dataset: ArrowDataset) -> Non
     config = resolve(small.small_config(dataset), dataset)
     sizes = [dataset.clip(row).nbytes for row in range(len(dataset))]  # x-sub uses every clip
     assert data_bytes(config.data, dataset) == sum(sizes)
-    splits = splits_of(config.data, dataset)
+    splits = dataset.splits_for(config.data)
     assert len(splits.train) + len(splits.val) + len(splits.test) == len(dataset)
-    assert len(splits_of(config.with_values({"data.protocol": "paper"}).data, dataset).val) == 0
+    assert len(dataset.splits_for(config.with_values({"data.protocol": "paper"}).data).val) == 0
 
 
 def test_latency_grows_with_the_network_and_preserves_its_state(dataset: ArrowDataset) -> None:

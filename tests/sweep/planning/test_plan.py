@@ -106,7 +106,7 @@ def test_grid_totals_are_sums_over_trials(dataset: ArrowDataset, calibration: Ca
 def test_minutes_consist_of_training_and_scoring(dataset: ArrowDataset, calibration: Calibration) -> None:
     """x-sub holds out one of four subjects: 18 of 36 clips train, 6 validate and 12 test; 8 clips take 1 s."""
     config = small.small_config(dataset)
-    splits = cost.splits_of(config.data, dataset)
+    splits = dataset.splits_for(config.data)
     assert [len(splits.train), len(splits.val), len(splits.test)] == [18, 6, 12]
     clip_seconds = 1 / 8  # scoring takes a third of it, because it has no backward pass
     training, validation, test = 18 * clip_seconds, 6 * clip_seconds / 3, 12 * clip_seconds / 3
