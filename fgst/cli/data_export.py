@@ -8,8 +8,8 @@ OUT.npz has CTR-GCN's layout: the clips of one benchmark, padded with zeros to t
 most two persons, with one-hot labels. OUT.pkl has pyskl's layout: annotations of all clips, and the lists of clips of
 all benchmarks. Coordinates are those of the data set.
 
-Names, subjects, class names, the skeleton and the lengths of clips, which CTR-GCN's layout lacks, are stored beside its
-arrays, where its code ignores them. A file that is converted back therefore gives the same clips.
+Names, subjects, class names, the skeleton and the lengths of clips, which CTR-GCN's layout lacks, are stored next to
+its arrays, where its code ignores them. A file that is converted back therefore gives the same clips.
 """
 
 from __future__ import annotations

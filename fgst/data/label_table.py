@@ -210,7 +210,7 @@ def _benchmarks(
     lists: list[str] = []
     memberships: dict[str, dict[str, Membership]] = {}
     for text in texts:
-        name, column, train, test = _parse_benchmark(text)
+        name, column, train, test = parse_benchmark(text)
         if name in [*lists, *(rule.name for rule in rules)]:
             raise InputError(f"--benchmark {name}: occurs twice; use different names")
         values = {clip_id: row.get(column, "") for clip_id, row in cells.items()}
@@ -244,26 +244,16 @@ def _benchmarks(
     return rules, lists, memberships
 
 
-def read_number_benchmark(text: str) -> Benchmark:
-    """Parse a benchmark such as ``x-sub:subject=1,2,3``, for a source without a table of labels.
-
-    Raises:
-        InputError: if it is not of this form, or the column is not one of :data:`NUMBER_COLUMNS`.
-    """
-    name, column, train, test = _parse_benchmark(text)
-    if column not in NUMBER_COLUMNS or not all(value.isdecimal() for value in (*train, *(test or ()))):
-        raise InputError(
-            f"--benchmark {shorten(text, 80)}: write NAME:COLUMN=NUMBERS with one of {', '.join(NUMBER_COLUMNS)}"
-        )
-    return Benchmark(name, column, tuple(map(int, train)), None if test is None else tuple(map(int, test)))
-
-
 def _values(texts: Sequence[str], numbers: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(numbers[text] for text in texts if text in numbers)
 
 
-def _parse_benchmark(text: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...] | None]:
-    """Parse ``NAME:COLUMN=VALUES`` or ``NAME:COLUMN=VALUES/VALUES``; the last part is ``None`` in the first form."""
+def parse_benchmark(text: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...] | None]:
+    """Parse ``NAME:COLUMN=VALUES`` or ``NAME:COLUMN=VALUES/VALUES``; the last part is ``None`` in the first form.
+
+    Raises:
+        InputError: if it has another form, or a value is on both sides.
+    """
     match = _BENCHMARK.fullmatch(text)
     if match is None:
         raise InputError(f"--benchmark {shorten(text, 80)}: {_BENCHMARK_FORM}")

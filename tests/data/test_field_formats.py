@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import pytest
 from fgst.data.clip_source import SourceOptions
 from fgst.data.conversion import ConversionReport, write_source
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats import SOURCE_FORMATS
+from fgst.data.formats import SOURCE_FORMATS, read_clip
 from fgst.data.formats.ntu_names import ACTIONS
 from fgst.data.skeletons import COCO_17, NTU_25, NW_UCLA_20, OPENPOSE_18
 from fgst.errors import InputError
+from fgst.training.trainer import fit
 from tests.support import field_files as files
+from tests.support import ntu_corpus
+from tests.support.mutation import read_mutations
+from tests.support.small import small_config
 
 CLIPS = files.known_clips()
 SIDES = files.split(CLIPS)
@@ -110,6 +115,16 @@ def test_ctr_gcn_npz_with_nothing_in_a_clip(tmp_path: Path) -> None:
     assert [name for name, _ in report.rejected] == ["test_0"]
 
 
+ONE_HOT = np.eye(60)[[clip.label for clip in SIDES[1]]]
+
+
+def first_row(array: np.ndarray, value: float) -> np.ndarray:
+    """Return an array with another first row."""
+    changed = array.copy()
+    changed[0] = value
+    return changed
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -119,11 +134,11 @@ def test_ctr_gcn_npz_with_nothing_in_a_clip(tmp_path: Path) -> None:
         ({"x_test": np.array([["a"]])}, "x_test: has <U1 values"),
         ({"x_test": np.array([{}])}, "x_test: has object values"),
         ({"y_test": np.zeros((17, 60))}, r"y_test: has shape \(17, 60\), but there are 18 clips"),
-        ({"y_test": np.zeros((18, 60))}, "test_0: its label, 0 classes at once, is not a number"),
-        ({"y_test": np.ones((18, 60))}, "test_0: its label, 60 classes at once"),
-        ({"y_test": np.full(18, -3)}, "test_0: its label"),
-        ({"y_test": np.full(18, 1e9)}, "test_0: its label"),
-        ({"x_test": np.full((18, 30, 150), np.inf, np.float32)}, "test_0: a coordinate is not a finite number"),
+        ({"y_test": first_row(ONE_HOT, 0)}, "test_0: its label, 0 classes at once, is not a number"),
+        ({"y_test": first_row(ONE_HOT, 1)}, "test_0: its label, 60 classes at once"),
+        ({"y_test": first_row(ONE_HOT.argmax(1), -3)}, "test_0: its label, -3, is not a number"),
+        ({"y_test": first_row(ONE_HOT.argmax(1), 10**9)}, "test_0: its label"),
+        ({"x_test": first_row(np.ones((18, 30, 150)), np.inf)}, "test_0: a coordinate is not a finite number"),
         ({"x_test": np.asfortranarray(np.ones((18, 30, 150), np.float32))}, "Fortran order"),
     ],
 )
@@ -224,15 +239,14 @@ def test_kinetics_arrays(tmp_path: Path, sign: int) -> None:
         result = dataset.clip(row)
         assert (result[:, :, head, 1] > result[:, :, foot, 1]).all()
         assert not result[..., 2].any()
-        scale = np.array([340, 256 * sign]) * 2 / 256  # half the height of the image is 1
-        xy = clip.joints.astype(np.float32)[..., :2] * scale
+        xy = clip.joints.astype(np.float32)[..., :2] * [2, 2 * sign]  # half the image is 1
         np.testing.assert_allclose(result[..., :2], xy - xy[0, 0, OPENPOSE_18.centre], atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "val_data.npy").unlink(), "has no val_data.npy beside it"),
+        (lambda folder: (folder / "val_data.npy").unlink(), "has no val_data.npy next to it"),
         (lambda folder: (folder / "val_label.pkl").unlink(), "has no val_label.pkl"),
         (
             lambda folder: (folder / "val_label.pkl").write_bytes(pickle.dumps((["a"], [0]))),
@@ -271,7 +285,7 @@ def test_derived_arrays_are_refused(tmp_path: Path, kind: str) -> None:
 def test_clip_that_occurs_twice(tmp_path: Path) -> None:
     sides = (SIDES[0], [*SIDES[1][:-1], SIDES[1][0]])
     folder = files.write_st_gcn(tmp_path / "data", [files.st_gcn_array(clips) for clips in sides], sides)
-    with pytest.raises(InputError, match=r"a clip is not usable .*: its name occurs twice"):
+    with pytest.raises(InputError, match="its name occurs twice"):
         convert(folder, tmp_path / "out")
     assert len(convert(folder, tmp_path / "out", skip_bad=True)[0]) == 35
 
@@ -411,7 +425,7 @@ def test_annotations_with_a_fault(tmp_path: Path, changes: dict[str, Any] | None
     first = None if changes is None else files.annotation(CLIPS[0]) | changes
     annotations = [first, *(files.annotation(clip) for clip in CLIPS[1:])]
     path = write_annotations(tmp_path / "a.pkl", CLIPS, annotations=annotations)
-    with pytest.raises(InputError, match=f"a clip is not usable.*{message}"):
+    with pytest.raises(InputError, match=message):
         convert(path, tmp_path / "out")
     assert len(convert(path, tmp_path / "out", skip_bad=True)[0]) == 35
 
@@ -441,3 +455,86 @@ def test_list_without_splits_needs_a_benchmark(tmp_path: Path) -> None:
         convert(path, tmp_path / "out")
     path.write_bytes(pickle.dumps([files.annotation(clip) for clip in CLIPS]))
     assert [b.name for b in convert(path, tmp_path / "out")[0].benchmarks] == ["x-sub", "x-view"]
+
+
+# Damaged files
+
+
+def convert_content(name: str, content: bytes) -> None:
+    """Convert a data set of which one file has the given content; runs in another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        if name.startswith("train"):
+            clips = files.known_clips(subjects=(1, 3), cameras=1)
+            sides = files.split(clips)
+            files.write_st_gcn(Path(folder), [files.st_gcn_array(members, 24) for members in sides], sides)
+        path.write_bytes(content)
+        if [f for f in SOURCE_FORMATS if f.recognizes(path)]:
+            convert(path, Path(folder, "out"), skip_bad=True)
+        else:
+            raise InputError("is not recognized")
+
+
+def test_damaged_files_are_converted_or_refused(tmp_path: Path) -> None:
+    clips = files.known_clips(subjects=(1, 3), cameras=1)
+    sides = files.split(clips)
+    files.write_ctr_gcn(tmp_path / "clips.npz", clips)
+    files.write_ctr_gcn(tmp_path / "packed.npz", clips, compressed=True)
+    write_annotations(tmp_path / "annotations.pkl", clips)
+    files.write_st_gcn(tmp_path, [files.st_gcn_array(members, 24) for members in sides], sides)
+    names = ("clips.npz", "packed.npz", "annotations.pkl", "train_data.npy", "train_label.pkl")
+    samples = {name: (tmp_path / name).read_bytes() for name in names}
+    read_mutations(convert_content, samples, 150, named=True).check(150)
+
+
+# Prediction and training
+
+
+def as_skeleton_file(clip: files.Known) -> bytes:
+    tracks = [
+        ntu_corpus.Track(ntu_corpus.FIRST_ID + person, list(range(len(joints))), joints)
+        for person, joints in enumerate(clip.joints)
+    ]
+    return ntu_corpus.text(clip.joints.shape[1], tracks)
+
+
+def write_all(folder: Path) -> dict[str, Path]:
+    """Write the clips in each layout whose clips are also in ``.skeleton`` files."""
+    arrays = [files.st_gcn_array(clips) for clips in SIDES]
+    return {
+        "npz": files.write_ctr_gcn(folder / "NTU60_CS.npz", CLIPS),
+        "npy": files.write_st_gcn(folder / "xsub", arrays, SIDES),
+        "pkl": write_annotations(folder / "ntu60_3danno.pkl", CLIPS),
+    }
+
+
+@pytest.mark.parametrize(("layout", "tolerance"), [("npz", 1e-6), ("npy", 1e-6), ("pkl", 3e-3)])
+def test_skeleton_files_give_the_clips_of_the_data_set(tmp_path: Path, layout: str, tolerance: float) -> None:
+    dataset, _ = convert(write_all(tmp_path)[layout], tmp_path / "out")
+    order = CLIPS if layout == "pkl" else [clip for members in SIDES for clip in members]
+    for row, clip in enumerate(order):
+        joints = read_clip(as_skeleton_file(clip), dataset.preparation, dataset.skeleton, dataset.normalization)
+        np.testing.assert_allclose(joints, dataset.clip(row), rtol=0, atol=tolerance, err_msg=clip.name)
+
+
+def test_single_annotation_gives_the_clip_of_the_data_set(tmp_path: Path) -> None:
+    clips = [files.in_image(clip, COCO_17) for clip in files.known_clips(COCO_17)]
+    dataset, _ = convert(write_annotations(tmp_path / "a.pkl", clips), tmp_path / "out")
+    for row, clip in enumerate(clips):
+        content = pickle.dumps(files.annotation(clip))
+        joints = read_clip(content, dataset.preparation, dataset.skeleton, dataset.normalization)
+        np.testing.assert_array_equal(joints, dataset.clip(row))
+    for content in (pickle.dumps({"a": 1}), pickle.dumps([1, 2]), b"text", pickle.dumps({"keypoint": 3})):
+        with pytest.raises(InputError):
+            read_clip(content, "pyskl", COCO_17)
+    (tmp_path / "single.pkl").write_bytes(pickle.dumps(files.annotation(clips[0])))
+    with pytest.raises(InputError, match=r"is a single clip.*fgst\.predict"):
+        convert(tmp_path / "single.pkl", tmp_path / "single")
+
+
+@pytest.mark.parametrize("layout", ["npz", "npy", "pkl"])
+def test_training_on_converted_clips(tmp_path: Path, layout: str) -> None:
+    dataset, _ = convert(write_all(tmp_path)[layout], tmp_path / "out")
+    config = small_config(dataset, train__epochs=1, model__parts=5, data__protocol="paper")
+    [result] = fit(config)
+    assert np.isfinite(result.metrics["train/loss"])

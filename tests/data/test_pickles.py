@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fgst.data.pickles import PickleError, StoredArray, open_pickle, read_pickle, write_pickle
+from fgst.data.pickles import PickleError, StoredArray, open_pickle, parse_pickle, write_pickle
 from tests.support.field_files import python2_pickle
 from tests.support.mutation import read_mutations
 
@@ -46,7 +46,7 @@ def plain(value: Any) -> Any:
 
 
 def read(content: bytes) -> Any:
-    return plain(read_pickle(io.BytesIO(content)))
+    return plain(parse_pickle(io.BytesIO(content)))
 
 
 def check_equal(actual: Any, expected: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import json
@@ -32,7 +31,6 @@ from fgst.training.checkpoint import latest_checkpoint
 from fgst.training.trainer import fit
 from tests.support import small
 from tests.support.digests import adapt_digests
-from tests.support.source import imports, parse, relative, source_files
 
 ROOT = Path(__file__).parents[2]
 FOCAL_K = runpy.run_path(str(ROOT / "sweeps" / "focal_k.py"))["definition"]
@@ -226,49 +224,6 @@ def test_run_id_must_be_hexadecimal(artifacts: Artifacts, run_id: str, tmp_path:
     ensemble.log_artifacts(tmp_path)
     with pytest.raises(InputError, match=r"32 hexadecimal|members\[0\]\.run_id"):
         evaluate(ensemble.run_id, tracking_uri=artifacts.store.uri)
-
-
-# Modules that load pickles or other files with code, and calls that do so unless they are told not to.
-LOADERS = ("pickle", "_pickle", "pickletools", "cloudpickle", "dill", "joblib", "marshal", "shelve", "copyreg")
-CALLS = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}
-
-
-def loads_code(tree: ast.AST) -> list[str]:
-    """Return what in a module could execute code from a file."""
-    found = [item.module for item in imports(tree) if item.top_level in LOADERS]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            options = [f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords]
-            if name in CALLS and CALLS[name] not in options:
-                found.append(name)
-            if "allow_pickle=True" in options or name in ("pd.read_pickle", "pandas.read_pickle", "eval", "exec"):
-                found.append(name)
-    return found
-
-
-@pytest.mark.parametrize("path", source_files(), ids=relative)
-def test_nothing_in_the_code_unpickles(path: Path) -> None:
-    assert not loads_code(parse(path))
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle",
-        "def f():\n    from pickle import loads",
-        "import importlib\nimportlib.import_module('_pickle')",
-        "torch.load(file)",
-        "torch.load(file, weights_only=False)",
-        "np.load(file)",
-        "np.load(file, allow_pickle=True)",
-        "numpy.lib.format.read_array(file, allow_pickle=True)",
-        "pd.read_pickle(file)",
-        "eval(text)",
-    ],
-)
-def test_code_that_unpickles_is_found(source: str) -> None:
-    assert loads_code(ast.parse(source))
 
 
 def test_data_sets_in_pickles_execute_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ class Rows:
         try:
             self._file = open_file()
             self.shape, is_fortran, self.dtype = HEADERS[npy.read_magic(self._file)](self._file)
-        except (KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged content raises exceptions of many types
             raise InputError(f"{location}: is not an array in NumPy's format ({shorten(str(error))})") from None
         self._start = self._file.tell()
         if self.dtype.kind not in "fiub" or not self.shape or min(self.shape) < 1:

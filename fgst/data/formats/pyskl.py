@@ -21,7 +21,7 @@ import numpy as np
 from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
 from fgst.data.formats.source_labels import PEEKED, ExportedFrom, Listed, describe, list_clips, measured, peek, text
 from fgst.data.normalization import UNCHANGED, RawClip
-from fgst.data.pickles import PickleError, StoredArray, open_pickle, read_pickle, write_pickle
+from fgst.data.pickles import PickleError, StoredArray, open_pickle, parse_pickle, write_pickle
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import (
     AZURE_KINECT_32,
@@ -119,7 +119,7 @@ def read_joints(content: bytes, skeleton: Skeleton) -> RawClip:
         ClipError: if it is not one.
     """
     try:
-        value = read_pickle(io.BytesIO(content))
+        value = parse_pickle(io.BytesIO(content))
     except PickleError as error:
         raise ClipError(str(error)) from None
     if isinstance(value, list) and len(value) == 1:
@@ -184,7 +184,7 @@ class _Layout:
 
 
 def _ends_with_scores(keypoint: np.ndarray) -> bool:
-    """Return whether the third coordinates are confidences beside pixels."""
+    """Return whether the third coordinates are confidences next to pixels."""
     third, largest = keypoint[..., 2], float(keypoint.max())
     return largest > _PIXELS and float(third.min()) >= 0 and float(third.max()) <= 1.5
 
@@ -229,10 +229,10 @@ def _bare_lists(path: Path, value: list[Any], stack: ExitStack) -> tuple[list[Pa
     other = next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
     if other is None or role is None:
         return [path], value, {}
-    beside = _open(other, stack)
-    if not isinstance(beside, list):
-        raise InputError(f"{printable(str(other))}: is not a list of annotations, as {path.name} beside it")
-    pairs = [(path, value), (other, beside)]
+    second = _open(other, stack)
+    if not isinstance(second, list):
+        raise InputError(f"{printable(str(other))}: is not a list of annotations, as {path.name} next to it")
+    pairs = [(path, value), (other, second)]
     if role["role"].lower() != "train":
         pairs.reverse()
     lists = {split: [_name(item) for item in items] for split, (_, items) in zip(("train", "test"), pairs, strict=True)}

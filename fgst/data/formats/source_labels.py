@@ -16,7 +16,7 @@ import numpy as np
 from fgst.config import RecipeName
 from fgst.data.clip_source import Membership, SourceOptions
 from fgst.data.formats.ntu_names import ACTIONS, EDITIONS, ClipName, Edition, belongs, parse_name
-from fgst.data.label_table import read_class_names, read_number_benchmark
+from fgst.data.label_table import MAX_NAME, NUMBER_COLUMNS, parse_benchmark, read_class_names
 from fgst.data.layout import is_column, split_list
 from fgst.data.normalization import Normalization, RawClip, measure, to_space
 from fgst.data.skeleton import Skeleton
@@ -28,7 +28,6 @@ from fgst.parsing import Text, printable, shorten
 
 MAX_CLASSES = 10_000
 PEEKED = 16  # clips that show how a source is normalized
-MAX_NAME = 200  # characters of a clip's name
 INVALID = -1  # the label of a clip that has no usable one
 # How the field abbreviates the official splits of NTU RGB+D, by their names here.
 _ABBREVIATIONS = {
@@ -103,7 +102,7 @@ def list_clips(names: Sequence[Any], labels: Sequence[Any]) -> list[Listed]:
             clip.ntu = None
         else:
             values = dataclasses.asdict(clip.ntu)
-            clip.numbers = {column: values[column] for column in ("subject", "camera", "setup", "replication")}
+            clip.numbers = {column: values[column] for column in NUMBER_COLUMNS}
         clips.append(clip)
     return clips
 
@@ -152,6 +151,8 @@ def describe(
     Raises:
         InputError: if there is no benchmark, or there are labels beyond the class names.
     """
+    if options.labels is not None:
+        raise InputError("--labels: files of this format contain the labels of their clips; leave the option out")
     seen: set[str] = set()
     for clip in clips:
         if clip.name in seen:
@@ -172,7 +173,7 @@ def describe(
             labels.benchmarks.append(rule)
             labels.notes.append(f"the split is the official {rule.name} of NTU RGB+D, by {rule.column}")
             _rename(clips, name, None)
-    labels.benchmarks += map(read_number_benchmark, options.benchmarks)
+    labels.benchmarks += [_column_benchmark(given) for given in options.benchmarks]
     if not labels.benchmarks and edition is not None:
         labels.benchmarks += edition.benchmarks
     if not labels.benchmarks:
@@ -218,7 +219,7 @@ def _class_names(
     options: SourceOptions, clips: Sequence[Listed], count: int, edition: Edition | None, *, assume_ntu: bool
 ) -> list[str]:
     if options.classes is not None:
-        names = read_class_names(options.classes)
+        names = list(read_class_names(options.classes))
         if count > len(names):
             highest = max((clip.label for clip in clips), default=count - 1)
             raise InputError(
@@ -230,6 +231,14 @@ def _class_names(
     if assume_ntu and count in (60, 120):
         return list(ACTIONS[:count])
     return [str(label) for label in range(count)]
+
+
+def _column_benchmark(given: str) -> Benchmark:
+    """Read a benchmark as on the command line, by a column of numbers."""
+    name, column, train, test = parse_benchmark(given)
+    if column not in NUMBER_COLUMNS or not all(value.isdecimal() for value in (*train, *(test or ()))):
+        raise InputError(f"--benchmark {given}: clips are divided by numbers of {', '.join(NUMBER_COLUMNS)} here")
+    return Benchmark(name, column, tuple(map(int, train)), None if test is None else tuple(map(int, test)))
 
 
 def _official(clips: Sequence[Listed], name: str, edition: Edition | None, where: Path) -> Benchmark | None:

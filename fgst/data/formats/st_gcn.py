@@ -7,10 +7,11 @@ as fractions of the image, around its middle, and the confidence. ``val`` is the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,21 @@ from typing import Any
 import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
+from fgst.data.formats import kinetics
 from fgst.data.formats.npy_rows import Rows, open_npy
 from fgst.data.formats.source_labels import Listed, describe, list_clips, measured, peek
-from fgst.data.normalization import Normalization, RawClip, to_space, up_axis
+from fgst.data.normalization import RawClip, to_space, up_axis
 from fgst.data.pickles import PickleError, StoredArray, open_pickle
 from fgst.data.skeleton import Skeleton
-from fgst.data.skeletons import BODY_25, COCO_17, NTU_25, NW_UCLA_20, OPENPOSE_18
-from fgst.data.sources import ClipError
+from fgst.data.skeletons import NTU_25, NW_UCLA_20, OPENPOSE_18
+from fgst.data.sources import ClipError, EmptyClip
 from fgst.errors import InputError
 from fgst.parsing import printable
 
 _DATA = re.compile(r"(?P<split>train|val|test)_data(?P<kind>(_\w+)?)\.npy")
 _LABELS = re.compile(r"(?P<split>train|val|test)_label\.pkl")
 _LIST = "official"
-_IMAGE = (340, 256)  # width and height of the videos that the Kinetics skeletons were extracted from
-_SKELETONS = {25: NTU_25, 20: NW_UCLA_20, 18: OPENPOSE_18, 17: COCO_17}
+_SKELETONS = {25: NTU_25, 20: NW_UCLA_20, 18: OPENPOSE_18}
 
 
 def recognizes(path: Path) -> bool:
@@ -63,14 +64,20 @@ def open_arrays(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
         listed = {side: _read_labels(labels, len(arrays[side]), side) for side, (_, labels) in files.items()}
         clips = [clip for side in listed.values() for clip in side]
         labels = describe(clips, [_LIST], options, where=files["train"][0].absolute())
-        reads = [
+        reads: list[Callable[[], RawClip]] = [
             functools.partial(_read, arrays[side], index, has_scores, clip.fault)
             for side, members in listed.items()
             for index, clip in enumerate(members)
         ]
         peeked = peek(reads)
-        normalization, notes = _kinetics(peeked, skeleton) if has_scores else measured(peeked, skeleton)
-        is_raw = skeleton == NTU_25 and normalization.centred
+        if has_scores:
+            is_up = up_axis([to_space(clip) for clip in peeked], skeleton) == "y"
+            reads = [functools.partial(_upside_down, read) for read in reads] if is_up else reads
+            normalization, preparation = kinetics.NORMALIZATION, "kinetics"
+            notes = [f"x, y and confidence as fractions of the image; y points {'up' if is_up else 'down'}"]
+        else:
+            normalization, notes = measured(peeked, skeleton)
+            preparation = "ntu" if skeleton == NTU_25 and normalization.centred else "array"
         counts = " and ".join(f"{len(listed[side]):,} clips of {files[side][0].name}" for side in listed)
         yield ClipSource(
             skeleton=skeleton,
@@ -82,7 +89,7 @@ def open_arrays(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
             classes=labels.classes,
             benchmarks=labels.benchmarks,
             normalization=normalization,
-            preparation="ntu" if is_raw else "array",
+            preparation=preparation,
             origin={
                 "format": FORMAT.name,
                 "files": {file.name: file.stat().st_size for pair in files.values() for file in pair},
@@ -119,7 +126,7 @@ def _find(path: Path) -> dict[Membership, tuple[Path, Path]]:
     tests = [split for split in ("val", "test") if split in splits]
     if "train" not in splits or not tests:
         missing = "train" if "train" not in splits else "val"
-        raise InputError(f"{location}: has no {missing}_data{kind}.npy beside it; both splits are needed")
+        raise InputError(f"{location}: has no {missing}_data{kind}.npy next to it; both splits are needed")
     if len(tests) > 1:
         raise InputError(f"{location}: has both val_data{kind}.npy and test_data{kind}.npy; move one of them away")
     pairs: dict[Membership, tuple[Path, Path]] = {}
@@ -150,7 +157,7 @@ def _layout(arrays: dict[Membership, Rows], skeleton: Skeleton | None) -> tuple[
             f"{rows.location}: has shape {rows.shape}, not (clips, 3, frames, joints, persons){hint}; name the "
             "skeleton with --skeleton"
         )
-    return skeleton, channels == 3 and skeleton in (OPENPOSE_18, COCO_17, BODY_25)
+    return skeleton, channels == 3 and skeleton == OPENPOSE_18
 
 
 def _read_labels(path: Path, count: int, side: Membership) -> list[Listed]:
@@ -191,16 +198,15 @@ def _read(rows: Rows, index: int, has_scores: bool, fault: str | None) -> RawCli
     joints = rows.row(index).transpose(3, 1, 2, 0)
     if not has_scores:
         return RawClip(joints)
-    return RawClip(joints[..., :2] * np.array(_IMAGE), joints[..., 2], _IMAGE)
+    if not joints[..., 2].any():
+        raise EmptyClip("no person")
+    return RawClip(joints[..., :2], joints[..., 2])
 
 
-def _kinetics(clips: list[RawClip], skeleton: Skeleton) -> tuple[Normalization, list[str]]:
-    """Return the normalization of clips in the image; some versions of the data have y up, others down."""
-    up = up_axis([to_space(clip) for clip in clips], skeleton)
-    return Normalization(scaling="image", up="y" if up == "y" else "-y"), [
-        f"x, y and confidence, as fractions of an image of {_IMAGE[0]} × {_IMAGE[1]} pixels; y points "
-        f"{'up' if up == 'y' else 'down'}"
-    ]
+def _upside_down(read: Callable[[], RawClip]) -> RawClip:
+    """Return a clip of Kinetics whose y points up with y down, as in its original files."""
+    clip = read()
+    return dataclasses.replace(clip, joints=clip.joints * np.array([1, -1], clip.joints.dtype))
 
 
 FORMAT = SourceFormat(

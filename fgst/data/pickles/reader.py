@@ -97,10 +97,10 @@ def open_pickle(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise PickleError(f"cannot be read ({error.strerror})") from None
     with file:
-        yield read_pickle(file)
+        yield parse_pickle(file)
 
 
-def read_pickle(file: BinaryIO) -> Any:
+def parse_pickle(file: BinaryIO) -> Any:
     """Read a pickle from a file that can be sought, which its arrays need as long as they are used.
 
     Raises:
