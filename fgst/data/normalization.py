@@ -119,6 +119,10 @@ class Normalization:
         return TORSO / size if size > 0 else 1.0
 
 
+UNCHANGED = Normalization(centred=False, persons=False, trimmed=False)
+"""For clips that are already those of a data set."""
+
+
 def read_normalization(value: Any) -> Normalization | None:
     """Read the JSON values of :meth:`Normalization.to_dict`; ``None`` stays ``None``.
 
