@@ -337,6 +337,10 @@ def test_spellings_of_a_joint() -> None:
 def test_recognition(tmp_path: Path) -> None:
     path = write_source_folder(tmp_path / "raw", {"a": wide(LANDMARKS, WIDE["NOSE_x"])})
     assert [one.name for one in SOURCE_FORMATS if one.recognizes(path)] == ["joint-csv"]
+    long_clip = blocks(body(NTU_25, 100, 0), KINECT_V2, between=lambda t: "ä")  # longer than what is looked at
+    for content in (long_clip, long_clip.decode().encode("utf-16")):
+        (path / "a.csv").write_bytes(content)
+        assert [one.name for one in SOURCE_FORMATS if one.recognizes(path)] == ["joint-csv"]
     (path / "a.csv").write_text("clip_id,label,subject\na,wave,1\n")
     assert not any(one.recognizes(path) for one in SOURCE_FORMATS)
     (path / "a.csv").write_bytes(b"\x00" * 100)
