@@ -359,7 +359,7 @@ def test_annotations_in_the_image_with_several_lists(tmp_path: Path, key: str) -
 
 def test_lists_for_training_validation_and_testing(tmp_path: Path) -> None:
     names = [clip.name for clip in CLIPS]
-    lists = {"train": names[:20], "val": names[20:28], "test": names[28:]}
+    lists = {"train": np.array(names[:20]), "val": names[20:28], "test": set(names[28:])}
     dataset, report = convert(write_annotations(tmp_path / "a.pkl", CLIPS, split=lists), tmp_path / "out")
     assert split_names(dataset, "official") == (set(names[:20]), set(names[28:]))
     assert "not used: val" in report.notes
@@ -407,7 +407,8 @@ def test_files_that_are_no_annotations(tmp_path: Path, changes: dict[str, Any], 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (None, "clip 0: its name must be"),
+        (None, "clip 0: its annotation is not a dictionary"),
+        ({"frame_dir": None}, "clip 0: its name must be"),
         ({"keypoint": None}, "it has no array keypoint"),
         ({"keypoint": np.zeros((3, 25))}, r"keypoint has shape \(3, 25\)"),
         ({"keypoint": np.full((1, 4, 25, 3), np.nan)}, "no joint of any person"),

@@ -206,6 +206,10 @@ def _parse(value: Any, location: str) -> tuple[list[Any], dict[str, list[Any]], 
         kind = type(value).__name__ if not isinstance(value, dict) else f"a dictionary of {_keys(value)}"
         raise InputError(f"{location}: is {kind}, not the annotations of a data set")
     lists = value.get("split") or {}
+    if isinstance(lists, dict):
+        lists = {
+            key: names.read().tolist() if isinstance(names, StoredArray) else names for key, names in lists.items()
+        }
     if not isinstance(lists, dict) or not all(isinstance(names, (list, tuple, set)) for names in lists.values()):
         raise InputError(f"{location}: split is not a dictionary of lists of clips")
     exported = None
@@ -271,6 +275,8 @@ def _list(
     by_name: dict[str, Listed] = {}
     for name, annotation, clip in zip(names, annotations, clips, strict=True):
         by_name.setdefault(name, clip)
+        if not isinstance(annotation, dict):
+            clip.fault = "its annotation is not a dictionary"
         if isinstance(annotation, dict) and (numbers := {c: annotation[c] for c in EXTRA_COLUMNS if c in annotation}):
             clip.numbers = numbers if all(type(n) is int and n >= 0 for n in numbers.values()) else {}
     missing = 0

@@ -294,7 +294,7 @@ def measured(clips: Sequence[RawClip], skeleton: Skeleton) -> tuple[Normalizatio
     if everywhere > 0.5:
         up = _rotated_up(clips, skeleton)
         notes = [note for note in notes if "stand along" not in note]
-        notes.append(f"already centred in each frame{' and rotated: z points up' if up else ''}")
+        notes.append(f"already centred in each frame{' and rotated: z points up, and is turned to y' if up else ''}")
         return dataclasses.replace(normalization, centred=False, up="z" if up else normalization.up), notes
     if first > 0.5:
         return dataclasses.replace(normalization, centred=False), [*notes, "already centred"]
