@@ -4,6 +4,7 @@ Examples:
   python -m data_prep.convert NTU60_CS.npz datasets/ntu-60            CTR-GCN
   python -m data_prep.convert ntu60_3danno.pkl datasets/ntu-60        pyskl, mmaction2
   python -m data_prep.convert NTU-RGB-D/xsub datasets/ntu-60          ST-GCN: train_data.npy, train_label.pkl, val_…
+  python -m data_prep.convert openpose/ datasets/mine --labels labels.csv --benchmark x-sub:subject=1,2,3
 
 The format is recognized by the content of SOURCE, or named by --format:
 {formats}

@@ -117,17 +117,27 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
             archive.close()
 
 
-def _list_folder(source: Path, suffix: str, max_bytes: int) -> Source:
+def walk_files(source: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders of a tree, relative to it, with the names of their files, without system files.
+
+    Raises:
+        InputError: if a folder cannot be read.
+    """
+
     def fail(error: OSError) -> None:
         raise InputError(f"{printable(str(error.filename))}: cannot be read ({error.strerror}); check its permissions")
 
-    files, other_files = [], 0
     for folder, _, names in os.walk(source, onerror=fail):
+        relative = Path(folder).relative_to(source)
+        yield relative, [name for name in names if not _is_system_file((*relative.parts, name))]
+
+
+def _list_folder(source: Path, suffix: str, max_bytes: int) -> Source:
+    files, other_files = [], 0
+    for folder, names in walk_files(source):
         for name in names:
-            path = Path(folder, name)
-            relative = path.relative_to(source)
-            if _is_system_file(relative.parts):
-                continue
+            relative = folder / name
+            path = source / relative
             if path.suffix.lower() != suffix:
                 other_files += 1
                 continue

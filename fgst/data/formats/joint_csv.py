@@ -345,7 +345,7 @@ def open_folder(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
             NamedClip(file.path[: -len(".csv")], functools.partial(_read_clip, file, skeleton, options.columns))
             for file in files
         ]
-        labelled = label_clips(clips, options, location)
+        labelled = label_clips(clips, options, location, ".csv")
         normalization, notes = _normalization(labelled.entries, skeleton)
         yield ClipSource(
             skeleton=skeleton,
