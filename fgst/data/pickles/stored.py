@@ -11,7 +11,6 @@ import numpy as np
 
 from fgst.parsing import shorten
 
-
 MAX_ARRAY = 256 * 2**20  # bytes of one array that are read; clips and lists of names take far fewer
 
 
