@@ -153,6 +153,16 @@ def test_what_an_npz_cannot_hold_is_said(tmp_path: Path) -> None:
     assert "only the list x-sub is in the file" in export(dataset, tmp_path / "other.npz", benchmark="x-sub")
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".pkl"])
+def test_other_class_names_and_benchmarks_for_an_exported_file(tmp_path: Path, suffix: str) -> None:
+    export(write(tmp_path / "data"), tmp_path / f"mine{suffix}", benchmark="x-sub")
+    (tmp_path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(60)))
+    options: dict[str, Any] = {"classes": tmp_path / "classes.txt", "benchmarks": ("mine:subject=1",)}
+    again, _ = convert(tmp_path / f"mine{suffix}", tmp_path / "again", **options)
+    assert again.classes[59] == "class 59"
+    assert again.benchmarks[-1] == Benchmark("mine", "subject", (1,))
+
+
 def test_preparation_of_clips_that_were_normalized(tmp_path: Path) -> None:
     normalization = {
         "scale": 0.001,

@@ -448,6 +448,23 @@ def test_class_names_of_the_user(tmp_path: Path) -> None:
         convert(path, tmp_path / "again", classes=classes)
 
 
+def test_benchmarks_of_the_user(tmp_path: Path) -> None:
+    path = write_annotations(tmp_path / "a.pkl", CLIPS)
+    dataset, _ = convert(path, tmp_path / "out", benchmarks=("mine:subject=1/6",))
+    assert [b.name for b in dataset.benchmarks] == ["x-sub", "x-view", "mine"]
+    train, test = split_names(dataset, "mine")
+    assert (train, test) == tuple(names_of([clip for clip in CLIPS if clip.subject == s]) for s in (1, 6))
+    for given, message in (
+        ("mine:setup=1", r"its test split is empty; setup is one of 1 \(0: not known\)"),
+        ("mine:label=1", "clips are divided by numbers of subject"),
+        ("x-sub:subject=1", "is in the file already"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert(path, tmp_path / "again", benchmarks=(given,))
+    with pytest.raises(InputError, match="--labels: files of this format contain the labels"):
+        convert(path, tmp_path / "again", labels=tmp_path / "labels.csv")
+
+
 def test_list_without_splits_needs_a_benchmark(tmp_path: Path) -> None:
     clips = [files.Known(f"clip {i}", 0, clip.joints) for i, clip in enumerate(CLIPS)]
     path = tmp_path / "a.pkl"

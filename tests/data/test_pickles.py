@@ -322,6 +322,19 @@ def test_damaged_pickles_are_read_or_refused() -> None:
     read_mutations(read_damaged, samples, 400, refusals=(PickleError,)).check(400)
 
 
+def test_array_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    size = 300 * 2**20
+    start, end = array(shape=b"J" + struct.pack("<i", size) + b"\x85", dtype=dtype(b"i1"), data=b"T?").split(b"T?")
+    with (tmp_path / "a.pkl").open("wb") as file:
+        file.write(start + b"T" + struct.pack("<i", size))
+        file.seek(size, os.SEEK_CUR)  # a hole, which takes no space
+        file.write(end)
+    with open_pickle(tmp_path / "a.pkl") as value:
+        assert value.shape == (size,)
+        with pytest.raises(PickleError, match="the limit is 256 MiB"):
+            value.read()
+
+
 def test_file_that_became_shorter(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([np.arange(5000)]))
     with open_pickle(tmp_path / "a.pkl") as value:

@@ -159,11 +159,28 @@ def describe(
             clip.fault = "its name occurs twice"
         seen.add(clip.name)
     if exported is not None:
-        return _as_exported(clips, lists, exported)
+        for clip in clips:
+            if clip.label >= len(exported.classes):
+                clip.fault = f"its label is {clip.label}, but there are {len(exported.classes)} classes"
     usable = [clip for clip in clips if clip.fault is None]
     num_classes = max(num_classes, 1 + max((clip.label for clip in usable), default=0))
-    edition = _edition(usable)
-    labels = Labels(_class_names(options, usable, num_classes, edition, assume_ntu=assume_ntu), [])
+    edition = None if exported is not None else _edition(usable)
+    if exported is not None:
+        names, num_classes = list(exported.classes), len(exported.classes)
+    elif edition is not None:
+        names = list(ACTIONS[: edition.actions])
+    elif assume_ntu and num_classes in (60, 120):
+        names = list(ACTIONS[:num_classes])
+    else:
+        names = [str(label) for label in range(num_classes)]
+    labels = Labels(names if options.classes is None else _read_names(options.classes, num_classes), [])
+    if exported is not None:
+        labels.benchmarks += exported.benchmarks
+        labels.notes.append(f"exported from data set {exported.name}")
+        by_list = {rule.name for rule in exported.benchmarks if rule == split_list(rule.name)}
+        for name in lists:
+            _rename(clips, name, name if name in by_list else None)
+        lists = ()
     for name in lists:
         rule = _official(usable, name, edition, where)
         if rule is None or rule in labels.benchmarks:
@@ -173,7 +190,8 @@ def describe(
             labels.benchmarks.append(rule)
             labels.notes.append(f"the split is the official {rule.name} of NTU RGB+D, by {rule.column}")
             _rename(clips, name, None)
-    labels.benchmarks += [_column_benchmark(given) for given in options.benchmarks]
+    for given in options.benchmarks:
+        labels.benchmarks.append(_column_benchmark(given, usable, labels.benchmarks))
     if not labels.benchmarks and edition is not None:
         labels.benchmarks += edition.benchmarks
     if not labels.benchmarks:
@@ -181,16 +199,6 @@ def describe(
             f"{printable(str(where))}: does not say which clips are for training; pass --benchmark NAME:COLUMN=VALUES"
         )
     return labels
-
-
-def _as_exported(clips: Sequence[Listed], lists: Sequence[str], exported: ExportedFrom) -> Labels:
-    by_list = {rule.name for rule in exported.benchmarks if rule == split_list(rule.name)}
-    for name in lists:
-        _rename(clips, name, name if name in by_list else None)
-    for clip in clips:
-        if clip.label >= len(exported.classes):
-            clip.fault = f"its label is {clip.label}, but there are {len(exported.classes)} classes"
-    return Labels(list(exported.classes), list(exported.benchmarks), [f"exported from data set {exported.name}"])
 
 
 def readable(name: str) -> str:
@@ -215,30 +223,29 @@ def _edition(clips: Sequence[Listed]) -> Edition | None:
     return next(e for e in EDITIONS.values() if all(clip.ntu and belongs(clip.ntu, e) for clip in clips))
 
 
-def _class_names(
-    options: SourceOptions, clips: Sequence[Listed], count: int, edition: Edition | None, *, assume_ntu: bool
-) -> list[str]:
-    if options.classes is not None:
-        names = list(read_class_names(options.classes))
-        if count > len(names):
-            highest = max((clip.label for clip in clips), default=count - 1)
-            raise InputError(
-                f"{printable(str(options.classes))}: names {len(names)} classes, but there are labels up to {highest}"
-            )
-        return list(names)
-    if edition is not None:
-        return list(ACTIONS[: edition.actions])
-    if assume_ntu and count in (60, 120):
-        return list(ACTIONS[:count])
-    return [str(label) for label in range(count)]
+def _read_names(path: Path, count: int) -> list[str]:
+    names = list(read_class_names(path))
+    if count > len(names):
+        raise InputError(f"{printable(str(path))}: names {len(names)} classes, but there are labels up to {count - 1}")
+    return names
 
 
-def _column_benchmark(given: str) -> Benchmark:
+def _column_benchmark(given: str, clips: Sequence[Listed], others: Sequence[Benchmark]) -> Benchmark:
     """Read a benchmark as on the command line, by a column of numbers."""
     name, column, train, test = parse_benchmark(given)
     if column not in NUMBER_COLUMNS or not all(value.isdecimal() for value in (*train, *(test or ()))):
         raise InputError(f"--benchmark {given}: clips are divided by numbers of {', '.join(NUMBER_COLUMNS)} here")
-    return Benchmark(name, column, tuple(map(int, train)), None if test is None else tuple(map(int, test)))
+    if name in [rule.name for rule in others]:
+        raise InputError(f"--benchmark {name}: is in the file already; use another name")
+    rule = Benchmark(name, column, tuple(map(int, train)), None if test is None else tuple(map(int, test)))
+    sides = {_membership(clip, rule) for clip in clips}
+    if not {"train", "test"} <= sides:
+        known = sorted({clip.numbers.get(column, 0) for clip in clips})
+        raise InputError(
+            f"--benchmark {name}: its {'test' if 'train' in sides else 'train'} split is empty; {column} is one of "
+            f"{', '.join(map(str, known[:20]))} (0: not known)"
+        )
+    return rule
 
 
 def _official(clips: Sequence[Listed], name: str, edition: Edition | None, where: Path) -> Benchmark | None:
@@ -253,7 +260,7 @@ def _official(clips: Sequence[Listed], name: str, edition: Edition | None, where
 
 
 def _membership(clip: Listed, rule: Benchmark) -> Membership | None:
-    number = clip.numbers[rule.column]
+    number = clip.numbers.get(rule.column, 0)
     if number in rule.train:
         return "train"
     return "test" if rule.test is None or number in rule.test else None

@@ -11,6 +11,8 @@ import numpy as np
 
 from fgst.parsing import shorten
 
+MAX_ARRAY = 256 * 2**20  # bytes of one array that are read; clips and lists of names take far fewer
+
 
 class PickleError(ValueError):
     """A file is not a pickle of data, or is damaged; the message says why, and does not contain a path."""
@@ -58,8 +60,10 @@ class StoredArray:
         """Return the array.
 
         Raises:
-            PickleError: if it can no longer be read, or is damaged.
+            PickleError: if it takes more than :data:`MAX_ARRAY`, can no longer be read, or is damaged.
         """
+        if self.size > MAX_ARRAY:
+            raise PickleError(f"has an array of {self.size:,} bytes; the limit is {MAX_ARRAY >> 20} MiB")
         data = self._load(self._data)
         if len(data) != self.size:
             raise PickleError("has an array with too few or too many bytes")
