@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource
 from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.label_table import natural_order
 from fgst.data.layout import split_list
 from fgst.data.normalization import Normalization, RawClip, check_shape, measure
 from fgst.data.progress import tracked
@@ -85,7 +85,7 @@ def write_source(
         )
     report = ConversionReport(notes=list(source.notes))
     entries = list(source.entries) if source.classes is None else source.entries
-    classes = source.classes or class_names(str(entry.label) for entry in entries)
+    classes = source.classes or natural_order({str(entry.label) for entry in entries})
     origin: dict[str, Any] = {**source.origin, "preparation": source.preparation}  # completed before it is written
     with closing(_clips(source, entries, classes, report, origin, normalization or {}, skip_bad=skip_bad)) as clips:
         first = next(clips, None)
@@ -108,14 +108,6 @@ def write_source(
         report.notes.append(f"{_clips_count(count)}: {remark}")
     report.notes += remarks(dataset)
     return dataset, report
-
-
-def class_names(labels: Iterable[str]) -> list[str]:
-    """Return the distinct labels, sorted as numbers if all are whole numbers, else alphabetically."""
-    names = set(labels)
-    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
 
 
 def remarks(dataset: ArrowDataset) -> list[str]:
