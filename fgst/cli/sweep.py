@@ -218,7 +218,7 @@ def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions)
         if ensemble is None:
             print("no ensemble: it needs at least two modalities that finished with the same seed", file=sys.stderr)
         else:
-            print_ensemble(ensemble, result.spec.experiment)
+            print_ensemble(ensemble, result.spec)
             if ensemble.beaten_by_member is not None:
                 print(
                     "note: no better than one of its members: the best single modality has validation top-1 "

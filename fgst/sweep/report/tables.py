@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from fgst import terminal
+from fgst.result_setting import COLUMNS
 from fgst.sweep.definition import format_value
+from fgst.sweep.report import published_results
 from fgst.sweep.results import Difference, MeanStd, Row
 from fgst.sweep.spec import SweepSpec
 
@@ -51,20 +53,25 @@ def row_number(spec: SweepSpec, row: Row) -> float | None:
 
 
 def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
-    """Format all rows as CSV, with unrounded values and empty cells for missing ones."""
+    """Format all rows as CSV, with unrounded values and empty cells for missing ones.
+
+    The last columns are what the sweep's results were obtained with, unless varied.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     columns = ("val_top1", "test_top1", "minutes")
     names = [f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")]
     differences = [f"{split}_difference{suffix}" for split in ("val", "test") for suffix in ("", "_half_width_95")]
-    writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1"])
+    setting = [column.replace(" ", "_") for column in COLUMNS]
+    writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *setting])
     for row in rows:
         values = [value for mean_std in (row.val, row.test, row.minutes) for value in (mean_std or ("", ""))]
         for difference in (row.val_difference, row.test_difference):
             values += (difference.mean, difference.half_width) if difference else ("", "")
         published = "" if row.published is None else row.published
         writer.writerow(
-            [row_heading(spec, row), row.finished, row.trials, row.pruned, row.failed, *values, published]
+            [row_heading(spec, row), row.finished, row.trials, row.pruned, row.failed, *values, published,
+             *spec.setting.cells()]
         )  # fmt: skip
     return text.getvalue()
 
@@ -76,20 +83,39 @@ def to_markdown(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> str:
         best: label of the row to print in bold.
     """
     has_seeds = any(row.trials > 1 for row in rows)
-    lines = [f"**{spec.title}**", "", "| | val top-1 % | test top-1 % | paper |", "| --- | --- | --- | --- |"]
+    headings = ["", "val top-1 %", "test top-1 %"] + ["paper"] * spec.has_comparable_published
+    lines = [f"**{spec.title}**", "", *_markdown_rows([headings, ["---"] * len(headings)])]
     for row in rows[:MAX_ROWS]:
-        label = f"**{row.label}**" if row.label == best else row.label
-        published = "" if row.published is None else f"{row.published:.1f}"
-        lines.append(f"| {label} | {format_mean_std(row.val)} | {format_mean_std(row.test)} | {published} |")
-    lines.append("")
+        cells = [f"**{row.label}**" if row.label == best else row.label]
+        cells += [format_mean_std(row.val), format_mean_std(row.test)]
+        cells += ["" if row.published is None else f"{row.published:.1f}"] * spec.has_comparable_published
+        lines += _markdown_rows([cells])
+    lines += ["", f"Setting: {spec.setting.in_words()}", ""]
     if has_seeds:
-        lines.append(f"mean ± standard deviation over {spec.seeds} {spec.repetitions}")
+        lines += [f"mean ± standard deviation over {spec.seeds} {spec.repetitions}", ""]
+    if spec.published:
+        headings = ["", *COLUMNS]
+        lines += [f"**{published_results.heading(spec)}**", ""]
+        lines += [*_markdown_rows([headings, ["---"] * len(headings), *published_results.settings(spec)]), ""]
+        lines += [published_results.values_in_words(spec), ""] * (not spec.has_comparable_published)
     lines.append("More in the artifact report.html")
     return "\n".join(lines)
 
 
+def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
 def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> None:
-    """Print the table to stdout. The table of a search shows configurations with a finished trial only.
+    """Print the table to stdout, and that of published results if there are any; see :func:`results_table`."""
+    console = Console(highlight=False)
+    terminal.print_table(console, results_table(spec, rows, best, baseline))
+    if (table := published_results.published_table(spec)) is not None:
+        terminal.print_table(console, table)
+
+
+def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> Table:
+    """Return the table of results. That of a search contains configurations with a finished trial only.
 
     Args:
         best: label of the best row by validation, which gets an asterisk.
@@ -122,7 +148,11 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
         cells += ["-" if row.published is None else f"{row.published:.1f}"] * has_published
         table.add_row(*cells)
 
-    notes = [f"paper: {spec.source}"] * has_published + ["* best by validation"] * (best is not None)
+    notes = (
+        [spec.setting.in_words()]
+        + [f"paper: {spec.source}"] * has_published
+        + ["* best by validation"] * (best is not None)
+    )
     notes += [f"validation: {spec.held_out}"] * bool(spec.held_out)
     if has_differences:
         split = "test" if is_paper else "validation"
@@ -132,5 +162,5 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     if not is_grid:
         notes += [f"{count} stopped early" for count in [sum(row.pruned for row in rows)] if count]
         notes += [f"{count} failed" for count in [sum(row.failed for row in rows)] if count]
-    table.caption = " · ".join(notes) or None
-    terminal.print_table(Console(highlight=False), table)
+    table.caption = " · ".join(notes)
+    return table
