@@ -103,7 +103,9 @@ class SweepSpec:
     def has_comparable_published(self) -> bool:
         """Whether the published values are of the same data set, benchmark and modality."""
         theirs, ours = self.published_setting, self.setting
-        return theirs is not None and (theirs.data, theirs.modality) == (self.public_benchmark, ours.modality)
+        if theirs is None or not self.public_benchmark:
+            return False
+        return (theirs.data, theirs.modality) == (self.public_benchmark, ours.modality)
 
     @property
     def experiment(self) -> str:
@@ -362,10 +364,8 @@ def _varied(
 
 def _check_values_by_row(definition: SweepDefinition, parameters: Sequence[Parameter]) -> None:
     """Raise ValueError if ``published`` or ``baseline`` can never match a row of several parameters."""
-    keys = [
-        *(definition.published.values if definition.published else ()),
-        *([] if definition.baseline is None else [definition.baseline]),
-    ]
+    keys = [*definition.published.values] if definition.published else []
+    keys += [] if definition.baseline is None else [definition.baseline]
     for key in keys if len(parameters) > 1 else ():
         if not isinstance(key, tuple) or len(key) > len(parameters):
             names = ", ".join(parameter.name for parameter in parameters)

@@ -186,14 +186,14 @@ def published(spec: SweepSpec) -> dict[str, Any] | None:
     if not spec.published:
         return None
     headings = ["results", *COLUMNS]
-    values = None
+    listed = None
     if not spec.has_comparable_published:
         headings_of_values = [spec.axis, f"{spec.source or 'published'},\ntop-1 %"]
-        values = make_table(headings_of_values, published_results.values(spec))
+        listed = make_table(headings_of_values, published_results.values(spec))
     return {
         "heading": published_results.heading(spec),
         "settings": make_table(headings, published_results.settings(spec), text_columns=range(len(headings) - 2)),
-        "values": values,
+        "listed": listed,
     }
 
 

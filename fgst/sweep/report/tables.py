@@ -148,11 +148,8 @@ def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseli
         cells += ["-" if row.published is None else f"{row.published:.1f}"] * has_published
         table.add_row(*cells)
 
-    notes = (
-        [spec.setting.in_words()]
-        + [f"paper: {spec.source}"] * has_published
-        + ["* best by validation"] * (best is not None)
-    )
+    notes = [spec.setting.in_words()] + [f"paper: {spec.source}"] * has_published
+    notes += ["* best by validation"] * (best is not None)
     notes += [f"validation: {spec.held_out}"] * bool(spec.held_out)
     if has_differences:
         split = "test" if is_paper else "validation"
