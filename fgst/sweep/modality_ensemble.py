@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import statistics
@@ -10,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fgst import terminal
 from fgst.errors import InputError
@@ -23,6 +22,7 @@ from fgst.sweep.results import MeanStd, SweepResult, TrialResult
 from fgst.sweep.runner import SweepRunner
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import TrialStatus
+from fgst.table_files import NOTE_SEPARATOR, NamedTable, rows_to_csv
 from fgst.tracking import registry
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
@@ -240,12 +240,7 @@ def _log(
         test.save(folder / "scores" / "test.arrow")
         if val is not None:
             val.save(folder / "scores" / "val.arrow")
-        with (folder / "table.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["modalities", "weights", "val_top1", "val_std", "test_top1", "test_std"])
-            for line in lines:
-                cells = [value for figure in (line.val, line.test) for value in (figure or ("", ""))]
-                writer.writerow([" + ".join(line.modalities), line.weighting, *cells])
+        (folder / "table.csv").write_text(_to_csv(lines))
         (folder / "figures").mkdir()
         plots.confusion(test, classes, folder / "figures" / "confusion.png")
         labels = [line.label for line in lines]
@@ -258,6 +253,19 @@ def print_ensemble(result: EnsembleResult, spec: SweepSpec) -> None:
     from rich.console import Console  # lazy: imported when the table is printed
 
     terminal.print_table(Console(highlight=False), ensemble_table(result, spec))
+
+
+def named_table(result: EnsembleResult, spec: SweepSpec) -> NamedTable:
+    """The ensemble's table for files."""
+    return NamedTable("ensemble", ensemble_table(result, spec), _to_csv(result.lines))
+
+
+def _to_csv(lines: Sequence[Line]) -> str:
+    rows: list[list[Any]] = [["modalities", "weights", "val_top1", "val_std", "test_top1", "test_std"]]
+    for line in lines:
+        cells = [value for figure in (line.val, line.test) for value in (figure or ("", ""))]
+        rows.append([" + ".join(line.modalities), line.weighting, *cells])
+    return rows_to_csv(rows)
 
 
 def ensemble_table(result: EnsembleResult, spec: SweepSpec) -> Table:
@@ -282,7 +290,7 @@ def ensemble_table(result: EnsembleResult, spec: SweepSpec) -> Table:
     if spec.public_benchmark in PAPER:
         paper = Published({}, source="", benchmark=spec.public_benchmark, modality=" + ".join(SHORT.values()))
         notes.append(f"paper: {PAPER[spec.public_benchmark]:.1f} % ({paper.setting.in_words()})")
-    table.caption = " · ".join(notes)
+    table.caption = NOTE_SEPARATOR.join(notes)
     return table
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from fgst.result_setting import COLUMNS
 from fgst.sweep.definition import format_params, format_value
 from fgst.sweep.spec import SweepSpec
+from fgst.table_files import rows_to_csv
 
 
 def heading(spec: SweepSpec) -> str:
@@ -45,6 +46,14 @@ def values_in_words(spec: SweepSpec) -> str:
     """The published values in one line, e.g. ``Table 2, top-1 % by K: 3: 88.6, 6: 88.9``."""
     listed = ", ".join(f"{label}: {top1}" for label, top1 in values(spec))
     return f"{spec.source or 'published'}, top-1 % by {spec.axis}: {listed}"
+
+
+def to_csv(spec: SweepSpec) -> str:
+    """The published values with their settings, as CSV."""
+    theirs = spec.published_setting
+    headings = [spec.axis, "top1", "source", *(column.replace(" ", "_") for column in COLUMNS)]
+    cells = theirs.cells() if theirs is not None else [None] * len(COLUMNS)
+    return rows_to_csv([headings, *([label, top1, spec.source, *cells] for label, top1 in values(spec))])
 
 
 def published_table(spec: SweepSpec) -> Table | None:

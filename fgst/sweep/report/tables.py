@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +15,7 @@ from fgst.sweep.definition import format_value
 from fgst.sweep.report import published_results
 from fgst.sweep.results import Difference, MeanStd, Row
 from fgst.sweep.spec import SweepSpec
+from fgst.table_files import BEST, NOTE_SEPARATOR, NamedTable, rows_to_csv
 
 MAX_ROWS = 20  # of a search, on a terminal
 
@@ -57,23 +57,20 @@ def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
 
     The last columns are what the sweep's results were obtained with, unless varied.
     """
-    text = io.StringIO()
-    writer = csv.writer(text)
     columns = ("val_top1", "test_top1", "minutes")
     names = [f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")]
     differences = [f"{split}_difference{suffix}" for split in ("val", "test") for suffix in ("", "_half_width_95")]
     setting = [column.replace(" ", "_") for column in COLUMNS]
-    writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *setting])
+    lines: list[list[Any]] = [
+        [spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *setting]
+    ]
     for row in rows:
         values = [value for mean_std in (row.val, row.test, row.minutes) for value in (mean_std or ("", ""))]
         for difference in (row.val_difference, row.test_difference):
             values += (difference.mean, difference.half_width) if difference else ("", "")
-        published = "" if row.published is None else row.published
-        writer.writerow(
-            [row_heading(spec, row), row.finished, row.trials, row.pruned, row.failed, *values, published,
-             *spec.setting.cells()]
-        )  # fmt: skip
-    return text.getvalue()
+        counts = (row.finished, row.trials, row.pruned, row.failed)
+        lines.append([row_heading(spec, row), *counts, *values, row.published, *spec.setting.cells()])
+    return rows_to_csv(lines)
 
 
 def to_markdown(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> str:
@@ -109,9 +106,18 @@ def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
 def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> None:
     """Print the table to stdout, and that of published results if there are any; see :func:`results_table`."""
     console = Console(highlight=False)
-    terminal.print_table(console, results_table(spec, rows, best, baseline))
+    for named in named_tables(spec, rows, best, baseline):
+        terminal.print_table(console, named.table)
+
+
+def named_tables(
+    spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None
+) -> list[NamedTable]:
+    """The tables of a sweep, as printed and for files: its results, and what is published."""
+    tables = [NamedTable("results", results_table(spec, rows, best, baseline), to_csv(spec, rows))]
     if (table := published_results.published_table(spec)) is not None:
-        terminal.print_table(console, table)
+        tables.append(NamedTable("published", table, published_results.to_csv(spec)))
+    return tables
 
 
 def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> Table:
@@ -139,14 +145,14 @@ def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseli
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
-        cells = [row_heading(spec, row) + (" *" if row.label == best else "")]
+        cells = [row_heading(spec, row) + (BEST if row.label == best else "")]
         cells += [f"{row.finished} of {row.trials}"] * has_seeds
         cells += [f"{row.pruned}, {row.failed}"] * has_losses
         cells += [format_mean_std(row.val)] * (not is_paper) + [format_mean_std(row.test)]
         cells += [format_difference(row.test_difference if is_paper else row.val_difference)] * has_differences
         cells.append(format_mean_std(row.minutes))
         cells += ["-" if row.published is None else f"{row.published:.1f}"] * has_published
-        table.add_row(*cells)
+        table.add_row(*cells, style="bold" if row.label == best else None)
 
     notes = [spec.setting.in_words()] + [f"paper: {spec.source}"] * has_published
     notes += ["* best by validation"] * (best is not None)
@@ -159,5 +165,5 @@ def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseli
     if not is_grid:
         notes += [f"{count} stopped early" for count in [sum(row.pruned for row in rows)] if count]
         notes += [f"{count} failed" for count in [sum(row.failed for row in rows)] if count]
-    table.caption = " · ".join(notes)
+    table.caption = NOTE_SEPARATOR.join(notes)
     return table
