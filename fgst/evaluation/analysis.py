@@ -170,7 +170,7 @@ def compare(first: Scores, second: Scores, classes: Sequence[str]) -> dict[str, 
             count = int(of_class.sum())
             corrects = [int(correct[of_class].sum()) for correct in (first_correct, second_correct)]
             both = int((first_correct & second_correct)[of_class].sum())
-            discordant = [correct - both for correct in corrects]
+            only_of_class = corrects[0] - both, corrects[1] - both
             first_top1, second_top1 = (100 * correct / count for correct in corrects)
             first_interval, second_interval = (list(accuracy_interval(correct, count)) for correct in corrects)
             rows.append(
@@ -182,8 +182,8 @@ def compare(first: Scores, second: Scores, classes: Sequence[str]) -> dict[str, 
                     "difference": first_top1 - second_top1,
                     "first_interval": first_interval,
                     "second_interval": second_interval,
-                    "interval": list(paired_interval(*discordant, count)),
-                    "p_value": mcnemar(*discordant),
+                    "interval": list(paired_interval(*only_of_class, count)),
+                    "p_value": mcnemar(*only_of_class),
                 }
             )
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
