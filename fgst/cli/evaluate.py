@@ -5,6 +5,7 @@ Examples:
   python -m fgst.evaluate --model champion                       the registered ensemble
   python -m fgst.evaluate --run-id … --json | jq .top1
   python -m fgst.evaluate --run-id … --compare OTHER_RUN_ID      paired comparison on the same clips
+  python -m fgst.evaluate --run-id … --compare OTHER_RUN_ID --out figures --format pdf --latex tables.tex
   python -m fgst.evaluate --run-id … --split val
   python -m fgst.evaluate --run-id … --dataset /elsewhere/nw-ucla
 
@@ -18,11 +19,18 @@ import argparse
 import functools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fgst import terminal
 from fgst.cli.command import CommandParser
-from fgst.cli.options import add_cache_option, add_device_options, add_table_options, add_tracking_option
+from fgst.cli.options import (
+    add_cache_option,
+    add_device_options,
+    add_figure_option,
+    add_table_options,
+    add_tracking_option,
+)
 from fgst.table_files import check_files, write_tables
 
 SPLITS = ("train", "val", "test")
@@ -51,6 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--no-log", action="store_true", help="do not store the results with the run")
     add_table_options(parser)
+    add_figure_option(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="write the report and its figures to this folder as well"
+    )
     add_device_options(parser)
     add_tracking_option(parser)
     return parser
@@ -75,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.split,
         compare=args.compare,
         log=not args.no_log,
+        out=args.out,
+        figure_format=args.format,
         on_report=functools.partial(_print, args=args),
         device=args.device,
         tracking_uri=args.tracking_uri,

@@ -101,6 +101,16 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_figure_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``."""
+    parser.add_argument(
+        "--format",
+        choices=("png", "svg", "pdf"),
+        default="png",
+        help="format of the figures; svg and pdf are vector graphics with text as text (default: png)",
+    )
+
+
 def add_system_metrics_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--system-metrics``."""
     parser.add_argument(

@@ -15,7 +15,6 @@ from fgst.evaluation.analysis import BINS, calibration_bins
 from fgst.evaluation.metrics import Scores
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
-FORMATS = ("png", "svg", "pdf")
 TEXT_WIDTH = 7.0
 """Width in inches of a figure over both columns of a paper; its fonts have their size there."""
 PAPER_STYLE = {

@@ -72,7 +72,7 @@ def write_comparison(
         second: name of the second network.
         suffix: format of the figure: png, svg or pdf.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "per_class.csv").write_text(records_to_csv(flat_rows(per_class)))
     plots.class_changes(per_class, first, second, folder / f"per_class.{suffix}")
 
