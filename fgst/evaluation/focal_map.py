@@ -127,13 +127,16 @@ def draw_focal_map(content: FocalMap, path: str | os.PathLike[str]) -> None:
 
     C, N = content.values.shape
     if content.chance is None:
-        colours, scale = colormaps["Blues"], Normalize(0, max(1e-9, float(content.values.max())))
+        colours, scale = colormaps["Blues"], Normalize(float(content.values.min()), float(content.values.max()))
         label, digits = f"mean score S of a joint (all {N} joints are selected)", 2
     else:
         colours, scale = colormaps["PuOr_r"], TwoSlopeNorm(content.chance, 0, 100)
-        label, digits = f"frames in which the joint is focal [%]; chance: {content.chance:.0f} %", 0
+        label = f"frames in which the joint is focal [%]; chance: {content.chance:.0f} %"
+        label += "\nwhite: not distinguishable from chance (Wilcoxon over clips, Holm over cells)"
+        digits = 0
     with rc_context(PAPER_STYLE | {"axes.grid": False}):
-        figure, (upper, lower) = new_figure(TEXT_WIDTH, 0.145 * (C + 1) + 1.45, rows=2, heights=(1, C))
+        height = 0.145 * (C + 1) + 1.6
+        figure, (upper, lower, below) = new_figure(TEXT_WIDTH, height, rows=3, heights=(1, C, 0.55))
         overall = content.values.mean(axis=0, keepdims=True)
         for axes, values, coloured in (
             (upper, overall, np.ones((1, N), bool)),
@@ -158,9 +161,9 @@ def draw_focal_map(content: FocalMap, path: str | os.PathLike[str]) -> None:
         lower.set_yticks(range(C), clips)
         lower.set_xticks(range(N), [name.replace("_", " ") for name in content.joints], rotation=60, ha="right",
                          rotation_mode="anchor")  # fmt: skip
-        bar = figure.colorbar(image, ax=[upper, lower], location="bottom", fraction=0.03, aspect=50, label=label)
+        bar = figure.colorbar(image, cax=below, orientation="horizontal", label=label)
         bar.outline.set_visible(False)
         if content.chance is not None:
             bar.set_ticks(sorted({0, 25, 50, 75, 100} - {round(content.chance / 25) * 25} | {round(content.chance)}))
-            bar.ax.tick_params(length=2)
+            bar.ax.tick_params(length=2, which="major")
         save_figure(figure, path)
