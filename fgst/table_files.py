@@ -33,9 +33,9 @@ _ESCAPES: Final = {
     _PLUS: "$+$", _NOTHING: "{}",
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "{''}", "`": r"\textasciigrave{}",
+    "|": r"\textbar{}", '"': "{''}", "`": r"\`{}",
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$",
-    "←": r"$\leftarrow$", "–": "--", "—": "---", "…": r"\dots{}", "°": r"\textdegree{}", "µ": r"\textmu{}",
+    "←": r"$\leftarrow$", "–": "--", "—": "---", "…": r"\dots{}", "°": r"$^\circ$", "µ": r"$\mu$",
 }  # fmt: skip
 
 
