@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fgst.evaluation.report import flat_rows
 from fgst.table_files import NOTE_SEPARATOR, NamedTable, records_to_csv, rows_to_csv
@@ -24,7 +25,7 @@ def per_class_table(report: dict[str, Any], title: str | None = None) -> Table:
         column.justify = "right"
     for row in report["per_class"]:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
-        table.add_row(row["class"], str(row["num_clips"]), str(row["correct"]), top1)
+        table.add_row(Text(row["class"]), str(row["num_clips"]), str(row["correct"]), top1)
     return table
 
 
@@ -41,7 +42,7 @@ def report_tables(report: dict[str, Any]) -> list[NamedTable]:
     values = {name: report[name] for name in ("num_clips", "top1", *METRICS)}
     confused = Table("true class", "classified as", "clips", "% of the class", title=f"Most confused classes on {what}")
     for pair in report["confused"]:
-        confused.add_row(pair["true"], pair["predicted"], str(pair["count"]), f"{pair['share']:.1f}")
+        confused.add_row(Text(pair["true"]), Text(pair["predicted"]), str(pair["count"]), f"{pair['share']:.1f}")
     for column in confused.columns[2:]:
         column.justify = "right"
     pairs = [{name: pair[name] for name in ("true", "predicted", "count", "share")} for pair in report["confused"]]
@@ -65,7 +66,7 @@ def _confusion(report: dict[str, Any], what: str) -> NamedTable:
     for column in table.columns[1:]:
         column.justify = "right"
     for number, (name, counts) in enumerate(zip(classes, report["confusion"], strict=True), 1):
-        table.add_row(f"{number} {name}", *(str(count) if count else "" for count in counts))
+        table.add_row(Text(f"{number} {name}"), *(str(count) if count else "" for count in counts))
     table.caption = "rows: true classes; columns: predicted classes, by their numbers; clips"
     rows = [["true class", *classes]]
     rows += [[name, *counts] for name, counts in zip(classes, report["confusion"], strict=True)]
@@ -81,7 +82,7 @@ def _compared(report: dict[str, Any], what: str) -> NamedTable:
     for row in comparison["per_class"]:
         low, high = row["interval"]
         table.add_row(
-            row["class"], str(row["num_clips"]), f"{row['first']:.1f}", f"{row['second']:.1f}",
+            Text(row["class"]), str(row["num_clips"]), f"{row['first']:.1f}", f"{row['second']:.1f}",
             f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})", style="bold" if row["beyond_noise"] else None,
         )  # fmt: skip
     low, high = comparison["interval"]

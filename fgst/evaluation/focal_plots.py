@@ -90,7 +90,7 @@ def focal_stills(clip: FocalClip, skeleton: Skeleton, path: str | os.PathLike[st
 
     frames = np.linspace(0, clip.joints.shape[1] - 1, min(NUM_STILLS, clip.joints.shape[1])).round().astype(int)
     with rc_context(PAPER_STYLE):
-        figure, _ = new_figure(TEXT_WIDTH, 2.1)
+        figure, _ = new_figure(TEXT_WIDTH, 1.95)
         figure.clear()
         for axes, frame in zip(figure.subplots(1, len(frames), squeeze=False)[0], frames, strict=True):
             _draw(axes, clip, int(frame), skeleton)
@@ -142,13 +142,14 @@ def focal_overview(clips: Sequence[FocalClip], skeleton: Skeleton, path: str | o
     columns = min(columns, len(clips))
     with rc_context(PAPER_STYLE):
         size = TEXT_WIDTH / MAX_PANELS
-        figure, _ = new_figure(size * columns * len(layers), (size * 1.25 + 0.25) * rows + 0.4)
+        figure, _ = new_figure(size * columns * len(layers), (size + 0.2) * rows + 0.35)
         figure.clear()
         groups = figure.subfigures(rows, columns, squeeze=False).ravel()
         for group, clip in zip(groups, clips, strict=False):
             for axes, layer in zip(group.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
-                _draw(axes, clip, clip.key_frame(), skeleton, attention=layer == "attention")
-                axes.spines[:].set_visible(False)
+                frame = clip.key_frame()
+                _draw(axes, clip, frame, skeleton, attention=layer == "attention")
+                fix_view(axes, clip.joints[clip.person_mask, frame][..., :2].reshape(-1, 2), margin=1.15)
             group.suptitle(textwrap.fill(clip.class_name, 15 * len(layers)), fontsize=7.5)
         _legend(figure, clips[0])
         save_figure(figure, path)
@@ -172,6 +173,7 @@ def _draw(axes: Any, clip: FocalClip, frame: int, skeleton: Skeleton, *, attenti
         focal = np.flatnonzero(clip.focal[person, frame])
         colour = colours(_SHADES[0] + (_SHADES[1] - _SHADES[0]) * shades[person, frame, focal])
         axes.scatter(*positions[focal].T, s=_DOT_SIZE, color=colour, edgecolors="black", linewidths=0.4, zorder=5)
+    axes.spines[:].set_visible(False)
     fix_view(axes, clip.joints[clip.person_mask][..., :2].reshape(-1, 2), margin=1.12)
 
 
@@ -183,7 +185,7 @@ def _legend(figure: Any, clip: FocalClip) -> None:
     kind = f"all {clip.focal.shape[2]} joints selected" if clip.all_focal else "focal"
     dots = [
         Line2D([], [], ls="", marker="o", ms=4, mec="black", mew=0.4, color=colours(shade), label=words)
-        for shade, words in ((_SHADES[1], f"{kind}, high score"), (_SHADES[0], "low score"))
+        for shade, words in ((_SHADES[1], f"{kind}, high score"), (_SHADES[0], f"{kind}, low score"))
     ]
     others = [Line2D([], [], ls="", marker="o", ms=2, color="#b8b8b8", label="other joint")] * (not clip.all_focal)
     if clip.attention is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fgst import terminal
 from fgst.result_setting import COLUMNS
@@ -145,7 +146,8 @@ def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseli
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
-        cells = [row_heading(spec, row) + (BEST if row.label == best else "")]
+        # As text: brackets in a value are no markup.
+        cells: list[str | Text] = [Text(row_heading(spec, row) + (BEST if row.label == best else ""))]
         cells += [f"{row.finished} of {row.trials}"] * has_seeds
         cells += [f"{row.pruned}, {row.failed}"] * has_losses
         cells += [format_mean_std(row.val)] * (not is_paper) + [format_mean_std(row.test)]

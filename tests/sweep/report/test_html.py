@@ -29,7 +29,7 @@ from fgst.sweep.spec import EarlyStopping, SweepSpec
 from fgst.sweep.status import TrialStatus
 
 PAPER = ResultSetting("NW-UCLA X-View", "paper", "joint", "paper", "80", "not stated")
-SAME_BENCHMARK = {"published_setting": PAPER, "public_benchmark": "NW-UCLA X-View"}
+SAME_BENCHMARK: dict[str, Any] = {"published_setting": PAPER, "public_benchmark": "NW-UCLA X-View"}
 EPOCHS = 9
 BASE = TrialConfig(ModelConfig(), DataConfig("data", "x-view"), TrainConfig(epochs=EPOCHS, repeat=5))
 RESUME = ["python", "sweeps/focal_k.py", "--resume", "ab" * 16]

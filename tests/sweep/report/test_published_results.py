@@ -28,7 +28,7 @@ TITLE = "Published results, not comparable with this sweep: another data set"
 
 def report(**changes: Any) -> ReportData:
     """Make the report of a grid on NW-UCLA, next to the results of a paper on NTU-60 by default."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "published": PUBLISHED,
         "source": "Table 2",
         "published_setting": NTU,
