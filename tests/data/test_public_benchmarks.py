@@ -44,7 +44,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(public_benchmarks, "PUBLIC_BENCHMARKS", PUBLIC_BENCHMARKS | {"NW-UCLA X-View": known})
 
     def write(content: Any = None, **changes: Any) -> ArrowDataset:
-        arguments = {
+        arguments: dict[str, Any] = {
             "name": "mine", "skeleton": NW_UCLA_20, "classes": nw_ucla.CLASSES, "benchmarks": nw_ucla.BENCHMARKS,
             "recipe": "nw-ucla", "source": {},
         }  # fmt: skip

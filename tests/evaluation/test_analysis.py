@@ -96,9 +96,10 @@ def test_compare_does_not_depend_on_clip_order() -> None:
         assert row["first"] == pytest.approx(100 * first_correct[of_class].mean(), rel=1e-12)
         assert row["second"] == pytest.approx(100 * second_correct[of_class].mean(), rel=1e-12)
         assert row["num_clips"] == 20
-        only = [
-            int((a & ~b)[of_class].sum()) for a, b in ((first_correct, second_correct), (second_correct, first_correct))
-        ]
+        only = (
+            int((first_correct & ~second_correct)[of_class].sum()),
+            int((second_correct & ~first_correct)[of_class].sum()),
+        )
         assert row["interval"] == list(paired_interval(*only, 20))
         assert row["p_value"] == mcnemar(*only)
         assert row["beyond_noise"] == (row["adjusted_p_value"] < 0.05)
@@ -126,9 +127,8 @@ def test_paired_interval_contains_the_difference_of_accuracies(probabilities: tu
     rng = np.random.default_rng(1)
     counts = rng.multinomial(46, [only_first, only_second, 1 - only_first - only_second], size=2_000)
     intervals = np.array([paired_interval(int(a), int(b), 46) for a, b, _ in counts])
-    covered = (intervals[:, 0] <= 100 * (only_first - only_second)) & (
-        100 * (only_first - only_second) <= intervals[:, 1]
-    )
+    difference = 100 * (only_first - only_second)
+    covered = (intervals[:, 0] <= difference) & (difference <= intervals[:, 1])
     assert covered.mean() > 0.93
 
 

@@ -163,7 +163,7 @@ def test_figures_of_chosen_classes_are_vector_graphics(
 
 
 def test_unknown_class_is_rejected_with_similar_ones(dataset: ArrowDataset, network: Network, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--class hand: there is no such class; e.g. left hand, right hand"):
+    with pytest.raises(InputError, match=r"--class hand: there is no such class; e\.g\. left hand, right hand"):
         explain(*network, dataset, tmp_path, classes=["hand"])
     assert not any(tmp_path.iterdir())
 

@@ -76,7 +76,9 @@ def test_few_clips_are_never_beyond_chance() -> None:
 def test_all_joints_have_no_chance(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).uniform(0.2, 0.8, (12, 10))
     content = focal_map(scores, np.arange(12) % 2, CLASSES, JOINTS, 10)
-    assert content.chance is content.p_values is content.adjusted is None
+    assert content.chance is None
+    assert content.p_values is None
+    assert content.adjusted is None
     np.testing.assert_allclose(content.values, [scores[::2].mean(axis=0), scores[1::2].mean(axis=0)])
     assert "p_value" not in content.records()[0]
     draw_focal_map(content, tmp_path / "map.svg")
