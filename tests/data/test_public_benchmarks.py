@@ -41,7 +41,7 @@ def clips(joints: int = 20, camera: int = 1, numbered: bool = True) -> Iterator[
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that writes a data set of 300 clips, as many as NW-UCLA is now declared to have."""
     known = dataclasses.replace(PUBLIC_BENCHMARKS["NW-UCLA X-View"], num_train=200, num_test=100)
-    monkeypatch.setattr(public_benchmarks, "PUBLIC_BENCHMARKS", PUBLIC_BENCHMARKS | {"NW-UCLA X-View": known})
+    monkeypatch.setattr(public_benchmarks, "PUBLIC_BENCHMARKS", {**PUBLIC_BENCHMARKS, "NW-UCLA X-View": known})
 
     def write(content: Any = None, **changes: Any) -> ArrowDataset:
         arguments: dict[str, Any] = {
