@@ -97,7 +97,9 @@ class SweepSpec:
     @property
     def setting(self) -> ResultSetting:
         """What the results are obtained with, unless varied."""
-        return ResultSetting.of(self.base, self.public_benchmark or self.experiment, self.seeds)
+        setting = ResultSetting.of(self.base, self.public_benchmark or self.experiment, self.seeds)
+        modalities = {trial.config.data.modality for trial in self.trials}
+        return replace(setting, modality="all modalities") if len(modalities) > 1 else setting
 
     @property
     def has_comparable_published(self) -> bool:

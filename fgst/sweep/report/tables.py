@@ -61,7 +61,8 @@ def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
     columns = ("val_top1", "test_top1", "minutes")
     names = [f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")]
     differences = [f"{split}_difference{suffix}" for split in ("val", "test") for suffix in ("", "_half_width_95")]
-    setting = [column.replace(" ", "_") for column in COLUMNS]
+    setting = {name.replace(" ", "_"): cell for name, cell in zip(COLUMNS, spec.setting.cells(), strict=True)}
+    setting.pop(spec.axis, None)  # the modality may be what is varied
     lines: list[list[Any]] = [
         [spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *setting]
     ]
@@ -70,7 +71,7 @@ def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
         for difference in (row.val_difference, row.test_difference):
             values += (difference.mean, difference.half_width) if difference else ("", "")
         counts = (row.finished, row.trials, row.pruned, row.failed)
-        lines.append([row_heading(spec, row), *counts, *values, row.published, *spec.setting.cells()])
+        lines.append([row_heading(spec, row), *counts, *values, row.published, *setting.values()])
     return rows_to_csv(lines)
 
 
