@@ -48,12 +48,14 @@ class NamedTable:
         table: the table as printed.
         csv: its values without rounding, as CSV; ``None`` for a table of which the cells are all that there is.
         title: the caption in LaTeX; empty for the title of the table.
+        csv_only: the table is too wide for a page, so it is not written in LaTeX.
     """
 
     name: str
     table: Table
     csv: str | None = None
     title: str = ""
+    csv_only: bool = False
 
 
 def check_files(latex: str | None, csv: str | None) -> None:
@@ -90,7 +92,7 @@ def write_tables(
     """
     files: dict[Path, str] = {}
     if latex is not None:
-        files[Path(latex)] = _PREAMBLE + "\n".join(to_latex(table) for table in tables)
+        files[Path(latex)] = _PREAMBLE + "\n".join(to_latex(table) for table in tables if not table.csv_only)
     if csv is not None:
         for number, table in enumerate(tables):
             path = Path(csv)

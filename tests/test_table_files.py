@@ -110,6 +110,13 @@ def test_csv_has_unrounded_values_or_the_cells(tmp_path: Path) -> None:
     assert records_to_csv([]) == ""
 
 
+def test_wide_table_is_not_in_latex(tmp_path: Path) -> None:
+    tables = [NamedTable("one", make_table()), NamedTable("wide", make_table(), csv_only=True)]
+    write_tables(tables, tmp_path / "t.tex", tmp_path / "t.csv")
+    assert re.findall("tab:([a-z]+)", (tmp_path / "t.tex").read_text()) == ["one"]
+    assert (tmp_path / "t-wide.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("latex", "table", "message"),
     [

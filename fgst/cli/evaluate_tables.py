@@ -10,6 +10,8 @@ from rich.text import Text
 from fgst.evaluation.report import flat_rows
 from fgst.table_files import NOTE_SEPARATOR, NamedTable, records_to_csv, rows_to_csv
 
+MAX_COLUMNS = 20
+"""Classes of a confusion matrix that fits a page; a larger one is written as CSV only."""
 METRICS = {
     "top5": "top-5 [%]",
     "mean_class": "mean over classes [%]",
@@ -35,10 +37,11 @@ def report_tables(report: dict[str, Any]) -> list[NamedTable]:
     low, high = report["top1_interval"]
     metrics = Table("metric", "value", title=f"Metrics on {what}", caption="interval: 95 %, bootstrap over clips")
     metrics.columns[1].justify = "right"
-    metrics.add_row("top-1 [%]", f"{report['top1']:.2f}")
-    metrics.add_row("interval [%]", f"{low:.2f} to {high:.2f}")
+    # As text: brackets are no markup.
+    metrics.add_row(Text("top-1 [%]"), f"{report['top1']:.2f}")
+    metrics.add_row(Text("interval [%]"), f"{low:.2f} to {high:.2f}")
     for name, title in METRICS.items():
-        metrics.add_row(title, f"{report[name]:.2f}")
+        metrics.add_row(Text(title), f"{report[name]:.2f}")
     values = {name: report[name] for name in ("num_clips", "top1", *METRICS)}
     confused = Table("true class", "classified as", "clips", "% of the class", title=f"Most confused classes on {what}")
     for pair in report["confused"]:
@@ -70,7 +73,7 @@ def _confusion(report: dict[str, Any], what: str) -> NamedTable:
     table.caption = "rows: true classes; columns: predicted classes, by their numbers; clips"
     rows = [["true class", *classes]]
     rows += [[name, *counts] for name, counts in zip(classes, report["confusion"], strict=True)]
-    return NamedTable("confusion", table, rows_to_csv(rows))
+    return NamedTable("confusion", table, rows_to_csv(rows), csv_only=len(classes) > MAX_COLUMNS)
 
 
 def _compared(report: dict[str, Any], what: str) -> NamedTable:

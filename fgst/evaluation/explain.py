@@ -127,7 +127,7 @@ def _labels(wanted: Sequence[str], classes: Sequence[str], with_clips: Collectio
     """The classes to draw a clip of, in the order in which they are wanted; by default all that have test clips."""
     for name in wanted:
         if name not in classes:
-            similar = difflib.get_close_matches(name, classes, n=3) or classes[:20]
+            similar = difflib.get_close_matches(name, classes, n=3, cutoff=0.5) or classes[:20]
             raise InputError(f"--class {name}: there is no such class; e.g. {', '.join(similar)}")
         if classes.index(name) not in with_clips:
             raise InputError(f"--class {name}: there is no test clip of this class")
