@@ -93,6 +93,24 @@ def add_tracking_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--latex`` and ``--csv``; see :func:`fgst.table_files.write_tables`."""
+    parser.add_argument("--latex", metavar="FILE", help="write the tables to this file in LaTeX (booktabs)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write the tables to this file, and files with similar names, as CSV"
+    )
+
+
+def add_figure_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``."""
+    parser.add_argument(
+        "--format",
+        choices=("png", "svg", "pdf"),
+        default="png",
+        help="format of the figures; svg and pdf are vector graphics with text as text (default: png)",
+    )
+
+
 def add_system_metrics_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--system-metrics``."""
     parser.add_argument(

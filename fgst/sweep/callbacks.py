@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgst.sweep.progress import ProgressView
-from fgst.sweep.report.tables import print_table, to_csv, to_markdown
+from fgst.sweep.report.tables import named_tables, print_table, to_markdown
 from fgst.sweep.results import SweepResult, TrialResult, baseline_label, build_rows
 from fgst.sweep.runner import SweepCallback, SweepRunner
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.status import TrialStatus
+from fgst.table_files import write_tables
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
@@ -91,7 +92,8 @@ class MlflowReport(SweepCallback):
         data = ReportData(spec, trials, histories, runner.search.study, runner.sweep_id, self._resume_command, notes)
         with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
             folder = Path(name)
-            (folder / "table.csv").write_text(to_csv(spec, rows))
+            tables = named_tables(spec, rows, result.best_label, baseline_label(spec, trials))
+            write_tables(tables, folder / "table.tex", folder / "table.csv")
             write_report(data, folder)
             runner.tracked_run.log_artifacts(folder)
         runner.tracked_run.set_tags({"mlflow.note.content": to_markdown(spec, rows, result.best_label)})

@@ -11,9 +11,11 @@ import msgspec
 
 from fgst.config import TrialConfig, resolve_data_defaults
 from fgst.data.dataset import ArrowDataset
+from fgst.data.public_benchmarks import public_benchmark
 from fgst.errors import InputError
 from fgst.integrity import check_digest, with_digest
 from fgst.parsing import Text, decode_json
+from fgst.result_setting import ResultSetting
 from fgst.sweep.definition import (
     OBJECTIVES,
     SEARCHES,
@@ -45,7 +47,8 @@ class SweepSpec:
     """A sweep; all fields are JSON-compatible.
 
     Attributes:
-        name, title, source: as in its :class:`~fgst.sweep.definition.SweepDefinition`.
+        name, title: as in its :class:`~fgst.sweep.definition.SweepDefinition`.
+        source: of the published values, e.g. "Table 2".
         parameters: what is varied.
         search: one of ``SEARCHES``.
         seeds: trainings per configuration, counted from the seed of ``base``.
@@ -56,6 +59,9 @@ class SweepSpec:
         base: the trial that parameters are applied to; its seed also seeds the search.
         trials: the trials of a grid in order; empty for a search, which creates them one by one.
         published: (value, the paper's top-1 in %); a value is a tuple if several parameters are varied.
+        published_setting: what the published values were obtained with; ``None`` in sweeps of earlier versions.
+        public_benchmark: the public benchmark that all trials are evaluated on, see
+            :func:`fgst.data.public_benchmarks.public_benchmark`; empty if it is none.
         baseline: value of the row that other rows are compared with, or ``None``.
         dataset_name, dataset_digest: what all trials are trained on.
         builds_ensemble: the networks of each seed are fused at the end.
@@ -85,6 +91,23 @@ class SweepSpec:
     refit: bool = False
     held_out: str = ""
     fold_clips: tuple[int, ...] = ()
+    published_setting: ResultSetting | None = None
+    public_benchmark: str = ""
+
+    @property
+    def setting(self) -> ResultSetting:
+        """What the results are obtained with, unless varied."""
+        setting = ResultSetting.of(self.base, self.public_benchmark or self.experiment, self.seeds)
+        modalities = {trial.config.data.modality for trial in self.trials}
+        return replace(setting, modality="all modalities") if len(modalities) > 1 else setting
+
+    @property
+    def has_comparable_published(self) -> bool:
+        """Whether the published values are of the same data set, benchmark and modality."""
+        theirs, ours = self.published_setting, self.setting
+        if theirs is None or not self.public_benchmark:
+            return False
+        return (theirs.data, theirs.modality) == (self.public_benchmark, ours.modality)
 
     @property
     def experiment(self) -> str:
@@ -131,8 +154,10 @@ class SweepSpec:
         return format_params(dict(zip((p.name for p in self.parameters), values, strict=False)))
 
     def published_top1(self, params: Mapping[str, Any]) -> float | None:
-        """The paper's top-1 in % for these parameters, if it gives one."""
+        """The paper's top-1 in % for these parameters, if it gives one that can be compared with the sweep's."""
         values = tuple(params.values())
+        if not self.has_comparable_published:
+            return None
         return dict(self.published).get(values[0] if len(self.parameters) == 1 else values) if values else None
 
     def to_json(self) -> str:
@@ -187,6 +212,8 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     refit: bool = False
     held_out: Text = ""
     fold_clips: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
+    published_setting: ResultSetting | None = None
+    public_benchmark: Text = ""
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -250,6 +277,7 @@ def build_spec(
     if refit:
         _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
     held_out, fold_clips = _validation_clips(base, trials, dataset, seeds)
+    published = definition.published
     return SweepSpec(
         name=definition.name,
         title=definition.title,
@@ -262,8 +290,8 @@ def build_spec(
         initial_points=tuple(tuple(params.items()) for params in points),
         base=base,
         trials=trials,
-        published=tuple(definition.published.items()),
-        source=definition.source,
+        published=tuple(published.values.items()) if published else (),
+        source=published.source if published else "",
         baseline=definition.baseline,
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
@@ -271,6 +299,8 @@ def build_spec(
         refit=refit,
         held_out=held_out,
         fold_clips=fold_clips,
+        published_setting=published.setting if published else None,
+        public_benchmark=public_benchmark(dataset, base.data.benchmark or ""),
     )
 
 
@@ -336,7 +366,8 @@ def _varied(
 
 def _check_values_by_row(definition: SweepDefinition, parameters: Sequence[Parameter]) -> None:
     """Raise ValueError if ``published`` or ``baseline`` can never match a row of several parameters."""
-    keys = [*definition.published, *([] if definition.baseline is None else [definition.baseline])]
+    keys = [*definition.published.values] if definition.published else []
+    keys += [] if definition.baseline is None else [definition.baseline]
     for key in keys if len(parameters) > 1 else ():
         if not isinstance(key, tuple) or len(key) > len(parameters):
             names = ", ".join(parameter.name for parameter in parameters)

@@ -44,6 +44,7 @@ def _content(data: ReportData, pictures: Path) -> dict[str, Any]:
         "answer": sections.answer(spec, rows, best, baseline),
         "notes": data.notes,
         "results": sections.results(spec, rows, best, baseline),
+        "published": sections.published(spec),
         "accuracy_curve": sections.accuracy_curve(spec, rows, pictures),
         "pareto": sections.pareto(spec, results, pictures),
         "learning_curves": sections.learning_curves(data, best, pictures),
