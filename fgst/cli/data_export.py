@@ -42,10 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     dataset = ArrowDataset(args.dataset)
     notes = export(dataset, args.out, benchmark=args.benchmark, frames=args.frames, overwrite=args.overwrite)
+    count = len(dataset)
+    if args.out.suffix.lower() == ".npz":
+        splits = dataset.splits(args.benchmark or "", validation=0)
+        count = len(splits.train) + len(splits.test)
     print(dataset.name)
     print_lines(
         [
-            ("exported", f"{len(dataset):,} clips"),
+            ("exported", f"{count:,} clips"),
             *(("note", note) for note in notes),
             ("location", f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB)"),
             ("time", f"{time.monotonic() - start:.1f} s"),

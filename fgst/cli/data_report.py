@@ -33,13 +33,14 @@ def describe(dataset: ArrowDataset) -> list[Line]:
         counts = f"{len(splits.train):,} train, {len(splits.test):,} test ({_rule(benchmark)})"
         lines += [(benchmark.name, counts), ("", f"validation: {_validation(dataset, benchmark.name)[0]}")]
     frames, persons = dataset.columns["num_frames"], dataset.columns["num_persons"]
+    subjects = np.count_nonzero(np.unique(dataset.columns["subject"]))  # 0 means "not recorded"
     per_class = np.bincount(dataset.columns["label"], minlength=dataset.num_classes)
     per_count = zip(*np.unique(persons, return_counts=True), strict=True)
     return [
         *lines,
         ("frames", f"{frames.min()} to {frames.max()}, median {np.median(frames):g}"),
         ("persons", ", ".join(f"{clips:,} clips of {count}" for count, clips in per_count)),
-        ("subjects", str(len(np.unique(dataset.columns["subject"])))),
+        ("subjects", str(subjects) if subjects else "not recorded"),
         ("classes", str(dataset.num_classes)),
         *(("", f"{count:6,}  {name}") for name, count in zip(dataset.classes, per_class, strict=True)),
     ]

@@ -20,8 +20,9 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
         "--dataset",
         required=dataset_required,
         metavar="DIR",
-        help="Arrow data set prepared by python -m data_prep.nw_ucla, .ntu, .custom or .demo: a directory or a URI "
-        "(s3://… gs://… file://…)" + ("" if dataset_required else "; default: generated motion, in datasets/demo"),
+        help="Arrow data set prepared by python -m data_prep.nw_ucla, .ntu, .convert, .custom or .demo: a directory or "
+        "a URI (s3://… gs://… file://…)"
+        + ("" if dataset_required else "; default: generated motion, in datasets/demo"),
     )
     add_cache_option(group)
     group.add_argument(

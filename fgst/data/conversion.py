@@ -122,7 +122,7 @@ def remarks(dataset: ArrowDataset) -> list[str]:
         missing = sorted(set(labels.tolist()) - set(labels[splits.train].tolist()))
         if missing:
             listed = ", ".join(names[missing[:5]]) + (" …" if len(missing) > 5 else "")
-            notes.append(f"{benchmark.name}: no training clip of {len(missing)} classes ({listed})")
+            notes.append(f"{benchmark.name}: no training clip of {_classes_count(len(missing))} ({listed})")
         unused = len(dataset) - len(splits.train) - len(splits.test)
         if unused:
             notes.append(f"{benchmark.name}: {unused:,} clips are in neither split")
@@ -235,6 +235,10 @@ def _none_usable(report: ConversionReport) -> str:
         return "there is no clip to convert" + (f" ({reasons})" if reasons else "")
     clip_id, fault = report.rejected[0]
     return f"none of the {len(report.rejected):,} clips is usable (the first, {printable(clip_id)}: {fault})"
+
+
+def _classes_count(count: int) -> str:
+    return "1 class" if count == 1 else f"{count:,} classes"
 
 
 def _clips_count(count: int) -> str:

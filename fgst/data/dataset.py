@@ -36,7 +36,7 @@ from fgst.data.splits import Benchmark, Splits, choose_scheme, make_splits
 from fgst.errors import InputError
 from fgst.parsing import read_regular_file
 
-_PREPARE = "python -m data_prep.nw_ucla, .ntu, .custom or .demo"
+_PREPARE = "python -m data_prep.nw_ucla, .ntu, .convert, .custom or .demo"
 
 
 @dataclass(frozen=True)

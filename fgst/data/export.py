@@ -26,6 +26,7 @@ from fgst.data.layout import SPLIT_PREFIX
 from fgst.data.normalization import UNCHANGED
 from fgst.data.pickles import write_pickle
 from fgst.data.progress import tracked
+from fgst.data.skeletons import NTU_25
 from fgst.data.splits import Benchmark
 from fgst.data.writer import writing_to
 from fgst.errors import InputError
@@ -127,6 +128,8 @@ def _write_npz(dataset: ArrowDataset, path: Path, benchmark: Benchmark, frames: 
     notes = [f"{count:,} {what}" for count, what in remarks if count]
     if dataset.skeleton.num_joints != NTU_JOINTS:
         notes.append(f"CTR-GCN's code reads {NTU_JOINTS} joints; these clips have {dataset.skeleton.num_joints}")
+    elif dataset.skeleton.joints != NTU_25.joints:
+        notes.append(f"CTR-GCN's graph is that of {NTU_25.name}; these clips have skeleton {dataset.skeleton.name}")
     if len(rules) < len(dataset.benchmarks):
         notes.append(f"only the list {benchmark.name} is in the file")
     return notes

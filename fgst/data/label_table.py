@@ -216,7 +216,10 @@ def _benchmarks(
         values = {clip_id: row.get(column, "") for clip_id, row in cells.items()}
         known = natural_order(set(values.values()) - {""})
         if not known:
-            raise InputError(f"{location}: has no {column}, which benchmark {name} splits by")
+            raise InputError(
+                f"{location}: has no column {column} with values, which benchmark {name} splits by; its header is "
+                + shorten(", ".join(columns))
+            )
         unknown = [value for value in (*train, *(test or ())) if value not in known]
         if unknown and len(unknown) < len(train):
             notes.append(f"{name}: no clip has {column} {shorten(', '.join(unknown), 80)}")
@@ -227,6 +230,9 @@ def _benchmarks(
             raise InputError(
                 f"--benchmark {name}: its {split} split is empty; {column} is one of {', '.join(known[:20])}"
             )
+        if test is None and (blank := sum(not value for value in values.values())):
+            clips = "1 clip has" if blank == 1 else f"{blank:,} clips have"
+            notes.append(f"{name}: {clips} no {column} and {'is' if blank == 1 else 'are'} for testing")
         if column in numbers:
             rules.append(
                 Benchmark(

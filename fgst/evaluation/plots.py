@@ -93,7 +93,7 @@ def clip_frames(joints: np.ndarray, skeleton: Skeleton, title: str, path: str | 
     Each person has a colour.
 
     Args:
-        joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
+        joints: positions ``(M, T, N, 3)``; joints that were not seen, i.e. are zero, are not drawn.
         skeleton: the bones to draw.
         title: title above the frames.
         path: the file to write.
@@ -118,7 +118,7 @@ def clip_animation(
     """Draw a clip as an animated GIF, seen from the front (left) and from the side (right).
 
     Args:
-        joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
+        joints: positions ``(M, T, N, 3)``; joints that were not seen, i.e. are zero, are not drawn.
         skeleton: the bones to draw.
         title: title above the frames.
         path: the file to write.
@@ -143,16 +143,24 @@ def clip_animation(
 def _draw_skeleton(axes: Any, joints: np.ndarray, frame: int, skeleton: Skeleton, view: str) -> None:
     """Draw the bones and joints of all persons in a frame; the axis limits are the same for all frames of the clip."""
     horizontal = 0 if view == "front" else 2
-    visible = np.asarray(joints.any(axis=(2, 3)))
-    points = joints[visible][..., [horizontal, 1]].reshape(-1, 2)
+    seen = seen_joints(joints, skeleton.centre)
+    points = joints[seen][:, [horizontal, 1]]
     for person in range(len(joints)):
-        if not visible[person, frame]:
-            continue
         positions, colour = joints[person, frame][:, [horizontal, 1]], (BLUE, ORANGE, GREEN, GREY)[person % 4]
         for joint, parent in enumerate(skeleton.parents):
-            axes.plot(*positions[[joint, parent]].T, color=colour, linewidth=1.2)
-        axes.scatter(*positions.T, s=5, color=colour)
+            if seen[person, frame, [joint, parent]].all():
+                axes.plot(*positions[[joint, parent]].T, color=colour, linewidth=1.2)
+        axes.scatter(*positions[seen[person, frame]].T, s=5, color=colour)
     fix_view(axes, points, margin=1.1)
+
+
+def seen_joints(joints: np.ndarray, centre: int) -> np.ndarray:
+    """Return which joints were seen, ``(M, T, N)``: those not at the origin, and the centre within a body around it."""
+    seen = np.asarray(joints.any(axis=-1))
+    low = np.where(seen[..., None], joints, np.inf).min(axis=2)
+    high = np.where(seen[..., None], joints, -np.inf).max(axis=2)
+    seen[..., centre] |= ((low <= 0) & (high >= 0)).all(axis=-1)
+    return seen
 
 
 def lengths(frames: np.ndarray, path: str | os.PathLike[str]) -> None:

@@ -17,7 +17,7 @@ from fgst.data.dataset import ArrowDataset, Clip
 from fgst.data.export import export
 from fgst.data.formats.ntu_names import ACTIONS
 from fgst.data.layout import split_list
-from fgst.data.skeletons import NTU_25
+from fgst.data.skeletons import BODY_25, NTU_25
 from fgst.data.splits import Benchmark
 from fgst.data.writer import write_dataset
 from fgst.errors import InputError
@@ -153,6 +153,12 @@ def test_what_an_npz_cannot_hold_is_said(tmp_path: Path) -> None:
     assert "only the list x-sub is in the file" in export(dataset, tmp_path / "other.npz", benchmark="x-sub")
 
 
+def test_another_skeleton_of_25_joints_is_said(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "data", skeleton=BODY_25)
+    notes = export(dataset, tmp_path / "mine.npz")
+    assert "CTR-GCN's graph is that of ntu-25; these clips have skeleton body-25" in notes
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".pkl"])
 def test_other_class_names_and_benchmarks_for_an_exported_file(tmp_path: Path, suffix: str) -> None:
     export(write(tmp_path / "data"), tmp_path / f"mine{suffix}", benchmark="x-sub")
@@ -210,6 +216,12 @@ def test_command_replaces_a_file_and_says_what_it_did(tmp_path: Path, capsys: py
     main([str(tmp_path / "data"), str(tmp_path / "mine.npz"), "--overwrite"])
     output = capsys.readouterr().out
     assert "exported  36 clips" in output
+    main([str(tmp_path / "data"), str(tmp_path / "list.npz"), "--benchmark", "train-small"])
+    output = capsys.readouterr().out
+    assert "exported  24 clips" in output
+    assert "12 clips are in neither split of train-small: they are left out" in output
+    main([str(tmp_path / "data"), str(tmp_path / "mine.npz"), "--overwrite"])
+    output = capsys.readouterr().out
     assert "only the list x-sub is in the file" in output
     assert convert(tmp_path / "mine.npz", tmp_path / "again")[0].name == "again"
 

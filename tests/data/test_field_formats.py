@@ -309,8 +309,9 @@ def pyskl_clips() -> list[tuple[str, int, np.ndarray]]:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_pyskl_annotations_of_ntu(tmp_path: Path, protocol: int) -> None:
-    dataset, _ = convert(write_annotations(tmp_path / "ntu60_3danno.pkl", CLIPS, protocol), tmp_path / "out")
+    dataset, report = convert(write_annotations(tmp_path / "ntu60_3danno.pkl", CLIPS, protocol), tmp_path / "out")
     check(dataset, pyskl_clips(), tolerance=1e-6)
+    assert not any("in no list" in note for note in report.notes)
     assert [(b.name, b.column) for b in dataset.benchmarks] == [("x-sub", "subject"), ("x-view", "camera")]
     assert dataset.classes == ACTIONS[:60]
     assert dataset.preparation == "ntu"

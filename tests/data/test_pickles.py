@@ -348,3 +348,10 @@ def test_path_that_is_no_file(tmp_path: Path, make: Callable[[Path], object]) ->
     make(tmp_path / "a.pkl")
     with pytest.raises(PickleError, match=r"is not a regular file|cannot be read"), open_pickle(tmp_path / "a.pkl"):
         pass
+
+
+def test_zip_is_named() -> None:
+    content = io.BytesIO()
+    np.savez(content, x=np.zeros(2))
+    with pytest.raises(PickleError, match="is a zip, not a pickle"):
+        parse_pickle(content)

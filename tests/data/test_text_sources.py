@@ -191,3 +191,11 @@ def test_own_skeleton_files_are_converted_trained_on_and_classified(tmp_path: Pa
         joints = body(NTU_25, 15, seed, persons=1 + seed % 2)
         np.testing.assert_allclose(clip, joints - joints[0, 0, NTU_25.centre], atol=1e-5)
     check_training_and_prediction(dataset, Written(path), tmp_path)
+
+
+def test_sources_that_are_empty_or_incomplete_are_named(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 and then nothing")
+    for name, message in (("raw", "is an empty folder"), ("a.npz", "is not a zip, or is incomplete")):
+        with pytest.raises(InputError, match=message):
+            convert_command([str(tmp_path / name), str(tmp_path / "out")])

@@ -71,6 +71,7 @@ def open_annotations(path: Path, options: SourceOptions) -> Iterator[ClipSource]
         _refuse_index(annotations, location)
         pairs = _pairs(list(members), notes) if exported is None else _exported_pairs(exported, members)
         listed = _list(annotations, members, pairs, notes)
+        unlisted = sum(not clip.splits for clip in listed)  # describe() replaces lists that are official splits
         layout = _Layout.of(annotations, exported.skeleton if exported else options.skeleton, location, is_bare=is_bare)
         labels = describe(listed, list(pairs), options, where=path.absolute(), exported=exported)
         reads = [
@@ -82,7 +83,6 @@ def open_annotations(path: Path, options: SourceOptions) -> Iterator[ClipSource]
         else:
             normalization, remarks = measured(peek(reads), layout.skeleton)
             notes += remarks
-        unlisted = sum(not clip.splits for clip in listed)
         if pairs and unlisted:
             notes.append(f"{unlisted:,} clips are in no list")
         preparation = "ntu" if layout.skeleton == NTU_25 and normalization.centred else "pyskl"

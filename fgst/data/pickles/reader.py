@@ -124,6 +124,9 @@ class _Reader:
     def read(self) -> Any:
         """Execute the instructions and return the result."""
         handlers, read = self._handlers(), self._file.read
+        if self._file.read(4) == b"PK\x03\x04":
+            raise PickleError("is a zip, not a pickle")
+        self._file.seek(0)
         try:
             for _ in range(MAX_STEPS):
                 code = read(1)
