@@ -174,7 +174,10 @@ def _write_pkl(dataset: ArrowDataset, path: Path, benchmarks: Iterable[Benchmark
         rules.append(rule)
     if not rules:
         raise InputError(f"{dataset.path}: has no benchmark with clips in both splits")
-    with closing(tracked(_annotations(dataset), len(dataset), "clips")) as annotations, path.open("wb") as file:
+    if is_planar := _is_planar(dataset):
+        notes.append("keypoint has two coordinates in the units of the data set, not pixels: omit PreNormalize2D")
+    clips = _annotations(dataset, is_planar=is_planar)
+    with closing(tracked(clips, len(dataset), "clips")) as annotations, path.open("wb") as file:
         content = {
             "split": lists,
             "annotations": annotations,
@@ -184,13 +187,25 @@ def _write_pkl(dataset: ArrowDataset, path: Path, benchmarks: Iterable[Benchmark
     return notes
 
 
-def _annotations(dataset: ArrowDataset) -> Iterator[dict[str, Any]]:
+def _keypoints(joints: np.ndarray, *, is_planar: bool) -> dict[str, np.ndarray]:
+    """Return the arrays of an annotation; clips in the plane have two coordinates and confidences."""
+    if not is_planar:
+        return {"keypoint": joints}
+    return {"keypoint": joints[..., :2], "keypoint_score": np.asarray(joints.any(axis=-1), np.float32)}
+
+
+def _is_planar(dataset: ArrowDataset) -> bool:
+    """Return whether z is 0 in all clips."""
+    return not any(dataset.clip(row)[..., 2].any() for row in range(len(dataset)))
+
+
+def _annotations(dataset: ArrowDataset, *, is_planar: bool) -> Iterator[dict[str, Any]]:
     for row, name in enumerate(dataset.clip_ids):
         joints = dataset.clip(row)
         yield {
             "frame_dir": str(name),
             "label": int(dataset.columns["label"][row]),
             "total_frames": joints.shape[1],
-            "keypoint": joints,
+            **_keypoints(joints, is_planar=is_planar),
             **{column: int(dataset.columns[column][row]) for column in _COLUMNS},
         }

@@ -107,15 +107,24 @@ def _pieces(name: str) -> list[str]:
     return [piece for piece in re.split(r"([0-9]{1,18})", name) if piece]
 
 
+def _column(name: str) -> str:
+    """Return the name of a column without differences of case and blanks: ``Clip ID`` is ``clip_id``."""
+    return "_".join(name.lower().split())
+
+
 def _read_cells(content: bytes) -> dict[str, dict[str, str]]:
     """Return the cells by column of each clip; raises ValueError that names all faulty lines."""
-    columns, lines = read_table(content)
+    header, lines = read_table(content)
+    columns = [_column(name) for name in header]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"has two columns of the same name; its header is {shorten(', '.join(header))}")
     for column in ("clip_id", "label"):
         if column not in columns:
             raise ValueError(f"has no column {column}; its header is {shorten(', '.join(columns)) or 'empty'}")
     cells: dict[str, dict[str, str]] = {}
     faults: list[str] = []
-    for number, values in lines:
+    for number, line in lines:
+        values = dict(zip(columns, line.values(), strict=True))
         clip = values["clip_id"]
         if not clip or not values["label"]:
             faults.append(f"line {number}: has no clip_id or no label")
@@ -269,4 +278,4 @@ def parse_benchmark(text: str) -> tuple[str, str, tuple[str, ...], tuple[str, ..
         raise InputError(f"--benchmark {shorten(text, 80)}: {_BENCHMARK_FORM}")
     if set(split[0]) & set(split[1]):
         raise InputError(f"--benchmark {shorten(text, 80)}: a value is both for training and for testing")
-    return match[1], match[2].strip(), split[0], split[1] if slash else None
+    return match[1], _column(match[2]), split[0], split[1] if slash else None

@@ -151,6 +151,11 @@ def check_shape(shape: Sequence[int], skeleton: Skeleton) -> None:
             f"has shape {tuple(shape)}, which would be {M} persons in {T} frames: persons and frames are probably "
             f"swapped; write {expected}"
         )
+    if M == 3 and shape[3] == 2:
+        raise ClipError(
+            f"has shape {tuple(shape)}, which would be 3 persons in the plane: coordinates and persons are probably "
+            f"swapped; write {expected}, or add confidences as a third number if these are persons"
+        )
 
 
 def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgst.data.formats import find_format
+from fgst.data.formats import FORMATS, find_format
 from fgst.data.progress import tracked
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
 from fgst.errors import InputError
@@ -23,6 +23,7 @@ from fgst.parsing import printable
 
 BATCH_SIZE = 64
 STDIN = "-"
+_SUFFIXES = {raw_format.suffix for raw_format in FORMATS.values()}
 Read = Callable[[], bytes]
 
 
@@ -99,6 +100,9 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
                 sources.append((printable(name), functools.partial(_fail, f"contains no clip; {hint}")))
             for file in sorted(clips, key=lambda file: file.path):
                 sources.append((f"{printable(name.rstrip('/'))}/{file.path}", file.read))
+        elif path.suffix.lower() != suffix and path.suffix.lower() in _SUFFIXES:
+            fault = f"is a {path.suffix.lower()} file; this network reads {suffix} files"
+            sources.append((printable(name), functools.partial(_fail, fault)))
         else:
             sources.append((printable(name), functools.partial(read_path, path, MAX_FILE_BYTES)))
     return sources

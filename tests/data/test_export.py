@@ -80,6 +80,19 @@ def test_pkl_is_converted_back_to_the_same_data_set(tmp_path: Path) -> None:
     assert (twice.digest, twice.preparation) == (dataset.digest, "ntu")
 
 
+def test_pkl_of_clips_in_the_plane_has_two_coordinates_and_scores(tmp_path: Path) -> None:
+    flat = [replace(clip, joints=clip.joints * np.array([1, 1, 0], np.float32)) for clip in clips()]
+    dataset = write(tmp_path / "mine", clips=flat)
+    notes = export(dataset, tmp_path / "mine.pkl")
+    assert any("two coordinates" in note for note in notes)
+    annotation = pickle.loads((tmp_path / "mine.pkl").read_bytes())["annotations"][3]
+    assert annotation["keypoint"].shape == (*dataset.clip(3).shape[:3], 2)
+    np.testing.assert_array_equal(annotation["keypoint_score"], dataset.clip(3).any(axis=-1))
+    again, _ = convert(tmp_path / "mine.pkl", tmp_path / "again")
+    for row in range(len(dataset)):
+        np.testing.assert_array_equal(again.clip(row), dataset.clip(row))
+
+
 @pytest.mark.parametrize("benchmark", ["x-sub", "train-small", "x-view"])
 def test_npz_is_converted_back_to_the_same_clips(tmp_path: Path, benchmark: str) -> None:
     dataset = write(tmp_path / "data")

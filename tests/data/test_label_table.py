@@ -146,3 +146,12 @@ def test_all_faulty_lines_are_named(tmp_path: Path) -> None:
         read_label_table(write(tmp_path, "clip_id,label\na,x\na,y\n,z\nb,\nc,ok\n"))
     message = str(raised.value)
     assert "line 3: clip a occurs twice; line 4: has no clip_id or no label; line 5: has no clip_id" in message
+
+
+def test_case_and_blanks_of_headers_do_not_matter(tmp_path: Path) -> None:
+    path = write(tmp_path, "Clip ID;Label;Subject;Test Room\na;x;1;lab\nb;x;2;home\n")
+    table = read_label_table(path, ["x-sub:Subject=1", "rooms:Test Room=lab"])
+    assert table.benchmarks[0].train == (1,)
+    assert table.rows["a"].splits == {"rooms": "train"}
+    with pytest.raises(InputError, match="two columns of the same name"):
+        read_label_table(write(tmp_path, "clip_id,label,Label\na,x,y\n"))

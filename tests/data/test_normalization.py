@@ -234,6 +234,7 @@ def test_damaged_clips_do_not_prevent_measurement() -> None:
     [
         ((300, 2, 25, 3), "persons and frames are probably swapped"),
         ((11, 60, 25, 3), "persons and frames are probably swapped"),
+        ((3, 60, 25, 2), "coordinates and persons are probably swapped"),
         ((1, 3, 60, 25), "25 is the length of another axis"),
         ((1, 60, 17, 3), "--skeleton coco-17 or h36m-17 has 17 joints"),
         ((1, 60, 25, 5), "has shape"),

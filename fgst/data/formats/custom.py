@@ -133,7 +133,7 @@ def _without(path: str, suffix: str) -> str:
 
 def _entry(row: LabelRow, file: ClipFile | None, suffix: str, preparation: str, skeleton: Skeleton) -> ClipEntry:
     return ClipEntry(
-        row.clip_id,
+        row.clip_id.removesuffix(suffix),
         row.label,
         functools.partial(_read, row.clip_id, file, suffix, preparation, skeleton),
         subject=row.subject,
