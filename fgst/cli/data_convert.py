@@ -4,6 +4,7 @@ Examples:
   python -m data_prep.convert NTU60_CS.npz datasets/ntu-60            CTR-GCN
   python -m data_prep.convert ntu60_3danno.pkl datasets/ntu-60        pyskl, mmaction2
   python -m data_prep.convert NTU-RGB-D/xsub datasets/ntu-60          ST-GCN: train_data.npy, train_label.pkl, val_…
+  python -m data_prep.convert openpose/ datasets/mine --labels labels.csv --benchmark x-sub:subject=1,2,3
 
 The format is recognized by the content of SOURCE, or named by --format:
 {formats}
@@ -50,6 +51,13 @@ def build_parser() -> CommandParser:
         metavar="NAME:COLUMN=VALUES",
         help="with --labels: which clips train",
     )
+    parser.add_argument(
+        "--columns",
+        default="",
+        metavar="ROLE=COLUMN,…",
+        help="which columns of joint-csv are frame, person, joint, x, y, z and score, if they are not recognized: "
+        "joint=bone,x=px,y=py,z=pz, or x={joint}_px,y={joint}_py",
+    )
     add_conversion_options(parser)
     return parser
 
@@ -82,5 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes=args.classes,
         skeleton=read_skeleton(args.skeleton) if args.skeleton else None,
         benchmarks=tuple(args.benchmark),
+        columns=args.columns,
     )
     convert(args.source, args, lambda: source_format.open(args.source, options))

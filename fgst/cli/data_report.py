@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from fgst.data.dataset import ArrowDataset
+from fgst.data.layout import is_split_list
 from fgst.data.skeleton import Skeleton
+from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 
 Line = tuple[str, str]  # label, value
@@ -28,7 +30,7 @@ def describe(dataset: ArrowDataset) -> list[Line]:
         except InputError:
             lines.append((benchmark.name, "not usable: one of its splits has no clip"))
             continue
-        counts = f"{len(splits.train):,} train, {len(splits.test):,} test (by {benchmark.column})"
+        counts = f"{len(splits.train):,} train, {len(splits.test):,} test ({_rule(benchmark)})"
         lines += [(benchmark.name, counts), ("", f"validation: {_validation(dataset, benchmark.name)[0]}")]
     frames, persons = dataset.columns["num_frames"], dataset.columns["num_persons"]
     per_class = np.bincount(dataset.columns["label"], minlength=dataset.num_classes)
@@ -41,6 +43,10 @@ def describe(dataset: ArrowDataset) -> list[Line]:
         ("classes", str(dataset.num_classes)),
         *(("", f"{count:6,}  {name}") for name, count in zip(dataset.classes, per_class, strict=True)),
     ]
+
+
+def _rule(benchmark: Benchmark) -> str:
+    return "a list of clips" if is_split_list(benchmark) else f"by {benchmark.column}"
 
 
 def _validation(dataset: ArrowDataset, benchmark: str = "") -> tuple[str, bool]:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -18,11 +17,12 @@ import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource
 from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.label_table import natural_order
 from fgst.data.layout import split_list
 from fgst.data.normalization import Normalization, RawClip, check_shape, measure
 from fgst.data.progress import tracked
 from fgst.data.skeleton import Skeleton
-from fgst.data.sources import ClipError, parse_clip
+from fgst.data.sources import ClipError, EmptyClip, parse_clip
 from fgst.data.writer import check_joints, check_output, write_dataset
 from fgst.errors import InputError
 from fgst.parsing import printable
@@ -39,11 +39,15 @@ class ConversionReport:
 
     Attributes:
         rejected: name and fault of each clip that is not in the data set.
+        empty: counts, by reason, of the clips that were left out because they show no person, as the format expects.
+        unusual: counts of clips by :attr:`~fgst.data.normalization.RawClip.remark`.
         removed: counts of what the normalization removed from clips.
         notes: remarks for the user.
     """
 
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    empty: Counter[str] = field(default_factory=Counter)
+    unusual: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -81,7 +85,7 @@ def write_source(
         )
     report = ConversionReport(notes=list(source.notes))
     entries = list(source.entries) if source.classes is None else source.entries
-    classes = source.classes or class_names(str(entry.label) for entry in entries)
+    classes = source.classes or natural_order({str(entry.label) for entry in entries})
     origin: dict[str, Any] = {**source.origin, "preparation": source.preparation}  # completed before it is written
     with closing(_clips(source, entries, classes, report, origin, normalization or {}, skip_bad=skip_bad)) as clips:
         first = next(clips, None)
@@ -98,16 +102,12 @@ def write_source(
             source=origin,
             overwrite=overwrite,
         )
+    for reason, count in report.empty.items():
+        report.notes.append(f"{_clips_count(count)} left out: {reason}")
+    for remark, count in report.unusual.items():
+        report.notes.append(f"{_clips_count(count)}: {remark}")
     report.notes += remarks(dataset)
     return dataset, report
-
-
-def class_names(labels: Iterable[str]) -> list[str]:
-    """Return the distinct labels, sorted as numbers if all are whole numbers, else alphabetically."""
-    names = set(labels)
-    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
 
 
 def remarks(dataset: ArrowDataset) -> list[str]:
@@ -189,8 +189,8 @@ def _clips(
     if report.rejected and not skip_bad:
         raise InputError(_not_usable(report))
     origin["sha256"] = digest.hexdigest()
-    if report.rejected:
-        origin["left_out"] = len(report.rejected)
+    if left_out := len(report.rejected) + report.empty.total():
+        origin["left_out"] = left_out
 
 
 def _read_all(
@@ -199,9 +199,15 @@ def _read_all(
     """Yield the entries that can be read, with their clips."""
     for entry in entries:
         try:
-            yield entry, read_raw(entry, skeleton)
+            raw = read_raw(entry, skeleton)
+        except EmptyClip as reason:
+            report.empty[str(reason)] += 1
         except ClipError as fault:
             report.rejected.append((entry.clip_id, str(fault)))
+        else:
+            if raw.remark:
+                report.unusual[raw.remark] += 1
+            yield entry, raw
 
 
 def _normalize(raw: RawClip, normalization: Normalization, skeleton: Skeleton, report: ConversionReport) -> np.ndarray:
@@ -225,6 +231,11 @@ def _not_usable(report: ConversionReport) -> str:
 
 def _none_usable(report: ConversionReport) -> str:
     if not report.rejected:
-        return "there is no clip to convert"
+        reasons = "; ".join(f"{_clips_count(count)} left out: {reason}" for reason, count in report.empty.items())
+        return "there is no clip to convert" + (f" ({reasons})" if reasons else "")
     clip_id, fault = report.rejected[0]
     return f"none of the {len(report.rejected):,} clips is usable (the first, {printable(clip_id)}: {fault})"
+
+
+def _clips_count(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count:,} clips"

@@ -159,7 +159,7 @@ class ArrowDataset:
 
     @property
     def preparation(self) -> str:
-        """The raw format its clips were read from, a key of :data:`fgst.data.formats.FORMATS`."""
+        """The raw format its clips were read from, see :func:`fgst.data.formats.find_format`."""
         if named := str(self.source.get("preparation", "")):
             return named
         release = str(self.source.get("release", ""))  # data sets written before the preparation was recorded
@@ -218,7 +218,11 @@ class ArrowDataset:
 
         Args:
             benchmark: its name, or "" for the data set's first.
-            validation, by, seed, folds, fold: what is held out for validation; a ``validation`` of 0 holds out none.
+            validation: fraction of the training side to hold out for validation; 0 holds out none.
+            by: what is held out; "auto" is what the benchmark asks, see :meth:`validation_scheme`.
+            seed: selects what is held out.
+            folds: number of folds that the training side is divided into; 0 holds out the fraction instead.
+            fold: the fold that is held out, from 0.
 
         Raises:
             InputError: if a split is empty, or there is too little to hold out.

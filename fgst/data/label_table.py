@@ -210,7 +210,7 @@ def _benchmarks(
     lists: list[str] = []
     memberships: dict[str, dict[str, Membership]] = {}
     for text in texts:
-        name, column, train, test = _parse_benchmark(text)
+        name, column, train, test = parse_benchmark(text)
         if name in [*lists, *(rule.name for rule in rules)]:
             raise InputError(f"--benchmark {name}: occurs twice; use different names")
         values = {clip_id: row.get(column, "") for clip_id, row in cells.items()}
@@ -248,8 +248,12 @@ def _values(texts: Sequence[str], numbers: Mapping[str, int]) -> tuple[int, ...]
     return tuple(numbers[text] for text in texts if text in numbers)
 
 
-def _parse_benchmark(text: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...] | None]:
-    """Parse ``NAME:COLUMN=VALUES`` or ``NAME:COLUMN=VALUES/VALUES``; the last part is ``None`` in the first form."""
+def parse_benchmark(text: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...] | None]:
+    """Parse ``NAME:COLUMN=VALUES`` or ``NAME:COLUMN=VALUES/VALUES``; the last part is ``None`` in the first form.
+
+    Raises:
+        InputError: if it has another form, or a value is on both sides.
+    """
     match = _BENCHMARK.fullmatch(text)
     if match is None:
         raise InputError(f"--benchmark {shorten(text, 80)}: {_BENCHMARK_FORM}")

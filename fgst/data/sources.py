@@ -10,7 +10,7 @@ import functools
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -26,12 +26,19 @@ T = TypeVar("T")
 # The longest clips of the supported data sets take 4 MB. The limit bounds memory use when a file is not a clip.
 MAX_FILE_BYTES = 16 * 1024 * 1024
 # Members compressed by bzip2 or LZMA cannot be read in bounded memory, and no known data set uses them.
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 class ClipError(Exception):
     """A raw file is not a usable clip; the message says why."""
+
+
+class EmptyClip(ClipError):
+    """A raw file is intact, but its format expects files without any person, and this is one.
+
+    Conversion leaves such a clip out and counts it by the message, rather than reporting a fault.
+    """
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
     if os.path.isdir(source):  # unlike Path.is_dir, False also for impossible names
         listing = _list_folder(source, suffix, max_bytes)
     elif os.path.isfile(source):
-        archive = _open_zip(source, hint)
+        archive = open_zip(source, hint)
         listing = _list_zip(archive, suffix, max_bytes)
     else:
         raise InputError(f"{location}: no such file or folder; {hint}")
@@ -110,17 +117,27 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
             archive.close()
 
 
-def _list_folder(source: Path, suffix: str, max_bytes: int) -> Source:
+def walk_files(source: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders of a tree, relative to it, with the names of their files, without system files.
+
+    Raises:
+        InputError: if a folder cannot be read.
+    """
+
     def fail(error: OSError) -> None:
         raise InputError(f"{printable(str(error.filename))}: cannot be read ({error.strerror}); check its permissions")
 
-    files, other_files = [], 0
     for folder, _, names in os.walk(source, onerror=fail):
+        relative = Path(folder).relative_to(source)
+        yield relative, [name for name in names if not _is_system_file((*relative.parts, name))]
+
+
+def _list_folder(source: Path, suffix: str, max_bytes: int) -> Source:
+    files, other_files = [], 0
+    for folder, names in walk_files(source):
         for name in names:
-            path = Path(folder, name)
-            relative = path.relative_to(source)
-            if _is_system_file(relative.parts):
-                continue
+            relative = folder / name
+            path = source / relative
             if path.suffix.lower() != suffix:
                 other_files += 1
                 continue
@@ -149,6 +166,48 @@ def _list_zip(archive: zipfile.ZipFile, suffix: str, max_bytes: int) -> Source:
     return Source(files, other_files)
 
 
+def some_names(source: Path, limit: int = 20_000) -> list[str]:
+    """Return the paths of files inside a folder or zip, for recognition of formats; none if it cannot be read.
+
+    Args:
+        source: a folder, a zip or any other file.
+        limit: number of files to list. In a folder with a larger tree, files of the top levels come first.
+    """
+    names: list[str] = []
+    try:
+        if os.path.isdir(source):
+            for folder, _, files in os.walk(source):
+                relative = Path(folder).relative_to(source)
+                names += [(relative / name).as_posix() for name in files]
+                if len(names) >= limit:
+                    break
+        elif zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                names = [member.filename.replace("\\", "/") for member in archive.infolist()]
+    except Exception:  # a damaged directory of a zip raises exceptions of many types
+        return []
+    return [name for name in names if name and not name.endswith("/") and not _is_system_file(name.split("/"))][:limit]
+
+
+def first_contents(source: Path, names: Sequence[str], max_bytes: int = MAX_FILE_BYTES) -> list[bytes]:
+    """Return the content of files of :func:`some_names`, without those that cannot be read."""
+    contents = []
+    try:
+        archive = None if os.path.isdir(source) else zipfile.ZipFile(source)
+        for name in names:
+            with suppress(ClipError, KeyError):
+                contents.append(
+                    read_path(source / name, max_bytes)
+                    if archive is None
+                    else _read_member(archive, archive.getinfo(name), max_bytes)
+                )
+        if archive is not None:
+            archive.close()
+    except Exception:  # a damaged directory of a zip raises exceptions of many types
+        return contents
+    return contents
+
+
 def read_file(source: Path, key: str | int, max_bytes: int) -> bytes:
     """Read a file of a source by its key, like :attr:`ClipFile.read`.
 
@@ -168,7 +227,7 @@ def read_file(source: Path, key: str | int, max_bytes: int) -> bytes:
 @functools.lru_cache(maxsize=16)
 def _cached_zip(source: str) -> zipfile.ZipFile:
     """Open a zip and keep it open in this process: listing 100,000 members takes a second."""
-    return _open_zip(Path(source), "")
+    return open_zip(Path(source), "")
 
 
 def _is_system_file(parts: Sequence[str]) -> bool:
@@ -177,7 +236,16 @@ def _is_system_file(parts: Sequence[str]) -> bool:
     return hidden or "__MACOSX" in parts or parts[-1].lower() in _SYSTEM_FILES
 
 
-def _open_zip(source: Path, hint: str) -> zipfile.ZipFile:
+def open_zip(source: Path, hint: str) -> zipfile.ZipFile:
+    """Open a zip.
+
+    Args:
+        source: the file.
+        hint: the remedy that error messages suggest besides another download.
+
+    Raises:
+        InputError: if it cannot be read, or is not a zip.
+    """
     location = printable(str(source))
     try:
         return zipfile.ZipFile(source)
@@ -203,7 +271,7 @@ def read_path(path: Path, max_bytes: int) -> bytes:
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int) -> bytes:
     if member.flag_bits & 0x1:
         raise ClipError("is encrypted: unpack the zip with its password and give the folder instead")
-    if member.compress_type not in _COMPRESSIONS:
+    if member.compress_type not in COMPRESSIONS:
         raise ClipError(f"is compressed by method {member.compress_type}: unpack the zip and give the folder instead")
     try:
         with archive.open(member) as file:
