@@ -102,6 +102,16 @@ class SweepSpec:
         return len(self.trials) if self.limit is None else self.limit
 
     @property
+    def compared_split(self) -> str:
+        """The split whose accuracy rows are compared by: "val", or "test" where nothing is held out."""
+        return "test" if self.base.data.protocol == "paper" else "val"
+
+    @property
+    def compared_metric(self) -> str:
+        """Top-1 of :attr:`compared_split`, as trials log it."""
+        return f"{self.compared_split}/top1"
+
+    @property
     def varies_folds(self) -> bool:
         """Whether trials have different validation clips."""
         return bool(self.fold_clips) and self.seeds > 1

@@ -8,10 +8,12 @@ import shlex
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgst.sweep.correctness import ByRun
+from fgst.sweep.noise import Difference
 from fgst.sweep.report import plots
 from fgst.sweep.report.analysis import (
     VAL_TOP1,
@@ -23,7 +25,6 @@ from fgst.sweep.report.analysis import (
 from fgst.sweep.report.elements import Cell, Picture, Table, draw_picture, make_table
 from fgst.sweep.report.tables import format_mean_std, row_heading
 from fgst.sweep.results import (
-    Difference,
     MeanStd,
     Row,
     TrialResult,
@@ -55,6 +56,7 @@ class ReportData:
         sweep_id: MLflow run id of the sweep.
         resume_command: words of the command that resumes the sweep or prints its table.
         notes: remarks for the reader, e.g. why the sweep stopped; without a final period.
+        correct: which clips the trials classified correctly, by run id.
     """
 
     spec: SweepSpec
@@ -64,6 +66,7 @@ class ReportData:
     sweep_id: str
     resume_command: Sequence[str]
     notes: Sequence[str] = ()
+    correct: ByRun = field(default_factory=dict)
 
 
 def summary(data: ReportData) -> dict[str, str]:
@@ -137,7 +140,15 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
             return Cell("–")
         return Cell(_points(difference), badges_before=() if difference.beyond_noise else ("within noise",))
 
+    def clips_cell(row: Row) -> Cell:
+        difference = row.clip_difference
+        if difference is None:
+            return Cell("–")
+        badges = () if difference.beyond_noise else ("within noise",)
+        return Cell(f"± {difference.half_width:.1f}", badges_before=badges)
+
     has_differences = any(difference_of(row) for row in rows)
+    has_clips = has_differences and any(row.clip_difference for row in rows) and not spec.varies_folds
     has_published = any(row.published is not None for row in rows)
     columns: list[tuple[str, Callable[[Row], Cell | str], bool]] = [
         (spec.axis if len(spec.parameters) == 1 else "configuration", heading_cell, True),
@@ -147,6 +158,7 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
         ("validation\ntop-1 %", lambda row: _mean_std(row.val), not is_paper),
         ("test\ntop-1 %", lambda row: _mean_std(row.test), True),
         ("difference to\nbaseline, 95 %", difference_cell, has_differences),
+        ("also on\nother clips", clips_cell, has_clips),
         ("minutes", lambda row: _mean_std(row.minutes), True),
         ("paper\ntop-1 %", lambda row: "–" if row.published is None else f"{row.published:.1f}", has_published),
     ]
@@ -172,7 +184,7 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
         split = "test" if is_paper else "validation"
         remarks.append(
             f"Differences in {split} accuracy are to {baseline}, over the {spec.repetitions} that both have; those "
-            "within noise may be chance"
+            "within noise may be chance, given the number of rows (Holm)"
         )
     if spec.source and has_published:
         remarks.append(f"Published values: {spec.source}")

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from fgst import terminal
 from fgst.sweep.definition import format_value
-from fgst.sweep.results import Difference, MeanStd, Row
+from fgst.sweep.noise import Difference
+from fgst.sweep.results import MeanStd, Row
 from fgst.sweep.spec import SweepSpec
 
 MAX_ROWS = 20  # of a search, on a terminal
@@ -31,6 +32,14 @@ def format_difference(difference: Difference | None) -> str:
     if difference is None:
         return "-"
     text = f"{difference.mean:+.1f} ± {difference.half_width:.1f}"
+    return text if difference.beyond_noise else f"({text})"
+
+
+def _format_half_width(difference: Difference | None) -> str:
+    """Format as ``± 1.2``, in parentheses if the difference is within noise, or as ``-`` for ``None``."""
+    if difference is None:
+        return "-"
+    text = f"± {difference.half_width:.1f}"
     return text if difference.beyond_noise else f"({text})"
 
 
@@ -57,14 +66,18 @@ def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
     columns = ("val_top1", "test_top1", "minutes")
     names = [f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")]
     differences = [f"{split}_difference{suffix}" for split in ("val", "test") for suffix in ("", "_half_width_95")]
-    writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1"])
+    noise = ["seeds_p_holm", "clips_half_width_95", "clips_p_holm"]
+    writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *noise])
     for row in rows:
         values = [value for mean_std in (row.val, row.test, row.minutes) for value in (mean_std or ("", ""))]
         for difference in (row.val_difference, row.test_difference):
             values += (difference.mean, difference.half_width) if difference else ("", "")
         published = "" if row.published is None else row.published
+        seeds = row.test_difference if spec.compared_split == "test" else row.val_difference
+        clips = row.clip_difference
+        corrected = [seeds.p_value if seeds else "", *((clips.half_width, clips.p_value) if clips else ("", ""))]
         writer.writerow(
-            [row_heading(spec, row), row.finished, row.trials, row.pruned, row.failed, *values, published]
+            [row_heading(spec, row), row.finished, row.trials, row.pruned, row.failed, *values, published, *corrected]
         )  # fmt: skip
     return text.getvalue()
 
@@ -102,6 +115,7 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     has_seeds = any(row.trials > 1 for row in shown)
     has_losses = is_grid and any(row.pruned or row.failed for row in rows)
     has_differences = any(row.val_difference or row.test_difference for row in rows)
+    has_clips = has_differences and any(row.clip_difference for row in rows) and not spec.varies_folds
     has_published = any(row.published is not None for row in rows)
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
@@ -109,7 +123,8 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     table.add_column(spec.axis if has_one_parameter else "trial", justify="right", no_wrap=has_one_parameter)
     headings = ["finished"] * has_seeds + ["stopped,\nfailed"] * has_losses
     headings += ["validation\ntop-1 %"] * (not is_paper) + ["test\ntop-1 %"]
-    headings += ["difference\n95 %"] * has_differences + ["minutes"] + ["paper\ntop-1 %"] * has_published
+    headings += ["difference\n95 %"] * has_differences + ["other\nclips"] * has_clips
+    headings += ["minutes"] + ["paper\ntop-1 %"] * has_published
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
@@ -118,6 +133,7 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
         cells += [f"{row.pruned}, {row.failed}"] * has_losses
         cells += [format_mean_std(row.val)] * (not is_paper) + [format_mean_std(row.test)]
         cells += [format_difference(row.test_difference if is_paper else row.val_difference)] * has_differences
+        cells += [_format_half_width(row.clip_difference)] * has_clips
         cells.append(format_mean_std(row.minutes))
         cells += ["-" if row.published is None else f"{row.published:.1f}"] * has_published
         table.add_row(*cells)
@@ -127,6 +143,7 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     if has_differences:
         split = "test" if is_paper else "validation"
         notes.append(f"difference: {split}, to {baseline}, same {spec.repetitions}; (within noise)")
+        notes += ["other clips: interval that includes the choice of clips"] * has_clips
     if len(shown) < len(candidates):
         notes.append(f"{len(candidates) - len(shown)} more in the report")
     if not is_grid:
