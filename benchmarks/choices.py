@@ -1,7 +1,7 @@
 """Compare choices that the paper leaves unspecified, on validation clips: ``python -m benchmarks.choices``.
 
-Each variation changes one setting of the base and is trained with several seeds. Seed s also determines the held-out
-training subjects (fold s), so all variations are evaluated on the same folds. Test clips are not used.
+Each variation changes one setting of the base and is trained with several seeds. Seed s also selects the clips that are
+held out, so all variations are evaluated on the same ones. Test clips are not used.
 
 Each finished training is recorded as a line of ``--log``. The command skips recorded trainings, runs the missing ones
 and prints the table.
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, default=6, help="number of epochs, each of `repeat` passes; default: %(default)s"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, i.e. of folds; default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds; default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train these variations only")
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=FIELD=VALUE,…", help="add a variation")
     parser.add_argument(
@@ -128,6 +128,7 @@ def main() -> None:
     names = options.only or list(variations)
     base = dict(setting.split("=", 1) for setting in options.set)
     base |= {"data.dataset": options.dataset, "train.epochs": options.epochs}
+    base.setdefault("data.validation_by", "auto")  # lines without it are of trainings that held out subjects
     log = Path(options.log)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()

@@ -50,6 +50,13 @@ def build_parser() -> CommandParser:
         metavar="NAME:COLUMN=VALUES",
         help="with --labels: which clips train",
     )
+    parser.add_argument(
+        "--columns",
+        default="",
+        metavar="ROLE=COLUMN,…",
+        help="which columns of joint-csv are frame, person, joint, x, y, z and score, if they are not recognized: "
+        "joint=bone,x=px,y=py,z=pz, or x={joint}_px,y={joint}_py",
+    )
     add_conversion_options(parser)
     return parser
 
@@ -82,5 +89,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes=args.classes,
         skeleton=read_skeleton(args.skeleton) if args.skeleton else None,
         benchmarks=tuple(args.benchmark),
+        columns=args.columns,
     )
     convert(args.source, args, lambda: source_format.open(args.source, options))

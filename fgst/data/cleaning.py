@@ -47,8 +47,8 @@ class Cleaned:
     """A cleaned clip.
 
     Attributes:
-        joints: ``(M, T, 25, 3)`` float32, M one or two, relative to the spine of the first person's first frame. The
-            person with the higher rank comes first; a person's untracked frames are zero.
+        joints: ``(M, T, 25, 3)`` float32, M one or two, relative to the spine of the first person's first frame, unless
+            they are not centred. The person with the higher rank comes first; a person's untracked frames are zero.
         removed: counts of what was removed, by reason: bodies ("ghost bodies", "noise bodies", "further bodies") and
             "empty frames" of the clip; and "joined fragments", bodies that were appended to another.
     """
@@ -57,8 +57,12 @@ class Cleaned:
     removed: Counter[str] = field(default_factory=Counter)
 
 
-def clean(recording: Recording) -> Cleaned:
+def clean(recording: Recording, *, centred: bool = True) -> Cleaned:
     """Clean one recording.
+
+    Args:
+        recording: the bodies.
+        centred: move the origin to the spine; otherwise the joints are where the sensor has them, in float64.
 
     Raises:
         ClipError: if no usable body is left.
@@ -80,6 +84,8 @@ def clean(recording: Recording) -> Cleaned:
     persons, tracked = [person[nonempty] for person in persons], tracked[:, nonempty]
     if not nonempty.any():
         raise ClipError("has no usable body: all coordinates are zero")
+    if not centred:
+        return Cleaned(np.stack(persons), +removed)
     origin = persons[0][np.argmax(tracked[0]), NTU_25.centre]
     joints = np.stack(
         [np.where(mask[:, None, None], person - origin, 0) for person, mask in zip(persons, tracked, strict=True)]

@@ -56,7 +56,7 @@ class ClipSource:
         split_lists: names of the benchmarks that are lists of clips.
         normalization: how coordinates become those of the data set; ``None`` measures it on the first clips.
         recipe: default sampling and augmentation.
-        preparation: key of :data:`fgst.data.formats.FORMATS`, the format of single raw clips for prediction.
+        preparation: the format of single raw clips for prediction; see :func:`fgst.data.formats.find_format`.
         origin: JSON values that record where the clips come from.
         notes: remarks for the user, e.g. what the source is taken for.
     """
@@ -83,12 +83,14 @@ class SourceOptions:
         classes: a file with one class name per line.
         skeleton: the skeleton, for formats that do not imply one.
         benchmarks: further benchmarks, as on the command line.
+        columns: which column of a table is what, as on the command line; see :mod:`fgst.data.formats.joint_csv`.
     """
 
     labels: Path | None = None
     classes: Path | None = None
     skeleton: Skeleton | None = None
     benchmarks: Sequence[str] = ()
+    columns: str = ""
 
 
 @dataclass(frozen=True)

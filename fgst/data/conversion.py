@@ -22,7 +22,7 @@ from fgst.data.layout import split_list
 from fgst.data.normalization import Normalization, RawClip, check_shape, measure
 from fgst.data.progress import tracked
 from fgst.data.skeleton import Skeleton
-from fgst.data.sources import ClipError, parse_clip
+from fgst.data.sources import ClipError, EmptyClip, parse_clip
 from fgst.data.writer import check_joints, check_output, write_dataset
 from fgst.errors import InputError
 from fgst.parsing import printable
@@ -39,11 +39,15 @@ class ConversionReport:
 
     Attributes:
         rejected: name and fault of each clip that is not in the data set.
+        empty: counts, by reason, of the clips that were left out because they show no person, as the format expects.
+        unusual: counts of clips by :attr:`~fgst.data.normalization.RawClip.remark`.
         removed: counts of what the normalization removed from clips.
         notes: remarks for the user.
     """
 
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    empty: Counter[str] = field(default_factory=Counter)
+    unusual: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -98,6 +102,10 @@ def write_source(
             source=origin,
             overwrite=overwrite,
         )
+    for reason, count in report.empty.items():
+        report.notes.append(f"{_clips_count(count)} left out: {reason}")
+    for remark, count in report.unusual.items():
+        report.notes.append(f"{_clips_count(count)}: {remark}")
     report.notes += remarks(dataset)
     return dataset, report
 
@@ -189,8 +197,8 @@ def _clips(
     if report.rejected and not skip_bad:
         raise InputError(_not_usable(report))
     origin["sha256"] = digest.hexdigest()
-    if report.rejected:
-        origin["left_out"] = len(report.rejected)
+    if left_out := len(report.rejected) + report.empty.total():
+        origin["left_out"] = left_out
 
 
 def _read_all(
@@ -199,9 +207,15 @@ def _read_all(
     """Yield the entries that can be read, with their clips."""
     for entry in entries:
         try:
-            yield entry, read_raw(entry, skeleton)
+            raw = read_raw(entry, skeleton)
+        except EmptyClip as reason:
+            report.empty[str(reason)] += 1
         except ClipError as fault:
             report.rejected.append((entry.clip_id, str(fault)))
+        else:
+            if raw.remark:
+                report.unusual[raw.remark] += 1
+            yield entry, raw
 
 
 def _normalize(raw: RawClip, normalization: Normalization, skeleton: Skeleton, report: ConversionReport) -> np.ndarray:
@@ -225,6 +239,11 @@ def _not_usable(report: ConversionReport) -> str:
 
 def _none_usable(report: ConversionReport) -> str:
     if not report.rejected:
-        return "there is no clip to convert"
+        reasons = "; ".join(f"{_clips_count(count)} left out: {reason}" for reason, count in report.empty.items())
+        return "there is no clip to convert" + (f" ({reasons})" if reasons else "")
     clip_id, fault = report.rejected[0]
     return f"none of the {len(report.rejected):,} clips is usable (the first, {printable(clip_id)}: {fault})"
+
+
+def _clips_count(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count:,} clips"

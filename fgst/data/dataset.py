@@ -159,7 +159,7 @@ class ArrowDataset:
 
     @property
     def preparation(self) -> str:
-        """The raw format its clips were read from, a key of :data:`fgst.data.formats.FORMATS`."""
+        """The raw format its clips were read from, see :func:`fgst.data.formats.find_format`."""
         if named := str(self.source.get("preparation", "")):
             return named
         release = str(self.source.get("release", ""))  # data sets written before the preparation was recorded

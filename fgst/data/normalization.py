@@ -49,11 +49,13 @@ class RawClip:
             joint that was not seen is zero or NaN.
         scores: ``(M, T, N)`` confidences; a joint with confidence 0 was not seen. ``None`` if there are none.
         image: width and height of the image in pixels, if the coordinates are pixels and the size is known.
+        remark: what is unusual about the clip; conversion counts clips by it.
     """
 
     joints: np.ndarray = field(repr=False)
     scores: np.ndarray | None = field(default=None, repr=False)
     image: tuple[int, int] | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)

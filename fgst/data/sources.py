@@ -10,7 +10,7 @@ import functools
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -32,6 +32,13 @@ _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 class ClipError(Exception):
     """A raw file is not a usable clip; the message says why."""
+
+
+class EmptyClip(ClipError):
+    """A raw file is intact, but its format expects files without any person, and this is one.
+
+    Conversion leaves such a clip out and counts it by the message, rather than reporting a fault.
+    """
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,48 @@ def _list_zip(archive: zipfile.ZipFile, suffix: str, max_bytes: int) -> Source:
         read = functools.partial(_read_member, archive, member, max_bytes)
         files.append(ClipFile(path.stem, printable(str(path)), index, (member.file_size, member.CRC), read))
     return Source(files, other_files)
+
+
+def some_names(source: Path, limit: int = 20_000) -> list[str]:
+    """Return the paths of files inside a folder or zip, for recognition of formats; none if it cannot be read.
+
+    Args:
+        source: a folder, a zip or any other file.
+        limit: number of files to list. In a folder with a larger tree, files of the top levels come first.
+    """
+    names: list[str] = []
+    try:
+        if os.path.isdir(source):
+            for folder, _, files in os.walk(source):
+                relative = Path(folder).relative_to(source)
+                names += [(relative / name).as_posix() for name in files]
+                if len(names) >= limit:
+                    break
+        elif zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                names = [member.filename.replace("\\", "/") for member in archive.infolist()]
+    except Exception:  # a damaged directory of a zip raises exceptions of many types
+        return []
+    return [name for name in names if name and not name.endswith("/") and not _is_system_file(name.split("/"))][:limit]
+
+
+def first_contents(source: Path, names: Sequence[str], max_bytes: int = MAX_FILE_BYTES) -> list[bytes]:
+    """Return the content of files of :func:`some_names`, without those that cannot be read."""
+    contents = []
+    try:
+        archive = None if os.path.isdir(source) else zipfile.ZipFile(source)
+        for name in names:
+            with suppress(ClipError, KeyError):
+                contents.append(
+                    read_path(source / name, max_bytes)
+                    if archive is None
+                    else _read_member(archive, archive.getinfo(name), max_bytes)
+                )
+        if archive is not None:
+            archive.close()
+    except Exception:  # a damaged directory of a zip raises exceptions of many types
+        return contents
+    return contents
 
 
 def read_file(source: Path, key: str | int, max_bytes: int) -> bytes:

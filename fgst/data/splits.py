@@ -286,5 +286,5 @@ class _TrainingSide:
 
 
 def _clips(mask: np.ndarray) -> str:
-    count = np.count_nonzero(mask)
+    count = int(mask.sum())
     return f"{count:,} clip{'s' * (count != 1)}"

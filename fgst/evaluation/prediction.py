@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fgst.data.formats import FORMATS
+from fgst.data.formats import find_format
 from fgst.data.progress import tracked
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source, read_path
 from fgst.errors import InputError
@@ -33,7 +33,8 @@ def predict_files(
 
     Args:
         predictor: the networks.
-        files: files, folders and zip archives, or ``-`` for standard input.
+        files: files, folders and zip archives, or ``-`` for standard input. If the networks' format has a file per
+            frame, a folder of frames is a clip.
         top_k: number of classes per file.
         device: where to run the networks.
 
@@ -79,7 +80,8 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
     A file, folder or archive that cannot be used is listed with a reader that raises the reason, so that it does not
     keep the others from being classified.
     """
-    suffix = FORMATS[preparation].suffix
+    raw_format = find_format(preparation)
+    suffix = raw_format.suffix
     sources: list[tuple[str, Read]] = []
     for name in files:
         path = Path(name)
@@ -92,7 +94,10 @@ def _list_files(files: Sequence[str], preparation: str, stack: ExitStack) -> lis
             except InputError as error:
                 sources.append((printable(name), functools.partial(_fail, str(error))))
                 continue
-            for file in sorted(source.files, key=lambda file: file.path):
+            clips = raw_format.clips_of(source.files) if raw_format.clips_of else source.files
+            if not clips:
+                sources.append((printable(name), functools.partial(_fail, f"contains no clip; {hint}")))
+            for file in sorted(clips, key=lambda file: file.path):
                 sources.append((f"{printable(name.rstrip('/'))}/{file.path}", file.read))
         else:
             sources.append((printable(name), functools.partial(read_path, path, MAX_FILE_BYTES)))

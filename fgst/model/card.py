@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from fgst.config import TrialConfig
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats import FORMATS
+from fgst.data.formats import find_format
 from fgst.data.normalization import Normalization
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
@@ -113,8 +113,7 @@ class ModelCard:
                 normalization=content.normalization,
                 files=content.files,
             )
-            if card.preparation not in FORMATS:
-                raise ValueError(f"unknown preparation {card.preparation!r}")
+            find_format(card.preparation)
             card.config.model.check_skeleton(card.skeleton)
             if card.config.data.frames is None:
                 raise ValueError("data.frames is missing")

@@ -102,11 +102,17 @@ class MlflowReport(SweepCallback):
         self._log_summary(runner, result)
 
     def _log_summary(self, runner: SweepRunner, result: SweepResult) -> None:
-        """Log the best trial's metrics to the sweep's run: MLflow shows the same columns for sweeps and trials."""
+        """Log the best trial's metrics to the sweep's run: MLflow shows the same columns for sweeps and trials.
+
+        With folds, they are the means of the best configuration.
+        """
         best = result.best
         if best is None:
             return
         summary = {name: best.metrics[name] for name in ("val/top1", "test/top1") if name in best.metrics}
+        if result.spec.varies_folds:  # the best trial has the clips of one fold only
+            row = next(row for row in build_rows(result.spec, result.trials) if row.label == best.label)
+            summary |= {name: value[0] for name, value in (("val/top1", row.val), ("test/top1", row.test)) if value}
         for name in ("device_seconds", "cost"):
             if any(name in trial.metrics for trial in result.trials):
                 summary[name] = sum(trial.metrics.get(name, 0.0) for trial in result.trials)

@@ -67,7 +67,8 @@ class ProgressView:
             if status != TrialStatus.INTERRUPTED:
                 self._done += 1
                 self._epochs[trial.trial_id] = self._spec.base.train.epochs
-            if status == TrialStatus.FINISHED and "val/top1" in metrics:
+            # Trials of different folds have different validation clips.
+            if status == TrialStatus.FINISHED and "val/top1" in metrics and not self._spec.varies_folds:
                 self._best = max(self._best or (-1.0, ""), (metrics["val/top1"], trial.label))
             self._print_line(trial, status, metrics)
         completed = self._earlier_epochs + sum(self._epochs.values())

@@ -19,7 +19,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
-from fgst.data.formats import FORMATS
+from fgst.data.formats import find_format
 from fgst.data.sources import ClipError, parse_clip
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
@@ -64,7 +64,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         for name, content in zip(model_input["name"], model_input["content"], strict=True):
             row: dict[str, Any] = {"name": name, "top": []}
             try:
-                binary = FORMATS[self.predictor.card.preparation].is_binary
+                binary = find_format(self.predictor.card.preparation).is_binary
                 raw = parse_clip(_decode_base64 if binary else str.encode, content)
                 [ranking] = self.predictor.top([self.predictor.read(raw)], TOP_K)
                 if not ranking:
@@ -90,7 +90,7 @@ def input_example(networks: Path) -> pd.DataFrame:
     card = Predictor.load(networks).card
     pose = np.zeros((4, card.skeleton.num_joints, 3), np.float32)
     pose[:, :, 1] = np.linspace(-0.8, 0.8, card.skeleton.num_joints)
-    raw_format = FORMATS[card.preparation]
+    raw_format = find_format(card.preparation)
     raw = raw_format.encode(pose, card.skeleton)
     content = base64.b64encode(raw).decode() if raw_format.is_binary else raw.decode()
     return pd.DataFrame([{"name": f"still{raw_format.suffix}", "content": content}])

@@ -93,7 +93,12 @@ def test_trainings_are_recorded_and_not_repeated(
 ) -> None:
     dataset = write_small(tmp_path / "data")
     log = tmp_path / "log.jsonl"
-    values = {"data.dataset": str(dataset.path), "model.focal_joints": "4", "model.parts": "3", "train.repeat": "1"}
+    values: dict[str, Any] = {
+        "data.dataset": str(dataset.path),
+        "model.focal_joints": "4",
+        "model.parts": "3",
+        "train.repeat": "1",
+    }
     values |= {"train.epochs": 1, "train.precision": "bfloat16"}
     for scheme in ("none", "subject"):
         validation.train(("base", scheme, 3, values, "tiny", str(log)))

@@ -5,6 +5,7 @@ The quick tests read some hundred damaged versions of the files, the slow ones 1
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tempfile
@@ -22,8 +23,9 @@ from fgst.data.formats import FORMATS, read_clip
 from fgst.data.formats.custom import read_skeleton
 from fgst.data.label_table import read_label_table
 from fgst.data.layout import parse_description
+from fgst.data.normalization import Normalization
 from fgst.data.skeleton import Skeleton
-from fgst.data.skeletons import NTU_25, NW_UCLA_20
+from fgst.data.skeletons import NTU_25, NW_UCLA_20, OPENPOSE_18, SHREC_22
 from fgst.data.sources import MAX_FILE_BYTES, ClipError, open_source
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard
@@ -33,8 +35,10 @@ from fgst.sweep.definition import Parameter, Trial
 from fgst.sweep.simulation.curves import read_curves
 from fgst.sweep.spec import EarlyStopping, SweepSpec
 from tests.data.nw_ucla_files import NAME, clip_json
+from tests.support.joint_csv_files import KINECT_V2, blocks, long, wide
 from tests.support.mutation import read_mutations
 from tests.support.ntu_corpus import one, text
+from tests.support.recordings import body, kinect_text, kinetics_clip
 from tests.support.small import SKELETON
 
 
@@ -57,6 +61,12 @@ def read_ntu(content: bytes) -> None:
 
 def read_npy(content: bytes) -> None:
     checked(read_clip(content, "array", SKELETON), 6)
+
+
+def read_format(name: str, skeleton: Skeleton, content: bytes) -> None:
+    """Read a clip whose format determines its normalization, or as metres."""
+    normalization = FORMATS[name].normalization or Normalization()
+    checked(read_clip(content, name, skeleton, normalization), skeleton.num_joints)
 
 
 def read_npz(content: bytes) -> None:
@@ -220,6 +230,11 @@ READERS: dict[str, Callable[[bytes], None]] = {
     "NTU": read_ntu,
     "npy": read_npy,
     "npz": read_npz,
+    "kinect-v2": functools.partial(read_format, "kinect-v2", NTU_25),
+    "openpose": functools.partial(read_format, "openpose", OPENPOSE_18),
+    "kinetics": functools.partial(read_format, "kinetics", OPENPOSE_18),
+    "shrec": functools.partial(read_format, "shrec", SHREC_22),
+    "joint-csv": functools.partial(read_format, "joint-csv", NTU_25),
     "skeleton.json": read_skeleton_file,
     "labels.csv": read_labels_file,
     "dataset.json": read_description,
@@ -237,6 +252,14 @@ SAMPLES = {
     "npy": npy(np.ones((4, 6, 3), np.float32)),
     "npy of two persons": npy(np.ones((2, 4, 6, 3), np.int16)),
     "npz": npz(),
+    "kinect-v2": kinect_text(body(NTU_25, 14, 0, persons=2), fields=4, body_line=lambda m, t: None),
+    "kinect-v2 without counts": kinect_text(body(NTU_25, 8, 0), fields=7, count=False),
+    "openpose": FORMATS["openpose"].encode(body(OPENPOSE_18, 8, 0)[0], OPENPOSE_18),
+    "kinetics": kinetics_clip(body(OPENPOSE_18, 8, 0, persons=2)[..., :2] / 4, "wave", 3).encode(),
+    "shrec": FORMATS["shrec"].encode(body(SHREC_22, 8, 0)[0], SHREC_22),
+    "joint-csv in blocks": blocks(body(NTU_25, 8, 0), KINECT_V2, between=str),
+    "joint-csv long": long(body(NTU_25, 8, 0, persons=2), KINECT_V2, header="frame,body,joint,x,y,z,v", person=True),
+    "joint-csv wide": wide(body(NTU_25, 8, 0), lambda i, axis: f"{KINECT_V2[i]}_{axis}"),
     "skeleton.json": SKELETON_FILE,
     "labels.csv": LABELS,
     "dataset.json": description(),

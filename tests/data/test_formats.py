@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fgst.data.formats import FORMATS, read_clip
 from fgst.data.formats.ntu import prepare as prepare_ntu
+from fgst.data.normalization import RawClip
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
@@ -47,6 +49,12 @@ def test_coordinate_that_is_not_finite_is_rejected(name: str, value: float) -> N
 def test_encoded_joints_round_trip(name: str) -> None:
     skeleton = NW_UCLA_20 if name == "nw-ucla" else NTU_25
     joints = np.random.default_rng(0).normal(size=(4, skeleton.num_joints, 3)).astype(np.float32)
-    clip = read_clip(FORMATS[name].encode(joints, skeleton), name, skeleton)
-    expected = joints - joints[0, skeleton.centre] if name == "ntu" else joints  # NTU's cleaning moves the origin
-    np.testing.assert_allclose(clip, expected[None], rtol=0, atol=2e-4)  # .skeleton files have four decimals
+    normalization = FORMATS[name].normalization
+    clip = read_clip(FORMATS[name].encode(joints, skeleton), name, skeleton, normalization)
+    expected = joints[None]
+    if name == "ntu":  # NTU's cleaning moves the origin
+        expected = expected - joints[0, skeleton.centre]
+    elif normalization is not None:  # joints are encoded in the axes and the unit of the format
+        raw = RawClip(expected[..., :2] if name in ("openpose", "kinetics") else expected)
+        expected, _ = dataclasses.replace(normalization, up="y", scale=1.0).apply(raw, skeleton)
+    np.testing.assert_allclose(clip, expected, rtol=0, atol=2e-4)  # .skeleton files have four decimals

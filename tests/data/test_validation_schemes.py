@@ -6,6 +6,7 @@ import itertools
 import re
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Clips:
         return np.flatnonzero(np.isin(self.columns[self.benchmark.column], self.benchmark.train))
 
 
-def make_clips(rows: list[tuple[int, ...]], benchmark: Benchmark) -> Clips:
+def make_clips(rows: Sequence[tuple[int, ...]], benchmark: Benchmark) -> Clips:
     """Clips with these values of ``COLUMNS``."""
     table = np.array(rows, dtype=np.int32)
     ids = [f"clip {number:03d}" for number in range(len(rows))]

@@ -193,6 +193,7 @@ def test_sweep_over_folds_is_trained_resumed_and_continued(
     # Every training clip was scored once for each value.
     data = ArrowDataset(workspace.folder / "data")
     training = {data.clip_ids[row] for row in data.splits(validation=0).train}
+    means = {}
     for value in ("2", "4"):
         same = [child for child in children if child.data.params["model.focal_joints"] == value]
         scores = [workspace.store.scores(child.info.run_id, "val") for child in same]
@@ -203,6 +204,9 @@ def test_sweep_over_folds_is_trained_resumed_and_continued(
             [row] = [row for row in csv.DictReader(file.read_text().splitlines()) if row["K"] == value]
         pooled = sum(part.top(1) * part.num_clips for part in scores) / len(scored)
         assert float(row["val_top1_mean"]) == pytest.approx(pooled)
+        means[value] = pooled
+    finished = workspace.store.run(run.info.run_id)
+    assert finished.data.metrics["val/top1"] == pytest.approx(max(means.values()))
 
     # Runs of different folds are listed apart.
     groups = best_runs(workspace.store, None, 5)["groups"]
@@ -224,10 +228,21 @@ def test_sweep_over_folds_is_trained_resumed_and_continued(
 def test_members_of_an_ensemble_share_their_fold(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace.folder)
     modalities: SweepDefinition = runpy.run_path(str(ROOT / "sweeps" / "modalities.py"))["definition"]
-    options = ["--dataset", "data", *LOCAL, "--values", "joint,bone", "--folds", "2", "--set", "model.focal_joints=4"]
+    options = [
+        "--dataset",
+        "data",
+        *LOCAL,
+        "--values",
+        "joint,bone",
+        "--folds",
+        "2",
+        "--set",
+        "model.focal_joints=4",
+        "--refit",
+    ]
     assert sweep(modalities, argv=options) == 0
     store: TrackingStore = workspace.store
-    [run] = workspace.sweeps()
+    refit, run = workspace.sweeps()
     ensemble = store.run(run.data.tags[Tags.ENSEMBLE])
     members = [store.run(run_id) for tag, run_id in ensemble.data.tags.items() if tag.startswith(Tags.MEMBER)]
     assert {member.data.params["data.fold"] for member in members} == {"0"}
@@ -239,6 +254,7 @@ def test_members_of_an_ensemble_share_their_fold(workspace: Workspace, monkeypat
     )
     assert pairs == [(name, seed, seed) for name in ("bone", "joint") for seed in ("0", "1")]
     [version] = [store.client.get_model_version(m.name, "1") for m in store.client.search_registered_models()]
+    assert version.run_id == refit.data.tags[Tags.ENSEMBLE]
     assert version.tags[Tags.VALIDATION_SPLIT].endswith(" x-sub 0.2 0 fold 0 of 2")
     spec = json.loads(Path(store.client.download_artifacts(run.info.run_id, "sweep.json")).read_text())
     assert len(spec["fold_clips"]) == 2

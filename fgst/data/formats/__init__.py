@@ -7,20 +7,22 @@ skeleton) -> joints``, or one that opens a :class:`~fgst.data.clip_source.ClipSo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fgst.data.clip_source import SourceFormat
-from fgst.data.formats import array, ntu_skeleton, nw_ucla
+from fgst.data.formats import array, joint_csv, kinect_v2, kinetics, ntu_skeleton, nw_ucla, openpose, shrec
+from fgst.data.formats.joint_columns import parse_description
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
-from fgst.data.sources import MAX_FILE_BYTES, ClipError, parse_clip
+from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, parse_clip
 from fgst.data.writer import check_joints
 from fgst.errors import InputError
 
-__all__ = ["FORMATS", "SOURCE_FORMATS", "RawFormat", "read_clip"]
+__all__ = ["FORMATS", "SOURCE_FORMATS", "RawFormat", "find_format", "read_clip"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,26 @@ class RawFormat:
         encode: the inverse for a single person's joints ``(T, N, 3)`` in the given skeleton, without labels; used for
             example requests.
         is_binary: files are not text, so requests to a model server carry them in base64.
+        clips_of: returns the clips among the files of a folder: combined, if the format has a file per frame, without
+            other files. ``None`` if every file with the suffix is a clip.
+        normalization: how its clips are normalized in a data set, if the format determines it; ``None`` measures it.
+        configure: for a format with settings: returns the format with these settings; raises ValueError.
     """
 
     suffix: str
     read: Callable[[bytes, Skeleton], np.ndarray | RawClip]
     encode: Callable[[np.ndarray, Skeleton], bytes]
     is_binary: bool = False
+    clips_of: Callable[[Sequence[ClipFile]], list[ClipFile]] | None = None
+    normalization: Normalization | None = None
+    configure: Callable[[str], RawFormat] | None = None
+
+
+def _described_columns(columns: str) -> RawFormat:
+    """Return the format of tables of joints with described columns."""
+    parse_description(columns)
+    read = functools.partial(joint_csv.read_joints, columns=columns)
+    return RawFormat(".csv", read, functools.partial(joint_csv.encode_joints, columns=columns))
 
 
 # Formats of single clips, by the name that data sets and models record as their preparation.
@@ -48,10 +64,53 @@ FORMATS: dict[str, RawFormat] = {
     "nw-ucla": RawFormat(".json", nw_ucla.read_joints, nw_ucla.encode_joints),
     "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),
     "array": RawFormat(".npy", array.read_joints, array.encode_joints, is_binary=True),
+    "kinect-v2": RawFormat(
+        ".skeleton", kinect_v2.read_joints, kinect_v2.encode_joints, normalization=kinect_v2.NORMALIZATION
+    ),
+    "openpose": RawFormat(
+        ".json",
+        openpose.read_joints,
+        openpose.encode_joints,
+        clips_of=openpose.combine,
+        normalization=openpose.NORMALIZATION,
+    ),
+    "kinetics": RawFormat(
+        ".json",
+        kinetics.read_joints,
+        kinetics.encode_joints,
+        clips_of=kinetics.clips_of,
+        normalization=kinetics.NORMALIZATION,
+    ),
+    "shrec": RawFormat(
+        ".txt", shrec.read_joints, shrec.encode_joints, clips_of=shrec.clips_of, normalization=shrec.NORMALIZATION
+    ),
+    "joint-csv": RawFormat(".csv", joint_csv.read_joints, joint_csv.encode_joints, configure=_described_columns),
 }
 
 # Formats of whole data sets, in the order in which they are tried on a source whose format is not named.
-SOURCE_FORMATS: tuple[SourceFormat, ...] = ()
+SOURCE_FORMATS: tuple[SourceFormat, ...] = (
+    openpose.FORMAT,
+    kinetics.FORMAT,
+    shrec.FORMAT,
+    shrec.FORMAT_28,
+    joint_csv.FORMAT,
+)
+
+
+def find_format(preparation: str) -> RawFormat:
+    """Return the format of single raw clips that a data set or a model records as its preparation.
+
+    Args:
+        preparation: a key of :data:`FORMATS`, followed by a colon and settings if the format has some.
+
+    Raises:
+        ValueError: if there is no such format, or its settings are not valid.
+    """
+    name, colon, settings = preparation.partition(":")
+    found = FORMATS.get(name)
+    if found is None or (colon and found.configure is None):
+        raise ValueError(f"unknown preparation {preparation!r}")
+    return found.configure(settings) if colon and found.configure else found
 
 
 def read_clip(
@@ -61,7 +120,7 @@ def read_clip(
 
     Args:
         content: the whole file.
-        preparation: its format, a key of :data:`FORMATS`.
+        preparation: its format; see :func:`find_format`.
         skeleton: the skeleton that the clip must have.
         normalization: the data set's normalization; ``None`` if the format does all of it.
 
@@ -75,7 +134,7 @@ def read_clip(
         raise InputError(f"has {len(content):,} bytes; a clip has at most {MAX_FILE_BYTES:,}")
 
     def read(content: bytes) -> np.ndarray:
-        result = FORMATS[preparation].read(content, skeleton)
+        result = find_format(preparation).read(content, skeleton)
         raw = result if isinstance(result, RawClip) else RawClip(result)
         joints = raw.joints if normalization is None else normalization.apply(raw, skeleton)[0]
         return check_joints(joints, skeleton)

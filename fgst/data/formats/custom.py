@@ -24,6 +24,8 @@ from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source
 from fgst.errors import InputError
 from fgst.parsing import Name, printable, read_json
 
+# Formats of data sets with a command of their own, and the same suffix as others.
+_OF_DATA_SETS = ("ntu", "nw-ucla")
 _LISTED = 5  # names that a remark lists
 
 
@@ -96,10 +98,12 @@ def open_custom(
     """
     table = read_label_table(labels, benchmarks, classes)
     preparation = clip_format or _detect_format(clips)
-    suffix = FORMATS[preparation].suffix
+    raw_format = FORMATS[preparation]
+    suffix = raw_format.suffix
     hint = f"give a folder or zip of {suffix} files"
     with open_source(clips, suffix=suffix, max_bytes=MAX_FILE_BYTES, hint=hint) as listing:
-        files = {file.path[: -len(suffix)]: file for file in listing.files}
+        clip_files = raw_format.clips_of(listing.files) if raw_format.clips_of else listing.files
+        files = {_without(file.path, suffix): file for file in clip_files}
         entries = [
             _entry(row, files.get(clip_id.removesuffix(suffix)), suffix, preparation, skeleton)
             for clip_id, row in sorted(table.rows.items())
@@ -116,10 +120,15 @@ def open_custom(
             classes=table.classes,
             benchmarks=table.benchmarks,
             split_lists=table.split_lists,
+            normalization=raw_format.normalization,
             preparation=preparation,
             origin={"made_by": "data_prep.custom", "numbers": {c: dict(n) for c, n in table.numbers.items()}},
             notes=notes,
         )
+
+
+def _without(path: str, suffix: str) -> str:
+    return path[: -len(suffix)] if path.lower().endswith(suffix) else path
 
 
 def _entry(row: LabelRow, file: ClipFile | None, suffix: str, preparation: str, skeleton: Skeleton) -> ClipEntry:
@@ -164,7 +173,7 @@ def _detect_format(clips: Path) -> str:
             raise InputError(f"{printable(str(clips))}: no such file or folder; {hint}")
         raise InputError(f"{printable(str(clips))}: contains no clip; {hint}")
     suffix = max(suffixes, key=lambda s: suffixes[s])
-    formats = [name for name, f in FORMATS.items() if f.suffix == suffix]
+    formats = [name for name, f in FORMATS.items() if f.suffix == suffix and name not in _OF_DATA_SETS]
     if len(formats) > 1:
         raise InputError(
             f"{printable(str(clips))}: {suffix} files may be {' or '.join(formats)}; choose one with --clip-format"

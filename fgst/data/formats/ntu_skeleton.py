@@ -141,16 +141,8 @@ def parse_strict(content: bytes) -> Recording:
     Raises:
         ClipError: if it is malformed; the message names the line.
     """
-    if content[:2] == b"\x1f\x8b":
-        raise ClipError("is compressed by gzip: unpack it")
-    if content[:4] == b"PK\x03\x04":
-        raise ClipError("is a zip: give the zip itself as a source")
-    lines = content.split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise ClipError("is empty")
-    reader = _Lines(lines)
+    lines = split_lines(content)
+    reader = Lines(lines)
     num_frames = reader.count("the number of frames")
     if num_frames > MAX_FRAMES:
         raise ClipError(f"has {num_frames:,} frames; a recording has at most {MAX_FRAMES:,} (line {reader.line})")
@@ -180,7 +172,25 @@ def parse_strict(content: bytes) -> Recording:
     return recording
 
 
-class _Lines:
+def split_lines(content: bytes) -> list[bytes]:
+    """Return the lines of a file, without blank ones at the end.
+
+    Raises:
+        ClipError: if it is empty or an archive.
+    """
+    if content[:2] == b"\x1f\x8b":
+        raise ClipError("is compressed by gzip: unpack it")
+    if content[:4] == b"PK\x03\x04":
+        raise ClipError("is a zip: give the zip itself as a source")
+    lines = content.split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise ClipError("is empty")
+    return lines
+
+
+class Lines:
     """A cursor over the lines of a file; ``line`` is the number of the last line read, from 1."""
 
     def __init__(self, lines: list[bytes]) -> None:
@@ -198,11 +208,16 @@ class _Lines:
             raise ClipError(f"has {len(fields)} fields instead of {count} on line {self.line}: {expected}")
         return fields
 
+    def peek(self, offset: int) -> list[bytes]:
+        """Return the fields of the next line, or of a later one; none at the end."""
+        number = self.line + offset
+        return self._lines[number].split() if number < len(self._lines) else []
+
     def count(self, expected: str) -> int:
         return self.integer(self.fields(expected, 1)[0], expected)
 
-    def joint(self, expected: str) -> list[float]:
-        values = self.fields(expected, JOINT_FIELDS)[:3]
+    def joint(self, expected: str, count: int = JOINT_FIELDS) -> list[float]:
+        values = self.fields(expected, count)[:3]
         return [self.coordinate(v, f"{axis} of {expected}") for v, axis in zip(values, "xyz", strict=True)]
 
     def integer(self, text: bytes, expected: str) -> int:
