@@ -95,9 +95,7 @@ def variances(differences: np.ndarray) -> Variances:
     between_clips = seeds * float(((of_clip - mean) ** 2).sum()) / (clips - 1)
     residuals = table - of_seed[:, None] - of_clip + mean
     rest = float((residuals**2).sum()) / ((seeds - 1) * (clips - 1))
-    return Variances(
-        max(0.0, between_seeds - rest) / clips, max(0.0, between_clips - rest) / seeds, rest, seeds, clips
-    )
+    return Variances(max(0.0, between_seeds - rest) / clips, max(0.0, between_clips - rest) / seeds, rest, seeds, clips)
 
 
 def crossed(differences: np.ndarray) -> Difference:
