@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,6 +130,29 @@ def crossed(differences: np.ndarray) -> Difference:
     else:
         p_value = float(brentq(lambda alpha: squared_half_width(alpha) - mean**2, _SMALLEST_P, 1.0))
     return Difference(mean, half_width, seeds, p_value)
+
+
+def residual_variance(table: Mapping[str, Mapping[int, float]]) -> tuple[float, int]:
+    """The variance of accuracies by label and seed that an additive model (label + seed) leaves.
+
+    The paired difference of two labels has twice this variance.
+
+    Returns:
+        The variance and its degrees of freedom; 0 and 0 if there are too few accuracies.
+    """
+    cells = [(label, seed, value) for label, row in table.items() for seed, value in row.items()]
+    labels = {label: i for i, label in enumerate(dict.fromkeys(label for label, _, _ in cells))}
+    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(seed for _, seed, _ in cells))}
+    freedom = len(cells) - len(labels) - len(seeds) + 1
+    if freedom < 1:
+        return 0.0, 0
+    design = np.zeros((len(cells), len(labels) + len(seeds)))
+    for row, (label, seed, _) in enumerate(cells):
+        design[row, labels[label]] = design[row, len(labels) + seeds[seed]] = 1
+    values = np.array([value for _, _, value in cells])
+    values -= values.mean()
+    residuals = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return float(residuals @ residuals) / freedom, freedom
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -19,10 +19,10 @@ from functools import lru_cache
 import numpy as np
 
 from fgst.sweep.definition import Trial
-from fgst.sweep.noise import ALPHA
+from fgst.sweep.noise import ALPHA, residual_variance
 
 DEFAULT_ROUNDS = 10
-_Table = Mapping[str, Mapping[int, float]]  # accuracy in % by label and seed
+Table = Mapping[str, Mapping[int, float]]  # accuracy in % by label and seed
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def race_state(
 
 
 def eliminate(
-    table: _Table, left: Sequence[str], number: int, values: int, rounds: int,
+    table: Table, left: Sequence[str], number: int, values: int, rounds: int,
     weights: Mapping[int, float] | None = None,
 ) -> dict[str, Drop]:  # fmt: skip
     """The values to drop after a round.
@@ -109,7 +109,7 @@ def eliminate(
         values, rounds: of the whole race.
         weights: as for :func:`race_state`.
     """
-    variance, freedom = _residual_variance(table)
+    variance, freedom = residual_variance(table)
     if number < 2 or len(left) < 2 or freedom < 1:
         return {}
     level = ALPHA / ((values - 1) * (rounds - 1))
@@ -124,23 +124,6 @@ def eliminate(
     needed = threshold * math.sqrt(2 * float((shares**2).sum()))
     gaps = {label: means[leader] - means[label] for label in left}
     return {label: Drop(number, leader, gap, needed) for label, gap in gaps.items() if gap > needed}
-
-
-def _residual_variance(table: _Table) -> tuple[float, int]:
-    """Variance of the residuals of value + seed, and its degrees of freedom."""
-    cells = [(label, seed, value) for label, row in table.items() for seed, value in row.items()]
-    labels = {label: i for i, label in enumerate(dict.fromkeys(label for label, _, _ in cells))}
-    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(seed for _, seed, _ in cells))}
-    freedom = len(cells) - len(labels) - len(seeds) + 1
-    if freedom < 1:
-        return 0.0, 0
-    design = np.zeros((len(cells), len(labels) + len(seeds)))
-    for row, (label, seed, _) in enumerate(cells):
-        design[row, labels[label]] = design[row, len(labels) + seeds[seed]] = 1
-    values = np.array([value for _, _, value in cells])
-    values -= values.mean()
-    residuals = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    return float(residuals @ residuals) / freedom, freedom
 
 
 @lru_cache(maxsize=1024)

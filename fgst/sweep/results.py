@@ -12,6 +12,7 @@ from typing import Any
 from fgst.sweep.correctness import ByRun, mean_correct, paired_table
 from fgst.sweep.definition import format_params
 from fgst.sweep.noise import Difference, crossed, holm, student
+from fgst.sweep.race import Drop, RaceState, race_state
 from fgst.sweep.selection import WinnerEstimate, estimate_winner
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
@@ -102,6 +103,7 @@ class Row:
         pruned, failed: numbers of trials.
         val_difference, test_difference: to the baseline's row, with the noise of seeds; their p-values are corrected
             for the number of rows. ``None`` for the baseline itself and with fewer than two common seeds.
+        dropped: why a race trained it with no further seeds.
         clip_difference: that of the split that rows are compared by, with the noise of seeds and clips; with a single
             common seed only that of clips. ``None`` without stored scores.
     """
@@ -118,6 +120,7 @@ class Row:
     val_difference: Difference | None = None
     test_difference: Difference | None = None
     clip_difference: Difference | None = None
+    dropped: Drop | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -142,7 +145,7 @@ def build_rows(spec: SweepSpec, results: Sequence[TrialResult], correct: ByRun |
     ended = {
         status: _by_label(results, status) for status in (TrialStatus.FINISHED, TrialStatus.PRUNED, TrialStatus.FAILED)
     }
-    baseline = baseline_label(spec, results)
+    baseline, race = baseline_label(spec, results), race_of(spec, results)
     base = ended[TrialStatus.FINISHED].get(baseline, []) if baseline else []
     rows = []
     for label in labels_of(spec, results):
@@ -167,6 +170,7 @@ def build_rows(spec: SweepSpec, results: Sequence[TrialResult], correct: ByRun |
                 val_difference=val,
                 test_difference=test,
                 clip_difference=clips,
+                dropped=race.dropped.get(label) if race else None,
             )
         )
     for name in ("val_difference", "test_difference", "clip_difference"):
@@ -212,10 +216,15 @@ def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult 
     """The trial to continue with: the best by validation of the configuration with the best mean validation top-1.
 
     Ties go to the first. Folds have different validation clips: a configuration that has finished more of them goes
-    first, and its first fold is chosen. Without validation clips (protocol paper) it is the first trial that finished:
-    test clips are never used to choose.
+    first, and its first fold is chosen. Of a race, only values that were not dropped are compared, by its complete
+    rounds. Without validation clips (protocol paper) it is the first trial that finished: test clips are never used to
+    choose.
     """
     finished = [result for result in results if result.status == TrialStatus.FINISHED]
+    if race := race_of(spec, results):
+        last = spec.base.train.seed + race.rounds
+        compared = [r for r in finished if r.label not in race.dropped and r.seed < last]
+        finished = compared or finished
     if spec.search == "grid":
         order = {trial.trial_id: number for number, trial in enumerate(spec.trials)}
         finished.sort(key=lambda result: order.get(result.trial_id, len(order)))
@@ -230,6 +239,21 @@ def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult 
         return 0, mean, result.metrics.get("val/top1", 0.0)
 
     return max(finished, key=rank, default=None)
+
+
+def race_of(spec: SweepSpec, results: Sequence[TrialResult]) -> RaceState | None:
+    """The state of a race; ``None`` for other sweeps."""
+    if not spec.race:
+        return None
+    accuracies = {
+        r.trial_id: r.metrics["val/top1"]
+        for r in results
+        if r.status == TrialStatus.FINISHED and "val/top1" in r.metrics
+    }
+    failed = {r.trial_id for r in results if r.status == TrialStatus.FAILED}
+    first = spec.base.train.seed
+    weights = {seed: float(spec.val_clips(seed)) for seed in range(first, first + spec.seeds)}
+    return race_state(spec.trials, accuracies, failed, weights)
 
 
 def val_top1(spec: SweepSpec, results: Sequence[TrialResult]) -> MeanStd | None:

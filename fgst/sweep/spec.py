@@ -63,6 +63,8 @@ class SweepSpec:
         held_out: what is held out for validation, in words; empty for protocol "paper", and in sweeps of earlier
             versions, which hold out subjects.
         fold_clips: number of validation clips of each fold; empty without folds.
+        race: further seeds are given only to values that may still be the best; ``seeds`` is the maximum.
+        resolve: difference in points that the number of seeds was planned to resolve; ``None`` if it was given.
     """
 
     name: str
@@ -85,6 +87,8 @@ class SweepSpec:
     refit: bool = False
     held_out: str = ""
     fold_clips: tuple[int, ...] = ()
+    race: bool = False
+    resolve: float | None = None
 
     @property
     def experiment(self) -> str:
@@ -197,6 +201,8 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     refit: bool = False
     held_out: Text = ""
     fold_clips: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
+    race: bool = False
+    resolve: Annotated[float, msgspec.Meta(gt=0)] | None = None
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -222,6 +228,8 @@ def build_spec(
     early_stop: EarlyStopping | None = None,
     initial_points: Sequence[Mapping[str, Any]] | None = None,
     refit: bool = False,
+    race: bool = False,
+    resolve: float | None = None,
 ) -> SweepSpec:
     """Check a sweep and create its specification.
 
@@ -231,6 +239,7 @@ def build_spec(
         limit: maximum number of trainings of a search.
         initial_points: parameters to try first; ``None`` takes the definition's.
         refit: retrain on all training clips at the end, for definitions that build an ensemble.
+        race, resolve: recorded, see :class:`SweepSpec`.
 
     Raises:
         InputError: if anything is impossible; nothing has been started by then.
@@ -257,6 +266,8 @@ def build_spec(
                 "--early-stop compares trials on the same validation clips, and with folds those of each seed differ; "
                 "use one of them"
             )
+    if race:
+        _require_raceable(base, search, trials, seeds, early_stop)
     if refit:
         _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
     held_out, fold_clips = _validation_clips(base, trials, dataset, seeds)
@@ -281,6 +292,8 @@ def build_spec(
         refit=refit,
         held_out=held_out,
         fold_clips=fold_clips,
+        race=race,
+        resolve=resolve,
     )
 
 
@@ -395,6 +408,22 @@ def _complete_params(params: Mapping[str, Any], default: Mapping[str, Any], para
             raise InputError(f"--enqueue has {parameter.name}={value}; it takes {parameter.describe()}")
         complete[parameter.name] = value
     return complete
+
+
+def _require_raceable(
+    base: TrialConfig, search: str, trials: Sequence[Trial], seeds: int, early_stop: EarlyStopping | None
+) -> None:
+    _require_validation(base, "--race compares values by validation accuracy")
+    if search != "grid":
+        raise InputError("--race drops values of a grid, and a search chooses its own; use one of them")
+    if early_stop is not None:
+        raise InputError(
+            "--race compares accuracies of the last epoch, and --early-stop leaves it out; use one of them"
+        )
+    if len({trial.label for trial in trials}) < 2:
+        raise InputError("--race needs at least two values")
+    if seeds < 2:
+        raise InputError("--race needs at least two seeds: nothing can be dropped after the first one")
 
 
 def _require_validation(base: TrialConfig, purpose: str) -> None:
