@@ -105,25 +105,21 @@ def _kind(settings: Mapping[str, str]) -> tuple[str, ...]:
 
 def _distance(one: tuple[str, ...], other: tuple[str, ...]) -> float:
     """A distance of two kinds: the logarithms of the ratios of passes and widths; infinite if they are unknown."""
-    sizes = [(_passes(kind), _width(kind[2])) for kind in (one, other)]
-    if any(size is None for pair in sizes for size in pair):
+    sizes = [_size(kind) for kind in (one, other)]
+    if 0 in (*sizes[0], *sizes[1]):
         return math.inf
-    (passes, width), (other_passes, other_width) = sizes
-    assert passes and other_passes and width and other_width
-    distance = abs(math.log(passes / other_passes)) + abs(math.log(width / other_width))
+    distance = sum(abs(math.log(mine / theirs)) for mine, theirs in zip(*sizes, strict=True))
     return distance + 0.5 * (one[3] != other[3])
 
 
-def _passes(kind: tuple[str, ...]) -> float | None:
+def _size(kind: tuple[str, ...]) -> tuple[float, float]:
+    """Passes, and mean number of channels; 0 if they are unknown."""
     try:
-        return float(kind[0]) * float(kind[1]) or None
-    except ValueError:
-        return None
-
-
-def _width(channels: str) -> float | None:
-    numbers = [float(part) for part in channels.strip("[]()").split(",") if part.strip().isdecimal()]
-    return statistics.fmean(numbers) if numbers else None
+        passes = float(kind[0]) * float(kind[1])
+        width = statistics.fmean(float(part) for part in kind[2].strip("[]()").split(","))
+    except (ValueError, statistics.StatisticsError):
+        return 0.0, 0.0
+    return passes, width
 
 
 def _noise_of(store: TrackingStore, spec: SweepSpec, trainings: Sequence[_Training], clips: int) -> Noise | None:
@@ -139,8 +135,7 @@ def _noise_of(store: TrackingStore, spec: SweepSpec, trainings: Sequence[_Traini
         variance, freedom = statistics.variance(values), len(values) - 1
     if not freedom:
         return None
-    settings = dict(next(iter(table)))
-    passes = _passes(_kind(settings)) or 0.0
+    passes, _ = _size(_kind(dict(next(iter(table)))))
     count = sum(map(len, table.values()))
     source = f"{count} earlier trainings of {passes:g} passes, {freedom} degrees of freedom"
     default = default_noise(clips, statistics.fmean(training.top1 for training in trainings))

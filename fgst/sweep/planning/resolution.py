@@ -1,8 +1,8 @@
 """What difference the planned seeds and clips can resolve, and what a given difference would need.
 
 A difference to the baseline is *resolved* if it is found with a power of 80 %, while all comparisons of the table
-together err with a probability of 5 % (Bonferroni's bound of Holm's correction). Further seeds reduce the noise of seeds
-only: a difference on other clips has a limit that depends on the number of clips.
+together err with a probability of 5 % (Bonferroni's bound of Holm's correction). Further seeds reduce the noise of
+seeds only: a difference on other clips has a limit that depends on the number of clips.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ DEFAULT_ACCURACY = 90.0
 DISCORDANCE = 1.0
 # The part of the discordance that is taken to be the same with every seed.
 PERSISTENT_SHARE = 0.5
-# Estimated standard deviations are replaced by their upper limit with this confidence: planning with the estimate itself
-# would miss the power half of the time.
+# Estimated standard deviations are replaced by their upper limit with this confidence: planning with the estimate
+# itself would miss the power half of the time.
 CONFIDENCE = 0.8
 
 
