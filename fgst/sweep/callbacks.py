@@ -9,7 +9,7 @@ from pathlib import Path
 from fgst.sweep.progress import ProgressView
 from fgst.sweep.report.conclusions import conclusions
 from fgst.sweep.report.tables import print_table, to_csv, to_markdown
-from fgst.sweep.results import SweepResult, TrialResult, baseline_label, build_rows, winner_estimate
+from fgst.sweep.results import SweepResult, TrialResult, baseline_label, build_rows, race_of, winner_estimate
 from fgst.sweep.runner import SweepCallback, SweepRunner
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.status import TrialStatus
@@ -130,5 +130,6 @@ class TablePrinter(SweepCallback):
         spec, trials = result.spec, list(result.trials)
         rows, baseline = build_rows(spec, trials, result.correct), baseline_label(spec, trials)
         print_table(spec, rows, result.best_label, baseline)
-        for sentence in conclusions(spec, rows, baseline, winner_estimate(spec, trials, result.correct)):
+        estimate = winner_estimate(spec, trials, result.correct)
+        for sentence in conclusions(spec, rows, baseline, estimate, race_of(spec, trials)):
             print(sentence)

@@ -69,7 +69,7 @@ def default_noise(clips: int, accuracy: float | None = None) -> Noise:
     """
     share = (DEFAULT_ACCURACY if accuracy is None else min(accuracy, 99.0)) / 100
     discordance = DISCORDANCE * share * (1 - share)
-    source = f"a default, as there are no comparable earlier trainings: {clips:,} clips at {100 * share:.0f} %"
+    source = f"a default for {clips:,} clips at {100 * share:.0f} %"
     return Noise(
         100 * math.sqrt(discordance / clips), 0, discordance, PERSISTENT_SHARE * discordance, source, "a default"
     )
@@ -171,34 +171,33 @@ def resolution_of(spec: SweepSpec, noise: Noise, clips: int) -> Resolution | Non
 def describe(spec: SweepSpec, resolution: Resolution) -> list[str]:
     """Lines for the user."""
     noise, split = resolution.noise, "test" if spec.compared_split == "test" else "validation"
-    together = f" for all {resolution.comparisons} comparisons together" if resolution.comparisons > 1 else ""
-    trainings = f"{resolution.seeds} {spec.repetitions if resolution.seeds > 1 else spec.repetitions[:-1]}"
-    lines = [f"what {trainings} and {resolution.clips:,} {split} clips can resolve (95 %{together}, power 80 %):"]
-    std = f"{noise.pair_std:.1f} points between {spec.repetitions}, paired ({noise.source})"
-    discordance = f"{100 * noise.discordance:.1f} % of the clips differ between two networks ({noise.clip_source})"
+    together = f" for {resolution.comparisons} comparisons together" if resolution.comparisons > 1 else ""
+    repetitions = spec.repetitions if resolution.seeds > 1 else spec.repetitions[:-1]
+    std = f"standard deviation of a pair: {noise.pair_std:.1f} points, {noise.source}"
     these, other = _points(resolution.on_these_clips()), _points(resolution.on_other_clips())
+    seeds = " / ".join(f"{n:,}" if (n := resolution.seeds_for(points)) else "too many" for points in EXAMPLES)
+    clips = " / ".join(f"{_rounded(resolution.clips_for(points)):,}" for points in EXAMPLES)
+    examples = " / ".join(f"{points:g}" for points in EXAMPLES)
+    lines = [
+        f"what {resolution.seeds} {repetitions} and {resolution.clips:,} {split} clips can resolve "
+        f"(95 %{together}, power 80 %):"
+    ]
     if spec.varies_folds:
-        lines.append(f"  with other seeds and on other clips: differences from {these}; {std}")
-    else:
-        lines.append(f"  with other seeds, on these clips: differences from {these}; {std}")
-        lines.append(
-            f"  also on other clips: from {other}, and from {_points(resolution.limit_of_clips())} with any number of "
-            f"seeds; {discordance}"
-        )
-    seeds = [resolution.seeds_for(points) for points in EXAMPLES]
-    clips = [resolution.clips_for(points) for points in EXAMPLES]
-    needs = [] if spec.varies_folds else [f"{' / '.join(f'{n:,}' if n else 'too many' for n in seeds)} seeds"]
-    needs.append(f"about {' / '.join(f'{_rounded(n):,}' for n in clips)} clips")
+        lines.append(f"  with other seeds and on other clips: {these} ({std})")
+        lines.append(f"  {examples} points need about {clips} clips")
+        return lines
+    lines.append(f"  with other seeds, on these clips: {these} ({std})")
     lines.append(
-        f"  {' / '.join(f'{points:g}' for points in EXAMPLES)} points would need {' on these clips; '.join(needs)}"
-        f"{'' if spec.varies_folds else ' for other clips'}"
+        f"  also on other clips: {other}, and {_points(resolution.limit_of_clips())} with any number of seeds "
+        f"({100 * noise.discordance:.1f} % of the clips differ between two networks, {noise.clip_source})"
     )
+    lines.append(f"  {examples} points need {seeds} seeds on these clips; about {clips} clips for other clips")
     return lines
 
 
 def _points(points: float) -> str:
     if points == math.inf:
-        return "no size (a single seed)"
+        return "nothing with a single seed"
     return f"{points:.1f} points" if points < 100 else "over 100 points"
 
 

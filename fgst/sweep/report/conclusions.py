@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fgst.sweep.noise import Difference
+from fgst.sweep.race import RaceState
 from fgst.sweep.report.tables import row_heading
 from fgst.sweep.results import Row
 from fgst.sweep.selection import WinnerEstimate
@@ -14,19 +15,26 @@ MAX_NAMES = 12  # rows listed by name; a search has hundreds
 
 
 def conclusions(
-    spec: SweepSpec, rows: Sequence[Row], baseline: str | None, estimate: WinnerEstimate | None
+    spec: SweepSpec,
+    rows: Sequence[Row],
+    baseline: str | None,
+    estimate: WinnerEstimate | None,
+    race: RaceState | None = None,
 ) -> list[str]:
     """Sentences for below the table: which rows differ, with other seeds and on other clips, and the winner's worth.
 
     Args:
         baseline: label of the row that differences refer to.
         estimate: of the best row.
+        race: state of a race.
     """
     compared = [row for row in rows if row.finished and row.label != baseline]
     reference = next((row for row in rows if row.label == baseline and row.finished), None)
     sentences = []
     if compared and reference is not None:
-        sentences = _differences(spec, compared, f"{spec.axis} {row_heading(spec, reference)}".strip())
+        sentences = _differences(spec, compared, reference.label)
+    if race is not None:
+        sentences += _race(spec, rows, race)
     if estimate is not None:
         sentences.append(
             f"The best row reached {estimate.reached:.1f} % on validation; choosing it among {estimate.candidates} "
@@ -60,6 +68,23 @@ def _differences(spec: SweepSpec, rows: Sequence[Row], baseline: str) -> list[st
             f"The noise of clips is unknown for {which}: their scores are not stored, or are not of the same clips."
         )
     return sentences
+
+
+def _race(spec: SweepSpec, rows: Sequence[Row], race: RaceState) -> list[str]:
+    trained, left = sum(row.finished for row in rows), [row for row in rows if row.finished and not row.dropped]
+    dropped = [f"{row_heading(spec, row)} (after {row.dropped.after})" for row in rows if row.dropped is not None]
+    outcome = f"dropped: {_names(dropped)}" if dropped else "none was dropped"
+    names = _names([row_heading(spec, row) for row in left])
+    if race.due:
+        return [
+            f"The race is not complete: {race.rounds} of at most {spec.seeds} rounds; still in it: {names}; {outcome}."
+        ]
+    saved = spec.total - trained
+    return [
+        f"The race trained {trained} of at most {spec.total} trials ({saved} saved, {100 * saved / spec.total:.0f} %); "
+        f"left: {names}; {outcome}. It keeps the best value with a probability of 95 % or more (with other seeds, on "
+        "these clips); the intervals do not account for numbers of seeds that depend on the results."
+    ]
 
 
 def _sentence(

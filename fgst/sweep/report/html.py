@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fgst.sweep.report import sections
 from fgst.sweep.report.conclusions import conclusions
 from fgst.sweep.report.sections import ReportData
-from fgst.sweep.results import baseline_label, best_result, build_rows, winner_estimate
+from fgst.sweep.results import baseline_label, best_result, build_rows, race_of, winner_estimate
 
 _TEMPLATES = Environment(
     loader=PackageLoader("fgst.sweep.report"),
@@ -46,7 +46,7 @@ def _content(data: ReportData, pictures: Path) -> dict[str, Any]:
         "answer": sections.answer(spec, rows, best, baseline),
         "notes": data.notes,
         "results": sections.results(spec, rows, best, baseline),
-        "conclusions": conclusions(spec, rows, baseline, estimate),
+        "conclusions": conclusions(spec, rows, baseline, estimate, race_of(spec, results)),
         "accuracy_curve": sections.accuracy_curve(spec, rows, pictures),
         "pareto": sections.pareto(spec, results, pictures),
         "learning_curves": sections.learning_curves(data, best, pictures),

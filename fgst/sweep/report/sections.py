@@ -79,7 +79,8 @@ def summary(data: ReportData) -> dict[str, str]:
         protocol = f"{config.protocol}: {_held_out(spec)}, held out for selection"
     counts = Counter(result.status for result in data.results)
     started = ", ".join(f"{counts[status]} {words}" for status, words in STATUS_WORDS.items() if counts[status])
-    planned = f"{spec.total} by {spec.search}" if spec.search == "grid" else f"up to {spec.total} by {spec.search}"
+    method = "race" if spec.race else spec.search
+    planned = f"{'up to ' * (spec.race or spec.search != 'grid')}{spec.total} by {method}"
     return {
         "data": " · ".join(str(part) for part in (spec.dataset_name, config.benchmark, config.modality) if part),
         "protocol": protocol,
@@ -132,7 +133,8 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
 
     def heading_cell(row: Row) -> Cell:
         roles = {"best": best_label, "baseline": baseline}
-        return Cell(row_heading(spec, row), badges_after=[role for role, label in roles.items() if row.label == label])
+        badges = [role for role, label in roles.items() if row.label == label] + ["dropped"] * bool(row.dropped)
+        return Cell(row_heading(spec, row), badges_after=badges)
 
     def difference_cell(row: Row) -> Cell:
         difference = difference_of(row)

@@ -17,6 +17,7 @@ from fgst.sweep.results import MeanStd, Row
 from fgst.sweep.spec import SweepSpec
 
 MAX_ROWS = 20  # of a search, on a terminal
+WIDTH_WITH_CLIPS = 96  # columns of a terminal that has room for the noise of clips; the text below says it as well
 
 
 def format_mean_std(value: MeanStd | None) -> str:
@@ -115,7 +116,9 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     has_seeds = any(row.trials > 1 for row in shown)
     has_losses = is_grid and any(row.pruned or row.failed for row in rows)
     has_differences = any(row.val_difference or row.test_difference for row in rows)
+    console = Console(highlight=False)
     has_clips = has_differences and any(row.clip_difference for row in rows) and not spec.varies_folds
+    has_clips = has_clips and console.width >= WIDTH_WITH_CLIPS
     has_published = any(row.published is not None for row in rows)
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
@@ -129,7 +132,7 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
         table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
         cells = [row_heading(spec, row) + (" *" if row.label == best else "")]
-        cells += [f"{row.finished} of {row.trials}"] * has_seeds
+        cells += [f"{row.finished} of {row.trials}" if row.dropped is None else f"{row.finished}, dropped"] * has_seeds
         cells += [f"{row.pruned}, {row.failed}"] * has_losses
         cells += [format_mean_std(row.val)] * (not is_paper) + [format_mean_std(row.test)]
         cells += [format_difference(row.test_difference if is_paper else row.val_difference)] * has_differences
@@ -150,4 +153,4 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
         notes += [f"{count} stopped early" for count in [sum(row.pruned for row in rows)] if count]
         notes += [f"{count} failed" for count in [sum(row.failed for row in rows)] if count]
     table.caption = " · ".join(notes) or None
-    terminal.print_table(Console(highlight=False), table)
+    terminal.print_table(console, table)
