@@ -68,7 +68,8 @@ def race_state(
     Args:
         trials: all trials that the race may train.
         accuracies: validation top-1 in % of the finished trials, by trial id.
-        failed: ids of trials that ended without a result. A value without any result gets no further seeds.
+        failed: ids of trials that ended without a result. A value whose first two trainings failed gets no
+            further seeds.
         weights: weight of each seed in the means, for folds of different sizes; by default all are equal.
     """
     labels = list(dict.fromkeys(trial.label for trial in trials))
@@ -84,7 +85,7 @@ def race_state(
         for trial in cells:
             if trial.trial_id in accuracies:
                 table[trial.label][seed] = accuracies[trial.trial_id]
-        left = [label for label in left if table[label]]
+        left = [label for label in left if table[label] or number < 2]
         drops = eliminate(table, left, number, len(labels), len(seeds), weights)
         dropped |= drops
         left = [label for label in left if label not in drops]
