@@ -143,16 +143,17 @@ def residual_variance(table: Mapping[str, Mapping[int, float]]) -> tuple[float, 
     cells = [(label, seed, value) for label, row in table.items() for seed, value in row.items()]
     labels = {label: i for i, label in enumerate(dict.fromkeys(label for label, _, _ in cells))}
     seeds = {seed: i for i, seed in enumerate(dict.fromkeys(seed for _, seed, _ in cells))}
-    freedom = len(cells) - len(labels) - len(seeds) + 1
-    if freedom < 1:
+    if not cells:
         return 0.0, 0
     design = np.zeros((len(cells), len(labels) + len(seeds)))
     for row, (label, seed, _) in enumerate(cells):
         design[row, labels[label]] = design[row, len(labels) + seeds[seed]] = 1
     values = np.array([value for _, _, value in cells])
     values -= values.mean()
-    residuals = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    return float(residuals @ residuals) / freedom, freedom
+    solution, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    freedom = len(cells) - int(rank)  # labels without a common seed have an offset of their own
+    residuals = values - design @ solution
+    return (float(residuals @ residuals) / freedom, freedom) if freedom else (0.0, 0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

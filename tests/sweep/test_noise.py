@@ -10,7 +10,6 @@ from scipy import stats
 
 from fgst.sweep.noise import Difference, crossed, holm, residual_variance, student, variances
 
-
 SEED_STD = 0.05  # in :func:`simulate`
 
 
@@ -116,4 +115,7 @@ def test_residual_variance_is_half_of_that_of_pairs() -> None:
     # Missing cells are allowed.
     table["c"] = {0: 1.0, 3: 2.0}
     assert residual_variance(table)[1] == 14 - 3 - 6 + 1
-    assert residual_variance({"a": {0: 1.0}}) == (0.0, 0)
+    assert residual_variance({"a": {0: 1.0}}) == residual_variance({}) == (0.0, 0)
+    # Labels without a common seed are not compared.
+    apart = {"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0, 1: 4.0}, "c": {7: 50.0, 8: 60.0}}
+    assert residual_variance(apart) == (pytest.approx(2**2 / 4), 1)

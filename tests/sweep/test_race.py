@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -157,7 +156,7 @@ def test_best_value_of_a_race_was_not_dropped(dataset: ArrowDataset) -> None:
     search = make_race(dataset)
     spec = search.spec
     results = [result_of(trial) for trial in run(search)]
-    # K=2 was dropped after two seeds; its mean would be the highest if these seeds alone were easy.
+    # K=3 was dropped after two seeds, and its mean would be the highest if these seeds alone were easy.
     easy = [
         r if r.seed < 2 else TrialResult(**{**vars(r), "metrics": {"val/top1": accuracy_of(r) - 60}}) for r in results
     ]
