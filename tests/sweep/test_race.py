@@ -119,6 +119,19 @@ def test_race_resumes_after_every_trial_with_the_same_decisions(
         assert cells(before) + cells(after) == whole
 
 
+def test_trial_of_a_killed_driver_continues_first(dataset: ArrowDataset, tmp_path: Path) -> None:
+    whole = cells(run(make_race(dataset)))
+    for cut in (1, 6, 9, 13):
+        storage = f"sqlite:///{tmp_path}/{cut}.db"
+        search = make_race(dataset, storage=storage)
+        before = run(search, stop_after=cut)
+        running = search.ask()
+        assert running is not None
+        after = run(make_race(dataset, [result_of(trial) for trial in before], storage))
+        assert after[0].trial_id == running.trial_id
+        assert cells(before) + cells(after) == whole
+
+
 def test_interrupted_trial_does_not_block_the_end_of_a_race(dataset: ArrowDataset) -> None:
     """A backend asks until the search is exhausted; the interrupted trial is resumed by the next invocation."""
     search = make_race(dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Mapping
 
@@ -13,7 +14,7 @@ from fgst.data.dataset import ArrowDataset
 from fgst.sweep.correctness import CorrectClips
 from fgst.sweep.report.conclusions import conclusions
 from fgst.sweep.report.tables import print_table, to_csv
-from fgst.sweep.results import TrialResult, build_rows, winner_estimate
+from fgst.sweep.results import TrialResult, build_rows, runs_to_compare, winner_estimate
 from fgst.sweep.spec import SweepSpec, build_spec
 from fgst.sweep.status import TrialStatus
 from tests.support import small
@@ -169,3 +170,11 @@ def test_repeated_folds_are_pairs_once(dataset: ArrowDataset) -> None:
     row = build_rows(spec, results)[1]
     assert row.val_difference is not None
     assert row.val_difference.pairs == 4
+
+
+def test_scores_are_read_of_the_baseline_and_the_first_rows(dataset: ArrowDataset) -> None:
+    """A search may have thousands of trials."""
+    spec, results, _ = make_results(dataset, {2: constant(0.2), 3: constant(0.9), 4: constant(0.9)}, seeds=2)
+    spec = dataclasses.replace(spec, baseline=4)
+    assert runs_to_compare(spec, results, most=3) == ["run 4", "run 5", "run 0"]
+    assert len(runs_to_compare(spec, results)) == 6
