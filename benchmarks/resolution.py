@@ -153,7 +153,7 @@ def _noise(
 
 
 def winners(repeats: int, generator: np.random.Generator) -> Iterator[list[str]]:
-    """Error of the accuracy of the best trial, as it is and as it is estimated."""
+    """Error of the accuracy of the best trial: that of its validation, and that of the estimate."""
     yield ["trials", "clips", "std of true accuracies", "validation", "honest estimate", "its interval contains it"]
     for trials, clips, spread in (
         (7, 205, 0.0), (7, 205, 1.0), (40, 205, 0.0), (40, 205, 2.0), (40, 464, 2.0), (100, 205, 3.0),
