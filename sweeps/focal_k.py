@@ -12,7 +12,7 @@ output is the next command to run.
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, SweepDefinition
+from fgst.sweep import Parameter, Published, SweepDefinition
 
 PAPER = {3: 88.6, 6: 88.9, 9: 89.0, 12: 89.2, 15: 89.5, 18: 89.2, 21: 89.3, 25: 89.1}
 
@@ -24,8 +24,7 @@ definition = SweepDefinition(
         Parameter("K", (*(k for k in PAPER if k < skeleton.num_joints), skeleton.num_joints))
     ],
     settings=lambda params, base: {"model.focal_joints": params["K"]},
-    published=PAPER,
-    source="Table 2 (NTU-60 X-Sub, joint)",
+    published=Published(PAPER, source="Table 2", benchmark="NTU-60 X-Sub"),
     baseline=15,
 )
 

@@ -9,7 +9,7 @@ The total number of layers is that of the preset: eight for paper, best and smal
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, SweepDefinition
+from fgst.sweep import Parameter, Published, SweepDefinition
 
 PAPER = {"4/4": 88.8, "5/3": 89.0, "6/2": 89.5, "7/1": 89.0}
 
@@ -26,8 +26,7 @@ definition = SweepDefinition(
     settings=lambda params, base: dict(
         zip(("model.stage1_layers", "model.stage2_layers"), str(params["L1/L2"]).split("/"), strict=False)
     ),
-    published=PAPER,
-    source="Table 4 (NTU-60 X-Sub, joint)",
+    published=Published(PAPER, source="Table 4", benchmark="NTU-60 X-Sub"),
     baseline="6/2",
 )
 

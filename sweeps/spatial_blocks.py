@@ -9,7 +9,7 @@ Each row adds one block to the row above it.
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, SweepDefinition
+from fgst.sweep import Parameter, Published, SweepDefinition
 
 FLAGS = ("model.focal_selection", "model.part_branch", "model.cross_attention")
 ROWS = {
@@ -25,8 +25,7 @@ definition = SweepDefinition(
     title="What does each spatial block add?",
     parameters=lambda skeleton, base: [Parameter("blocks", tuple(ROWS))],
     settings=lambda params, base: dict(zip(FLAGS, ROWS[params["blocks"]], strict=True)),
-    published=PAPER,
-    source="Table 1 (NTU-60 X-Sub, joint)",
+    published=Published(PAPER, source="Table 1", benchmark="NTU-60 X-Sub"),
     baseline="Basic-SFormer",
 )
 

@@ -7,7 +7,7 @@ Examples:
 """
 
 from fgst.cli.sweep import main
-from fgst.sweep import Parameter, SweepDefinition
+from fgst.sweep import Parameter, Published, SweepDefinition
 
 ROWS = {"Basic-TFormer": "attention", "TCN": "convolution", "FG-TFormer": "fg"}
 PAPER = {"Basic-TFormer": 82.8, "TCN": 89.1, "FG-TFormer": 89.5}
@@ -17,8 +17,7 @@ definition = SweepDefinition(
     title="Attention over frames, convolution, or both?",
     parameters=lambda skeleton, base: [Parameter("block", tuple(ROWS))],
     settings=lambda params, base: {"model.temporal": ROWS[params["block"]]},
-    published=PAPER,
-    source="Table 3 (NTU-60 X-Sub, joint)",
+    published=Published(PAPER, source="Table 3", benchmark="NTU-60 X-Sub"),
     baseline="Basic-TFormer",
 )
 

@@ -41,7 +41,7 @@ from pathlib import Path
 from fgst.cli.command import CommandParser
 from fgst.cli.data_options import add_conversion_options, convert
 from fgst.data.formats import FORMATS
-from fgst.data.formats.custom import open_custom, read_skeleton
+from fgst.data.formats.custom import formats_by_suffix, open_custom, read_skeleton
 from fgst.data.skeletons import SKELETONS
 
 
@@ -66,8 +66,8 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--clip-format",
         choices=FORMATS,
-        help="format of the files in CLIPS (default: by their suffix, "
-        + ", ".join(f"{f.suffix} {name}" for name, f in FORMATS.items())
+        help="format of the files in CLIPS (default: by their suffix: "
+        + ", ".join(f"{suffix} {names[0]}" for suffix, names in formats_by_suffix().items() if len(names) == 1)
         + ")",
     )
     add_conversion_options(parser)

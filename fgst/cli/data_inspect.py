@@ -111,7 +111,10 @@ def find_clip(dataset: ArrowDataset, name: str) -> int:
     rows = np.flatnonzero(dataset.clip_ids == name)
     if len(rows):
         return int(rows[0])
-    similar = difflib.get_close_matches(name, dataset.clip_ids.tolist(), n=3, cutoff=0.4)
+    names = dataset.clip_ids.tolist()
+    containing = [known for known in names if name in known]  # with a folder or a suffix
+    similar = [*containing, *difflib.get_close_matches(name, names, n=3, cutoff=0.4)]
+    similar = list(dict.fromkeys(similar))[:3]
     raise InputError(
         f"--clip {name}: {dataset.name} has no such clip; "
         + (f"similar names are {', '.join(similar)}" if similar else f"its first is {dataset.clip_ids[0]}")
@@ -156,7 +159,8 @@ def _draw(dataset: ArrowDataset, row: int, out: Path, *, animate: bool) -> None:
     with writing_to(out):
         (clip_animation if animate else clip_frames)(dataset.clip(row), dataset.skeleton, title, out)
     print(title)
+    width = max(map(len, columns)) + 1
     for column, value in columns.items():
         recorded = value or column == "label"  # 0 means "not recorded"
-        print(f"  {column:<12}{value if recorded else '-'}")
-    print(f"  picture     {out}")
+        print(f"  {column:<{width}}{value if recorded else '-'}")
+    print(f"  {'picture':<{width}}{out}")

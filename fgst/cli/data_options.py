@@ -84,7 +84,7 @@ def convert(source: Path, args: argparse.Namespace, opened: Callable[[], Abstrac
         )
     lines: list[Line] = [
         ("read", f"{len(dataset):,} clips"),
-        ("left out", f"{len(report.rejected):,} clips"),
+        ("left out", f"{len(report.rejected) + report.empty.total():,} clips"),
         *(("", f"{printable(clip_id)}: {fault}") for clip_id, fault in report.rejected[:_LISTED]),
     ]
     if len(report.rejected) > _LISTED:

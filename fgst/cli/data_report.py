@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from fgst.data.dataset import ArrowDataset
+from fgst.data.layout import is_split_list
 from fgst.data.skeleton import Skeleton
+from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 
 Line = tuple[str, str]  # label, value
@@ -28,19 +30,24 @@ def describe(dataset: ArrowDataset) -> list[Line]:
         except InputError:
             lines.append((benchmark.name, "not usable: one of its splits has no clip"))
             continue
-        counts = f"{len(splits.train):,} train, {len(splits.test):,} test (by {benchmark.column})"
+        counts = f"{len(splits.train):,} train, {len(splits.test):,} test ({_rule(benchmark)})"
         lines += [(benchmark.name, counts), ("", f"validation: {_validation(dataset, benchmark.name)[0]}")]
     frames, persons = dataset.columns["num_frames"], dataset.columns["num_persons"]
+    subjects = np.count_nonzero(np.unique(dataset.columns["subject"]))  # 0 means "not recorded"
     per_class = np.bincount(dataset.columns["label"], minlength=dataset.num_classes)
     per_count = zip(*np.unique(persons, return_counts=True), strict=True)
     return [
         *lines,
         ("frames", f"{frames.min()} to {frames.max()}, median {np.median(frames):g}"),
         ("persons", ", ".join(f"{clips:,} clips of {count}" for count, clips in per_count)),
-        ("subjects", str(len(np.unique(dataset.columns["subject"])))),
+        ("subjects", str(subjects) if subjects else "not recorded"),
         ("classes", str(dataset.num_classes)),
         *(("", f"{count:6,}  {name}") for name, count in zip(dataset.classes, per_class, strict=True)),
     ]
+
+
+def _rule(benchmark: Benchmark) -> str:
+    return "a list of clips" if is_split_list(benchmark) else f"by {benchmark.column}"
 
 
 def _validation(dataset: ArrowDataset, benchmark: str = "") -> tuple[str, bool]:

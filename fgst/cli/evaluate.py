@@ -5,6 +5,7 @@ Examples:
   python -m fgst.evaluate --model champion                       the registered ensemble
   python -m fgst.evaluate --run-id … --json | jq .top1
   python -m fgst.evaluate --run-id … --compare OTHER_RUN_ID      paired comparison on the same clips
+  python -m fgst.evaluate --run-id … --compare OTHER_RUN_ID --out figures --format pdf --latex tables.tex
   python -m fgst.evaluate --run-id … --split val
   python -m fgst.evaluate --run-id … --dataset /elsewhere/nw-ucla
 
@@ -15,13 +16,22 @@ artifacts under eval/. Exit code 0: success; 2: the arguments, the run or the da
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fgst import terminal
 from fgst.cli.command import CommandParser
-from fgst.cli.options import add_cache_option, add_device_options, add_tracking_option
+from fgst.cli.options import (
+    add_cache_option,
+    add_device_options,
+    add_figure_option,
+    add_table_options,
+    add_tracking_option,
+)
+from fgst.table_files import check_files, write_tables
 
 SPLITS = ("train", "val", "test")
 
@@ -48,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", metavar="RUN_ID", help="another run, for a paired comparison on the same clips")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--no-log", action="store_true", help="do not store the results with the run")
+    add_table_options(parser)
+    add_figure_option(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="write the report and its figures to this folder as well"
+    )
     add_device_options(parser)
     add_tracking_option(parser)
     return parser
@@ -56,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``fgst evaluate``."""
     args = build_parser().parse_args(argv)
+    check_files(args.latex, args.csv)
     # lazy: torch and MLflow take seconds to import, and --help and invalid arguments need neither
     import torch
 
@@ -71,10 +87,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.split,
         compare=args.compare,
         log=not args.no_log,
-        on_report=_print_json if args.json else _print_report,
+        out=args.out,
+        figure_format=args.format,
+        on_report=functools.partial(_print, args=args),
         device=args.device,
         tracking_uri=args.tracking_uri,
     )
+
+
+def _print(report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write the files of ``--latex`` and ``--csv``, and print the report."""
+    if args.latex is not None or args.csv is not None:
+        from fgst.cli import evaluate_tables  # lazy: not needed without files
+
+        write_tables(evaluate_tables.report_tables(report), args.latex, args.csv)
+    if args.json:
+        _print_json(report)
+    else:
+        _print_report(report)
 
 
 def _print_json(report: dict[str, Any]) -> None:
@@ -84,7 +114,8 @@ def _print_json(report: dict[str, Any]) -> None:
 def _print_report(report: dict[str, Any]) -> None:
     # lazy: not needed with --json
     from rich.console import Console
-    from rich.table import Table
+
+    from fgst.cli import evaluate_tables
 
     console = Console(highlight=False)
     kind = "ensemble" if report["kind"] == "ensemble" else "run"
@@ -93,13 +124,7 @@ def _print_report(report: dict[str, Any]) -> None:
         f"of {report['dataset']} {report['benchmark']}",
         soft_wrap=True,
     )
-    table = Table("class", "clips", "correct", "top-1 %")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in report["per_class"]:
-        top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
-        table.add_row(row["class"], str(row["num_clips"]), str(row["correct"]), top1)
-    terminal.print_table(console, table)
+    terminal.print_table(console, evaluate_tables.per_class_table(report))
     if report["confused"]:
         console.print("most confused:")
     for pair in report["confused"]:

@@ -3,10 +3,12 @@
 Examples:
   python -m fgst.explain --run-id 0123456789abcdef0123456789abcdef
   python -m fgst.explain --run-id … --clip a03_s07_e02_v03 --out figures     also draw and animate this clip
+  python -m fgst.explain --run-id … --class throw --class carry --format pdf vector graphics of two classes
   python -m fgst.explain --run-id … --animate                                an animation per class
 
 The figures show, for each class, the test clip that the network classifies correctly with the highest probability, and,
-over all test clips, how often each joint is focal. Exit code 2: the arguments or the run are invalid.
+over all test clips, how often each joint is focal, compared with chance. They have the size of a paper's text. Exit
+code 2: the arguments or the run are invalid.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fgst.cli.command import CommandParser
-from fgst.cli.options import add_cache_option, add_device_options, add_tracking_option
+from fgst.cli.options import add_cache_option, add_device_options, add_figure_option, add_tracking_option
 from fgst.errors import InputError
 from fgst.tracking.tags import Tags
 
@@ -44,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip", action="append", default=[], metavar="CLIP_ID", help="also draw and animate this test clip"
     )
+    parser.add_argument(
+        "--class", dest="classes", action="append", default=[], metavar="CLASS",
+        help="draw a clip of this class, not of all classes; repeatable",
+    )  # fmt: skip
+    add_figure_option(parser)
     parser.add_argument(
         "--animate", action="store_true", help="animate one clip of every class, not only of the first class"
     )
@@ -73,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, card, data = _load(store, args.run_id, args.dataset)
     with ExitStack() as stack:
         out = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fgst-focal-"))) / "focal"
-        names = explain(model.to(device), card, data, out, clips=args.clip, animate=args.animate, device=device)
+        names = explain(model.to(device), card, data, out, clips=args.clip, classes=args.classes, animate=args.animate,
+                        suffix=args.format, device=device)  # fmt: skip
         if not args.no_log:
             upload = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fgst-focal-")))
             (upload / ARTIFACT_PATH).mkdir(parents=True)

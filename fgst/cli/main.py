@@ -57,6 +57,7 @@ DATA_COMMANDS = {
     "convert": Command("fgst.cli.data_convert", "convert a data set in one of the field's formats"),
     "custom": Command("fgst.cli.data_custom", "convert your own recordings"),
     "demo": Command("fgst.cli.data_demo", "generate motion for trying things out"),
+    "export": Command("fgst.cli.data_export", "export a data set for other projects' code"),
     "inspect": Command("fgst.cli.data_inspect", "check and describe a data set, draw a clip"),
 }
 DATA_DOC = """Convert raw recordings to an Arrow data set, or inspect one.

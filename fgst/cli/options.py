@@ -20,8 +20,9 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
         "--dataset",
         required=dataset_required,
         metavar="DIR",
-        help="Arrow data set prepared by python -m data_prep.nw_ucla, .ntu, .custom or .demo: a directory or a URI "
-        "(s3://… gs://… file://…)" + ("" if dataset_required else "; default: generated motion, in datasets/demo"),
+        help="Arrow data set prepared by python -m data_prep.nw_ucla, .ntu, .convert, .custom or .demo: a directory or "
+        "a URI (s3://… gs://… file://…)"
+        + ("" if dataset_required else "; default: generated motion, in datasets/demo"),
     )
     add_cache_option(group)
     group.add_argument(
@@ -90,6 +91,24 @@ def add_tracking_option(parser: argparse.ArgumentParser) -> None:
         "--tracking-uri",
         metavar="URI",
         help="MLflow tracking store; default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory",
+    )
+
+
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--latex`` and ``--csv``; see :func:`fgst.table_files.write_tables`."""
+    parser.add_argument("--latex", metavar="FILE", help="write the tables to this file in LaTeX (booktabs)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write the tables to this file, and files with similar names, as CSV"
+    )
+
+
+def add_figure_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``."""
+    parser.add_argument(
+        "--format",
+        choices=("png", "svg", "pdf"),
+        default="png",
+        help="format of the figures; svg and pdf are vector graphics with text as text (default: png)",
     )
 
 

@@ -6,9 +6,10 @@ Examples:
   python -m fgst.predict --model champion recordings/            all raw files in a folder or zip archive
   cat clip.json | python -m fgst.predict --model champion --json -
 
-Raw files are read and cleaned like those of the run's data set: .json of NW-UCLA, .skeleton of NTU RGB+D, or .npy
-arrays. Exit code 0: all files were classified; 1: some files are not valid clips (the reasons are shown); 2: no file is
-a valid clip, or the arguments are invalid.
+Raw files are read and prepared like those of the run's data set: .skeleton of NTU RGB+D or a Kinect v2; .json of
+NW-UCLA, Kinetics-skeleton or OpenPose (a folder of frames is one clip); .csv of MediaPipe, Kinect and others; .txt of
+SHREC'17 and DHG; .pkl annotations of pyskl; or .npy arrays. Exit code 0: all files were classified; 1: some files are
+not valid clips (the reasons are shown); 2: no file is a valid clip, or the arguments are invalid.
 """
 
 from __future__ import annotations

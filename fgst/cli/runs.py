@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fgst.cli.command import CommandParser, format_command
-from fgst.cli.options import add_tracking_option, positive
+from fgst.cli.options import add_table_options, add_tracking_option, positive
 from fgst.errors import InputError
+from fgst.table_files import check_files, write_tables
 from fgst.tracking.tags import Tags
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
@@ -63,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--experiment", metavar="NAME", help="only this experiment, e.g. 'nw-ucla x-view'")
     for command in (list_, best, compare, gc):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    for command in (list_, best, compare):
+        add_table_options(command)
     for command in (list_, best, compare, curves, gc):
         add_tracking_option(command)
     return parser
@@ -76,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fgst.tracking import queries
     from fgst.tracking.store import TrackingStore
 
+    if args.command in runs_tables.TABLES:
+        check_files(args.latex, args.csv)
     store = TrackingStore.existing(args.tracking_uri)
     if args.command == "curves":
         for sweep in args.sweeps:
@@ -93,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = queries.compare_runs(store, args.runs)
     else:
         report = queries.collect_garbage(store, args.experiment, delete=args.delete)
+    if args.command in runs_tables.TABLES:
+        write_tables(runs_tables.TABLES[args.command](report), args.latex, args.csv)
     if args.json:
         print(json.dumps(report, allow_nan=False))
     else:

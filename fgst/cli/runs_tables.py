@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,65 +12,102 @@ from rich.table import Table
 from rich.text import Text
 
 from fgst.parsing import printable
+from fgst.result_setting import COLUMNS
+from fgst.table_files import NamedTable, records_to_csv, rows_to_csv
 from fgst.terminal import print_table
 
 RUNS_PER_TABLE = 3  # columns of a comparison
+NOT_COMPARABLE = "other data sets or benchmarks: accuracies on different test clips cannot be compared"
 
 
-def print_list(report: dict[str, Any]) -> None:
-    """Print the result of :func:`fgst.tracking.queries.list_runs` or ``list_trials``, a table per experiment."""
-    console = Console(highlight=False)
-    if not report["runs"]:
-        console.print("no runs")
+def list_tables(report: dict[str, Any]) -> list[NamedTable]:
+    """Tables of the result of :func:`fgst.tracking.queries.list_runs` or ``list_trials``, one per experiment."""
+    tables = []
     for experiment, rows in itertools.groupby(sorted(report["runs"], key=lambda r: r["experiment"]), _experiment):
+        shown = list(rows)
         table = _table("run", "status", "val %", "test %", "min", "age")
-        for row in rows:
+        for row in shown:
             star = " * best by validation" if row.get("best") else ""
             trials = ", ".join(f"{count} {status}" for status, count in row.get("trials", {}).items())
             summary = f"{row['kind']}: {trials or 'no trials'}\n" if row["kind"] == "sweep" else ""
             table.add_row(
-                _text(row["name"], star, "\n", summary, row["run_id"]), _text(row["ending"]), _percent(row["val_top1"]),
-                _percent(row["test_top1"]), _minutes(row["minutes"]), _age(row["age_seconds"]),
+                _text(row["name"], star, "\n", summary, _setting(row), row["run_id"]), _text(row["ending"]),
+                _percent(row["val_top1"]), _percent(row["test_top1"]), _minutes(row["minutes"]),
+                _age(row["age_seconds"]),
             )  # fmt: skip
-        console.print(_text(experiment, style="bold"))
-        print_table(console, table)
+        tables.append(NamedTable(_name(experiment), table, records_to_csv([_record(row) for row in shown]), experiment))
+    return tables
+
+
+def print_list(report: dict[str, Any]) -> None:
+    """Print :func:`list_tables`."""
+    console = Console(highlight=False)
+    if not report["runs"]:
+        console.print("no runs")
+    _print(console, list_tables(report))
     if report["more"]:
         console.print(f"and {report['more']} older runs; show more with --limit")
 
 
-def print_best(report: dict[str, Any]) -> None:
-    """Print the result of :func:`fgst.tracking.queries.best_runs`, a table per group."""
-    console = Console(highlight=False)
-    if not report["groups"]:
-        console.print("no run has a validation accuracy")
-    for group in report["groups"]:
+def best_tables(report: dict[str, Any]) -> list[NamedTable]:
+    """Tables of the result of :func:`fgst.tracking.queries.best_runs`, one per group."""
+    tables = []
+    for number, group in enumerate(report["groups"], 1):
         table = _table("run", "val %", "test %", "min", "settings that differ")
         table.columns[-1].justify = "left"
         for row in group["runs"]:
             settings = "\n".join(f"{name.partition('.')[2] or name}={value}" for name, value in row["settings"].items())
             kind = " (ensemble)" if row["kind"] == "ensemble" else ""
             table.add_row(
-                _text(row["name"], kind, "\n", row["run_id"]), _percent(row["val_top1"]), _percent(row["test_top1"]),
-                _minutes(row["minutes"]), _text(settings),
+                _text(row["name"], kind, "\n", _setting(row), row["run_id"]), _percent(row["val_top1"]),
+                _percent(row["test_top1"]), _minutes(row["minutes"]), _text(settings),
             )  # fmt: skip
-        title = f": best of {group['candidates']} by validation ({group['validation']})"
-        console.print(_text(group["experiment"], title, style="bold"))
-        print_table(console, table)
+        title = f"{group['experiment']}: best of {group['candidates']} by validation ({group['validation']})"
+        name = f"{_name(group['experiment'])}-{number}"
+        tables.append(NamedTable(name, table, records_to_csv([_record(row) for row in group["runs"]]), title))
+    return tables
 
 
-def print_compare(report: dict[str, Any]) -> None:
-    """Print the result of :func:`fgst.tracking.queries.compare_runs`."""
+def print_best(report: dict[str, Any]) -> None:
+    """Print :func:`best_tables`."""
     console = Console(highlight=False)
+    if not report["groups"]:
+        console.print("no run has a validation accuracy")
+    _print(console, best_tables(report))
+
+
+def compare_tables(report: dict[str, Any]) -> list[NamedTable]:
+    """Tables of the result of :func:`fgst.tracking.queries.compare_runs`, each of a few runs; the first has the CSV."""
+    names = ["", *(f"{run['name']} {run['run_id']}" for run in report["runs"])]
+    settings = list(zip(*(run["setting"].values() for run in report["runs"]), strict=True))
+    rows = [names, *([column, *values] for column, values in zip(COLUMNS, settings, strict=True))]
+    rows += [[name, *values] for name, values in (report["parameters"] | report["metrics"]).items()]
+    tables = []
     for start in range(0, len(report["runs"]), RUNS_PER_TABLE):
         part = slice(start, start + RUNS_PER_TABLE)
         table = _table("", *(f"{run['name'][:16]}\n{run['run_id'][:8]}" for run in report["runs"][part]))
+        for name, values in zip(COLUMNS, settings, strict=True):
+            table.add_row(_text(name), *map(_text, values[part]))
+        table.add_section()
+        table.add_row(*[""] * len(table.columns))
         for name, values in report["parameters"].items():
             table.add_row(_text(name), *(_text("-" if v is None else v) for v in values[part]))
         table.add_section()
         table.add_row(*[""] * len(table.columns))
         for name, numbers in report["metrics"].items():
             table.add_row(_text(name), *("-" if n is None else f"{n:.6g}" for n in numbers[part]))
-        print_table(console, table)
+        if not report["same_clips"]:
+            table.caption = NOT_COMPARABLE
+        name = f"comparison-{start // RUNS_PER_TABLE + 1}" if start else "comparison"
+        tables.append(NamedTable(name, table, rows_to_csv(rows), "Comparison of runs"))
+    return tables
+
+
+def print_compare(report: dict[str, Any]) -> None:
+    """Print :func:`compare_tables`."""
+    console = Console(highlight=False)
+    for named in compare_tables(report):
+        print_table(console, named.table)
 
 
 def print_gc(report: dict[str, Any]) -> None:
@@ -101,6 +140,7 @@ def print_gc(report: dict[str, Any]) -> None:
         console.print("nothing to free on this machine")
 
 
+TABLES = {"list": list_tables, "best": best_tables, "compare": compare_tables}
 PRINTERS = {"list": print_list, "best": print_best, "compare": print_compare, "gc": print_gc}
 
 
@@ -114,8 +154,34 @@ def format_size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def _print(console: Console, tables: Sequence[NamedTable]) -> None:
+    for named in tables:
+        console.print(_text(named.title, style="bold"))
+        print_table(console, named.table)
+
+
+def _setting(row: dict[str, Any]) -> str:
+    """A line with what a run's result was obtained with; empty if it is not recorded."""
+    setting = row["setting"]
+    words = [setting[name] for name in ("protocol", "modality", "preset") if setting[name] != "-"]
+    units = {"passes": "pass", "seeds": "seed"} if row["kind"] != "trial" else {"passes": "pass"}
+    words += [f"{setting[name]} {unit if setting[name] == '1' else name}" for name, unit in units.items()
+              if setting[name] != "-"]  # fmt: skip
+    return f"{', '.join(words)}\n" if words else ""
+
+
+def _record(row: dict[str, Any]) -> dict[str, Any]:
+    """A run as a record of numbers and text, for CSV."""
+    names = ("run_id", "kind", "name", "ending", "val_top1", "test_top1", "minutes")
+    return {"experiment": row.get("experiment")} | {name: row[name] for name in names} | row["setting"]
+
+
+def _name(experiment: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", experiment).strip("-").lower() or "runs"
+
+
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     for number, column in enumerate(columns):
         table.add_column(_text(column), justify="right" if number else "left", overflow="fold", no_wrap=False)
     if columns[0] == "run":

@@ -22,9 +22,11 @@ from fgst.sweep.definition import SweepDefinition, TrialFactory
 from fgst.sweep.options import SweepOptions, flag_name
 from fgst.sweep.spec import SweepSpec, build_spec
 from fgst.sweep.status import SweepStatus, TrialStatus
+from fgst.table_files import check_files
 
 if TYPE_CHECKING:
     from fgst.sweep.backends.base import Backend
+    from fgst.sweep.modality_ensemble import EnsembleResult
     from fgst.sweep.results import SweepResult
     from fgst.sweep.runner import SweepCallback, SweepRunner
 
@@ -53,6 +55,7 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
         raise InputError("--local runs in this process and --address on a cluster; use one of them")
     if options.address not in (None, "auto", "local"):
         require_server(options.address if "://" in options.address else f"ray://{options.address}", "--address")
+    check_files(options.latex, options.csv)
     if options.simulate:
         _simulate(definition, options, sys.argv[1:] if argv is None else argv)
         return 0
@@ -136,6 +139,7 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
         if is_output_failure(error) or not is_disk_full(error):
             raise
         raise Interrupted(f"disk full: free some space, then resume with: {format_command(command)}") from None
+    _write_tables(result, options)
     if runner.deletion is not None:
         raise Interrupted(f"{runner.deletion}\nThen complete the sweep with: {format_command(command)}")
     _print_outcome(result, command)
@@ -220,7 +224,8 @@ def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions)
         if ensemble is None:
             print("no ensemble: it needs at least two modalities that finished with the same seed", file=sys.stderr)
         else:
-            print_ensemble(ensemble, result.spec.experiment)
+            print_ensemble(ensemble, result.spec)
+            _write_tables(result, options, ensemble)
             if ensemble.beaten_by_member is not None:
                 print(
                     "note: no better than one of its members: the best single modality has validation top-1 "
@@ -239,6 +244,24 @@ def _print_next(runner: SweepRunner, result: SweepResult, options: SweepOptions)
     else:
         print("one of the trials (without validation clips, no best trial is selected):")
     print(format_command(options.evaluate_command(result.best.run_id)), flush=True)
+
+
+def _write_tables(result: SweepResult, options: SweepOptions, ensemble: EnsembleResult | None = None) -> None:
+    """Write the printed tables to the files of ``--latex`` and ``--csv``."""
+    if options.latex is None and options.csv is None:
+        return
+    # lazy: imports the libraries of the tables and of the evaluation
+    from fgst.sweep.modality_ensemble import named_table
+    from fgst.sweep.report.tables import named_tables
+    from fgst.sweep.results import baseline_label, build_rows
+    from fgst.table_files import write_tables
+
+    spec, trials = result.spec, list(result.trials)
+    tables = named_tables(
+        spec, build_rows(spec, trials, result.correct), result.best_label, baseline_label(spec, trials)
+    )
+    tables += [] if ensemble is None else [named_table(ensemble, spec)]
+    write_tables(tables, options.latex, options.csv)
 
 
 def _refit(runner: SweepRunner, ensemble_id: str, options: SweepOptions) -> int:
@@ -261,7 +284,13 @@ def _refit(runner: SweepRunner, ensemble_id: str, options: SweepOptions) -> int:
         )  # fmt: skip
         runner.tracked_run.set_tags({Tags.REFIT: follower.sweep_id})
     # Resuming the first sweep resumes the second one too.
-    return _run(follower, dataclasses.replace(options, max_trials=None))
+    latex, csv = _refit_file(options.latex), _refit_file(options.csv)
+    return _run(follower, dataclasses.replace(options, max_trials=None, latex=latex, csv=csv))
+
+
+def _refit_file(name: str | None) -> str | None:
+    """The file for the tables of the retrained networks, next to that of the first ones."""
+    return None if name is None else str(Path(name).with_stem(f"{Path(name).stem}-refit"))
 
 
 def _join_ray(ray: ExitStack, options: SweepOptions) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ import numpy as np
 
 from fgst.data.clip_source import ClipEntry, ClipSource
 from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.label_table import natural_order
 from fgst.data.layout import split_list
 from fgst.data.normalization import Normalization, RawClip, check_shape, measure
 from fgst.data.progress import tracked
@@ -85,7 +85,7 @@ def write_source(
         )
     report = ConversionReport(notes=list(source.notes))
     entries = list(source.entries) if source.classes is None else source.entries
-    classes = source.classes or class_names(str(entry.label) for entry in entries)
+    classes = source.classes or natural_order({str(entry.label) for entry in entries})
     origin: dict[str, Any] = {**source.origin, "preparation": source.preparation}  # completed before it is written
     with closing(_clips(source, entries, classes, report, origin, normalization or {}, skip_bad=skip_bad)) as clips:
         first = next(clips, None)
@@ -110,14 +110,6 @@ def write_source(
     return dataset, report
 
 
-def class_names(labels: Iterable[str]) -> list[str]:
-    """Return the distinct labels, sorted as numbers if all are whole numbers, else alphabetically."""
-    names = set(labels)
-    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
 def remarks(dataset: ArrowDataset) -> list[str]:
     """Return remarks about a new data set: classes that are missing from a split, and clips in no split."""
     notes = []
@@ -130,7 +122,7 @@ def remarks(dataset: ArrowDataset) -> list[str]:
         missing = sorted(set(labels.tolist()) - set(labels[splits.train].tolist()))
         if missing:
             listed = ", ".join(names[missing[:5]]) + (" …" if len(missing) > 5 else "")
-            notes.append(f"{benchmark.name}: no training clip of {len(missing)} classes ({listed})")
+            notes.append(f"{benchmark.name}: no training clip of {_classes_count(len(missing))} ({listed})")
         unused = len(dataset) - len(splits.train) - len(splits.test)
         if unused:
             notes.append(f"{benchmark.name}: {unused:,} clips are in neither split")
@@ -243,6 +235,10 @@ def _none_usable(report: ConversionReport) -> str:
         return "there is no clip to convert" + (f" ({reasons})" if reasons else "")
     clip_id, fault = report.rejected[0]
     return f"none of the {len(report.rejected):,} clips is usable (the first, {printable(clip_id)}: {fault})"
+
+
+def _classes_count(count: int) -> str:
+    return "1 class" if count == 1 else f"{count:,} classes"
 
 
 def _clips_count(count: int) -> str:

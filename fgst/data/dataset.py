@@ -36,7 +36,7 @@ from fgst.data.splits import Benchmark, Splits, choose_scheme, make_splits
 from fgst.errors import InputError
 from fgst.parsing import read_regular_file
 
-_PREPARE = "python -m data_prep.nw_ucla, .ntu, .custom or .demo"
+_PREPARE = "python -m data_prep.nw_ucla, .ntu, .convert, .custom or .demo"
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,11 @@ class ArrowDataset:
 
         Args:
             benchmark: its name, or "" for the data set's first.
-            validation, by, seed, folds, fold: what is held out for validation; a ``validation`` of 0 holds out none.
+            validation: fraction of the training side to hold out for validation; 0 holds out none.
+            by: what is held out; "auto" is what the benchmark asks, see :meth:`validation_scheme`.
+            seed: selects what is held out.
+            folds: number of folds that the training side is divided into; 0 holds out the fraction instead.
+            fold: the fold that is held out, from 0.
 
         Raises:
             InputError: if a split is empty, or there is too little to hold out.

@@ -35,7 +35,7 @@ class Track:
     Attributes:
         last: ``(N, C)``, the last known position of each joint.
         was_seen: ``(N,)``, whether there is one.
-        detections: frames, in increasing order, and the index of the detection in each.
+        detections: frames, and the index of the detection in each.
         score: sum of the confidences.
     """
 
@@ -60,23 +60,26 @@ def most_confident(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
         frames: one per frame of the clip, all with the same N and C; they may have no detection.
 
     Returns:
-        joints ``(M, T, N, C)`` and scores ``(M, T, N)``, M from 0 to 2, zero in frames without the person.
+        joints ``(M, T, N, C)`` and scores ``(M, T, N)``, M from 0 to 2, the most confident person first; zero in frames
+        without the person.
     """
+    if not frames:
+        return np.zeros((0, 0, 0, 0)), np.zeros((0, 0, 0))
     frames = [_limited(frame) for frame in frames]
-    tracks = sorted(link(frames), key=lambda track: -track.score)
-    persons: list[dict[int, int]] = []  # detection by frame
-    for track in tracks:
-        own = dict(track.detections)
-        earlier = next((person for person in persons if not person.keys() & own.keys()), None)
+    persons: list[Track] = []
+    for track in sorted(link(frames), key=lambda track: -track.score):
+        own = set(track.frames)
+        earlier = next((person for person in persons if own.isdisjoint(person.frames)), None)
         if earlier is not None:
-            earlier |= own
+            earlier.detections += track.detections
+            earlier.score += track.score
         elif len(persons) < MAX_PERSONS:
-            persons.append(own)
-    shape = frames[0].joints.shape[1:] if frames else (0, 0)
-    joints = np.zeros((len(persons), len(frames), *shape))
+            persons.append(track)
+    persons.sort(key=lambda person: -person.score)
+    joints = np.zeros((len(persons), len(frames), *frames[0].joints.shape[1:]))
     scores = np.zeros(joints.shape[:3])
     for number, person in enumerate(persons):
-        for t, index in person.items():
+        for t, index in person.detections:
             joints[number, t], scores[number, t] = frames[t].joints[index], frames[t].scores[index]
     return joints, scores
 
@@ -94,7 +97,7 @@ def link(frames: Sequence[Frame]) -> list[Track]:
     # lazy: scipy.optimize takes a while to import, and most formats do not need it
     from scipy.optimize import linear_sum_assignment
 
-    step = MAX_STEP * _body_size(frames)
+    step = MAX_STEP * _body_size(frames) if frames else 0.0
     tracks: list[Track] = []
     for t, frame in enumerate(frames):
         seen = frame.scores > 0
@@ -119,13 +122,13 @@ def link(frames: Sequence[Frame]) -> list[Track]:
 
 def _body_size(frames: Sequence[Frame]) -> float:
     """Return the median over all detections of the largest extent of the seen joints."""
-    extents = []
-    for frame in frames:
-        seen = frame.scores > 0
-        for joints, mask in zip(frame.joints, seen, strict=True):
-            if mask.any():
-                extents.append(float(np.ptp(joints[mask], axis=0).max()))
-    return float(np.median(extents)) if extents else 0.0
+    joints, scores = (np.concatenate(parts) for parts in zip(*((f.joints, f.scores) for f in frames), strict=True))
+    present = (scores > 0).any(axis=1)
+    if not present.any():
+        return 0.0
+    joints, seen = joints[present], (scores[present] > 0)[..., None]
+    extents = np.where(seen, joints, -np.inf).max(axis=1) - np.where(seen, joints, np.inf).min(axis=1)
+    return float(np.median(extents.max(axis=1)))
 
 
 def _distances(tracks: Sequence[Track], joints: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -140,6 +143,8 @@ def _distances(tracks: Sequence[Track], joints: np.ndarray, seen: np.ndarray) ->
     count = both.sum(axis=-1)
     apart = np.linalg.norm(last[:, None] - joints, axis=-1)
     mean = np.where(both, apart, 0).sum(axis=-1) / np.maximum(count, 1)
+    if count.all():
+        return np.asarray(mean)
     centres = np.linalg.norm(_centre(last, was_seen)[:, None] - _centre(joints, seen), axis=-1)
     return np.where(count > 0, mean, centres)
 

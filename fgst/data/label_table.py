@@ -210,13 +210,16 @@ def _benchmarks(
     lists: list[str] = []
     memberships: dict[str, dict[str, Membership]] = {}
     for text in texts:
-        name, column, train, test = _parse_benchmark(text)
+        name, column, train, test = parse_benchmark(text)
         if name in [*lists, *(rule.name for rule in rules)]:
             raise InputError(f"--benchmark {name}: occurs twice; use different names")
         values = {clip_id: row.get(column, "") for clip_id, row in cells.items()}
         known = natural_order(set(values.values()) - {""})
         if not known:
-            raise InputError(f"{location}: has no {column}, which benchmark {name} splits by")
+            raise InputError(
+                f"{location}: has no column {column} with values, which benchmark {name} splits by; its header is "
+                + shorten(", ".join(columns))
+            )
         unknown = [value for value in (*train, *(test or ())) if value not in known]
         if unknown and len(unknown) < len(train):
             notes.append(f"{name}: no clip has {column} {shorten(', '.join(unknown), 80)}")
@@ -227,6 +230,9 @@ def _benchmarks(
             raise InputError(
                 f"--benchmark {name}: its {split} split is empty; {column} is one of {', '.join(known[:20])}"
             )
+        if test is None and (blank := sum(not value for value in values.values())):
+            clips = "1 clip has" if blank == 1 else f"{blank:,} clips have"
+            notes.append(f"{name}: {clips} no {column} and {'is' if blank == 1 else 'are'} for testing")
         if column in numbers:
             rules.append(
                 Benchmark(
@@ -248,8 +254,12 @@ def _values(texts: Sequence[str], numbers: Mapping[str, int]) -> tuple[int, ...]
     return tuple(numbers[text] for text in texts if text in numbers)
 
 
-def _parse_benchmark(text: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...] | None]:
-    """Parse ``NAME:COLUMN=VALUES`` or ``NAME:COLUMN=VALUES/VALUES``; the last part is ``None`` in the first form."""
+def parse_benchmark(text: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...] | None]:
+    """Parse ``NAME:COLUMN=VALUES`` or ``NAME:COLUMN=VALUES/VALUES``; the last part is ``None`` in the first form.
+
+    Raises:
+        InputError: if it has another form, or a value is on both sides.
+    """
     match = _BENCHMARK.fullmatch(text)
     if match is None:
         raise InputError(f"--benchmark {shorten(text, 80)}: {_BENCHMARK_FORM}")

@@ -114,9 +114,14 @@ def split_list(name: str) -> Benchmark:
     return Benchmark(name, SPLIT_PREFIX + name, train=(IN_TRAIN,), test=(IN_TEST,))
 
 
+def is_split_list(benchmark: Benchmark) -> bool:
+    """Return whether a benchmark is a list of clips."""
+    return benchmark.column.startswith(SPLIT_PREFIX)
+
+
 def split_columns(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:
     """Return the columns of the benchmarks that are lists of clips, sorted."""
-    return tuple(sorted({b.column for b in benchmarks if b.column.startswith(SPLIT_PREFIX)}))
+    return tuple(sorted({benchmark.column for benchmark in benchmarks if is_split_list(benchmark)}))
 
 
 def arrow_schema(skeleton: Skeleton, benchmarks: Sequence[Benchmark] = ()) -> pa.Schema:

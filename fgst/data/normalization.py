@@ -119,6 +119,10 @@ class Normalization:
         return TORSO / size if size > 0 else 1.0
 
 
+UNCHANGED = Normalization(centred=False, persons=False, trimmed=False)
+"""For clips that are already those of a data set."""
+
+
 def read_normalization(value: Any) -> Normalization | None:
     """Read the JSON values of :meth:`Normalization.to_dict`; ``None`` stays ``None``.
 
@@ -157,7 +161,7 @@ def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray,
         were seen, ``(M, T, N)``.
 
     Raises:
-        ClipError: if a coordinate of a seen joint is not finite.
+        ClipError: if a coordinate of a seen joint is not finite, or persons and coordinates are probably swapped.
     """
     joints = np.asarray(raw.joints, np.float64)
     coordinates = 2 if has_confidence and joints.shape[-1] == 3 else min(joints.shape[-1], 3)
@@ -171,6 +175,13 @@ def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray,
     if not np.isfinite(joints).all():
         raise ClipError("a coordinate is not a finite number")
     if joints.shape[-1] == 2:
+        if len(joints) > 1 and joints[..., 0].any() and not joints[..., 1].any():
+            # The last axis of (C, T, N, M) is that of the persons, and the second person is absent.
+            raise ClipError(
+                f"has shape {raw.joints.shape}, and the last coordinate is zero everywhere: the first axis is probably "
+                "that of the coordinates and the last one that of the persons; write (persons, frames, joints, "
+                "coordinates)"
+            )
         joints = np.concatenate([joints, np.zeros_like(joints[..., :1])], axis=-1)
     return joints, seen
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 # The longest clips of the supported data sets take 4 MB. The limit bounds memory use when a file is not a clip.
 MAX_FILE_BYTES = 16 * 1024 * 1024
 # Members compressed by bzip2 or LZMA cannot be read in bounded memory, and no known data set uses them.
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
@@ -104,7 +104,7 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
     if os.path.isdir(source):  # unlike Path.is_dir, False also for impossible names
         listing = _list_folder(source, suffix, max_bytes)
     elif os.path.isfile(source):
-        archive = _open_zip(source, hint)
+        archive = open_zip(source, hint)
         listing = _list_zip(archive, suffix, max_bytes)
     else:
         raise InputError(f"{location}: no such file or folder; {hint}")
@@ -117,17 +117,27 @@ def open_source(source: Path, *, suffix: str, max_bytes: int, hint: str) -> Iter
             archive.close()
 
 
-def _list_folder(source: Path, suffix: str, max_bytes: int) -> Source:
+def walk_files(source: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders of a tree, relative to it, with the names of their files, without system files.
+
+    Raises:
+        InputError: if a folder cannot be read.
+    """
+
     def fail(error: OSError) -> None:
         raise InputError(f"{printable(str(error.filename))}: cannot be read ({error.strerror}); check its permissions")
 
-    files, other_files = [], 0
     for folder, _, names in os.walk(source, onerror=fail):
+        relative = Path(folder).relative_to(source)
+        yield relative, [name for name in names if not _is_system_file((*relative.parts, name))]
+
+
+def _list_folder(source: Path, suffix: str, max_bytes: int) -> Source:
+    files, other_files = [], 0
+    for folder, names in walk_files(source):
         for name in names:
-            path = Path(folder, name)
-            relative = path.relative_to(source)
-            if _is_system_file(relative.parts):
-                continue
+            relative = folder / name
+            path = source / relative
             if path.suffix.lower() != suffix:
                 other_files += 1
                 continue
@@ -217,7 +227,7 @@ def read_file(source: Path, key: str | int, max_bytes: int) -> bytes:
 @functools.lru_cache(maxsize=16)
 def _cached_zip(source: str) -> zipfile.ZipFile:
     """Open a zip and keep it open in this process: listing 100,000 members takes a second."""
-    return _open_zip(Path(source), "")
+    return open_zip(Path(source), "")
 
 
 def _is_system_file(parts: Sequence[str]) -> bool:
@@ -226,7 +236,16 @@ def _is_system_file(parts: Sequence[str]) -> bool:
     return hidden or "__MACOSX" in parts or parts[-1].lower() in _SYSTEM_FILES
 
 
-def _open_zip(source: Path, hint: str) -> zipfile.ZipFile:
+def open_zip(source: Path, hint: str) -> zipfile.ZipFile:
+    """Open a zip.
+
+    Args:
+        source: the file.
+        hint: the remedy that error messages suggest besides another download.
+
+    Raises:
+        InputError: if it cannot be read, or is not a zip.
+    """
     location = printable(str(source))
     try:
         return zipfile.ZipFile(source)
@@ -252,7 +271,7 @@ def read_path(path: Path, max_bytes: int) -> bytes:
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int) -> bytes:
     if member.flag_bits & 0x1:
         raise ClipError("is encrypted: unpack the zip with its password and give the folder instead")
-    if member.compress_type not in _COMPRESSIONS:
+    if member.compress_type not in COMPRESSIONS:
         raise ClipError(f"is compressed by method {member.compress_type}: unpack the zip and give the folder instead")
     try:
         with archive.open(member) as file:

@@ -15,6 +15,8 @@ BINS = 15
 """Number of equally wide confidence bins, as usual in the literature."""
 RESAMPLES = 10_000
 Z95 = 1.959964
+SIGNIFICANT = 0.05
+"""Adjusted p-values below this are called beyond noise, or beyond chance."""
 
 
 def calibration_bins(scores: Scores, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,14 +104,54 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for the number of tests (Holm–Bonferroni): the share of families with any false finding.
+
+    Returns:
+        The adjusted p-values in the order of the given ones, at most 1.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
+    """95 % Wilson interval of an accuracy in %, of ``correct`` of ``n`` clips."""
+    from scipy.stats import binomtest  # lazy: importing scipy.stats takes a second
+
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies on the same clips in percentage points (Bonett and Price).
+
+    Unlike an interval from the sample variance, it is not empty if the networks differ on no clip.
+
+    Args:
+        only_first: number of clips that only the first network classifies correctly.
+        only_second: number of clips that only the second network classifies correctly.
+        n: number of clips.
+    """
+    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    half_width = Z95 * math.sqrt((first + second - (first - second) ** 2) / (n + 2))
+    low, high = first - second - half_width, first - second + half_width
+    return 100 * max(-1.0, low), 100 * min(1.0, high)
+
+
 def compare(first: Scores, second: Scores, classes: Sequence[str]) -> dict[str, Any]:
     """Compare two networks on the same clips (per class as in Figure 6 of the paper).
 
     Returns:
         JSON values: ``num_clips``; ``first_top1`` and ``second_top1`` in %; their ``difference`` with its 95 %
         ``interval``; ``only_first`` and ``only_second``, the numbers of clips that only one classifies correctly;
-        ``p_value`` of McNemar's exact test; and ``per_class``, rows with ``class``, ``num_clips``, and ``first``,
-        ``second`` and ``difference`` in %, sorted by difference in descending order.
+        ``p_value`` of McNemar's exact test; and ``per_class``, rows with ``class``, ``num_clips``; ``first``,
+        ``second`` and ``difference`` in %; their 95 % intervals ``first_interval``, ``second_interval`` and
+        ``interval``; ``p_value`` of McNemar's exact test, ``adjusted_p_value`` for the number of classes (Holm), and
+        ``beyond_noise``, whether that is below 0.05; sorted by difference in descending order.
 
     Raises:
         InputError: if the scores are not of the same clips.
@@ -125,17 +167,27 @@ def compare(first: Scores, second: Scores, classes: Sequence[str]) -> dict[str, 
     for label, name in enumerate(classes):
         of_class = first.labels == label
         if of_class.any():
-            first_top1 = 100 * float(first_correct[of_class].mean())
-            second_top1 = 100 * float(second_correct[of_class].mean())
+            count = int(of_class.sum())
+            corrects = [int(correct[of_class].sum()) for correct in (first_correct, second_correct)]
+            both = int((first_correct & second_correct)[of_class].sum())
+            only_of_class = corrects[0] - both, corrects[1] - both
+            first_top1, second_top1 = (100 * correct / count for correct in corrects)
+            first_interval, second_interval = (list(accuracy_interval(correct, count)) for correct in corrects)
             rows.append(
                 {
                     "class": name,
-                    "num_clips": int(of_class.sum()),
+                    "num_clips": count,
                     "first": first_top1,
                     "second": second_top1,
                     "difference": first_top1 - second_top1,
+                    "first_interval": first_interval,
+                    "second_interval": second_interval,
+                    "interval": list(paired_interval(*only_of_class, count)),
+                    "p_value": mcnemar(*only_of_class),
                 }
             )
+    for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row |= {"adjusted_p_value": adjusted, "beyond_noise": adjusted < SIGNIFICANT}
     rows.sort(key=lambda row: -row["difference"])
     return {
         "num_clips": n,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,28 @@ from fgst.evaluation.analysis import BINS, calibration_bins
 from fgst.evaluation.metrics import Scores
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
+TEXT_WIDTH = 7.0
+"""Width in inches of a figure over both columns of a paper; its fonts have their size there."""
+PAPER_STYLE = {
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e6e8",
+    "grid.linewidth": 0.5,
+    "text.parse_math": False,  # a dollar sign in a class name is no formula
+    "savefig.dpi": 220,
+}
+MAX_CLASSES = 40  # of a figure with a row per class
 
 
 def confusion(scores: Scores, classes: Sequence[str], path: str | os.PathLike[str]) -> None:
@@ -70,7 +93,7 @@ def clip_frames(joints: np.ndarray, skeleton: Skeleton, title: str, path: str | 
     Each person has a colour.
 
     Args:
-        joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
+        joints: positions ``(M, T, N, 3)``; joints that were not seen, i.e. are zero, are not drawn.
         skeleton: the bones to draw.
         title: title above the frames.
         path: the file to write.
@@ -95,7 +118,7 @@ def clip_animation(
     """Draw a clip as an animated GIF, seen from the front (left) and from the side (right).
 
     Args:
-        joints: positions ``(M, T, N, 3)``; persons are not drawn in frames in which all their joints are zero.
+        joints: positions ``(M, T, N, 3)``; joints that were not seen, i.e. are zero, are not drawn.
         skeleton: the bones to draw.
         title: title above the frames.
         path: the file to write.
@@ -120,16 +143,24 @@ def clip_animation(
 def _draw_skeleton(axes: Any, joints: np.ndarray, frame: int, skeleton: Skeleton, view: str) -> None:
     """Draw the bones and joints of all persons in a frame; the axis limits are the same for all frames of the clip."""
     horizontal = 0 if view == "front" else 2
-    visible = np.asarray(joints.any(axis=(2, 3)))
-    points = joints[visible][..., [horizontal, 1]].reshape(-1, 2)
+    seen = seen_joints(joints, skeleton.centre)
+    points = joints[seen][:, [horizontal, 1]]
     for person in range(len(joints)):
-        if not visible[person, frame]:
-            continue
         positions, colour = joints[person, frame][:, [horizontal, 1]], (BLUE, ORANGE, GREEN, GREY)[person % 4]
         for joint, parent in enumerate(skeleton.parents):
-            axes.plot(*positions[[joint, parent]].T, color=colour, linewidth=1.2)
-        axes.scatter(*positions.T, s=5, color=colour)
+            if seen[person, frame, [joint, parent]].all():
+                axes.plot(*positions[[joint, parent]].T, color=colour, linewidth=1.2)
+        axes.scatter(*positions[seen[person, frame]].T, s=5, color=colour)
     fix_view(axes, points, margin=1.1)
+
+
+def seen_joints(joints: np.ndarray, centre: int) -> np.ndarray:
+    """Return which joints were seen, ``(M, T, N)``: those not at the origin, and the centre within a body around it."""
+    seen = np.asarray(joints.any(axis=-1))
+    low = np.where(seen[..., None], joints, np.inf).min(axis=2)
+    high = np.where(seen[..., None], joints, -np.inf).max(axis=2)
+    seen[..., centre] |= ((low <= 0) & (high >= 0)).all(axis=-1)
+    return seen
 
 
 def lengths(frames: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -177,31 +208,60 @@ def reliability(scores: Scores, path: str | os.PathLike[str], bins: int = BINS) 
 
 
 def class_changes(rows: Sequence[Mapping[str, Any]], first: str, second: str, path: str | os.PathLike[str]) -> None:
-    """Draw the per-class accuracies of two networks and their differences (Figure 6 of the paper).
+    """Draw the per-class accuracies of two networks and their differences (Figure 6 of the paper), with 95 % intervals.
+
+    Filled squares are differences beyond noise; with many classes, those in the middle of the order are left out.
 
     Args:
-        rows: rows from top to bottom, each with ``class``, ``first``, ``second`` and ``difference`` in %.
+        rows: rows of :func:`fgst.evaluation.analysis.compare`, from top to bottom.
         first: name of the first network.
         second: name of the second network.
         path: the file to write.
     """
-    figure, (left, right) = new_figure(9.5, 0.26 * len(rows) + 1.6, columns=2, widths=(3, 2))
-    heights = np.arange(len(rows))[::-1]
-    firsts, seconds, gains = (np.array([row[key] for row in rows]) for key in ("first", "second", "difference"))
-    left.hlines(heights, np.minimum(firsts, seconds), np.maximum(firsts, seconds), color="#c8c8c8", lw=2, zorder=1)
-    left.scatter(seconds, heights, color=ORANGE, marker="s", s=22, label=second, zorder=2)
-    left.scatter(firsts, heights, color=BLUE, marker="o", s=22, label=first, zorder=3)
-    left.set_yticks(heights, [str(row["class"]) for row in rows], fontsize=8)
-    left.set_xlabel("top-1 of the class [%]")
-    left.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    right.barh(heights, gains, color=np.where(gains >= 0, BLUE, ORANGE), height=0.7)
-    right.axvline(0, color="black", lw=0.8)
-    right.set_yticks(heights, [])
-    right.set_xlabel("difference [points]")
-    for axes in (left, right):
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.grid(alpha=0.3, axis="x")
-    save_figure(figure, path)
+    from matplotlib import rc_context  # lazy: matplotlib takes a second to import
+
+    left_out = max(0, len(rows) - MAX_CLASSES)
+    shown = [*rows[: MAX_CLASSES // 2], *rows[-(MAX_CLASSES // 2) :]] if left_out else rows
+    with rc_context(PAPER_STYLE):
+        count = len(shown) + bool(left_out)
+        figure, (left, right) = new_figure(TEXT_WIDTH, 0.19 * count + 0.85, columns=2, widths=(1, 1))
+        heights = np.arange(count, dtype=float)[::-1]
+        names = [f"{row['class']} ({row['num_clips']})" for row in shown]
+        if left_out:  # a row without a class
+            left.set_yticks(
+                [heights[len(shown) // 2]], [f"… {left_out} classes left out …"], minor=True, style="italic"
+            )
+            left.tick_params(axis="y", which="minor", length=0)
+            heights = np.delete(heights, len(shown) // 2)
+        for key, shift, colour, marker, name in (
+            ("first", 0.16, BLUE, "o", first),
+            ("second", -0.16, ORANGE, "D", second),
+        ):
+            values = np.array([row[key] for row in shown])
+            low, high = np.array([row[f"{key}_interval"] for row in shown]).T
+            error = np.clip([values - low, high - values], 0, None)
+            left.errorbar(
+                values, heights + shift, xerr=error, fmt=marker, color=colour, ms=3, lw=0.8, label=name, clip_on=False
+            )
+        left.set_xlim(right=100)
+        left.set_xlabel("top-1 of the class [%]")
+        left.set_yticks(heights, names)
+        gains, intervals = (np.array([row[key] for row in shown]) for key in ("difference", "interval"))
+        right.hlines(heights, *intervals.T, color=GREY, lw=0.8)
+        is_beyond = np.array([row["beyond_noise"] for row in shown])
+        for chosen, face, label in ((is_beyond, "black", "beyond noise"), (~is_beyond, "white", "within noise")):
+            if chosen.any():
+                right.plot(
+                    gains[chosen], heights[chosen], ls="", marker="s", ms=3.5, color="black", mfc=face, mew=0.7,
+                    label=label,
+                )  # fmt: skip
+        right.axvline(0, color="black", lw=0.6)
+        right.set_yticks(heights, [])
+        right.set_xlabel(textwrap.fill(f"difference to {second} [points]", 42))
+        for axes in (left, right):
+            axes.set_ylim(-0.7, count - 0.3)
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
+        save_figure(figure, path)
 
 
 def subsets(
@@ -266,8 +326,13 @@ def new_figure(
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format that the file's suffix names."""
-    figure.savefig(Path(path))
+    """Write a figure in the format that the file's suffix names; text in SVG and PDF stays text."""
+    from matplotlib import rc_context  # lazy: matplotlib takes a second to import
+
+    # Without dates and random ids, equal figures are equal files.
+    no_date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(path).suffix)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fgst", "pdf.fonttype": 42}):
+        figure.savefig(Path(path), metadata=no_date)
 
 
 def fix_view(axes: Any, points: np.ndarray, margin: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from fgst.evaluation import analysis, plots
 from fgst.evaluation.metrics import Scores
+from fgst.table_files import records_to_csv
 
 
 def make_report(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def make_report(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
     Returns:
         JSON values: ``num_clips``; ``top1`` with ``top1_interval`` (95 %, bootstrap), ``top5``, ``mean_class`` (mean
         over the classes' top-1) and ``ece`` (expected calibration error) in %; ``loss`` in nats; ``per_class``, a row
-        per class; ``confused``, the most confused pairs of classes.
+        per class; ``confused``, the most confused pairs of classes; ``confusion``, the number of clips by true class
+        and predicted class.
     """
     per_class = scores.per_class(classes)
     recalls = [row["top1"] for row in per_class if isinstance(row["top1"], float)]
@@ -36,10 +37,13 @@ def make_report(scores: Scores, classes: Sequence[str]) -> dict[str, Any]:
         "ece": analysis.calibration_error(scores),
         "per_class": per_class,
         "confused": analysis.confused_pairs(scores, classes),
+        "confusion": scores.confusion().tolist(),
     }
 
 
-def write_report(folder: Path, report: Mapping[str, Any], scores: Scores, classes: Sequence[str]) -> None:
+def write_report(
+    folder: Path, report: Mapping[str, Any], scores: Scores, classes: Sequence[str], suffix: str = "png"
+) -> None:
     """Write a report, its scores and its figures.
 
     Args:
@@ -47,15 +51,18 @@ def write_report(folder: Path, report: Mapping[str, Any], scores: Scores, classe
         report: at least the values of :func:`make_report`.
         scores: the scores that it was made from.
         classes: class names.
+        suffix: format of the figures: png, svg or pdf.
     """
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     scores.save(folder / "scores.arrow")
-    plots.confusion(scores, classes, folder / "confusion.png")
-    plots.reliability(scores, folder / "calibration.png")
-    _write_csv(report["per_class"], folder / "per_class.csv")
+    plots.confusion(scores, classes, folder / f"confusion.{suffix}")
+    plots.reliability(scores, folder / f"calibration.{suffix}")
+    (folder / "per_class.csv").write_text(records_to_csv(report["per_class"]))
 
 
-def write_comparison(folder: Path, per_class: Sequence[Mapping[str, Any]], first: str, second: str) -> None:
+def write_comparison(
+    folder: Path, per_class: Sequence[Mapping[str, Any]], first: str, second: str, suffix: str = "png"
+) -> None:
     """Write the per-class comparison of two networks as a table and as a figure.
 
     Args:
@@ -63,14 +70,21 @@ def write_comparison(folder: Path, per_class: Sequence[Mapping[str, Any]], first
         per_class: rows of :func:`fgst.evaluation.analysis.compare`.
         first: name of the first network.
         second: name of the second network.
+        suffix: format of the figure: png, svg or pdf.
     """
-    folder.mkdir()
-    _write_csv(per_class, folder / "per_class.csv")
-    plots.class_changes(per_class, first, second, folder / "per_class.png")
+    folder.mkdir(exist_ok=True)
+    (folder / "per_class.csv").write_text(records_to_csv(flat_rows(per_class)))
+    plots.class_changes(per_class, first, second, folder / f"per_class.{suffix}")
 
 
-def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def flat_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Replace intervals in rows by two columns, e.g. ``interval`` by ``interval_low`` and ``interval_high``."""
+    flat = []
+    for row in rows:
+        columns: dict[str, Any] = {}
+        for name, value in row.items():
+            columns |= (
+                {f"{name}_low": value[0], f"{name}_high": value[1]} if name.endswith("interval") else {name: value}
+            )
+        flat.append(columns)
+    return flat

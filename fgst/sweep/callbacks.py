@@ -8,11 +8,12 @@ from pathlib import Path
 
 from fgst.sweep.progress import ProgressView
 from fgst.sweep.report.conclusions import conclusions
-from fgst.sweep.report.tables import print_table, to_csv, to_markdown
+from fgst.sweep.report.tables import named_tables, print_table, to_markdown
 from fgst.sweep.results import SweepResult, TrialResult, baseline_label, build_rows, race_of, winner_estimate
 from fgst.sweep.runner import SweepCallback, SweepRunner
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.status import TrialStatus
+from fgst.table_files import write_tables
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
@@ -95,7 +96,8 @@ class MlflowReport(SweepCallback):
         )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
             folder = Path(name)
-            (folder / "table.csv").write_text(to_csv(spec, rows))
+            tables = named_tables(spec, rows, result.best_label, baseline_label(spec, trials))
+            write_tables(tables, folder / "table.tex", folder / "table.csv")
             write_report(data, folder)
             runner.tracked_run.log_artifacts(folder)
         runner.tracked_run.set_tags({"mlflow.note.content": to_markdown(spec, rows, result.best_label)})

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +16,7 @@ from fgst.data.dataset import ArrowDataset
 from fgst.data.skeleton import Skeleton
 from fgst.errors import InputError
 from fgst.parsing import Name, Text, decode_json, shorten
+from fgst.result_setting import ResultSetting
 
 Params = dict[str, Any]  # a value (number or text) by parameter name
 if TYPE_CHECKING:
@@ -82,6 +83,34 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A table of a paper that a sweep repeats; the defaults are the settings of the FG-STFormer's.
+
+    Attributes:
+        values: top-1 in % by value of the parameter (a tuple of values for several parameters), e.g. ``{15: 89.5}``.
+        source: the table, e.g. "Table 2".
+        benchmark: data set and benchmark: a key of :data:`fgst.data.public_benchmarks.PUBLIC_BENCHMARKS`, e.g.
+            "NTU-60 X-Sub", or the name of another one, with which no data set is compared.
+        modality: what the networks saw.
+        protocol, preset, passes, seeds: the other settings, as in :class:`~fgst.result_setting.ResultSetting`.
+    """
+
+    values: Mapping[Any, float]
+    source: str
+    benchmark: str
+    modality: str = "joint"
+    protocol: str = "paper"
+    preset: str = "paper"
+    passes: str = "80"
+    seeds: str = "not stated"
+
+    @property
+    def setting(self) -> ResultSetting:
+        """What the values were obtained with."""
+        return ResultSetting(self.benchmark, self.protocol, self.modality, self.preset, self.passes, self.seeds)
+
+
+@dataclass(frozen=True)
 class SweepDefinition:
     """The definition of a sweep: what a script in ``sweeps/`` varies, and how its results are compared.
 
@@ -91,9 +120,8 @@ class SweepDefinition:
         parameters: (skeleton, base trial) → what is varied.
         settings: (parameter values, base trial) → configuration fields to change, e.g.
             ``lambda params, base: {"model.focal_joints": params["K"]}``.
-        published: the paper's top-1 in % by value of the parameter (a tuple of values for several parameters), e.g.
-            ``{15: 89.5}``.
-        source: where the published numbers come from, e.g. "Table 2 (NTU-60 X-Sub, joint)".
+        published: a paper's results for these parameters; they are in the same table and figure as one's own only if
+            data set, benchmark and modality are the same.
         baseline: value of the row that other rows are compared with; the first row if it is not part of the sweep.
         search: default search method, one of ``SEARCHES``.
         initial_params: (skeleton, base trial) → the parameters that a search tries first: the paper's setting.
@@ -104,8 +132,7 @@ class SweepDefinition:
     title: str
     parameters: Callable[[Skeleton, TrialConfig], Sequence[Parameter]]
     settings: Callable[[Mapping[str, Any], TrialConfig], Mapping[str, Any]]
-    published: Mapping[Any, float] = field(default_factory=dict)
-    source: str = ""
+    published: Published | None = None
     baseline: Any = None
     search: str = "grid"
     initial_params: Callable[[Skeleton, TrialConfig], Mapping[str, Any]] | None = None

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import logging
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fgst import terminal
 from fgst.errors import InputError
 from fgst.evaluation import ensemble
 from fgst.evaluation.ensemble import COMMON_WEIGHTS, EnsembleCard, Member
 from fgst.evaluation.metrics import Scores
+from fgst.sweep.definition import Published
 from fgst.sweep.report.tables import format_mean_std
 from fgst.sweep.results import MeanStd, SweepResult, TrialResult
 from fgst.sweep.runner import SweepRunner
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import TrialStatus
+from fgst.table_files import NOTE_SEPARATOR, NamedTable, rows_to_csv
 from fgst.tracking import registry
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 
+if TYPE_CHECKING:  # imported when the table is printed
+    from rich.table import Table
+
 logger = logging.getLogger(__name__)
 
-# Tables 5 and 6 of the paper: four modalities, top-1 in %, by data set and benchmark.
+# Tables 5 and 6 of the paper: four modalities, top-1 in %, by public benchmark.
 PAPER = {
-    "nw-ucla x-view": 97.0,
-    "ntu-60 x-sub": 92.6,
-    "ntu-60 x-view": 96.7,
-    "ntu-120 x-sub": 89.0,
-    "ntu-120 x-set": 90.6,
+    "NW-UCLA X-View": 97.0,
+    "NTU-60 X-Sub": 92.6,
+    "NTU-60 X-View": 96.7,
+    "NTU-120 X-Sub": 89.0,
+    "NTU-120 X-Set": 90.6,
 }
 SHORT = {"joint": "J", "bone": "B", "joint_motion": "JM", "bone_motion": "BM"}
 ScoresByModality = Mapping[str, Scores]
@@ -234,12 +240,7 @@ def _log(
         test.save(folder / "scores" / "test.arrow")
         if val is not None:
             val.save(folder / "scores" / "val.arrow")
-        with (folder / "table.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["modalities", "weights", "val_top1", "val_std", "test_top1", "test_std"])
-            for line in lines:
-                cells = [value for figure in (line.val, line.test) for value in (figure or ("", ""))]
-                writer.writerow([" + ".join(line.modalities), line.weighting, *cells])
+        (folder / "table.csv").write_text(_to_csv(lines))
         (folder / "figures").mkdir()
         plots.confusion(test, classes, folder / "figures" / "confusion.png")
         labels = [line.label for line in lines]
@@ -247,10 +248,29 @@ def _log(
         run.log_artifacts(folder)
 
 
-def print_ensemble(result: EnsembleResult, experiment: str) -> None:
+def print_ensemble(result: EnsembleResult, spec: SweepSpec) -> None:
     """The ensemble's table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console  # lazy: imported when the table is printed
+
+    terminal.print_table(Console(highlight=False), ensemble_table(result, spec))
+
+
+def named_table(result: EnsembleResult, spec: SweepSpec) -> NamedTable:
+    """The ensemble's table for files."""
+    return NamedTable("ensemble", ensemble_table(result, spec), _to_csv(result.lines))
+
+
+def _to_csv(lines: Sequence[Line]) -> str:
+    rows: list[list[Any]] = [["modalities", "weights", "val_top1", "val_std", "test_top1", "test_std"]]
+    for line in lines:
+        cells = [value for figure in (line.val, line.test) for value in (figure or ("", ""))]
+        rows.append([" + ".join(line.modalities), line.weighting, *cells])
+    return rows_to_csv(rows)
+
+
+def ensemble_table(result: EnsembleResult, spec: SweepSpec) -> Table:
+    """Return the ensemble's table, with the paper's figure if the clips are the same."""
+    from rich.table import Table  # lazy: imported when the table is printed
 
     lines = result.lines
     title = "The ensemble, trained on all training clips" if result.is_refit else "The ensemble"
@@ -265,11 +285,13 @@ def print_ensemble(result: EnsembleResult, experiment: str) -> None:
         cells += [format_mean_std(line.val)] * held_out + [format_mean_std(line.test)]
         table.add_row(*cells, style="bold" if line is lines[-1] else None)
     notes = [", ".join(f"{SHORT[name]} {name.replace('_', ' ')}" for name in SHORT)]
-    published = PAPER.get(experiment)
-    if published is not None:
-        notes.append(f"paper: {published:.1f} % (all four, trained on all training clips)")
-    table.caption = " · ".join(notes)
-    terminal.print_table(Console(highlight=False), table)
+    names = " + ".join(SHORT.get(name, name) for name in lines[-1].modalities)
+    notes.append(dataclasses.replace(spec.setting, modality=names).in_words())
+    if spec.public_benchmark in PAPER:
+        paper = Published({}, source="", benchmark=spec.public_benchmark, modality=" + ".join(SHORT.values()))
+        notes.append(f"paper: {PAPER[spec.public_benchmark]:.1f} % ({paper.setting.in_words()})")
+    table.caption = NOTE_SEPARATOR.join(notes)
+    return table
 
 
 def promote_ensemble(runner: SweepRunner, ensemble_id: str) -> str:

@@ -61,6 +61,8 @@ def create_sweep(
             Tags.KIND: "sweep",
             "mlflow.source.name": f"sweeps/{spec.name}.py",
             Tags.SWEEP: spec.name,
+            Tags.DATASET: spec.dataset_name,
+            Tags.BENCHMARK: str(spec.base.data.benchmark),
             Tags.DATASET_DIGEST: spec.dataset_digest,
             Tags.PROTOCOL: spec.base.data.protocol,
         },
@@ -85,6 +87,7 @@ def create_sweep(
         varied = {p.name: list(p.values) if p.values else f"{p.low} to {p.high}" for p in spec.parameters}
         run.log_params(
             {"sweep": spec.name, "search": spec.search, "trials": spec.total, "seeds": spec.seeds}
+            | {name: getattr(spec.setting, name) for name in ("modality", "preset", "passes")}
             | {f"values.{name.replace('/', '-')}": values for name, values in varied.items()}
         )
         _log_spec(run, spec)

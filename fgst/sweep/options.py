@@ -183,6 +183,14 @@ class SweepOptions:
         parse=positive_int, metavar="N",
     )  # fmt: skip
 
+    latex: str | None = option(
+        Scope.CALL, Group.SWEEP, "write the tables to this file in LaTeX; also with --resume of a finished sweep",
+        metavar="FILE",
+    )  # fmt: skip
+    csv: str | None = option(
+        Scope.CALL, Group.SWEEP, "write the tables to this file, and files with similar names, as CSV", metavar="FILE"
+    )
+
     # Stopping.
     early_stop: bool | None = option(
         Scope.SWEEP, Group.STOPPING,

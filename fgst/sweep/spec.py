@@ -11,9 +11,11 @@ import msgspec
 
 from fgst.config import TrialConfig, resolve_data_defaults
 from fgst.data.dataset import ArrowDataset
+from fgst.data.public_benchmarks import public_benchmark
 from fgst.errors import InputError
 from fgst.integrity import check_digest, with_digest
 from fgst.parsing import Text, decode_json
+from fgst.result_setting import ResultSetting
 from fgst.sweep.definition import (
     OBJECTIVES,
     SEARCHES,
@@ -28,6 +30,7 @@ from fgst.sweep.definition import (
     format_params,
     grid_points,
 )
+from fgst.sweep.parameter_choice import check_values_by_row, checked_initial_points, varied_parameters
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class SweepSpec:
     """A sweep; all fields are JSON-compatible.
 
     Attributes:
-        name, title, source: as in its :class:`~fgst.sweep.definition.SweepDefinition`.
+        name, title: as in its :class:`~fgst.sweep.definition.SweepDefinition`.
+        source: of the published values, e.g. "Table 2".
         parameters: what is varied.
         search: one of ``SEARCHES``.
         seeds: trainings per configuration, counted from the seed of ``base``.
@@ -56,6 +60,9 @@ class SweepSpec:
         base: the trial that parameters are applied to; its seed also seeds the search.
         trials: the trials of a grid in order; empty for a search, which creates them one by one.
         published: (value, the paper's top-1 in %); a value is a tuple if several parameters are varied.
+        published_setting: what the published values were obtained with; ``None`` in sweeps of earlier versions.
+        public_benchmark: the public benchmark that all trials are evaluated on, see
+            :func:`fgst.data.public_benchmarks.public_benchmark`; empty if it is none.
         baseline: value of the row that other rows are compared with, or ``None``.
         dataset_name, dataset_digest: what all trials are trained on.
         builds_ensemble: the networks of each seed are fused at the end.
@@ -89,6 +96,23 @@ class SweepSpec:
     fold_clips: tuple[int, ...] = ()
     race: bool = False
     resolve: float | None = None
+    published_setting: ResultSetting | None = None
+    public_benchmark: str = ""
+
+    @property
+    def setting(self) -> ResultSetting:
+        """What the results are obtained with, unless varied."""
+        setting = ResultSetting.of(self.base, self.public_benchmark or self.experiment, self.seeds)
+        modalities = {trial.config.data.modality for trial in self.trials}
+        return replace(setting, modality="all modalities") if len(modalities) > 1 else setting
+
+    @property
+    def has_comparable_published(self) -> bool:
+        """Whether the published values are of the same data set, benchmark and modality."""
+        theirs, ours = self.published_setting, self.setting
+        if theirs is None or not self.public_benchmark:
+            return False
+        return (theirs.data, theirs.modality) == (self.public_benchmark, ours.modality)
 
     @property
     def experiment(self) -> str:
@@ -145,8 +169,10 @@ class SweepSpec:
         return format_params(dict(zip((p.name for p in self.parameters), values, strict=False)))
 
     def published_top1(self, params: Mapping[str, Any]) -> float | None:
-        """The paper's top-1 in % for these parameters, if it gives one."""
+        """The paper's top-1 in % for these parameters, if it gives one that can be compared with the sweep's."""
         values = tuple(params.values())
+        if not self.has_comparable_published:
+            return None
         return dict(self.published).get(values[0] if len(self.parameters) == 1 else values) if values else None
 
     def to_json(self) -> str:
@@ -203,6 +229,8 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     fold_clips: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
     race: bool = False
     resolve: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    published_setting: ResultSetting | None = None
+    public_benchmark: Text = ""
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -246,8 +274,8 @@ def build_spec(
     """
     base = resolve_data_defaults(base, dataset)
     search = search or definition.search
-    parameters = _varied(definition, definition.parameters(dataset.skeleton, base), values, also)
-    _check_values_by_row(definition, parameters)
+    parameters = varied_parameters(definition, definition.parameters(dataset.skeleton, base), values, also)
+    check_values_by_row(definition, parameters)
     factory = TrialFactory(definition, base, dataset)
     seed_range = range(base.train.seed, base.train.seed + seeds)
     trials: tuple[Trial, ...] = ()
@@ -256,7 +284,7 @@ def build_spec(
         trials = tuple(factory.make(params, seed) for params in grid_points(parameters) for seed in seed_range)
     else:
         _require_validation(base, "a search chooses by validation accuracy")
-        points = _initial_points(factory, parameters, initial_points)
+        points = checked_initial_points(factory, parameters, initial_points)
     if early_stop is not None:
         _require_validation(base, "--early-stop compares trials by validation accuracy")
         if len(objectives) > 1:
@@ -271,6 +299,7 @@ def build_spec(
     if refit:
         _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
     held_out, fold_clips = _validation_clips(base, trials, dataset, seeds)
+    published = definition.published
     return SweepSpec(
         name=definition.name,
         title=definition.title,
@@ -283,8 +312,8 @@ def build_spec(
         initial_points=tuple(tuple(params.items()) for params in points),
         base=base,
         trials=trials,
-        published=tuple(definition.published.items()),
-        source=definition.source,
+        published=tuple(published.values.items()) if published else (),
+        source=published.source if published else "",
         baseline=definition.baseline,
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
@@ -294,6 +323,8 @@ def build_spec(
         fold_clips=fold_clips,
         race=race,
         resolve=resolve,
+        published_setting=published.setting if published else None,
+        public_benchmark=public_benchmark(dataset, base.data.benchmark or ""),
     )
 
 
@@ -334,82 +365,6 @@ def _validation_clips(
     return f"{data.folds} folds by {data.validation_by}, another one for each seed: {span} clips each", counts
 
 
-def _varied(
-    definition: SweepDefinition, offered: Sequence[Parameter], values: Sequence[Any] | None, also: Sequence[str]
-) -> list[Parameter]:
-    optional = [parameter.name for parameter in offered if parameter.optional]
-    if unknown := [name for name in also if name not in optional]:
-        raise InputError(f"--also names {unknown[0]}; optional parameters here: {', '.join(optional) or 'none'}")
-    parameters = [parameter for parameter in offered if not parameter.optional or parameter.name in also]
-    if values is None:
-        return parameters
-    if len(parameters) != 1:
-        names = ", ".join(parameter.name for parameter in parameters)
-        raise InputError(
-            f"--values needs a sweep with a single parameter, but {definition.name} varies {names}; "
-            "--enqueue NAME=VALUE,… with --trials 1 trains one combination"
-        )
-    [parameter] = parameters
-    if wrong := [value for value in values if isinstance(value, str) and _is_numeric(parameter)]:
-        raise InputError(f"--values {wrong[0]}: {parameter.name} takes numbers, e.g. {parameter.describe()}")
-    if len(set(values)) != len(values):
-        raise InputError(f"--values contains a value twice: {', '.join(map(str, values))}")
-    return [Parameter(parameter.name, tuple(values), field=parameter.field)]
-
-
-def _check_values_by_row(definition: SweepDefinition, parameters: Sequence[Parameter]) -> None:
-    """Raise ValueError if ``published`` or ``baseline`` can never match a row of several parameters."""
-    keys = [*definition.published, *([] if definition.baseline is None else [definition.baseline])]
-    for key in keys if len(parameters) > 1 else ():
-        if not isinstance(key, tuple) or len(key) > len(parameters):
-            names = ", ".join(parameter.name for parameter in parameters)
-            raise ValueError(
-                f"sweep {definition.name}: {key!r} in published or baseline must be a tuple of values of {names}, in "
-                "this order, without those whose condition does not hold"
-            )
-
-
-def _initial_points(
-    factory: TrialFactory, parameters: Sequence[Parameter], given: Sequence[Mapping[str, Any]] | None
-) -> list[Params]:
-    """Checked parameters that a search tries first."""
-    definition, skeleton, base = factory.definition, factory.dataset.skeleton, factory.base
-    default = dict(definition.initial_params(skeleton, base)) if definition.initial_params else {}
-    # The paper's setting may not exist for this skeleton or preset.
-    default = {p.name: default[p.name] for p in parameters if p.name in default and p.allows(default[p.name])}
-    if given is None:
-        given = [default] if all(p.name in default for p in parameters if p.condition is None) else []
-    points = [_complete_params(params, default, parameters) for params in given]
-    for params in points:
-        factory.make(params, base.train.seed)
-    return points
-
-
-def _complete_params(params: Mapping[str, Any], default: Mapping[str, Any], parameters: Sequence[Parameter]) -> Params:
-    """Given parameters in the order of the sweep's parameters; missing ones come from ``default``.
-
-    Raises:
-        InputError: if a parameter is unknown, missing or outside its values.
-    """
-    names = {parameter.field: parameter.name for parameter in parameters if parameter.field}
-    params = {names.get(name, name): value for name, value in params.items()}
-    known = [parameter.name for parameter in parameters]
-    if unknown := [name for name in params if name not in known]:
-        raise InputError(f"--enqueue names {unknown[0]}, which is not searched; parameters: {', '.join(known)}")
-    params = {**default, **params}
-    complete: Params = {}
-    for parameter in parameters:
-        if not parameter.applies(complete):
-            continue
-        if parameter.name not in params:
-            raise InputError(f"--enqueue lacks {parameter.name}; it takes {parameter.describe()}")
-        value = params[parameter.name]
-        if not parameter.allows(value):
-            raise InputError(f"--enqueue has {parameter.name}={value}; it takes {parameter.describe()}")
-        complete[parameter.name] = value
-    return complete
-
-
 def _require_raceable(
     base: TrialConfig, search: str, trials: Sequence[Trial], seeds: int, early_stop: EarlyStopping | None
 ) -> None:
@@ -432,7 +387,3 @@ def _require_validation(base: TrialConfig, purpose: str) -> None:
             f"{purpose}, and --protocol paper has no validation clips; use --protocol validation first, then train "
             "the result with --protocol paper"
         )
-
-
-def _is_numeric(parameter: Parameter) -> bool:
-    return not any(isinstance(value, str) for value in parameter.values)

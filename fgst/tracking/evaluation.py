@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from fgst.data.dataset import ArrowDataset, open_recorded
 from fgst.data.loader import ClipLoader, choose_device
+from fgst.data.writer import writing_to
 from fgst.errors import InputError
 from fgst.evaluation import analysis
 from fgst.evaluation.ensemble import EnsembleCard, fuse
@@ -64,6 +65,8 @@ def evaluate(
     *,
     compare: str | None = None,
     log: bool = False,
+    out: Path | None = None,
+    figure_format: str = "png",
     on_report: Callable[[dict[str, Any]], None] = lambda report: None,
     device: str = "auto",
     tracking_uri: str | None = None,
@@ -76,6 +79,8 @@ def evaluate(
         split: "train", "val" or "test" of the run's benchmark and protocol.
         compare: another run, which is scored on the same clips.
         log: log the report to the run: metrics ``eval/…`` and artifacts under ``eval/``.
+        out: a folder for the same files as those that are logged, created if it does not exist.
+        figure_format: format of the figures: png, svg or pdf.
         on_report: called with the report before it is logged, so that a failure to log it does not lose it.
         device: "auto", "cpu", "cuda" …
         tracking_uri: the tracking store; see :func:`fgst.tracking.uris.resolve_uri` for the default.
@@ -87,7 +92,7 @@ def evaluate(
 
     Raises:
         InputError: if the run, its artifacts or the data set are missing or do not fit together, or if the report
-            cannot be logged.
+            cannot be logged or written to ``out``.
     """
     torch_device = choose_device(device)
     store = TrackingStore.existing(tracking_uri)
@@ -112,9 +117,12 @@ def evaluate(
         other = score_run(store, compare, dataset or scored.card.config.data.dataset, split, torch_device).scores
         report["compare"] = {"run_id": compare, **analysis.compare(scored.scores, other, classes)}
     on_report(report)
+    if out is not None:
+        with writing_to(out):
+            _write(out, report, scored, figure_format)
     if log:
         try:
-            _log(store, report, scored)
+            _log(store, report, scored, figure_format)
         except (OSError, MlflowException, InputError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"the results were not stored with run {run_id} ({reason}); --no-log omits this") from None
@@ -173,7 +181,18 @@ def _score_network(
     return ScoredRun(scores, card, data.name, data.digest, (settings.modality,), time.perf_counter() - start)
 
 
-def _log(store: TrackingStore, report: dict[str, Any], scored: ScoredRun) -> None:
+def _write(folder: Path, report: dict[str, Any], scored: ScoredRun, figure_format: str) -> None:
+    """Write a report, and the comparison with another run if there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(folder, report, scored.scores, scored.card.classes, figure_format)
+    if "compare" in report:
+        other = report["compare"]["run_id"][:8]
+        first, second = f"run {report['run_id'][:8]}", f"run {other}"
+        per_class = report["compare"]["per_class"]
+        write_comparison(folder / f"compare-{other}", per_class, first, second, figure_format)
+
+
+def _log(store: TrackingStore, report: dict[str, Any], scored: ScoredRun, figure_format: str) -> None:
     """Log a report: artifacts always, metrics only if the data set is the one that the run was trained on."""
     run, split = store.open_run(report["run_id"]), report["split"]
     folder_name = split
@@ -183,11 +202,5 @@ def _log(store: TrackingStore, report: dict[str, Any], scored: ScoredRun) -> Non
         folder_name = f"{split}-on-{scored.dataset}-{scored.digest[:8]}".replace("/", "-")
     with tempfile.TemporaryDirectory(prefix="fgst-evaluation-") as name:
         folder = Path(name) / "eval" / folder_name
-        folder.mkdir(parents=True)
-        write_report(folder, report, scored.scores, scored.card.classes)
-        if "compare" in report:
-            first, second = (f"run {r['run_id'][:8]}" for r in (report, report["compare"]))
-            write_comparison(
-                folder / f"compare-{report['compare']['run_id'][:8]}", report["compare"]["per_class"], first, second
-            )
+        _write(folder, report, scored, figure_format)
         run.log_artifacts(Path(name))

@@ -6,9 +6,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from fgst.config import TrialConfig
 from fgst.errors import InputError
+from fgst.result_setting import ResultSetting
 from fgst.tracking.gc import Garbage, delete_garbage, find_garbage
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
@@ -16,6 +19,7 @@ from fgst.tracking.tags import Tags
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+_SECTIONS = ("model.", "data.", "train.")
 _STATUS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted", "RUNNING": "running"}
 
 
@@ -43,6 +47,32 @@ def summarize_run(run: Run) -> dict[str, Any]:
     }
 
 
+def setting_of(run: Run, by_id: Mapping[str, Run] | None = None) -> ResultSetting:
+    """What a run's results were obtained with; "-" for what it did not record.
+
+    Args:
+        run: a training, a sweep or an ensemble.
+        by_id: other runs, for the settings of an ensemble's networks.
+    """
+    tags, params = run.data.tags, run.data.params
+    members = {tag.removeprefix(Tags.MEMBER): run_id for tag, run_id in tags.items() if tag.startswith(Tags.MEMBER)}
+    source = next((by_id[run_id] for run_id in members.values() if run_id in by_id), run) if by_id else run
+    data = " ".join(tags[tag] for tag in (Tags.DATASET, Tags.BENCHMARK) if tag in tags) or "-"
+    modality = " + ".join(members) or params.get("modality", "-")
+    unknown = ResultSetting(
+        data, tags.get(Tags.PROTOCOL, "-"), modality, params.get("preset", "-"), params.get("passes", "-"),
+        params.get("seeds", "-"),
+    )  # fmt: skip
+    fields = {name: value for name, value in source.data.params.items() if name.startswith(_SECTIONS)}
+    if "model.channels" not in fields or "train.epochs" not in fields:
+        return unknown
+    try:
+        setting = ResultSetting.of(TrialConfig.from_flat(fields), data, params.get("seeds", "1"))
+    except InputError:  # of a version with other settings
+        return unknown
+    return replace(setting, modality=" + ".join(members) or setting.modality)
+
+
 def list_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[str, Any]:
     """List sweeps, and trainings that belong to no sweep, newest first.
 
@@ -52,7 +82,8 @@ def list_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[
         limit: maximum number of runs.
 
     Returns:
-        ``runs``, and ``more``, the number of older ones. A sweep has ``trials``, their number by status; until the
+        ``runs``, each with its ``setting`` (see :class:`~fgst.result_setting.ResultSetting`), and ``more``, the number
+        of older ones. A sweep has ``trials``, their number by status; until the
         sweep has metrics, it shows those of its best trial so far.
 
     Raises:
@@ -60,8 +91,9 @@ def list_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[
     """
     names = _select_experiments(store, experiment)
     children: dict[str, list[dict[str, Any]]] = {}
-    rows = []
-    for run in store.runs(list(names)):
+    rows, runs = [], store.runs(list(names))
+    by_id = {run.info.run_id: run for run in runs}
+    for run in runs:
         if Tags.PARENT in run.data.tags:
             children.setdefault(run.data.tags[Tags.PARENT], []).append(summarize_run(run))
         else:
@@ -75,7 +107,8 @@ def list_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[
             if row["val_top1"] is None and finished:
                 best = max(finished, key=lambda trial: trial["val_top1"])
                 row |= {"val_top1": best["val_top1"], "test_top1": best["test_top1"]}
-    return {"runs": rows[:limit], "more": max(0, len(rows) - limit)}
+    shown = [row | {"setting": asdict(setting_of(by_id[row["run_id"]], by_id))} for row in rows[:limit]]
+    return {"runs": shown, "more": max(0, len(rows) - limit)}
 
 
 def list_trials(store: TrackingStore, sweep: str) -> dict[str, Any]:
@@ -86,15 +119,17 @@ def list_trials(store: TrackingStore, sweep: str) -> dict[str, Any]:
         sweep: the sweep's run id.
 
     Returns:
-        ``sweep`` (run id), ``name``, ``runs`` (each with ``best``), and ``more``, which is 0.
+        ``sweep`` (run id), ``name``, ``runs`` (each with ``best`` and ``setting``), and ``more``, which is 0.
     """
     run = store.run(sweep)
     experiment_id = run.info.experiment_id
     experiment = store.experiments().get(experiment_id, "")
     children = store.runs([experiment_id], f"tags.`{Tags.PARENT}` = '{sweep}'")
     best = run.data.tags.get(Tags.BEST_RUN)
+    by_id = {child.info.run_id: child for child in children}
     rows = [
-        summarize_run(child) | {"experiment": experiment, "best": child.info.run_id == best}
+        summarize_run(child)
+        | {"experiment": experiment, "best": child.info.run_id == best, "setting": asdict(setting_of(child, by_id))}
         for child in reversed(children)
     ]
     return {"sweep": sweep, "name": str(run.info.run_name or ""), "runs": rows, "more": 0}
@@ -111,7 +146,8 @@ def best_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[
     Returns:
         ``groups``: one per experiment and set of validation clips, because accuracies on different clips cannot be
         compared. Each has ``experiment``, ``validation`` (which clips), ``candidates`` (number of runs) and ``runs``,
-        best first. ``settings`` of a run are those in which the listed trainings differ.
+        best first. ``settings`` of a run are those in which the listed trainings differ; ``setting`` is what its
+        result was obtained with.
 
     Raises:
         InputError: if there is no such experiment.
@@ -130,7 +166,9 @@ def best_runs(store: TrackingStore, experiment: str | None, limit: int) -> dict[
             top = pairs[:limit]
             params = _differing_params([run.data.params for row, run in top if row["kind"] == "trial"])
             rows = [
-                row | {"settings": {param: run.data.params[param] for param in params if param in run.data.params}}
+                row
+                | {"settings": {param: run.data.params[param] for param in params if param in run.data.params}}
+                | {"setting": asdict(setting_of(run, by_id))}
                 for row, run in top
             ]
             groups.append({"experiment": name, "validation": validation, "candidates": len(pairs), "runs": rows})
@@ -141,8 +179,9 @@ def compare_runs(store: TrackingStore, run_ids: Sequence[str]) -> dict[str, Any]
     """Compare runs.
 
     Returns:
-        ``runs``; ``parameters`` that differ, by name; and ``metrics`` (last values), by name. The values are lists in
-        the order of the runs.
+        ``runs``, each with its ``setting``; ``same_clips``: whether all are evaluated on the same test clips, so that
+        their accuracies can be compared; ``parameters`` that differ, by name; and ``metrics`` (last values), by name.
+        The values are lists in the order of the runs.
 
     Raises:
         InputError: if there are fewer than two runs, if one is named twice, or if one does not exist.
@@ -152,11 +191,14 @@ def compare_runs(store: TrackingStore, run_ids: Sequence[str]) -> dict[str, Any]
     if len(set(run_ids)) < len(run_ids):
         raise InputError("compare: the same run is named twice")
     runs = [store.run(run_id) for run_id in run_ids]
+    members = {run_id for run in runs for tag, run_id in run.data.tags.items() if tag.startswith(Tags.MEMBER)}
+    by_id = {run_id: store.run(run_id) for run_id in members}
     params = [run.data.params for run in runs]
     metrics = [run.data.metrics for run in runs]
     names = {name for values in metrics for name in values if not name.startswith("system/")}
     return {
-        "runs": [summarize_run(run) for run in runs],
+        "runs": [summarize_run(run) | {"setting": asdict(setting_of(run, by_id))} for run in runs],
+        "same_clips": len({(run.data.tags.get(Tags.DATASET_DIGEST), run.info.experiment_id) for run in runs}) == 1,
         "parameters": {name: [values.get(name) for values in params] for name in _differing_params(params)},
         "metrics": {name: [finite_or_none(values.get(name)) for values in metrics] for name in sorted(names)},
     }

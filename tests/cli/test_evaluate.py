@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -73,6 +74,31 @@ def test_tables_name_classes_and_metrics(
     for text in (*small.CLASSES, "top-1", "calibration error", f"compared with {runs[0]}", "McNemar p ="):
         assert text in out
     assert not any(name.startswith("eval/") for name in store.run(runs[2]).data.metrics)
+
+
+def test_tables_and_figures_are_written(
+    store: TrackingStore, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joint, bone, _ = runs
+    arguments = ["--run-id", joint, "--compare", bone, "--no-log", "--tracking-uri", store.uri]
+    files = ["--latex", str(tmp_path / "t.tex"), "--csv", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]
+    main([*arguments, *files, "--format", "pdf"])
+    assert "top-1" in capsys.readouterr().out
+    latex = (tmp_path / "t.tex").read_text()
+    assert latex.count(r"\begin{table}") == 5
+    assert "12 test clips of small x-sub" in latex
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert [float(row["top1"]) for row in rows] == [row["top1"] for row in report["per_class"]]
+    confusion = list(csv.reader((tmp_path / "t-confusion.csv").open()))
+    assert [[int(count) for count in row[1:]] for row in confusion[1:]] == report["confusion"]
+    compared = list(csv.DictReader((tmp_path / "t-comparison.csv").open()))
+    assert {row["class"] for row in compared} == set(small.CLASSES)
+    assert all(
+        float(row["interval_low"]) <= float(row["difference"]) <= float(row["interval_high"]) for row in compared
+    )
+    figures = [tmp_path / "out" / "confusion.pdf", tmp_path / "out" / f"compare-{bone[:8]}" / "per_class.pdf"]
+    assert all(path.read_bytes().startswith(b"%PDF") for path in figures)
 
 
 def test_sweep_is_rejected_with_suggested_trial(store: TrackingStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shlex
@@ -12,8 +13,10 @@ import pytest
 
 from fgst.cli.runs import main
 from fgst.cli.runs_tables import format_size
+from fgst.config import PRESETS
 from fgst.errors import InputError
 from fgst.tracking.store import TrackingStore
+from fgst.tracking.training import trial_tags
 from tests.tracking.sample_runs import SampleRuns
 
 
@@ -154,6 +157,63 @@ def test_list_does_not_create_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such tracking store"):
         main(["list", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"])
     assert list(tmp_path.iterdir()) == []
+
+
+def add_training(runs: SampleRuns, experiment: str, digest: str, **values: Any) -> str:
+    """Add a finished training with all of its settings; return its run id."""
+    config = PRESETS["small"].with_values({name.replace("__", "."): value for name, value in values.items()})
+    tags = trial_tags(config, experiment, digest)
+    run = runs.store.start(runs.store.experiment(f"{experiment} x-sub"), f"key {experiment} {values}", "a trial", tags)
+    run.log_settings(config.flat())
+    run.log_metrics({"test/top1": 90.0, "val/top1": 80.0}, 1)
+    run.finish()
+    return run.run_id
+
+
+def test_compared_runs_say_what_they_were_trained_with(
+    runs: SampleRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data__benchmark": "x-sub", "train__epochs": 16, "train__repeat": 5}
+    one = add_training(runs, "demo", "a" * 64, **settings)
+    same = add_training(runs, "demo", "a" * 64, **settings, data__protocol="paper", train__lr=0.5)
+    other = add_training(runs, "nw-ucla", "b" * 64, **settings)
+    report = run_json(runs, capsys, "compare", one, same)
+    assert report["same_clips"]
+    assert [run["setting"] for run in report["runs"]] == [
+        {
+            "data": "demo x-sub",
+            "protocol": protocol,
+            "modality": "joint",
+            "preset": preset,
+            "passes": "80",
+            "seeds": "1",
+        }
+        for protocol, preset in (("validation", "small"), ("paper", "small (lr=0.5)"))
+    ]
+    assert not run_json(runs, capsys, "compare", one, other)["same_clips"]
+
+    latex, table = tmp_path / "t.tex", tmp_path / "t.csv"
+    main(["compare", one, other, "--tracking-uri", runs.uri, "--latex", str(latex), "--csv", str(table)])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "accuracies on different test clips cannot be compared" in out
+    assert "accuracies on different test clips cannot be compared" in latex.read_text()
+    rows = {row[0]: row[1:] for row in csv.reader(table.open())}
+    assert rows["data set"] == ["demo x-sub", "nw-ucla x-sub"]
+    assert rows["test/top1"] == ["90.0", "90.0"]
+
+    main(["list", "--tracking-uri", runs.uri])
+    assert "paper, joint, small (lr=0.5), 80 passes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_list_and_best_are_written_to_files(runs: SampleRuns, tmp_path: Path) -> None:
+    sweep, trials = runs.add_sweep(40.0, 60.0)
+    table = tmp_path / "t.csv"
+    for arguments, ids in ((["list"], [sweep]), (["list", "--sweep", sweep], trials), (["best"], trials[::-1])):
+        main([*arguments, "--tracking-uri", runs.uri, "--csv", str(table), "--latex", str(tmp_path / "t.tex")])
+        assert [row["run_id"] for row in csv.DictReader(table.open())] == ids
+        assert all(run_id in (tmp_path / "t.tex").read_text() for run_id in ids)
+    with pytest.raises(InputError, match=r"--csv missing/t\.csv: there is no folder missing"):
+        main(["best", "--tracking-uri", runs.uri, "--csv", "missing/t.csv"])
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2 * 10**12, "2.0 TB")])

@@ -124,7 +124,7 @@ class Exploit:
         ("labels.csv", "clip_id,label,subject\nz,x,1\nb,y,2\n", "there is no file z.npy"),
         ("labels.csv", "clip_id,label,subject\n../skeleton,x,1\nb,y,2\n", "there is no file ../skeleton.npy"),
         ("labels.csv", "clip_id,label,subject\na,x,1\nb,y,1\n", "its test split is empty; subject is one of 1"),
-        ("labels.csv", "clip_id,label\na,x\n", "has no subject, which benchmark x-sub splits by"),
+        ("labels.csv", "clip_id,label\na,x\n", "its header is clip_id, label"),
         ("skeleton.json", "{", "is not a skeleton description"),
         ("skeleton.json", json.dumps(SKELETON | {"centre": "elbow"}), "name 'elbow'"),
         (
@@ -271,7 +271,7 @@ def test_incomplete_tables_are_reported(folder: Path, capsys: pytest.CaptureFixt
     main(arguments(folder))
     output = capsys.readouterr().out
     assert "1 .npy files are not in the table of labels (c)" in output
-    assert "x-sub: no training clip of 1 classes (fist)" in output
+    assert "x-sub: no training clip of 1 class (fist)" in output
 
 
 def test_table_without_any_benchmark_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

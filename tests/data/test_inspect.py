@@ -13,6 +13,7 @@ from PIL import Image
 from fgst.cli import data_inspect
 from fgst.cli.command import run_command
 from fgst.data.skeletons import SKELETONS
+from fgst.evaluation import plots
 from tests.support.small import write_small
 
 
@@ -62,6 +63,20 @@ def test_clip_is_drawn(
     blue, orange = (0, 114, 178), (213, 94, 0)  # two persons
     for expected in (blue, orange):
         assert np.abs(colours - expected).max(axis=1).min() < 12
+
+
+def test_joints_that_were_not_seen_are_not_drawn() -> None:
+    joints = np.ones((2, 3, 4, 3)) * [[[1], [2], [-1], [3]]]
+    joints[0, 0, 0] = 0  # the centre, within the body
+    joints[0, 1, 3] = 0  # another joint
+    joints[1, 0, 0] = 0
+    joints[1, 0, 2] = 4  # the origin is outside of this body
+    joints[1, 2] = 0
+    seen = plots.seen_joints(joints, centre=0)
+    expected = np.ones((2, 3, 4), bool)
+    expected[0, 1, 3] = expected[1, 0, 0] = False
+    expected[1, 2] = False
+    np.testing.assert_array_equal(seen, expected)
 
 
 @pytest.mark.parametrize("name", SKELETONS)
@@ -123,6 +138,7 @@ def test_damage_and_invalid_options_are_reported(folder: Path, capsys: pytest.Ca
         return capsys.readouterr().err
 
     assert "similar names are clip-0" in error("--clip", "clip-4")
+    assert "similar names are clip-004" in error("--clip", "004")
     assert "--clip" in error("--animate")
     assert "ends in .png" in error("--clip", "clip-004", "--out", "clip.xyz")
     (file,) = folder.glob("*.arrow")

@@ -154,6 +154,9 @@ DESCRIBED = {
     "x=pos[{joint}]0,y=pos[{joint}]1,z=pos[{joint}]2": wide(
         POSE, lambda i, axis: f"pos[{KINECT_V2[i]}]{'xyz'.index(axis)}", axes="xyz", leading=("nr",)
     ),
+    "x={joint}.X (mm),y={joint}.Y (mm),z={joint}.Z (mm)": wide(
+        POSE, lambda i, axis: f"{KINECT_V2[i]}.{axis.upper()} (mm)", axes="xyz"
+    ),
     "frame=nr,x=a{joint},y=b{joint},z=c{joint},score=d{joint}": wide(
         POSE, lambda i, axis: f"{'abcd'['xyzv'.index(axis)]}{i}", leading=("nr",)
     ),
@@ -164,9 +167,9 @@ DESCRIBED = {
 def test_described_columns(columns: str, tmp_path: Path) -> None:
     content = DESCRIBED[columns]
     check(content, POSE, "ntu-25", columns)
-    for clip in ("train/wave/a", "test/wave/b"):
-        (tmp_path / "raw" / clip).parent.mkdir(parents=True)
-        (tmp_path / "raw" / f"{clip}.csv").write_bytes(content)
+    for name in ("train/wave/a", "test/wave/b"):
+        (tmp_path / "raw" / name).parent.mkdir(parents=True)
+        (tmp_path / "raw" / f"{name}.csv").write_bytes(content)
     with pytest.raises(InputError, match="the skeleton is unknown"):
         convert(tmp_path / "raw", tmp_path / "out")
     dataset, _ = convert(tmp_path / "raw", tmp_path / "out", columns=columns)
@@ -268,7 +271,7 @@ def test_azure_kinect_is_turned_upright(tmp_path: Path) -> None:
 def test_table_of_labels_may_be_in_the_folder(tmp_path: Path) -> None:
     content = {name.replace("/", "_"): blocks(joints, KINECT_V2) for name, joints in clips("ntu-25").items()}
     path = write_source_folder(tmp_path / "raw", content)
-    rows = [f"{name},{name.split('_')[1]},{i}" for i, name in enumerate(content, 1)]
+    rows = [f"{name}{'.csv' * (i % 2)},{name.split('_')[1]},{i}" for i, name in enumerate(content, 1)]
     (path / "labels.csv").write_text("\n".join(["clip_id,label,subject", *rows]))
     assert [one.name for one in SOURCE_FORMATS if one.recognizes(path)] == ["joint-csv"]
     dataset, notes = convert(path, tmp_path / "out", labels=path / "labels.csv", benchmarks=("x-sub:subject=1,2",))
@@ -334,6 +337,10 @@ def test_spellings_of_a_joint() -> None:
 def test_recognition(tmp_path: Path) -> None:
     path = write_source_folder(tmp_path / "raw", {"a": wide(LANDMARKS, WIDE["NOSE_x"])})
     assert [one.name for one in SOURCE_FORMATS if one.recognizes(path)] == ["joint-csv"]
+    long_clip = blocks(body(NTU_25, 100, 0), KINECT_V2, between=lambda t: "ä")  # longer than what is looked at
+    for content in (long_clip, long_clip.decode().encode("utf-16")):
+        (path / "a.csv").write_bytes(content)
+        assert [one.name for one in SOURCE_FORMATS if one.recognizes(path)] == ["joint-csv"]
     (path / "a.csv").write_text("clip_id,label,subject\na,wave,1\n")
     assert not any(one.recognizes(path) for one in SOURCE_FORMATS)
     (path / "a.csv").write_bytes(b"\x00" * 100)

@@ -120,12 +120,18 @@ def test_official_lists_may_name_subjects_that_are_absent(tmp_path: Path) -> Non
     assert "x-sub: no clip has subject 4, 7" in table.notes
 
 
+def test_clips_without_a_value_are_said_to_be_for_testing(tmp_path: Path) -> None:
+    path = write(tmp_path, "clip_id,label,subject\na,x,1\nb,x,2\nc,y\n")
+    assert read_label_table(path, ["x-sub:subject=1"]).notes == ("x-sub: 1 clip has no subject and is for testing",)
+    assert read_label_table(path, ["x-sub:subject=1/2"]).notes == ()
+
+
 @pytest.mark.parametrize(
     ("benchmarks", "message"),
     [
         (["x-sub:subject=3"], "its train split is empty; subject is one of 1, 2"),
         (["x-sub:subject=1,2"], "its test split is empty"),
-        (["x-sub:person=1"], "has no person"),
+        (["x-sub:person=1"], "has no column person with values, .* its header is clip_id, label, subject"),
         (["a:subject=1", "a:subject=2"], "occurs twice"),
         (["a:subject=1,2/2"], "both for training and for testing"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgst.data.normalization import Normalization, RawClip, check_shape, measure, read_normalization
+from fgst.data.normalization import Normalization, RawClip, UpAxis, check_shape, measure, read_normalization, to_space
 from fgst.data.persons import match_persons
 from fgst.data.skeletons import NTU_25, SKELETONS
 from fgst.data.sources import ClipError
@@ -144,7 +144,7 @@ def test_track_continues_under_another_index() -> None:
     clip = body(60)
     moved = np.zeros((2, 60, 25, 3))
     moved[0, :30], moved[1, 30:] = clip[0, :30], clip[0, 30:]
-    order, swapped = match_persons(moved, moved.any(axis=-1))
+    order, swapped = match_persons(moved, np.asarray(moved.any(axis=-1)))
     assert swapped == 1
     assert (order[0] == np.arange(60) // 30).all()
 
@@ -171,7 +171,7 @@ def test_hand_in_millimetres_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("up", ["-y", "z", "-z", "x", "-x"])
-def test_up_axis_is_noticed_and_converted_on_request(up: str) -> None:
+def test_up_axis_is_noticed_and_converted_on_request(up: UpAxis) -> None:
     clip = body()
     axis, sign = "xyz".index(up[-1]), -1 if up.startswith("-") else 1
     others = [a for a in range(3) if a != axis]
@@ -243,6 +243,15 @@ def test_damaged_clips_do_not_prevent_measurement() -> None:
 def test_swapped_axes_are_noticed(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ClipError, match=message):
         check_shape(shape, NTU_25)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_channels_first_are_noticed_by_the_absent_person(channels: int) -> None:
+    clip = np.zeros((2, 40, 25, channels))
+    clip[:1] = body()[..., :channels]
+    with pytest.raises(ClipError, match="the last one that of the persons"):
+        to_space(RawClip(clip.transpose(3, 1, 2, 0)))
+    to_space(RawClip(clip))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 25, 3), (1, 1, 25, 2), (10, 60, 25, 4)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +24,13 @@ from tests.support.recordings import body, pixels, write_openpose, zip_folder
 LABELS = "clip_id,label,subject\na,wave,1\nb,wave,2\nc,walk,1\nd,walk,2\n"
 
 
-def convert(path: Path, out: Path, *, skip_bad: bool = False, **options: object) -> tuple[ArrowDataset, list[str]]:
-    with FORMAT.open(path, SourceOptions(**options)) as source:  # type: ignore[arg-type]
+def convert(path: Path, out: Path, *, skip_bad: bool = False, **options: Any) -> tuple[ArrowDataset, list[str]]:
+    with FORMAT.open(path, SourceOptions(**options)) as source:
         dataset, report = write_source(source, out, skip_bad=skip_bad)
     return dataset, report.notes
 
 
-def labels(folder: Path) -> dict[str, object]:
+def labels(folder: Path) -> dict[str, Any]:
     (folder / "labels.csv").write_text(LABELS)
     return {"labels": folder / "labels.csv", "benchmarks": ("x-sub:subject=1",)}
 

@@ -111,6 +111,16 @@ def test_source_is_converted_trained_on_and_classified(
     check_training_and_prediction(ArrowDataset(tmp_path / "out"), written, tmp_path)
 
 
+def test_clips_without_persons_are_counted_as_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, val = ({f"{split}{i}": (np.zeros((1, 4, 18, 2)), "walk") for i in range(3)} for split in "tv")
+    for clips in (train, val):
+        name = next(iter(clips))
+        clips[name] = (pixels(body(OPENPOSE_18, 9, 0), width=1000, height=1000) / 1000, "walk")
+    write_kinetics(tmp_path / "raw", train, val, ("walk",))
+    convert_command([str(tmp_path / "raw"), str(tmp_path / "out")])
+    assert "left out  4 clips" in capsys.readouterr().out
+
+
 def check_training_and_prediction(dataset: ArrowDataset, written: Written, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     config = small_config(dataset, train__epochs=1, model__parts=written.parts, data__validation=0.25)
@@ -181,3 +191,11 @@ def test_own_skeleton_files_are_converted_trained_on_and_classified(tmp_path: Pa
         joints = body(NTU_25, 15, seed, persons=1 + seed % 2)
         np.testing.assert_allclose(clip, joints - joints[0, 0, NTU_25.centre], atol=1e-5)
     check_training_and_prediction(dataset, Written(path), tmp_path)
+
+
+def test_sources_that_are_empty_or_incomplete_are_named(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 and then nothing")
+    for name, message in (("raw", "is an empty folder"), ("a.npz", "is not a zip, or is incomplete")):
+        with pytest.raises(InputError, match=message):
+            convert_command([str(tmp_path / name), str(tmp_path / "out")])

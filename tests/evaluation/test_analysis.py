@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgst.errors import InputError
-from fgst.evaluation.analysis import bootstrap_interval, calibration_error, compare, confused_pairs, mcnemar
+from fgst.evaluation.analysis import (
+    accuracy_interval,
+    bootstrap_interval,
+    calibration_error,
+    compare,
+    confused_pairs,
+    holm,
+    mcnemar,
+    paired_interval,
+)
 from tests.evaluation.helpers import make_scores, shuffled
 
 CLASSES = ("wave", "sit", "stand", "throw")
@@ -87,6 +96,47 @@ def test_compare_does_not_depend_on_clip_order() -> None:
         assert row["first"] == pytest.approx(100 * first_correct[of_class].mean(), rel=1e-12)
         assert row["second"] == pytest.approx(100 * second_correct[of_class].mean(), rel=1e-12)
         assert row["num_clips"] == 20
+        only = (
+            int((first_correct & ~second_correct)[of_class].sum()),
+            int((second_correct & ~first_correct)[of_class].sum()),
+        )
+        assert row["interval"] == list(paired_interval(*only, 20))
+        assert row["p_value"] == mcnemar(*only)
+        assert row["beyond_noise"] == (row["adjusted_p_value"] < 0.05)
+    assert [row["adjusted_p_value"] for row in rows] == holm([row["p_value"] for row in rows])
+
+
+def test_holm_adjusts_by_the_number_of_remaining_tests() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 0.04 · 1 is less than 0.03 · 2
+    assert holm([0.5, 0.001]) == pytest.approx([0.5, 0.002])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_keeps_the_share_of_false_findings() -> None:
+    """With 20 tests without a difference, at most 5 % of the families have a finding; uncorrected, 64 % have one."""
+    p_values = np.random.default_rng(0).uniform(size=(2_000, 20))
+    found = np.mean([min(holm(list(family))) < 0.05 for family in p_values])
+    assert found == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 2_000))
+
+
+@pytest.mark.parametrize("probabilities", [(0.1, 0.05), (0.02, 0.02), (0.3, 0.05)])
+def test_paired_interval_contains_the_difference_of_accuracies(probabilities: tuple[float, float]) -> None:
+    """At least 93 % of the intervals of 46 clips contain the true difference, for which they promise 95 %."""
+    only_first, only_second = probabilities
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(46, [only_first, only_second, 1 - only_first - only_second], size=2_000)
+    intervals = np.array([paired_interval(int(a), int(b), 46) for a, b, _ in counts])
+    difference = 100 * (only_first - only_second)
+    covered = (intervals[:, 0] <= difference) & (difference <= intervals[:, 1])
+    assert covered.mean() > 0.93
+
+
+def test_interval_is_not_empty_without_different_clips() -> None:
+    low, high = paired_interval(0, 0, 20)
+    assert low < 0 < high
+    assert accuracy_interval(20, 20)[0] < 90
+    assert accuracy_interval(0, 20) == pytest.approx((0, 16.11), abs=0.01)  # Wilson: z² / (n + z²)
 
 
 def test_compare_rejects_different_clips() -> None:

@@ -18,7 +18,6 @@ from fgst.data.loader import Batch, ClipLoader
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import softmax
 from fgst.evaluation.explain import BATCH_SIZE, analyze_focal_joints, explain, make_focal_clip
-from fgst.evaluation.focal_plots import focal_heat_map
 from fgst.model import AttentionMaps, FGSTFormer
 from fgst.model.card import ModelCard, load_model
 from tests.support import small
@@ -134,9 +133,9 @@ def test_written_files_are_listed_and_readable(dataset: ArrowDataset, explained:
     out, written = explained
     assert sorted(written) == sorted(path.name for path in out.iterdir())
     assert {f"{label:03d}-{name.replace(' ', '-')}.png" for label, name in enumerate(dataset.classes)} <= set(written)
-    assert {"joints.png", "clip-clip-014.png", "clip-clip-014.gif"} <= set(written)
+    assert {"joints.png", "classes.png", "focal.csv", "clip-clip-014.png", "clip-clip-014.gif"} <= set(written)
     for name in written:
-        if not name.endswith(".json"):
+        if not name.endswith((".json", ".csv")):
             with Image.open(out / name) as picture:
                 picture.load()
                 assert picture.format == name.rpartition(".")[2].upper()
@@ -146,12 +145,48 @@ def test_written_files_are_listed_and_readable(dataset: ArrowDataset, explained:
                     assert frames.n_frames == 8
 
 
-def test_heat_map_height_grows_with_number_of_classes(tmp_path: Path) -> None:
-    shares = np.random.default_rng(0).uniform(0, 100, (120, 25))
-    joints = (*small.SKELETON.joints * 4, "x")
-    focal_heat_map(shares, [f"class {n}" for n in range(120)], joints, tmp_path / "map.png")
-    with Image.open(tmp_path / "map.png") as picture:
-        assert picture.height > 120 * 30
+@pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_figures_of_chosen_classes_are_vector_graphics(
+    suffix: str, start: bytes, dataset: ArrowDataset, network: Network, tmp_path: Path
+) -> None:
+    written = explain(*network, dataset, tmp_path, classes=["foot", "left hand"], clips=["clip-014"], suffix=suffix)
+    assert {name for name in written if name.endswith(suffix)} == {
+        f"joints.{suffix}", f"classes.{suffix}", f"002-foot.{suffix}", f"000-left-hand.{suffix}",
+        f"clip-clip-014.{suffix}",
+    }  # fmt: skip
+    for name in written:
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(start) or not name.endswith(suffix)
+        if name.endswith("svg"):
+            assert b"<text" in content
+            assert b"clip-014" in content or "clip" not in name
+
+
+def test_unknown_class_is_rejected_with_similar_ones(dataset: ArrowDataset, network: Network, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--class hand: there is no such class; e\.g\. left hand, right hand"):
+        explain(*network, dataset, tmp_path, classes=["hand"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_network_that_selects_all_joints_shows_their_scores(dataset: ArrowDataset, tmp_path: Path) -> None:
+    checkpoint = small.save_untrained_network(dataset, tmp_path / "network", model__focal_joints=6)
+    model, card = load_model(checkpoint)
+    explain(model, card, dataset, tmp_path / "out", classes=["foot"])
+    content = json.loads((tmp_path / "out" / "focal.json").read_text())
+    assert content["chance"] is content["beyond_chance"] is None
+    assert "all joints are focal" in content["what"]
+    loader = ClipLoader(dataset, dataset.splits("x-sub", validation=0).test, card.config.data, CPU)
+    expected: dict[int, list[np.ndarray]] = {}
+    for batch, _, maps in forward(model, loader):
+        assert maps.focal_scores is not None
+        for index, row in enumerate(batch.rows.tolist()):
+            persons = int(dataset.columns["num_persons"][loader.rows[row]])
+            scores = maps.focal_scores[index, :persons].numpy().reshape(-1, 6)
+            expected.setdefault(int(loader.labels[row]), []).append(scores.mean(axis=0))
+    for label, name in enumerate(dataset.classes):
+        np.testing.assert_allclose(content["classes"][name], np.mean(expected[label], axis=0), atol=0.51e-3)
+    row = int(np.flatnonzero(loader.labels.numpy() == 0)[0])
+    assert make_focal_clip(model, card, dataset, loader, row).all_focal
 
 
 def test_unknown_clip_is_rejected(dataset: ArrowDataset, network: Network, tmp_path: Path) -> None:

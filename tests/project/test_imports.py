@@ -19,7 +19,7 @@ from tests.support.source import ROOT, Import, imports, modules, parse, relative
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("fgst.errors", "fgst.durable", "fgst.terminal", "fgst.termination", "fgst.network", "fgst.integrity"),
-        *("fgst.parsing", "fgst.field_values", "fgst.config"),
+        *("fgst.parsing", "fgst.field_values", "fgst.config", "fgst.result_setting", "fgst.table_files"),
     ),
     ("fgst.data",),
     ("fgst.model",),
@@ -55,8 +55,8 @@ LIGHT = (
     *("fgst.data", "fgst.data.skeleton", "fgst.data.dataset", "fgst.data.writer", "fgst.data.cache"),
     *(name for name in sorted(FGST) if name.startswith("fgst.data.formats")),
     *("fgst.sweep.definition", "fgst.sweep.status"),
-    # The tables of `fgst runs` are imported when they are printed.
-    *(name for name in sorted(FGST) if name.startswith("fgst.cli") and name != "fgst.cli.runs_tables"),
+    # The tables of a command are imported when they are printed.
+    *(name for name in sorted(FGST) if name.startswith("fgst.cli") and not name.endswith("_tables")),
 )
 # The core is independent of tracking and search: it may import torch, but none of the other libraries.
 CORE = tuple(

@@ -17,7 +17,18 @@ import pytest
 from tests.support.source import ROOT, imports, parse, relative, source_files
 
 SOURCES = source_files()
-UNPICKLERS = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle")
+UNPICKLERS = (
+    "pickle",
+    "_pickle",
+    "pickletools",
+    "copyreg",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "shelve",
+    "marshal",
+    "jsonpickle",
+)
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 

@@ -18,7 +18,10 @@ import pytest
 import torch
 
 from fgst.cli.sweep import sweep
+from fgst.data.clip_source import SourceOptions
 from fgst.data.dataset import ArrowDataset, file_digest
+from fgst.data.formats import SOURCE_FORMATS, read_clip
+from fgst.data.skeletons import NTU_25
 from fgst.errors import InputError
 from fgst.evaluation.ensemble import EnsembleCard, Member
 from fgst.integrity import with_digest
@@ -221,3 +224,20 @@ def test_run_id_must_be_hexadecimal(artifacts: Artifacts, run_id: str, tmp_path:
     ensemble.log_artifacts(tmp_path)
     with pytest.raises(InputError, match=r"32 hexadecimal|members\[0\]\.run_id"):
         evaluate(ensemble.run_id, tracking_uri=artifacts.store.uri)
+
+
+def test_data_sets_in_pickles_execute_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for side in ("train", "val"):
+        np.save(tmp_path / "data" / f"{side}_data.npy", np.zeros((1, 3, 4, 25, 2), np.float32))
+        plain_pickle(tmp_path / "data" / f"{side}_label.pkl")
+    plain_pickle(tmp_path / "annotations.pkl")
+    np.savez(tmp_path / "clips.npz", x_train=np.array([Trap()]), y_train=0, x_test=0, y_test=0)
+    for source in ("data", "annotations.pkl", "clips.npz"):
+        [source_format] = [f for f in SOURCE_FORMATS if f.recognizes(tmp_path / source)]
+        with pytest.raises(InputError), source_format.open(tmp_path / source, SourceOptions()):
+            pass
+    with pytest.raises(InputError):
+        read_clip((tmp_path / "annotations.pkl").read_bytes(), "pyskl", NTU_25)
+    assert not (tmp_path / MARKER).exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fgst.data.dataset import ArrowDataset
-from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory
+from fgst.sweep.definition import Parameter, Published, SweepDefinition, TrialFactory
 from fgst.sweep.spec import SweepSpec, build_spec
 
 FOCAL_K = SweepDefinition(
@@ -13,8 +13,7 @@ FOCAL_K = SweepDefinition(
     title="How many?",
     parameters=lambda skeleton, base: [Parameter("K", (2, skeleton.num_joints))],
     settings=lambda params, base: {"model.focal_joints": params["K"]},
-    published={2: 88.0, 4: 89.0},
-    source="Table 2",
+    published=Published({2: 88.0, 4: 89.0}, source="Table 2", benchmark="NTU-60 X-Sub"),
 )
 
 JOINT = SweepDefinition(

@@ -14,10 +14,11 @@ import pytest
 
 from fgst.config import PRESETS
 from fgst.data.dataset import ArrowDataset
+from fgst.data.public_benchmarks import PUBLIC_BENCHMARKS
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import NTU_25, NW_UCLA_20
 from fgst.errors import InputError
-from fgst.sweep.definition import Parameter, SweepDefinition, TrialFactory, grid_points
+from fgst.sweep.definition import Parameter, Published, SweepDefinition, TrialFactory, grid_points
 from fgst.sweep.report.tables import to_csv
 from fgst.sweep.results import TrialResult, best_result, build_rows
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
@@ -140,7 +141,7 @@ def test_initial_points_are_completed_and_accept_field_names(dataset: ArrowDatas
 
 
 def test_rows_contain_means_over_seeds_and_the_published_accuracy(dataset: ArrowDataset) -> None:
-    spec = make_spec(dataset, [2, 4, 6], seeds=2)
+    spec = dataclasses.replace(make_spec(dataset, [2, 4, 6], seeds=2), public_benchmark="NTU-60 X-Sub")
     results = [
         make_result(spec, 0, val_top1=50.0, test_top1=40.0, minutes=1.0),
         make_result(spec, 1, val_top1=60.0, test_top1=44.0, minutes=3.0),
@@ -217,11 +218,14 @@ def test_published_accuracies_and_baselines_belong_to_values_of_the_grids() -> N
         definition = load_definition(path)
         if definition.search == "grid":
             (parameter,) = definition.parameters(NTU_25, base)
-            assert set(definition.published) <= set(parameter.values)
+            if definition.published is not None:
+                assert set(definition.published.values) <= set(parameter.values)
+                assert definition.published.benchmark in PUBLIC_BENCHMARKS
             assert definition.baseline in parameter.values
     focal_k = load_definition(SWEEPS[0].with_name("focal_k.py"))
     assert focal_k.parameters(NW_UCLA_20, base)[0].values == (3, 6, 9, 12, 15, 18, 20)
-    assert focal_k.published[15] == 89.5
+    assert focal_k.published is not None
+    assert focal_k.published.values[15] == 89.5
 
 
 def broken_settings(params: Any, base: Any) -> Any:
@@ -254,11 +258,13 @@ def test_published_accuracies_of_several_parameters_are_keyed_by_tuples(dataset:
         FOCAL_K,
         parameters=lambda skeleton, base: [Parameter("K", (2, 4)), Parameter("frames", (4, 8))],
         settings=lambda params, base: {"model.focal_joints": params["K"], "data.frames": params["frames"]},
-        published={(2, 8): 90.0},
+        published=Published({(2, 8): 90.0}, source="Table 2", benchmark="NTU-60 X-Sub"),
         baseline=(4, 8),
     )
     spec = build_spec(two, small.small_config(dataset), dataset)
+    spec = dataclasses.replace(spec, public_benchmark="NTU-60 X-Sub")
     assert spec.published_top1({"K": 2, "frames": 8}) == 90.0
-    for changes in ({"published": {2: 90.0}}, {"baseline": 4}, {"baseline": (4, 8, 1)}):
+    wrong = Published({2: 90.0}, source="Table 2", benchmark="NTU-60 X-Sub")
+    for changes in ({"published": wrong}, {"baseline": 4}, {"baseline": (4, 8, 1)}):
         with pytest.raises(ValueError, match="must be a tuple of values of K, frames"):
             build_spec(dataclasses.replace(two, **changes), small.small_config(dataset), dataset)

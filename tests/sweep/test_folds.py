@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from fgst.cli.sweep import sweep
-from fgst.data.dataset import ArrowDataset, Clip
+from fgst.data.dataset import ArrowDataset
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 from fgst.sweep.definition import SweepDefinition
@@ -158,16 +158,17 @@ def test_what_cannot_be_held_out_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     one_clip_per_class = Benchmark("one", "replication", (9,))
-    clips = [*small.motion_clips(), *(clip_with(c, replication=9, setup=1) for c in small.motion_clips(3, seed=5))]
+    clips = [
+        *small.motion_clips(),
+        *(
+            dataclasses.replace(c, clip_id=f"other {c.clip_id}", replication=9, setup=1)
+            for c in small.motion_clips(3, seed=5)
+        ),
+    ]
     small.write_small(tmp_path / "data", clips, benchmarks=[*small.BENCHMARKS, one_clip_per_class])
     with pytest.raises(InputError, match=message):
         sweep(REAL_FOCAL_K, argv=["--dataset", "data", *LOCAL, *options])
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def clip_with(clip: Clip, **changes: int) -> Clip:
-    """The clip with other numbers and another name."""
-    return dataclasses.replace(clip, clip_id=f"other {clip.clip_id}", **changes)
 
 
 @pytest.mark.long

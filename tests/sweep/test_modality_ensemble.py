@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import re
 import runpy
@@ -34,6 +35,7 @@ FOCAL_K, MODALITIES = (
     runpy.run_path(str(ROOT / "sweeps" / f"{name}.py"))["definition"] for name in ("focal_k", "modalities")
 )
 NAMES = ["joint", "bone", "joint_motion", "bone_motion"]
+FILES = ("--latex", "tables.tex", "--csv", "tables.csv")
 
 
 @dataclass
@@ -74,7 +76,7 @@ def completed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CompletedSwe
     with contextlib.chdir(folder):
         run_sweep(FOCAL_K, "--dataset", "data", "--preset", "tiny", "--values", "2,4", "--epochs", "2", *TINY)
         [focal_k] = find_sweeps(store)
-        out, err = run_sweep(MODALITIES, "--sweep", focal_k.info.run_id, "--seeds", "2", "--refit")
+        out, err = run_sweep(MODALITIES, "--sweep", focal_k.info.run_id, "--seeds", "2", "--refit", *FILES)
         refit, modalities, _ = find_sweeps(store)
         yield CompletedSweeps(store, out, err, store.run(focal_k.info.run_id), modalities, refit)
 
@@ -145,6 +147,36 @@ def test_printed_table_lists_all_weightings(completed: CompletedSweeps) -> None:
     assert "The ensemble, trained on all training clips" in completed.out
     assert re.search(r"J \+ B \+ JM \+ BM +│ fixed 0.6/0.6/0.4/0.4", completed.out)
     assert len(re.findall(r"J \+ B \+ JM \+ BM +│ fitted 0", completed.out)) == 2
+
+
+@pytest.mark.parametrize("suffix", ["", "-refit"])
+def test_tables_are_written_to_files(completed: CompletedSweeps, suffix: str) -> None:
+    """The current folder is that of the sweeps."""
+    labels = re.findall(r"\\label\{tab:([a-z]+)\}", Path(f"tables{suffix}.tex").read_text())
+    assert labels == ["results", "ensemble"]
+    results = list(csv.DictReader(Path(f"tables{suffix}.csv").read_text().splitlines()))
+    assert [row["modality"] for row in results] == NAMES
+    assert "small x-sub, protocol" in Path(f"tables{suffix}.tex").read_text()
+    assert {row["protocol"] for row in results} == {"paper" if suffix else "validation"}
+    ensemble = list(csv.DictReader(Path(f"tables{suffix}-ensemble.csv").read_text().splitlines()))
+    run = completed.ensemble(completed.refit if suffix else completed.modalities)
+    with completed.store.artifacts(run.info.run_id, "table.csv") as file:
+        assert list(csv.DictReader(file.read_text().splitlines())) == ensemble
+
+
+def test_published_results_of_another_data_set_have_a_table_of_their_own(completed: CompletedSweeps) -> None:
+    with completed.store.artifacts(completed.focal_k.info.run_id, "") as folder:
+        published = list(csv.DictReader((folder / "table-published.csv").read_text().splitlines()))
+        own = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+        latex = (folder / "table.tex").read_text()
+    assert {row["data_set"] for row in published} == {"NTU-60 X-Sub"}
+    assert ("15", "89.5") in {(row["K"], row["top1"]) for row in published}
+    assert {(row["data_set"], row["paper_top1"]) for row in own} == {("small x-sub", "")}
+    assert "not comparable with this sweep" in latex
+    description = completed.focal_k.data.tags["mlflow.note.content"]
+    assert "| Table 2 | NTU-60 X-Sub | paper | joint | paper | 80 | not stated |" in description
+    assert completed.focal_k.data.params["passes"] == "2"
+    assert completed.focal_k.data.tags["fgst.dataset"] == "small"
 
 
 @pytest.mark.parametrize("name", ["modalities", "refit"])

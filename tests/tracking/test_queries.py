@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fgst.tracking.queries import best_runs, compare_runs, list_runs, list_trials
 from tests.tracking.sample_runs import SampleRuns
 
@@ -55,10 +57,14 @@ def test_runs_with_different_validation_clips_are_ranked_separately(runs: Sample
 
 def test_validation_clips_are_named_by_what_is_held_out(runs: SampleRuns) -> None:
     """Runs of versions without the setting hold out subjects."""
-    runs.add_trial(60.0)
-    runs.add_trial(61.0, **{"data.validation_by": "subject"})
-    runs.add_trial(62.0, **{"data.validation_by": "clip"})
-    runs.add_trial(63.0, **{"data.validation_by": "clip", "data.folds": 5, "data.fold": 2})
+    settings: list[dict[str, Any]] = [
+        {},
+        {"data.validation_by": "subject"},
+        {"data.validation_by": "clip"},
+        {"data.validation_by": "clip", "data.folds": 5, "data.fold": 2},
+    ]
+    for params in settings:
+        runs.add_trial(60.0, **params)
     groups = best_runs(runs.store, None, 5)["groups"]
     counts = {group["validation"].rpartition(",")[0]: len(group["runs"]) for group in groups}
     assert counts == {"0.2 by subject, seed 0": 2, "0.2 by clip, seed 0": 1, "fold 2 of 5 by clip, seed 0": 1}

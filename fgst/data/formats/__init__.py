@@ -14,7 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from fgst.data.clip_source import SourceFormat
-from fgst.data.formats import array, joint_csv, kinect_v2, kinetics, ntu_skeleton, nw_ucla, openpose, shrec
+from fgst.data.formats import (
+    array,
+    ctr_gcn,
+    joint_csv,
+    kinect_v2,
+    kinetics,
+    ntu_skeleton,
+    nw_ucla,
+    openpose,
+    pyskl,
+    shrec,
+    st_gcn,
+)
 from fgst.data.formats.joint_columns import parse_description
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
@@ -41,6 +53,8 @@ class RawFormat:
             other files. ``None`` if every file with the suffix is a clip.
         normalization: how its clips are normalized in a data set, if the format determines it; ``None`` measures it.
         configure: for a format with settings: returns the format with these settings; raises ValueError.
+        is_normalized: ``read`` centres clips and orders persons itself, so a data set's normalization, which does the
+            same to clips from another format, is not applied.
     """
 
     suffix: str
@@ -50,6 +64,7 @@ class RawFormat:
     clips_of: Callable[[Sequence[ClipFile]], list[ClipFile]] | None = None
     normalization: Normalization | None = None
     configure: Callable[[str], RawFormat] | None = None
+    is_normalized: bool = False
 
 
 def _described_columns(columns: str) -> RawFormat:
@@ -62,7 +77,7 @@ def _described_columns(columns: str) -> RawFormat:
 # Formats of single clips, by the name that data sets and models record as their preparation.
 FORMATS: dict[str, RawFormat] = {
     "nw-ucla": RawFormat(".json", nw_ucla.read_joints, nw_ucla.encode_joints),
-    "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints),
+    "ntu": RawFormat(".skeleton", ntu_skeleton.read_joints, ntu_skeleton.encode_joints, is_normalized=True),
     "array": RawFormat(".npy", array.read_joints, array.encode_joints, is_binary=True),
     "kinect-v2": RawFormat(
         ".skeleton", kinect_v2.read_joints, kinect_v2.encode_joints, normalization=kinect_v2.NORMALIZATION
@@ -85,10 +100,14 @@ FORMATS: dict[str, RawFormat] = {
         ".txt", shrec.read_joints, shrec.encode_joints, clips_of=shrec.clips_of, normalization=shrec.NORMALIZATION
     ),
     "joint-csv": RawFormat(".csv", joint_csv.read_joints, joint_csv.encode_joints, configure=_described_columns),
+    "pyskl": RawFormat(".pkl", pyskl.read_joints, pyskl.encode_joints, is_binary=True),
 }
 
 # Formats of whole data sets, in the order in which they are tried on a source whose format is not named.
 SOURCE_FORMATS: tuple[SourceFormat, ...] = (
+    ctr_gcn.FORMAT,
+    st_gcn.FORMAT,
+    pyskl.FORMAT,
     openpose.FORMAT,
     kinetics.FORMAT,
     shrec.FORMAT,
@@ -134,10 +153,12 @@ def read_clip(
         raise InputError(f"has {len(content):,} bytes; a clip has at most {MAX_FILE_BYTES:,}")
 
     def read(content: bytes) -> np.ndarray:
-        result = find_format(preparation).read(content, skeleton)
+        source = find_format(preparation)
+        result = source.read(content, skeleton)
         raw = result if isinstance(result, RawClip) else RawClip(result)
-        joints = raw.joints if normalization is None else normalization.apply(raw, skeleton)[0]
-        return check_joints(joints, skeleton)
+        if normalization is None or source.is_normalized:
+            return check_joints(raw.joints, skeleton)
+        return check_joints(normalization.apply(raw, skeleton)[0], skeleton)
 
     try:
         return parse_clip(read, content)

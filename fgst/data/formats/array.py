@@ -13,7 +13,8 @@ from fgst.data.skeleton import Skeleton
 from fgst.data.sources import ClipError
 from fgst.parsing import shorten
 
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# Readers of the headers by the version of the format.
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read_joints(content: bytes, skeleton: Skeleton) -> np.ndarray:
@@ -33,7 +34,7 @@ def read_joints(content: bytes, skeleton: Skeleton) -> np.ndarray:
     """
     file = io.BytesIO(content)
     try:
-        read_header = _HEADERS[npy.read_magic(file)]
+        read_header = HEADERS[npy.read_magic(file)]
         shape, is_fortran, dtype = read_header(file)
     except (KeyError, ValueError) as error:
         raise ClipError(f"is not an array of numbers in an .npy file ({shorten(str(error))})") from None

@@ -151,6 +151,15 @@ def _read(clip_id: str, file: ClipFile | None, suffix: str, preparation: str, sk
     return result if isinstance(result, RawClip) else RawClip(result)
 
 
+def formats_by_suffix() -> dict[str, list[str]]:
+    """Return the formats that the suffix of single clips may mean, by suffix."""
+    formats: dict[str, list[str]] = {}
+    for name, raw_format in FORMATS.items():
+        if name not in _OF_DATA_SETS:
+            formats.setdefault(raw_format.suffix, []).append(name)
+    return formats
+
+
 def _detect_format(clips: Path) -> str:
     """Return the format of the files by the suffix that most of them have.
 
@@ -173,7 +182,7 @@ def _detect_format(clips: Path) -> str:
             raise InputError(f"{printable(str(clips))}: no such file or folder; {hint}")
         raise InputError(f"{printable(str(clips))}: contains no clip; {hint}")
     suffix = max(suffixes, key=lambda s: suffixes[s])
-    formats = [name for name, f in FORMATS.items() if f.suffix == suffix and name not in _OF_DATA_SETS]
+    formats = formats_by_suffix()[suffix]
     if len(formats) > 1:
         raise InputError(
             f"{printable(str(clips))}: {suffix} files may be {' or '.join(formats)}; choose one with --clip-format"

@@ -53,6 +53,8 @@ _STATES = {
     "nottracked": 0, "inferred": 1, "tracked": 2, "none": 0, "low": 1, "medium": 2, "high": 3, "false": 0, "true": 1,
 }  # fmt: skip
 _Y_DOWN = ("mediapipe-33", "azure-kinect-32")  # skeletons of trackers whose y axis points down
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_HEAD = 65_536  # bytes by which a table of joints is recognized
 _HINT = "give a folder or a zip of .csv files, one per clip"
 
 
@@ -102,7 +104,7 @@ def read_joints(content: bytes, skeleton: Skeleton, columns: str = "") -> RawCli
 
 
 def _decode(content: bytes) -> str:
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -315,8 +317,11 @@ def recognizes(path: Path) -> bool:
 
 
 def _is_table_of_joints(content: bytes) -> bool:
+    head = content[:_HEAD]
+    if len(head) < len(content) and not head.startswith(_UTF_16):
+        head = head.rpartition(b"\n")[0]
     try:
-        table = parse_clip(lambda content: _read_table(content, {}), content)
+        table = parse_clip(lambda content: _read_table(content, {}), head)
         texts = _joint_texts(table)
     except ClipError:
         return False
@@ -345,7 +350,7 @@ def open_folder(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
             NamedClip(file.path[: -len(".csv")], functools.partial(_read_clip, file, skeleton, options.columns))
             for file in files
         ]
-        labelled = label_clips(clips, options, location)
+        labelled = label_clips(clips, options, location, ".csv")
         normalization, notes = _normalization(labelled.entries, skeleton)
         yield ClipSource(
             skeleton=skeleton,

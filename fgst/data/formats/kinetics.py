@@ -40,8 +40,8 @@ from fgst.parsing import MAX_BYTES, Name, decode_json, printable
 
 MAX_FRAMES = 20_000
 OFFICIAL = "official"  # the benchmark of kinetics_train and kinetics_val
-# Half the height of the image is 1, as for pixels of a known image.
-NORMALIZATION = Normalization(scale=2.0, up="-y")
+# Half the height of the image is 1, as for pixels of a known image. Persons are matched by the reader.
+NORMALIZATION = Normalization(scale=2.0, up="-y", persons=False)
 
 _HINT = "give the folder that contains kinetics_train and kinetics_val, or a zip of it"
 _LABELS = re.compile(r"(?:.*_)?(train|val|test)_label\.json", re.IGNORECASE)

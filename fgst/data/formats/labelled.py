@@ -52,7 +52,7 @@ class Labelled:
     notes: list[str]
 
 
-def label_clips(clips: Sequence[NamedClip], options: SourceOptions, location: str) -> Labelled:
+def label_clips(clips: Sequence[NamedClip], options: SourceOptions, location: str, suffix: str = "") -> Labelled:
     """Give each clip its class, subject and split.
 
     With a table of labels, ``clip_id`` is a clip's name or the last part of it. Without one, a clip's class is the
@@ -62,11 +62,12 @@ def label_clips(clips: Sequence[NamedClip], options: SourceOptions, location: st
         clips: the clips of the source.
         options: the table of labels, and benchmarks by its columns.
         location: the source, for messages.
+        suffix: of the files, which names in the table may have.
 
     Raises:
         InputError: if there is no class, or no benchmark.
     """
-    labelled = _by_folder(clips, options, location) if options.labels is None else _by_table(clips, options)
+    labelled = _by_folder(clips, options, location) if options.labels is None else _by_table(clips, options, suffix)
     splits = {} if labelled.split_lists else _folder_splits(entry.clip_id for entry in labelled.entries)
     if len(set(splits.values())) == 2:
         entries = [
@@ -104,7 +105,7 @@ def _by_folder(clips: Sequence[NamedClip], options: SourceOptions, location: str
     return Labelled(entries, names, (), (), ["classes are the names of the folders that clips are in"])
 
 
-def _by_table(clips: Sequence[NamedClip], options: SourceOptions) -> Labelled:
+def _by_table(clips: Sequence[NamedClip], options: SourceOptions, suffix: str) -> Labelled:
     assert options.labels is not None
     table = read_label_table(options.labels, options.benchmarks, options.classes)
     by_name = {clip.name: clip for clip in clips}
@@ -112,7 +113,8 @@ def _by_table(clips: Sequence[NamedClip], options: SourceOptions) -> Labelled:
     by_last = {last: clip for clip in clips if last_parts[last := PurePosixPath(clip.name).name] == 1}
     entries: list[ClipEntry] = []
     used: set[str] = set()
-    for name, row in sorted(table.rows.items()):
+    for clip_id, row in sorted(table.rows.items()):
+        name = clip_id.removesuffix(suffix)
         clip = by_name.get(name) or by_last.get(name)
         if clip is not None and clip.name in used:  # named in two ways
             clip = None

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -25,7 +26,16 @@ from fgst.data.formats.labelled import NamedClip, label_clips
 from fgst.data.normalization import Normalization, RawClip
 from fgst.data.skeleton import Skeleton
 from fgst.data.skeletons import BODY_25, OPENPOSE_18
-from fgst.data.sources import MAX_FILE_BYTES, ClipError, ClipFile, open_source, parse_clip, some_names
+from fgst.data.sources import (
+    MAX_FILE_BYTES,
+    ClipError,
+    ClipFile,
+    open_source,
+    parse_clip,
+    read_path,
+    some_names,
+    walk_files,
+)
 from fgst.errors import InputError
 from fgst.parsing import printable
 
@@ -35,8 +45,9 @@ SKELETONS = {18: OPENPOSE_18, 25: BODY_25}
 _NUMBERED = re.compile(r"(.*?)[_-]?([0-9]{1,18})" + re.escape(FRAME_SUFFIX), re.IGNORECASE)
 _HINT = f"give a folder or a zip of OpenPose's *{FRAME_SUFFIX} files"
 
-# Coordinates are pixels, or relative to an image of unknown size (--keypoint_scale); y points down.
-NORMALIZATION = Normalization(scaling="torso", up="-y")
+# Coordinates are pixels, or relative to an image of unknown size (--keypoint_scale); y points down. The reader matches
+# persons.
+NORMALIZATION = Normalization(scaling="torso", up="-y", persons=False)
 
 _Numbers = Annotated[list[float], msgspec.Meta(max_length=1000)]
 
@@ -125,45 +136,82 @@ def combine(files: Sequence[ClipFile]) -> list[ClipFile]:
     A folder is a clip. If a folder has frames of several names, each name in each folder is a clip. Frames are in the
     order of their numbers, which may have gaps; other files are left out.
     """
-    clips: dict[str, dict[str, list[tuple[int, str, ClipFile]]]] = defaultdict(lambda: defaultdict(list))
+    frames: dict[str, dict[str, list[tuple[int, str, ClipFile]]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         path = PurePosixPath(file.path)
-        if path.name.lower().endswith(FRAME_SUFFIX):
-            match = _NUMBERED.fullmatch(path.name)
-            name, number = (match[1], int(match[2])) if match else ("", 0)
-            clips[_folder(path)][name].append((number, path.name, file))
-    several = any(len(names) > 1 for names in clips.values())
-    combined = []
-    for folder, names in clips.items():
-        for name, frames in names.items():
-            clip = folder if folder and not several else str(PurePosixPath(folder, name or "clip"))
-            ordered = [file for _, _, file in sorted(frames, key=lambda frame: frame[:2])]
-            size, stamp = (sum(file.fingerprint[i] for file in ordered) for i in (0, 1))
-            read = functools.partial(_read_frames, ordered)
-            combined.append(ClipFile(PurePosixPath(clip).name, clip, clip, (size, stamp), read))
-    return combined
+        if (frame := _frame_of(path.name)) is not None:
+            frames[str(path.parent)][frame[0]].append((frame[1], path.name, file))
+    return _clip_files(frames, lambda folder, name: functools.partial(_read_files, frames[folder][name]))
 
 
-def _folder(path: PurePosixPath) -> str:
-    """Return the folder of a frame; "" at the top of the source."""
-    return "" if path.parent == PurePosixPath(".") else str(path.parent)
+def _clips_in_folder(source: Path) -> tuple[list[ClipFile], int]:
+    """Return the clips of a folder, like :func:`combine`, and the number of frames.
+
+    Millions of frames are not kept in memory: each folder is listed again when its clip is read.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for folder, names in walk_files(source):
+        found = Counter(frame[0] for name in names if (frame := _frame_of(name)) is not None)
+        if found:
+            counts[folder.as_posix()] = found
+    clips = _clip_files(counts, lambda folder, name: functools.partial(_read_folder, source / folder, name))
+    return clips, sum(count for names in counts.values() for count in names.values())
 
 
-def _read_frames(files: Sequence[ClipFile]) -> bytes:
+def _frame_of(name: str) -> tuple[str, int] | None:
+    """Return the name of the clip and the number of the frame in a file's name; ``None`` if it is not a frame's."""
+    if not name.lower().endswith(FRAME_SUFFIX):
+        return None
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], int(match[2])) if match else ("", 0)
+
+
+def _clip_files(
+    names_of: Mapping[str, Iterable[str]], reader: Callable[[str, str], Callable[[], bytes]]
+) -> list[ClipFile]:
+    """Name the clips.
+
+    Args:
+        names_of: the names in the files of frames, by folder ("." for the source itself).
+        reader: returns the reader of a clip, by both.
+    """
+    several = any(len(list(names)) > 1 for names in names_of.values())
+    clips = []
+    for folder, names in names_of.items():
+        for name in names:
+            path = folder if folder != "." and not several else str(PurePosixPath(folder, name or "clip"))
+            path = printable(path)
+            clips.append(ClipFile(PurePosixPath(path).name, path, path, (-1, -1), reader(folder, name)))
+    return clips
+
+
+def _read_files(frames: Sequence[tuple[int, str, ClipFile]]) -> bytes:
+    return _join((name, file.read) for _, name, file in sorted(frames, key=lambda frame: frame[:2]))
+
+
+def _read_folder(folder: Path, name: str) -> bytes:
+    """Read the frames of a clip."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise ClipError(f"cannot be read ({error.strerror})") from None
+    frames = sorted((frame[1], file) for file in names if (frame := _frame_of(file)) is not None and frame[0] == name)
+    return _join((file, functools.partial(read_path, folder / file, MAX_FILE_BYTES)) for _, file in frames)
+
+
+def _join(frames: Iterable[tuple[str, Callable[[], bytes]]]) -> bytes:
     """Return the poses of frames, each in one line; hands and faces would take most of the memory."""
-    lines = []
+    lines: list[bytes] = []
     size = 0
-    if len(files) > MAX_FRAMES:
-        raise ClipError(f"has {len(files):,} frames; a clip has at most {MAX_FRAMES:,}")
-    for file in files:
+    for name, read in frames:
         try:
-            people = [{"pose_keypoints_2d": person.values} for person in parse_clip(_decode, file.read()).people]
+            people = [{"pose_keypoints_2d": person.values} for person in parse_clip(_decode, read()).people]
         except ClipError as fault:
-            raise ClipError(f"{PurePosixPath(file.path).name}: {fault}") from None
+            raise ClipError(f"{printable(name)}: {fault}") from None
         lines.append(msgspec.json.encode({"people": people}))
         size += len(lines[-1])
-        if size > MAX_FILE_BYTES:
-            raise ClipError(f"has poses of more than {MAX_FILE_BYTES >> 20} MiB")
+        if size > MAX_FILE_BYTES or len(lines) > MAX_FRAMES:
+            raise ClipError(f"has more than {MAX_FRAMES:,} frames, or poses of more than {MAX_FILE_BYTES >> 20} MiB")
     return b"\n".join(lines)
 
 
@@ -176,8 +224,13 @@ def recognizes(path: Path) -> bool:
 def open_folder(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
     """Open a folder or zip of clips, for :class:`~fgst.data.clip_source.SourceFormat`."""
     location = printable(str(path))
-    with open_source(path, suffix=".json", max_bytes=MAX_FILE_BYTES, hint=_HINT) as listing:
-        clips = combine(listing.files)
+    with ExitStack() as stack:
+        if os.path.isdir(path):
+            clips, frames = _clips_in_folder(path)
+        else:
+            source = open_source(path, suffix=".json", max_bytes=MAX_FILE_BYTES, hint=_HINT)
+            files = stack.enter_context(source).files
+            clips, frames = combine(files), sum(_frame_of(PurePosixPath(f.path).name) is not None for f in files)
         if not clips:
             raise InputError(f"{location}: contains no *{FRAME_SUFFIX} file; {_HINT}")
         skeleton = options.skeleton or _find_skeleton(clips, location)
@@ -186,7 +239,6 @@ def open_folder(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
         labelled = label_clips(
             [NamedClip(clip.path, functools.partial(_read_clip, clip, skeleton)) for clip in clips], options, location
         )
-        frames = sum(file.path.lower().endswith(FRAME_SUFFIX) for file in listing.files)
         origin: dict[str, Any] = {"format": FORMAT.name, "path": path.name, "frames": frames}
         yield ClipSource(
             skeleton=skeleton,

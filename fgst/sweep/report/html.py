@@ -47,6 +47,7 @@ def _content(data: ReportData, pictures: Path) -> dict[str, Any]:
         "notes": data.notes,
         "results": sections.results(spec, rows, best, baseline),
         "conclusions": conclusions(spec, rows, baseline, estimate, race_of(spec, results)),
+        "published": sections.published(spec),
         "accuracy_curve": sections.accuracy_curve(spec, rows, pictures),
         "pareto": sections.pareto(spec, results, pictures),
         "learning_curves": sections.learning_curves(data, best, pictures),

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fgst.result_setting import COLUMNS
 from fgst.sweep.correctness import ByRun
 from fgst.sweep.noise import Difference
-from fgst.sweep.report import plots
+from fgst.sweep.report import plots, published_results
 from fgst.sweep.report.analysis import (
     VAL_TOP1,
     early_stopping_verdict,
@@ -86,6 +87,7 @@ def summary(data: ReportData) -> dict[str, str]:
         "protocol": protocol,
         "network": f"{model.stage1_layers} + {model.stage2_layers} layers, {min(model.channels)} to "
         f"{max(model.channels)} channels, K = {model.focal_joints}, unless varied",
+        "preset": spec.setting.preset,
         "training": f"{_count(train.epochs, 'epoch')} of {_count(train.repeat or 1, 'pass', 'passes')}, "
         f"batch size {train.batch_size}, {train.precision}, {_count(spec.seeds, spec.repetitions[:-1])}",
         "trials": f"{planned}: {started or 'none started'}",
@@ -188,9 +190,25 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
             f"Differences in {split} accuracy are to {baseline}, over the {spec.repetitions} that both have; those "
             "within noise may be chance, given the number of rows (Holm)"
         )
-    if spec.source and has_published:
+    if has_published:
         remarks.append(f"Published values: {spec.source}")
     return {"table": table, "remarks": remarks}
+
+
+def published(spec: SweepSpec) -> dict[str, Any] | None:
+    """What the sweep's and the published results were obtained with, and the latter if they cannot be compared."""
+    if not spec.published:
+        return None
+    headings = ["results", *COLUMNS]
+    listed = None
+    if not spec.has_comparable_published:
+        headings_of_values = [spec.axis, f"{spec.source or 'published'},\ntop-1 %"]
+        listed = make_table(headings_of_values, published_results.values(spec))
+    return {
+        "heading": published_results.heading(spec),
+        "settings": make_table(headings, published_results.settings(spec), text_columns=range(len(headings) - 2)),
+        "listed": listed,
+    }
 
 
 def accuracy_curve(spec: SweepSpec, rows: Sequence[Row], pictures: Path) -> dict[str, Any] | None:
@@ -200,7 +218,7 @@ def accuracy_curve(spec: SweepSpec, rows: Sequence[Row], pictures: Path) -> dict
         return None
     name = spec.parameters[0].name
     caption = f"Means; the bars show one standard deviation where there are several {spec.repetitions}"
-    if spec.source and any(row.published is not None for row in measured):
+    if any(row.published is not None for row in measured):
         caption += f"; paper: {spec.source}"
     split = "validation" if any(row.val for row in measured) else "test"
     values = "; ".join(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fgst import terminal
+from fgst.result_setting import COLUMNS
 from fgst.sweep.definition import format_value
 from fgst.sweep.noise import Difference
+from fgst.sweep.report import published_results
 from fgst.sweep.results import MeanStd, Row
 from fgst.sweep.spec import SweepSpec
+from fgst.table_files import BEST, NOTE_SEPARATOR, NamedTable, rows_to_csv
 
 MAX_ROWS = 20  # of a search, on a terminal
 WIDTH_WITH_CLIPS = 96  # columns of a terminal that has room for the noise of clips; the text below says it as well
@@ -61,26 +64,29 @@ def row_number(spec: SweepSpec, row: Row) -> float | None:
 
 
 def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
-    """Format all rows as CSV, with unrounded values and empty cells for missing ones."""
-    text = io.StringIO()
-    writer = csv.writer(text)
+    """Format all rows as CSV, with unrounded values and empty cells for missing ones.
+
+    The last columns are what the sweep's results were obtained with, unless varied.
+    """
     columns = ("val_top1", "test_top1", "minutes")
     names = [f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")]
     differences = [f"{split}_difference{suffix}" for split in ("val", "test") for suffix in ("", "_half_width_95")]
     noise = ["seeds_p_holm", "clips_half_width_95", "clips_p_holm"]
-    writer.writerow([spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *noise])
+    setting = {name.replace(" ", "_"): cell for name, cell in zip(COLUMNS, spec.setting.cells(), strict=True)}
+    setting.pop(spec.axis, None)  # the modality may be what is varied
+    lines: list[list[Any]] = [
+        [spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *noise, *setting]
+    ]
     for row in rows:
         values = [value for mean_std in (row.val, row.test, row.minutes) for value in (mean_std or ("", ""))]
         for difference in (row.val_difference, row.test_difference):
             values += (difference.mean, difference.half_width) if difference else ("", "")
-        published = "" if row.published is None else row.published
         seeds = row.test_difference if spec.compared_split == "test" else row.val_difference
         clips = row.clip_difference
-        corrected = [seeds.p_value if seeds else "", *((clips.half_width, clips.p_value) if clips else ("", ""))]
-        writer.writerow(
-            [row_heading(spec, row), row.finished, row.trials, row.pruned, row.failed, *values, published, *corrected]
-        )  # fmt: skip
-    return text.getvalue()
+        noise_cells = [seeds.p_value if seeds else "", *((clips.half_width, clips.p_value) if clips else ("", ""))]
+        counts = (row.finished, row.trials, row.pruned, row.failed)
+        lines.append([row_heading(spec, row), *counts, *values, row.published, *noise_cells, *setting.values()])
+    return rows_to_csv(lines)
 
 
 def to_markdown(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> str:
@@ -90,24 +96,55 @@ def to_markdown(spec: SweepSpec, rows: Sequence[Row], best: str | None) -> str:
         best: label of the row to print in bold.
     """
     has_seeds = any(row.trials > 1 for row in rows)
-    lines = [f"**{spec.title}**", "", "| | val top-1 % | test top-1 % | paper |", "| --- | --- | --- | --- |"]
+    headings = ["", "val top-1 %", "test top-1 %"] + ["paper"] * spec.has_comparable_published
+    lines = [f"**{spec.title}**", "", *_markdown_rows([headings, ["---"] * len(headings)])]
     for row in rows[:MAX_ROWS]:
-        label = f"**{row.label}**" if row.label == best else row.label
-        published = "" if row.published is None else f"{row.published:.1f}"
-        lines.append(f"| {label} | {format_mean_std(row.val)} | {format_mean_std(row.test)} | {published} |")
-    lines.append("")
+        cells = [f"**{row.label}**" if row.label == best else row.label]
+        cells += [format_mean_std(row.val), format_mean_std(row.test)]
+        cells += ["" if row.published is None else f"{row.published:.1f}"] * spec.has_comparable_published
+        lines += _markdown_rows([cells])
+    lines += ["", f"Setting: {spec.setting.in_words()}", ""]
     if has_seeds:
-        lines.append(f"mean ± standard deviation over {spec.seeds} {spec.repetitions}")
+        lines += [f"mean ± standard deviation over {spec.seeds} {spec.repetitions}", ""]
+    if spec.published:
+        headings = ["", *COLUMNS]
+        lines += [f"**{published_results.heading(spec)}**", ""]
+        lines += [*_markdown_rows([headings, ["---"] * len(headings), *published_results.settings(spec)]), ""]
+        lines += [published_results.values_in_words(spec), ""] * (not spec.has_comparable_published)
     lines.append("More in the artifact report.html")
     return "\n".join(lines)
 
 
+def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
 def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> None:
-    """Print the table to stdout. The table of a search shows configurations with a finished trial only.
+    """Print the table to stdout, and that of published results if there are any; see :func:`results_table`."""
+    console = Console(highlight=False)
+    for named in named_tables(spec, rows, best, baseline, console.width):
+        terminal.print_table(console, named.table)
+
+
+def named_tables(
+    spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None, width: int | None = None
+) -> list[NamedTable]:
+    """The tables of a sweep, as printed and for files: its results, and what is published."""
+    tables = [NamedTable("results", results_table(spec, rows, best, baseline, width), to_csv(spec, rows))]
+    if (table := published_results.published_table(spec)) is not None:
+        tables.append(NamedTable("published", table, published_results.to_csv(spec)))
+    return tables
+
+
+def results_table(
+    spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None, width: int | None = None
+) -> Table:
+    """Return the table of results. That of a search contains configurations with a finished trial only.
 
     Args:
         best: label of the best row by validation, which gets an asterisk.
         baseline: label of the row that differences refer to.
+        width: columns of the terminal; ``None`` for a file.
     """
     is_grid, is_paper = spec.search == "grid", spec.base.data.protocol == "paper"
     has_one_parameter = len(spec.parameters) == 1
@@ -116,9 +153,8 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     has_seeds = any(row.trials > 1 for row in shown)
     has_losses = is_grid and any(row.pruned or row.failed for row in rows)
     has_differences = any(row.val_difference or row.test_difference for row in rows)
-    console = Console(highlight=False)
     has_clips = has_differences and any(row.clip_difference for row in rows) and not spec.varies_folds
-    has_clips = has_clips and console.width >= WIDTH_WITH_CLIPS
+    has_clips = has_clips and (width is None or width >= WIDTH_WITH_CLIPS)
     has_published = any(row.published is not None for row in rows)
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
@@ -131,7 +167,8 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
-        cells = [row_heading(spec, row) + (" *" if row.label == best else "")]
+        # As text: brackets in a value are no markup.
+        cells: list[str | Text] = [Text(row_heading(spec, row) + (BEST if row.label == best else ""))]
         cells += [f"{row.finished} of {row.trials}" if row.dropped is None else f"{row.finished}, dropped"] * has_seeds
         cells += [f"{row.pruned}, {row.failed}"] * has_losses
         cells += [format_mean_std(row.val)] * (not is_paper) + [format_mean_std(row.test)]
@@ -139,9 +176,10 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
         cells += [_format_half_width(row.clip_difference)] * has_clips
         cells.append(format_mean_std(row.minutes))
         cells += ["-" if row.published is None else f"{row.published:.1f}"] * has_published
-        table.add_row(*cells)
+        table.add_row(*cells, style="bold" if row.label == best else None)
 
-    notes = [f"paper: {spec.source}"] * has_published + ["* best by validation"] * (best is not None)
+    notes = [spec.setting.in_words()] + [f"paper: {spec.source}"] * has_published
+    notes += ["* best by validation"] * (best is not None)
     notes += [f"validation: {spec.held_out}"] * bool(spec.held_out)
     if has_differences:
         split = "test" if is_paper else "validation"
@@ -152,5 +190,5 @@ def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline
     if not is_grid:
         notes += [f"{count} stopped early" for count in [sum(row.pruned for row in rows)] if count]
         notes += [f"{count} failed" for count in [sum(row.failed for row in rows)] if count]
-    table.caption = " · ".join(notes) or None
-    terminal.print_table(console, table)
+    table.caption = NOTE_SEPARATOR.join(notes)
+    return table

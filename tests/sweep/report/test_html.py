@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from fgst.config import DataConfig, ModelConfig, TrainConfig, TrialConfig
+from fgst.result_setting import ResultSetting
 from fgst.sweep.definition import Parameter, Trial, format_params
 from fgst.sweep.report import plots
 from fgst.sweep.report.analysis import early_stopping_verdict, parameter_importance, pareto_front
@@ -27,6 +28,8 @@ from fgst.sweep.results import Rung, TrialResult, build_rows
 from fgst.sweep.spec import EarlyStopping, SweepSpec
 from fgst.sweep.status import TrialStatus
 
+PAPER = ResultSetting("NW-UCLA X-View", "paper", "joint", "paper", "80", "not stated")
+SAME_BENCHMARK: dict[str, Any] = {"published_setting": PAPER, "public_benchmark": "NW-UCLA X-View"}
 EPOCHS = 9
 BASE = TrialConfig(ModelConfig(), DataConfig("data", "x-view"), TrainConfig(epochs=EPOCHS, repeat=5))
 RESUME = ["python", "sweeps/focal_k.py", "--resume", "ab" * 16]
@@ -162,11 +165,11 @@ def read(tmp_path: Path) -> Callable[[ReportData], Page]:
 
 def test_grid_report_shows_table_answer_and_settings(read: Callable[[ReportData], Page]) -> None:
     means = {3: 78.0, 9: 82.0, 15: 80.0, 20: 80.1}
-    data = grid_report(means, published=((9, 89.0),), source="Table 2", baseline=15)
+    data = grid_report(means, published=((9, 89.0),), source="Table 2", baseline=15, **SAME_BENCHMARK)
     page = read(data)
     assert page.headings == [
-        "Table", "Accuracy by K", "Learning curves", "Would early stopping have been safe?", "Cost", "Settings",
-        "Reproducing the results",
+        "Table", "Published results", "Accuracy by K", "Learning curves", "Would early stopping have been safe?",
+        "Cost", "Settings", "Reproducing the results",
     ]  # fmt: skip
     headings, *table = page.tables[0]
     assert [heading.split()[0] for heading in headings] == [
