@@ -322,7 +322,8 @@ class Search:
         if asked is None:
             return
         if status not in (*_ENDED, TrialStatus.FAILED):
-            self._interrupted.add(trial_id)
+            if trial is not None:  # not one that a resumed sweep will run again
+                self._interrupted.add(trial_id)
             return
         del self._running[trial_id]
         values = [float(metrics.get(OBJECTIVES[name][1], math.nan)) for name in self.spec.objectives]
