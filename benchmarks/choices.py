@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
+
+from fgst.sweep.noise import student
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -44,8 +45,6 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "ema 0.999": {"train.ema": 0.999},
     "passes x2": {"train.repeat": 10},
 }
-# Quantiles of Student's t for a two-sided 95 % interval, by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def train(task: tuple[str, int, dict[str, Any], str, str, str]) -> None:
@@ -88,9 +87,8 @@ def table(lines: list[dict[str, Any]]) -> str:
             cells.append(f"{statistics.mean(values):.2f}{spread}")
             differences = [seeds[s][metric] - base[s][metric] for s in paired]
             if len(differences) > 1:
-                t = T95.get(len(differences) - 1, 1.96)
-                half = t * statistics.stdev(differences) / math.sqrt(len(differences))
-                cells.append(f"{statistics.mean(differences):+.2f} ± {half:.2f}")
+                difference = student(differences)
+                cells.append(f"{difference.mean:+.2f} ± {difference.half_width:.2f}")
             else:
                 cells.append("")
         rows.append("| " + " | ".join(cells) + " |")

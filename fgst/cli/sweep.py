@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from fgst.cli.command import format_command, is_output_failure, run_command
 from fgst.cli.sweep_parser import build_parser
-from fgst.cli.sweep_spec import has_gpu, new_spec, require_same
+from fgst.cli.sweep_plan import print_plan_and_resolution, resolution_lines
+from fgst.cli.sweep_spec import new_spec, require_same
 from fgst.errors import InputError, Interrupted, StoreUnavailable, is_disk_full
 from fgst.network import redact, require_server
 from fgst.sweep.backends.resources import available_cores
@@ -64,7 +65,7 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
         raise InputError("--dry-run describes a new sweep and --resume continues an existing one; use one of them")
     if options.dry_run:
         spec, factory, options = new_spec(definition, options)
-        _print_plan(spec, factory, options)
+        print_plan_and_resolution(spec, factory, options)
         return 0
     with ExitStack() as ray:
         if options.resume:
@@ -170,11 +171,12 @@ def _print_header(runner: SweepRunner) -> None:
     spec = runner.spec
     ended = sum(result.status in (TrialStatus.FINISHED, TrialStatus.PRUNED) for result in runner.results())
     print(
-        f"{spec.title} {spec.total} trials on {spec.experiment}"
+        f"{spec.title} {'at most ' * spec.race}{spec.total} trials on {spec.experiment}"
         + (f", {ended} of them finished before" if ended else "")
         + (f"\nvalidation: {spec.held_out}" if spec.held_out else "")
         + f"\nsweep {runner.sweep_id} in {runner.store.uri}"
-        + f"\nMLflow UI: {runner.store.ui_url(runner.experiment)}",
+        + f"\nMLflow UI: {runner.store.ui_url(runner.experiment)}"
+        + "".join(f"\n{line}" for line in resolution_lines(spec, runner.factory, runner.store)),
         file=sys.stderr,
     )
 
@@ -255,7 +257,9 @@ def _write_tables(result: SweepResult, options: SweepOptions, ensemble: Ensemble
     from fgst.table_files import write_tables
 
     spec, trials = result.spec, list(result.trials)
-    tables = named_tables(spec, build_rows(spec, trials), result.best_label, baseline_label(spec, trials))
+    tables = named_tables(
+        spec, build_rows(spec, trials, result.correct), result.best_label, baseline_label(spec, trials)
+    )
     tables += [] if ensemble is None else [named_table(ensemble, spec)]
     write_tables(tables, options.latex, options.csv)
 
@@ -308,22 +312,6 @@ def _import_runner() -> None:
     # lazy: this function is called to import these modules in advance
     import fgst.sweep.backends.ray
     import fgst.sweep.callbacks  # noqa: F401
-
-
-def _print_plan(spec: SweepSpec, factory: TrialFactory, options: SweepOptions) -> None:
-    from fgst.sweep.planning.plan import make_plan, print_plan  # lazy: torch takes seconds to import
-
-    cores = available_cores()
-    if has_gpu(options):
-        share = options.gpus_per_trial if isinstance(options.gpus_per_trial, float) else 1.0
-        device, threads, concurrency = "cuda", None, max(1, int(1 / share))
-    else:
-        concurrency = 1 if options.local else min(spec.total, options.max_concurrent or cores, cores)
-        device, threads = "cpu", max(1, int(options.cpus_per_trial or cores // concurrency))
-    plan = make_plan(
-        spec, factory, device=device, threads=threads, concurrency=concurrency, price_per_hour=options.price_per_hour
-    )
-    print_plan(plan)
 
 
 def _simulate(definition: SweepDefinition, options: SweepOptions, argv: Sequence[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 from fgst.cli.options import read_overrides, trial_config
+from fgst.cli.sweep_plan import has_gpu, resolving_spec
 from fgst.config import TrialConfig, resolve_data_defaults
 from fgst.errors import InputError
 from fgst.sweep.definition import SweepDefinition, TrialFactory
@@ -20,6 +22,7 @@ from fgst.sweep.options import (
     parse_params,
     parse_values,
 )
+from fgst.sweep.race import DEFAULT_ROUNDS
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
 
 DEMO = Path("datasets/demo")
@@ -56,18 +59,25 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
     search = options.search or ("nsga2" if multi_objective else definition.search)
     _check_search(search, objectives, options)
     enqueue = options.enqueue
-    spec = build_spec(
-        definition, base, dataset,
+    if options.resolve and (options.seeds or folds):
+        raise InputError("--resolve chooses the number of seeds; remove " + ("--seeds" if options.seeds else "--folds"))
+    make_spec = functools.partial(
+        build_spec, definition, base, dataset,
         values=None if options.values is None else parse_values(options.values),
         also=options.also.split(",") if options.also else (),
-        seeds=options.seeds or folds or 1,
         search=search,
         limit=options.trials or DEFAULT_TRIALS,
         objectives=objectives,
         early_stop=_early_stopping(base.train.epochs, options),
         initial_points=None if enqueue is None else [parse_params(text) for text in enqueue if text != "none"],
         refit=options.refit,
+        race=options.race,
+        resolve=options.resolve,
     )  # fmt: skip
+    if options.resolve:
+        spec = resolving_spec(make_spec, TrialFactory(definition, base, dataset), options)
+    else:
+        spec = make_spec(seeds=options.seeds or folds or (DEFAULT_ROUNDS if options.race else 1))
     factory = TrialFactory(definition, spec.base, dataset)
     overrides = read_overrides(options.overrides)
     for name, parameter in ineffective_overrides(spec, factory, overrides).items():
@@ -102,6 +112,8 @@ def require_same(spec: SweepSpec, options: SweepOptions) -> None:
         "search": spec.search,
         "objectives": list(spec.objectives),
         "refit": spec.refit,
+        "race": spec.race,
+        "resolve": spec.resolve,
         "early_stop": stop is not None,
         "grace": stop and stop.grace_period,
         "reduction": stop and stop.reduction_factor,
@@ -207,11 +219,3 @@ def _demo() -> Path:
     else:
         print(f"no --dataset: using the generated motion (not recordings) in {DEMO}", file=sys.stderr)
     return DEMO
-
-
-def has_gpu(options: SweepOptions) -> bool:
-    if isinstance(options.gpus_per_trial, float):
-        return options.gpus_per_trial > 0
-    import torch
-
-    return torch.cuda.is_available()

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgst.sweep.progress import ProgressView
+from fgst.sweep.report.conclusions import conclusions
 from fgst.sweep.report.tables import named_tables, print_table, to_markdown
-from fgst.sweep.results import SweepResult, TrialResult, baseline_label, build_rows
+from fgst.sweep.results import SweepResult, TrialResult, baseline_label, build_rows, race_of, winner_estimate
 from fgst.sweep.runner import SweepCallback, SweepRunner
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.status import TrialStatus
@@ -84,12 +85,15 @@ class MlflowReport(SweepCallback):
 
         assert runner.search is not None
         spec, trials = result.spec, list(result.trials)
-        rows = build_rows(spec, trials)
+        rows = build_rows(spec, trials, result.correct)
         notes = [f"stopped by {result.details}"] if result.details else []
         if split := [trial.label for trial in trials if trial.used_micro_batches]:
             notes.append(f"out of memory, therefore trained with each batch in two parts: {', '.join(split)}")
         histories = {trial.run_id: self.curves_of(trial, runner.store) for trial in trials}
-        data = ReportData(spec, trials, histories, runner.search.study, runner.sweep_id, self._resume_command, notes)
+        data = ReportData(
+            spec, trials, histories, runner.search.study, runner.sweep_id, self._resume_command, notes,
+            result.correct,
+        )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="fgst-report-") as name:
             folder = Path(name)
             tables = named_tables(spec, rows, result.best_label, baseline_label(spec, trials))
@@ -125,7 +129,9 @@ class TablePrinter(SweepCallback):
 
     def on_end(self, runner: SweepRunner, result: SweepResult) -> None:
         """See :class:`SweepCallback`."""
-        trials = list(result.trials)
-        print_table(
-            result.spec, build_rows(result.spec, trials), result.best_label, baseline_label(result.spec, trials)
-        )
+        spec, trials = result.spec, list(result.trials)
+        rows, baseline = build_rows(spec, trials, result.correct), baseline_label(spec, trials)
+        print_table(spec, rows, result.best_label, baseline)
+        estimate = winner_estimate(spec, trials, result.correct)
+        for sentence in conclusions(spec, rows, baseline, estimate, race_of(spec, trials)):
+            print(sentence)

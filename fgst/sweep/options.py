@@ -19,6 +19,7 @@ from fgst.errors import InputError
 from fgst.network import redact
 from fgst.parsing import decode_json
 from fgst.sweep.definition import OBJECTIVES, SEARCHES, Params
+from fgst.sweep.race import DEFAULT_ROUNDS
 
 DEFAULT_TRIALS = 20  # number of trainings of a search
 DEFAULT_STORAGE = "ray_results"
@@ -121,6 +122,17 @@ class SweepOptions:
         "divide the training side into this many folds; each seed holds out another one, and tables pool their "
         "validation clips; sets --seeds to this number",
         parse=positive_int, metavar="F",
+    )  # fmt: skip
+    resolve: float | None = option(
+        Scope.SWEEP, Group.SWEEP,
+        "choose --seeds so that differences of this many points to the baseline are found with a power of 80 %% on "
+        "these clips, by the noise of earlier trainings of the data set",
+        parse=positive_float, metavar="POINTS",
+    )  # fmt: skip
+    race: bool = option(
+        Scope.SWEEP, Group.SWEEP,
+        "give further seeds only to values that may still be the best, up to --seeds (default here: "
+        f"{DEFAULT_ROUNDS})", default=False, flag="yes",
     )  # fmt: skip
     search: str | None = option(
         Scope.SWEEP, Group.SWEEP,

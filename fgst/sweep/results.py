@@ -6,14 +6,19 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fgst.sweep.correctness import ByRun, mean_correct, paired_table
 from fgst.sweep.definition import format_params
+from fgst.sweep.noise import Difference, crossed, holm, student
+from fgst.sweep.race import Drop, RaceState, race_state
+from fgst.sweep.selection import WinnerEstimate, estimate_winner
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import StopReason, SweepStatus, TrialStatus
 
 MeanStd = tuple[float, float]
+MAX_SCORED = 400  # runs whose scores a table reads: a server takes milliseconds for each
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class SweepResult:
         stop_reason, details: why no further trial was started, as an enumeration member and in words.
         were_spooled: whether records were buffered while the tracking server was unreachable, and uploaded later.
         deleted: trials whose runs were deleted in MLflow: label, and how to restore the run.
+        correct: which clips the trials classified correctly, by run id, of the split that rows are compared by.
     """
 
     spec: SweepSpec
@@ -66,6 +72,7 @@ class SweepResult:
     details: str = ""
     were_spooled: bool = False
     deleted: tuple[tuple[str, str], ...] = ()
+    correct: ByRun = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[TrialResult, ...]:
@@ -84,20 +91,6 @@ class SweepResult:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences in % (same seeds on both sides) and half the width of its 95 % interval."""
-
-    mean: float
-    half_width: float
-    pairs: int
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the interval excludes 0."""
-        return abs(self.mean) > self.half_width
-
-
-@dataclass(frozen=True)
 class Row:
     """One configuration: mean and standard deviation over its finished seeds.
 
@@ -108,8 +101,11 @@ class Row:
         minutes: training time per trial.
         published: the paper's top-1 in %.
         pruned, failed: numbers of trials.
-        val_difference, test_difference: to the baseline's row; ``None`` for the baseline itself and with fewer than two
-            common seeds.
+        val_difference, test_difference: to the baseline's row, with the noise of seeds; their p-values are corrected
+            for the number of rows. ``None`` for the baseline itself and with fewer than two common seeds.
+        dropped: why a race trained it with no further seeds.
+        clip_difference: that of the split that rows are compared by, with the noise of seeds and clips; with a single
+            common seed only that of clips. ``None`` without stored scores.
     """
 
     label: str
@@ -123,6 +119,8 @@ class Row:
     failed: int = 0
     val_difference: Difference | None = None
     test_difference: Difference | None = None
+    clip_difference: Difference | None = None
+    dropped: Drop | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -136,22 +134,27 @@ def labels_of(spec: SweepSpec, results: Sequence[TrialResult]) -> list[str]:
     return sorted(labels, key=lambda label: -(means[label] or (-math.inf, 0))[0])
 
 
-def build_rows(spec: SweepSpec, results: Sequence[TrialResult]) -> list[Row]:
-    """One row per configuration of the sweep."""
+def build_rows(spec: SweepSpec, results: Sequence[TrialResult], correct: ByRun | None = None) -> list[Row]:
+    """One row per configuration of the sweep.
+
+    Args:
+        correct: which clips the trials classified correctly, of the split that rows are compared by.
+    """
     params = {trial.label: dict(trial.params) for trial in spec.trials} | {r.label: dict(r.params) for r in results}
     planned, started = Counter(trial.label for trial in spec.trials), Counter(result.label for result in results)
     ended = {
         status: _by_label(results, status) for status in (TrialStatus.FINISHED, TrialStatus.PRUNED, TrialStatus.FAILED)
     }
-    baseline = baseline_label(spec, results)
+    baseline, race = baseline_label(spec, results), race_of(spec, results)
     base = ended[TrialStatus.FINISHED].get(baseline, []) if baseline else []
     rows = []
     for label in labels_of(spec, results):
         finished = ended[TrialStatus.FINISHED].get(label, [])
-        differences = [
-            None if label == baseline else paired(finished, base, metric, weight)
-            for metric, weight in (("val/top1", spec.val_clips), ("test/top1", None))
-        ]
+        val, test, clips = None, None, None
+        if label != baseline:
+            val = paired(finished, base, "val/top1", spec, correct)
+            test = paired(finished, base, "test/top1", spec, correct)
+            clips = val if spec.varies_folds else _clip_difference(finished, base, correct)
         rows.append(
             Row(
                 label=label,
@@ -164,11 +167,25 @@ def build_rows(spec: SweepSpec, results: Sequence[TrialResult]) -> list[Row]:
                 published=spec.published_top1(params[label]),
                 pruned=len(ended[TrialStatus.PRUNED].get(label, ())),
                 failed=len(ended[TrialStatus.FAILED].get(label, ())),
-                val_difference=differences[0],
-                test_difference=differences[1],
+                val_difference=val,
+                test_difference=test,
+                clip_difference=clips,
+                dropped=race.dropped.get(label) if race else None,
             )
         )
+    for name in ("val_difference", "test_difference", "clip_difference"):
+        rows = _corrected(rows, name)
     return rows
+
+
+def _corrected(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows with p-values of this difference that are corrected for their number."""
+    differences = [getattr(row, name) for row in rows]
+    p_values = iter(holm([d.p_value for d in differences if d is not None]))
+    return [
+        row if d is None else replace(row, **{name: replace(d, p_value=next(p_values))})
+        for row, d in zip(rows, differences, strict=True)
+    ]
 
 
 def baseline_label(spec: SweepSpec, results: Sequence[TrialResult]) -> str | None:
@@ -184,14 +201,30 @@ def baseline_label(spec: SweepSpec, results: Sequence[TrialResult]) -> str | Non
     return wanted if wanted in labels else next(iter(labels), None)
 
 
+def runs_to_compare(spec: SweepSpec, results: Sequence[TrialResult], most: int = MAX_SCORED) -> list[str]:
+    """Ids of the finished runs whose scores the table needs: those of the baseline, then of the rows in their order.
+
+    Args:
+        most: maximum number; a search has the best rows first.
+    """
+    groups, baseline = _by_label(results, TrialStatus.FINISHED), baseline_label(spec, results)
+    labels = dict.fromkeys([*([baseline] if baseline else []), *labels_of(spec, results)])
+    return [trial.run_id for label in labels for trial in groups.get(label, ())][:most]
+
+
 def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult | None:
     """The trial to continue with: the best by validation of the configuration with the best mean validation top-1.
 
     Ties go to the first. Folds have different validation clips: a configuration that has finished more of them goes
-    first, and its first fold is chosen. Without validation clips (protocol paper) it is the first trial that finished:
-    test clips are never used to choose.
+    first, and its first fold is chosen. Of a race, only values that were not dropped are compared, by its complete
+    rounds. Without validation clips (protocol paper) it is the first trial that finished: test clips are never used to
+    choose.
     """
     finished = [result for result in results if result.status == TrialStatus.FINISHED]
+    if race := race_of(spec, results):
+        last = spec.base.train.seed + race.rounds
+        compared = [r for r in finished if r.label not in race.dropped and r.seed < last]
+        finished = compared or finished
     if spec.search == "grid":
         order = {trial.trial_id: number for number, trial in enumerate(spec.trials)}
         finished.sort(key=lambda result: order.get(result.trial_id, len(order)))
@@ -206,6 +239,21 @@ def best_result(spec: SweepSpec, results: Sequence[TrialResult]) -> TrialResult 
         return 0, mean, result.metrics.get("val/top1", 0.0)
 
     return max(finished, key=rank, default=None)
+
+
+def race_of(spec: SweepSpec, results: Sequence[TrialResult]) -> RaceState | None:
+    """The state of a race; ``None`` for other sweeps."""
+    if not spec.race:
+        return None
+    accuracies = {
+        r.trial_id: r.metrics["val/top1"]
+        for r in results
+        if r.status == TrialStatus.FINISHED and "val/top1" in r.metrics
+    }
+    failed = {r.trial_id for r in results if r.status == TrialStatus.FAILED}
+    first = spec.base.train.seed
+    weights = {seed: float(spec.val_clips(seed)) for seed in range(first, first + spec.seeds)}
+    return race_state(spec.trials, accuracies, failed, weights)
 
 
 def val_top1(spec: SweepSpec, results: Sequence[TrialResult]) -> MeanStd | None:
@@ -230,26 +278,56 @@ def mean_std(
 
 
 def paired(
-    one: Sequence[TrialResult], other: Sequence[TrialResult], metric: str, weight: Callable[[int], float] | None = None
+    one: Sequence[TrialResult],
+    other: Sequence[TrialResult],
+    metric: str,
+    spec: SweepSpec | None = None,
+    correct: ByRun | None = None,
 ) -> Difference | None:
     """``one`` minus ``other`` over their common seeds, with Student's t; ``None`` for fewer than two common seeds.
 
-    Args:
-        weight: seed → weight of the pair in the mean; by default all are equal.
-    """
-    from scipy.stats import t  # lazy: scipy.stats takes half a second to import
+    Validation clips of folds differ: a fold counts as often as it has clips, and the pairs are folds, each the mean
+    over its seeds. Their interval includes the noise of clips.
 
+    Args:
+        spec: the sweep, if the results may be of folds.
+        correct: which clips the trials classified correctly, from which their number follows.
+    """
     values = [{o.seed: o.metrics[metric] for o in side if metric in o.metrics} for side in (one, other)]
     seeds = sorted(values[0].keys() & values[1].keys())
+    differences = [values[0][seed] - values[1][seed] for seed in seeds]
+    if spec is not None and spec.varies_folds and metric == "val/top1":
+        by_fold: dict[int, list[float]] = defaultdict(list)
+        for seed, difference in zip(seeds, differences, strict=True):
+            by_fold[spec.fold_of(seed)].append(difference)
+        clips = [spec.fold_clips[fold] for fold in by_fold]
+        if len(by_fold) < 2:
+            return None
+        return student([statistics.fmean(d) for d in by_fold.values()], clips)
     if len(seeds) < 2:
         return None
-    n, differences = len(seeds), [values[0][seed] - values[1][seed] for seed in seeds]
-    weights = [1.0 if weight is None else weight(seed) for seed in seeds]
-    mean = statistics.fmean(differences, weights)
-    # The standard error of a weighted mean; with equal weights, the standard deviation divided by the root of n.
-    deviations = [w * (difference - mean) for w, difference in zip(weights, differences, strict=True)]
-    error = math.hypot(*deviations) / sum(weights) * math.sqrt(n / (n - 1))
-    return Difference(mean, float(t.ppf(0.975, n - 1)) * error, n)
+    known = [len(correct[o.run_id].clip_ids) for o in one if correct and o.run_id in correct]
+    is_scored = spec is not None and metric == spec.compared_metric and known
+    return student(differences, resolution=100 / statistics.fmean(known) if is_scored else 0.0)
+
+
+def _clip_difference(
+    one: Sequence[TrialResult], other: Sequence[TrialResult], correct: ByRun | None
+) -> Difference | None:
+    """``one`` minus ``other`` with the noise of seeds and clips; ``None`` without scores of the same clips."""
+    runs = [{o.seed: o.run_id for o in side} for side in (one, other)]
+    seeds = sorted(runs[0].keys() & runs[1].keys())
+    table = paired_table([(runs[0][seed], runs[1][seed]) for seed in seeds], correct or {})
+    return None if table is None else crossed(table)
+
+
+def winner_estimate(spec: SweepSpec, results: Sequence[TrialResult], correct: ByRun) -> WinnerEstimate | None:
+    """What the validation accuracy of the best configuration is worth; ``None`` without scores of validation clips."""
+    if spec.base.data.protocol == "paper":
+        return None
+    groups = _by_label(results, TrialStatus.FINISHED)
+    candidates = [mean_correct([trial.run_id for trial in group], correct) for group in groups.values()]
+    return estimate_winner([candidate for candidate in candidates if candidate is not None])
 
 
 @dataclass(frozen=True)

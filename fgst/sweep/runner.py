@@ -18,9 +18,10 @@ from fgst.errors import DeletedInMlflow, InputError, StoreUnavailable
 from fgst.sweep import storage
 from fgst.sweep.backends.base import Backend
 from fgst.sweep.background import BackgroundWorker
+from fgst.sweep.correctness import read_correct
 from fgst.sweep.definition import TrialFactory, parse_recorded_params
 from fgst.sweep.driver_lock import DriverLock, LockEntry
-from fgst.sweep.results import SweepResult, TrialResult, best_result
+from fgst.sweep.results import SweepResult, TrialResult, best_result, runs_to_compare
 from fgst.sweep.scheduler import TrialUpdate
 from fgst.sweep.search import Search
 from fgst.sweep.spec import SweepSpec
@@ -364,7 +365,8 @@ class SweepRunner:
         )
         return SweepResult(
             self.spec, self.sweep_id, status, tuple(results), best, remaining, budget.stop_reason, budget.details,
-            were_spooled, tuple(deleted),
+            were_spooled, tuple(deleted), read_correct(self.store, runs_to_compare(self.spec, results),
+            self.spec.compared_split),
         )  # fmt: skip
 
     def _record_end(self, status: SweepStatus, budget: Budget, *, stopped_by_limit: bool) -> None:

@@ -10,6 +10,7 @@ sampler need not be saved.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import warnings
 from collections import deque
@@ -23,10 +24,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fgst.errors import InputError
 from fgst.sweep.definition import OBJECTIVES, Parameter, Params, Trial, TrialFactory
-from fgst.sweep.results import TrialResult
+from fgst.sweep.results import TrialResult, race_of
 from fgst.sweep.spec import SweepSpec
 from fgst.sweep.status import TrialStatus
 from fgst.sweep.study_storage import open_storage
+
+logger = logging.getLogger(__name__)
 
 METRIC = "val/top1"  # the metric that early stopping compares
 # User attributes of Optuna trials; part of the storage format.
@@ -80,12 +83,17 @@ class Search:
         self._recorded = {result.trial_id: result for result in previous_results}
         if history is not None and not self.study.get_trials(deepcopy=False):
             self._rebuild(previous_results, history)
+        self._failed: dict[str, TrialResult] = {}
+        self._interrupted: set[str] = set()  # running in the study, although this process no longer runs them
         started = self._restore(history)
         self._num_started = len(started)
         self._grid: deque[Trial] = deque()
+        self._num_later = 0  # trials of later rounds of a race, at most
+        self._dropped: set[str] = set()  # labels that a race has dropped
         if spec.search == "grid":
             started |= self._ended.keys()  # trials reused from other sweeps are not part of this study
             self._grid.extend(trial for trial in spec.trials if trial.trial_id not in started)
+            self._update_race()
         else:
             if not started:
                 self._queued.extend((dict(params), spec.base.train.seed) for params in spec.initial_points)
@@ -204,21 +212,38 @@ class Search:
     @property
     def exhausted(self) -> bool:
         """Whether :meth:`ask` will never return another trial."""
-        if self._unfinished or self._grid:
+        is_running = bool(self._running.keys() - self._interrupted)
+        if self._unfinished or self._grid or (self.spec.race and is_running):  # its next round depends on the results
             return False
         if self.spec.search == "grid" or self._num_started >= self.spec.total:
             return True
         # Running trials may still add further seeds.
-        return self.space_exhausted and not self._queued and not (self.spec.seeds > 1 and self._running)
+        return self.space_exhausted and not self._queued and not (self.spec.seeds > 1 and is_running)
 
     @property
     def remaining(self) -> int:
         """How many trials are left at most, running ones excluded."""
+        if self.spec.search == "grid":
+            return len(self._unfinished) + len(self._grid) + self._num_later
         if self.exhausted:
             return 0
-        if self.spec.search == "grid":
-            return len(self._unfinished) + len(self._grid)
         return len(self._unfinished) + max(0, self.spec.total - self._num_started)
+
+    def _update_race(self) -> None:
+        """Of a race, keep only the trials of the current round in the grid, and the number of later ones."""
+        race = race_of(self.spec, [*self._ended.values(), *self._failed.values()])
+        if race is None:
+            return
+        unfinished = {trial.trial_id for trial in self._unfinished}
+        waiting = [t for t in race.due if t.trial_id not in self._running and t.trial_id not in unfinished]
+        self._grid, self._num_later = deque(waiting), race.possible
+        for label in race.dropped.keys() - self._dropped:
+            drop = race.dropped[label]
+            logger.info(
+                "%s is dropped after %d seeds: %.1f points behind %s (needed: %.1f)",
+                label, drop.after, drop.behind, drop.leader, drop.needed,
+            )  # fmt: skip
+        self._dropped |= race.dropped.keys()
 
     def _suggest_trial(self) -> Trial | None:
         for _ in range(MAX_DUPLICATE_SUGGESTIONS):
@@ -294,7 +319,11 @@ class Search:
     def tell(self, trial_id: str, status: str, metrics: Mapping[str, float], trial: Trial | None = None) -> None:
         """Record how a trial ended. An interrupted trial stays running in the study."""
         asked = self._running.get(trial_id)
-        if asked is None or status not in (*_ENDED, TrialStatus.FAILED):
+        if asked is None:
+            return
+        if status not in (*_ENDED, TrialStatus.FAILED):
+            if trial is not None:  # not one that a resumed sweep will run again
+                self._interrupted.add(trial_id)
             return
         del self._running[trial_id]
         values = [float(metrics.get(OBJECTIVES[name][1], math.nan)) for name in self.spec.objectives]
@@ -304,17 +333,17 @@ class Search:
             self.study.tell(asked, state=TrialState.FAIL)
         else:
             self.study.tell(asked, values)
-        if trial is not None and status != TrialStatus.FAILED:
-            self._ended[trial_id] = TrialResult(
-                trial_id,
-                trial.label,
-                trial.config.train.seed,
-                dict(trial.params),
-                "",
-                TrialStatus(status),
-                dict(metrics),
-            )
-            self._queue_seeds(self._ended[trial_id])
+        if trial is None:
+            return
+        result = TrialResult(
+            trial_id, trial.label, trial.config.train.seed, dict(trial.params), "", TrialStatus(status), dict(metrics)
+        )
+        if status == TrialStatus.FAILED:
+            self._failed[trial_id] = result
+        else:
+            self._ended[trial_id] = result
+            self._queue_seeds(result)
+        self._update_race()
 
     def _queue_seeds(self, result: TrialResult) -> None:
         """Queue the further seeds of a finished trial; a pruned trial gets none."""

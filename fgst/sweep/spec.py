@@ -30,6 +30,7 @@ from fgst.sweep.definition import (
     format_params,
     grid_points,
 )
+from fgst.sweep.parameter_choice import check_values_by_row, checked_initial_points, varied_parameters
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class SweepSpec:
         held_out: what is held out for validation, in words; empty for protocol "paper", and in sweeps of earlier
             versions, which hold out subjects.
         fold_clips: number of validation clips of each fold; empty without folds.
+        race: further seeds are given only to values that may still be the best; ``seeds`` is the maximum.
+        resolve: difference in points that the number of seeds was planned to resolve; ``None`` if it was given.
     """
 
     name: str
@@ -91,6 +94,8 @@ class SweepSpec:
     refit: bool = False
     held_out: str = ""
     fold_clips: tuple[int, ...] = ()
+    race: bool = False
+    resolve: float | None = None
     published_setting: ResultSetting | None = None
     public_benchmark: str = ""
 
@@ -123,6 +128,16 @@ class SweepSpec:
     def total(self) -> int:
         """Maximum number of trainings."""
         return len(self.trials) if self.limit is None else self.limit
+
+    @property
+    def compared_split(self) -> str:
+        """The split whose accuracy rows are compared by: "val", or "test" where nothing is held out."""
+        return "test" if self.base.data.protocol == "paper" else "val"
+
+    @property
+    def compared_metric(self) -> str:
+        """Top-1 of :attr:`compared_split`, as trials log it."""
+        return f"{self.compared_split}/top1"
 
     @property
     def varies_folds(self) -> bool:
@@ -212,6 +227,8 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     refit: bool = False
     held_out: Text = ""
     fold_clips: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
+    race: bool = False
+    resolve: Annotated[float, msgspec.Meta(gt=0)] | None = None
     published_setting: ResultSetting | None = None
     public_benchmark: Text = ""
     sha256: str | None = None
@@ -239,6 +256,8 @@ def build_spec(
     early_stop: EarlyStopping | None = None,
     initial_points: Sequence[Mapping[str, Any]] | None = None,
     refit: bool = False,
+    race: bool = False,
+    resolve: float | None = None,
 ) -> SweepSpec:
     """Check a sweep and create its specification.
 
@@ -248,14 +267,15 @@ def build_spec(
         limit: maximum number of trainings of a search.
         initial_points: parameters to try first; ``None`` takes the definition's.
         refit: retrain on all training clips at the end, for definitions that build an ensemble.
+        race, resolve: recorded, see :class:`SweepSpec`.
 
     Raises:
         InputError: if anything is impossible; nothing has been started by then.
     """
     base = resolve_data_defaults(base, dataset)
     search = search or definition.search
-    parameters = _varied(definition, definition.parameters(dataset.skeleton, base), values, also)
-    _check_values_by_row(definition, parameters)
+    parameters = varied_parameters(definition, definition.parameters(dataset.skeleton, base), values, also)
+    check_values_by_row(definition, parameters)
     factory = TrialFactory(definition, base, dataset)
     seed_range = range(base.train.seed, base.train.seed + seeds)
     trials: tuple[Trial, ...] = ()
@@ -264,7 +284,7 @@ def build_spec(
         trials = tuple(factory.make(params, seed) for params in grid_points(parameters) for seed in seed_range)
     else:
         _require_validation(base, "a search chooses by validation accuracy")
-        points = _initial_points(factory, parameters, initial_points)
+        points = checked_initial_points(factory, parameters, initial_points)
     if early_stop is not None:
         _require_validation(base, "--early-stop compares trials by validation accuracy")
         if len(objectives) > 1:
@@ -274,6 +294,8 @@ def build_spec(
                 "--early-stop compares trials on the same validation clips, and with folds those of each seed differ; "
                 "use one of them"
             )
+    if race:
+        _require_raceable(base, search, trials, seeds, early_stop)
     if refit:
         _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
     held_out, fold_clips = _validation_clips(base, trials, dataset, seeds)
@@ -299,6 +321,8 @@ def build_spec(
         refit=refit,
         held_out=held_out,
         fold_clips=fold_clips,
+        race=race,
+        resolve=resolve,
         published_setting=published.setting if published else None,
         public_benchmark=public_benchmark(dataset, base.data.benchmark or ""),
     )
@@ -341,81 +365,20 @@ def _validation_clips(
     return f"{data.folds} folds by {data.validation_by}, another one for each seed: {span} clips each", counts
 
 
-def _varied(
-    definition: SweepDefinition, offered: Sequence[Parameter], values: Sequence[Any] | None, also: Sequence[str]
-) -> list[Parameter]:
-    optional = [parameter.name for parameter in offered if parameter.optional]
-    if unknown := [name for name in also if name not in optional]:
-        raise InputError(f"--also names {unknown[0]}; optional parameters here: {', '.join(optional) or 'none'}")
-    parameters = [parameter for parameter in offered if not parameter.optional or parameter.name in also]
-    if values is None:
-        return parameters
-    if len(parameters) != 1:
-        names = ", ".join(parameter.name for parameter in parameters)
+def _require_raceable(
+    base: TrialConfig, search: str, trials: Sequence[Trial], seeds: int, early_stop: EarlyStopping | None
+) -> None:
+    _require_validation(base, "--race compares values by validation accuracy")
+    if search != "grid":
+        raise InputError("--race drops values of a grid, and a search chooses its own; use one of them")
+    if early_stop is not None:
         raise InputError(
-            f"--values needs a sweep with a single parameter, but {definition.name} varies {names}; "
-            "--enqueue NAME=VALUE,… with --trials 1 trains one combination"
+            "--race compares accuracies of the last epoch, and --early-stop leaves it out; use one of them"
         )
-    [parameter] = parameters
-    if wrong := [value for value in values if isinstance(value, str) and _is_numeric(parameter)]:
-        raise InputError(f"--values {wrong[0]}: {parameter.name} takes numbers, e.g. {parameter.describe()}")
-    if len(set(values)) != len(values):
-        raise InputError(f"--values contains a value twice: {', '.join(map(str, values))}")
-    return [Parameter(parameter.name, tuple(values), field=parameter.field)]
-
-
-def _check_values_by_row(definition: SweepDefinition, parameters: Sequence[Parameter]) -> None:
-    """Raise ValueError if ``published`` or ``baseline`` can never match a row of several parameters."""
-    keys = [*definition.published.values] if definition.published else []
-    keys += [] if definition.baseline is None else [definition.baseline]
-    for key in keys if len(parameters) > 1 else ():
-        if not isinstance(key, tuple) or len(key) > len(parameters):
-            names = ", ".join(parameter.name for parameter in parameters)
-            raise ValueError(
-                f"sweep {definition.name}: {key!r} in published or baseline must be a tuple of values of {names}, in "
-                "this order, without those whose condition does not hold"
-            )
-
-
-def _initial_points(
-    factory: TrialFactory, parameters: Sequence[Parameter], given: Sequence[Mapping[str, Any]] | None
-) -> list[Params]:
-    """Checked parameters that a search tries first."""
-    definition, skeleton, base = factory.definition, factory.dataset.skeleton, factory.base
-    default = dict(definition.initial_params(skeleton, base)) if definition.initial_params else {}
-    # The paper's setting may not exist for this skeleton or preset.
-    default = {p.name: default[p.name] for p in parameters if p.name in default and p.allows(default[p.name])}
-    if given is None:
-        given = [default] if all(p.name in default for p in parameters if p.condition is None) else []
-    points = [_complete_params(params, default, parameters) for params in given]
-    for params in points:
-        factory.make(params, base.train.seed)
-    return points
-
-
-def _complete_params(params: Mapping[str, Any], default: Mapping[str, Any], parameters: Sequence[Parameter]) -> Params:
-    """Given parameters in the order of the sweep's parameters; missing ones come from ``default``.
-
-    Raises:
-        InputError: if a parameter is unknown, missing or outside its values.
-    """
-    names = {parameter.field: parameter.name for parameter in parameters if parameter.field}
-    params = {names.get(name, name): value for name, value in params.items()}
-    known = [parameter.name for parameter in parameters]
-    if unknown := [name for name in params if name not in known]:
-        raise InputError(f"--enqueue names {unknown[0]}, which is not searched; parameters: {', '.join(known)}")
-    params = {**default, **params}
-    complete: Params = {}
-    for parameter in parameters:
-        if not parameter.applies(complete):
-            continue
-        if parameter.name not in params:
-            raise InputError(f"--enqueue lacks {parameter.name}; it takes {parameter.describe()}")
-        value = params[parameter.name]
-        if not parameter.allows(value):
-            raise InputError(f"--enqueue has {parameter.name}={value}; it takes {parameter.describe()}")
-        complete[parameter.name] = value
-    return complete
+    if len({trial.label for trial in trials}) < 2:
+        raise InputError("--race needs at least two values")
+    if seeds < 2:
+        raise InputError("--race needs at least two seeds: nothing can be dropped after the first one")
 
 
 def _require_validation(base: TrialConfig, purpose: str) -> None:
@@ -424,7 +387,3 @@ def _require_validation(base: TrialConfig, purpose: str) -> None:
             f"{purpose}, and --protocol paper has no validation clips; use --protocol validation first, then train "
             "the result with --protocol paper"
         )
-
-
-def _is_numeric(parameter: Parameter) -> bool:
-    return not any(isinstance(value, str) for value in parameter.values)

@@ -114,9 +114,10 @@ def test_table_pools_the_clips_of_all_folds(dataset: ArrowDataset, capsys: pytes
 
 def test_differences_of_equal_folds_have_students_interval(dataset: ArrowDataset) -> None:
     """Weights that are all equal give SciPy's interval."""
-    results = make_results(make_spec(dataset), [70, 75, 90, 80, 60, 78, 85, 83])
+    spec = dataclasses.replace(make_spec(dataset), fold_clips=(200,) * 4)
+    results = make_results(spec, [70, 75, 90, 80, 60, 78, 85, 83])
     interval = stats.ttest_rel((70, 75, 90, 80), (60, 78, 85, 83)).confidence_interval(0.95)
-    difference = paired(results[:4], results[4:], "val/top1", lambda seed: 200)
+    difference = paired(results[:4], results[4:], "val/top1", spec)
     assert difference is not None
     assert difference.mean + difference.half_width == pytest.approx(interval.high)
 

@@ -272,7 +272,7 @@ def print_plan(plan: Plan) -> None:
     qualifier = "at least " if on_gpu and plan.concurrency > 1 else ""
     memory = _format_bytes(max(e.memory_bytes for e in plan.trials + plan.initial_points))
     table = Table(show_header=False, box=None)
-    table.add_row("trials", f"{'at most ' * is_search}{plan.spec.total}")
+    table.add_row("trials", f"{'at most ' * (is_search or plan.spec.race)}{plan.spec.total}")
     if plan.spec.held_out:
         table.add_row("validation", plan.spec.held_out)
     table.add_row(f"{plan.unit} hours", _format_number(plan.device_hours))

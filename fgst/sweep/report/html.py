@@ -9,8 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fgst.sweep.report import sections
+from fgst.sweep.report.conclusions import conclusions
 from fgst.sweep.report.sections import ReportData
-from fgst.sweep.results import baseline_label, best_result, build_rows
+from fgst.sweep.results import baseline_label, best_result, build_rows, race_of, winner_estimate
 
 _TEMPLATES = Environment(
     loader=PackageLoader("fgst.sweep.report"),
@@ -37,13 +38,15 @@ def write_report(data: ReportData, folder: Path) -> Path:
 def _content(data: ReportData, pictures: Path) -> dict[str, Any]:
     """Compute the variables of the template; a section that does not apply is ``None``."""
     spec, results = data.spec, data.results
-    rows, best, baseline = build_rows(spec, results), best_result(spec, results), baseline_label(spec, results)
+    rows, best = build_rows(spec, results, data.correct), best_result(spec, results)
+    baseline, estimate = baseline_label(spec, results), winner_estimate(spec, results, data.correct)
     return {
         "title": spec.title,
         "summary": sections.summary(data),
         "answer": sections.answer(spec, rows, best, baseline),
         "notes": data.notes,
         "results": sections.results(spec, rows, best, baseline),
+        "conclusions": conclusions(spec, rows, baseline, estimate, race_of(spec, results)),
         "published": sections.published(spec),
         "accuracy_curve": sections.accuracy_curve(spec, rows, pictures),
         "pareto": sections.pareto(spec, results, pictures),

@@ -8,11 +8,13 @@ import shlex
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fgst.result_setting import COLUMNS
+from fgst.sweep.correctness import ByRun
+from fgst.sweep.noise import Difference
 from fgst.sweep.report import plots, published_results
 from fgst.sweep.report.analysis import (
     VAL_TOP1,
@@ -24,7 +26,6 @@ from fgst.sweep.report.analysis import (
 from fgst.sweep.report.elements import Cell, Picture, Table, draw_picture, make_table
 from fgst.sweep.report.tables import format_mean_std, row_heading
 from fgst.sweep.results import (
-    Difference,
     MeanStd,
     Row,
     TrialResult,
@@ -56,6 +57,7 @@ class ReportData:
         sweep_id: MLflow run id of the sweep.
         resume_command: words of the command that resumes the sweep or prints its table.
         notes: remarks for the reader, e.g. why the sweep stopped; without a final period.
+        correct: which clips the trials classified correctly, by run id.
     """
 
     spec: SweepSpec
@@ -65,6 +67,7 @@ class ReportData:
     sweep_id: str
     resume_command: Sequence[str]
     notes: Sequence[str] = ()
+    correct: ByRun = field(default_factory=dict)
 
 
 def summary(data: ReportData) -> dict[str, str]:
@@ -77,7 +80,8 @@ def summary(data: ReportData) -> dict[str, str]:
         protocol = f"{config.protocol}: {_held_out(spec)}, held out for selection"
     counts = Counter(result.status for result in data.results)
     started = ", ".join(f"{counts[status]} {words}" for status, words in STATUS_WORDS.items() if counts[status])
-    planned = f"{spec.total} by {spec.search}" if spec.search == "grid" else f"up to {spec.total} by {spec.search}"
+    method = "race" if spec.race else spec.search
+    planned = f"{'up to ' * (spec.race or spec.search != 'grid')}{spec.total} by {method}"
     return {
         "data": " · ".join(str(part) for part in (spec.dataset_name, config.benchmark, config.modality) if part),
         "protocol": protocol,
@@ -131,7 +135,8 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
 
     def heading_cell(row: Row) -> Cell:
         roles = {"best": best_label, "baseline": baseline}
-        return Cell(row_heading(spec, row), badges_after=[role for role, label in roles.items() if row.label == label])
+        badges = [role for role, label in roles.items() if row.label == label] + ["dropped"] * bool(row.dropped)
+        return Cell(row_heading(spec, row), badges_after=badges)
 
     def difference_cell(row: Row) -> Cell:
         difference = difference_of(row)
@@ -139,7 +144,15 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
             return Cell("–")
         return Cell(_points(difference), badges_before=() if difference.beyond_noise else ("within noise",))
 
+    def clips_cell(row: Row) -> Cell:
+        difference = row.clip_difference
+        if difference is None:
+            return Cell("–")
+        badges = () if difference.beyond_noise else ("within noise",)
+        return Cell(f"± {difference.half_width:.1f}", badges_before=badges)
+
     has_differences = any(difference_of(row) for row in rows)
+    has_clips = has_differences and any(row.clip_difference for row in rows) and not spec.varies_folds
     has_published = any(row.published is not None for row in rows)
     columns: list[tuple[str, Callable[[Row], Cell | str], bool]] = [
         (spec.axis if len(spec.parameters) == 1 else "configuration", heading_cell, True),
@@ -149,6 +162,7 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
         ("validation\ntop-1 %", lambda row: _mean_std(row.val), not is_paper),
         ("test\ntop-1 %", lambda row: _mean_std(row.test), True),
         ("difference to\nbaseline, 95 %", difference_cell, has_differences),
+        ("also on\nother clips", clips_cell, has_clips),
         ("minutes", lambda row: _mean_std(row.minutes), True),
         ("paper\ntop-1 %", lambda row: "–" if row.published is None else f"{row.published:.1f}", has_published),
     ]
@@ -174,7 +188,7 @@ def results(spec: SweepSpec, rows: Sequence[Row], best: TrialResult | None, base
         split = "test" if is_paper else "validation"
         remarks.append(
             f"Differences in {split} accuracy are to {baseline}, over the {spec.repetitions} that both have; those "
-            "within noise may be chance"
+            "within noise may be chance, given the number of rows (Holm)"
         )
     if has_published:
         remarks.append(f"Published values: {spec.source}")

@@ -13,12 +13,14 @@ from rich.text import Text
 from fgst import terminal
 from fgst.result_setting import COLUMNS
 from fgst.sweep.definition import format_value
+from fgst.sweep.noise import Difference
 from fgst.sweep.report import published_results
-from fgst.sweep.results import Difference, MeanStd, Row
+from fgst.sweep.results import MeanStd, Row
 from fgst.sweep.spec import SweepSpec
 from fgst.table_files import BEST, NOTE_SEPARATOR, NamedTable, rows_to_csv
 
 MAX_ROWS = 20  # of a search, on a terminal
+WIDTH_WITH_CLIPS = 96  # columns of a terminal that has room for the noise of clips; the text below says it as well
 
 
 def format_mean_std(value: MeanStd | None) -> str:
@@ -34,6 +36,14 @@ def format_difference(difference: Difference | None) -> str:
     if difference is None:
         return "-"
     text = f"{difference.mean:+.1f} ± {difference.half_width:.1f}"
+    return text if difference.beyond_noise else f"({text})"
+
+
+def _format_half_width(difference: Difference | None) -> str:
+    """Format as ``± 1.2``, in parentheses if the difference is within noise, or as ``-`` for ``None``."""
+    if difference is None:
+        return "-"
+    text = f"± {difference.half_width:.1f}"
     return text if difference.beyond_noise else f"({text})"
 
 
@@ -61,17 +71,21 @@ def to_csv(spec: SweepSpec, rows: Sequence[Row]) -> str:
     columns = ("val_top1", "test_top1", "minutes")
     names = [f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")]
     differences = [f"{split}_difference{suffix}" for split in ("val", "test") for suffix in ("", "_half_width_95")]
+    noise = ["seeds_p_holm", "clips_half_width_95", "clips_p_holm"]
     setting = {name.replace(" ", "_"): cell for name, cell in zip(COLUMNS, spec.setting.cells(), strict=True)}
     setting.pop(spec.axis, None)  # the modality may be what is varied
     lines: list[list[Any]] = [
-        [spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *setting]
+        [spec.axis, "finished", "trials", "pruned", "failed", *names, *differences, "paper_top1", *noise, *setting]
     ]
     for row in rows:
         values = [value for mean_std in (row.val, row.test, row.minutes) for value in (mean_std or ("", ""))]
         for difference in (row.val_difference, row.test_difference):
             values += (difference.mean, difference.half_width) if difference else ("", "")
+        seeds = row.test_difference if spec.compared_split == "test" else row.val_difference
+        clips = row.clip_difference
+        noise_cells = [seeds.p_value if seeds else "", *((clips.half_width, clips.p_value) if clips else ("", ""))]
         counts = (row.finished, row.trials, row.pruned, row.failed)
-        lines.append([row_heading(spec, row), *counts, *values, row.published, *setting.values()])
+        lines.append([row_heading(spec, row), *counts, *values, row.published, *noise_cells, *setting.values()])
     return rows_to_csv(lines)
 
 
@@ -108,26 +122,29 @@ def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
 def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> None:
     """Print the table to stdout, and that of published results if there are any; see :func:`results_table`."""
     console = Console(highlight=False)
-    for named in named_tables(spec, rows, best, baseline):
+    for named in named_tables(spec, rows, best, baseline, console.width):
         terminal.print_table(console, named.table)
 
 
 def named_tables(
-    spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None
+    spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None, width: int | None = None
 ) -> list[NamedTable]:
     """The tables of a sweep, as printed and for files: its results, and what is published."""
-    tables = [NamedTable("results", results_table(spec, rows, best, baseline), to_csv(spec, rows))]
+    tables = [NamedTable("results", results_table(spec, rows, best, baseline, width), to_csv(spec, rows))]
     if (table := published_results.published_table(spec)) is not None:
         tables.append(NamedTable("published", table, published_results.to_csv(spec)))
     return tables
 
 
-def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> Table:
+def results_table(
+    spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None, width: int | None = None
+) -> Table:
     """Return the table of results. That of a search contains configurations with a finished trial only.
 
     Args:
         best: label of the best row by validation, which gets an asterisk.
         baseline: label of the row that differences refer to.
+        width: columns of the terminal; ``None`` for a file.
     """
     is_grid, is_paper = spec.search == "grid", spec.base.data.protocol == "paper"
     has_one_parameter = len(spec.parameters) == 1
@@ -136,6 +153,8 @@ def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseli
     has_seeds = any(row.trials > 1 for row in shown)
     has_losses = is_grid and any(row.pruned or row.failed for row in rows)
     has_differences = any(row.val_difference or row.test_difference for row in rows)
+    has_clips = has_differences and any(row.clip_difference for row in rows) and not spec.varies_folds
+    has_clips = has_clips and (width is None or width >= WIDTH_WITH_CLIPS)
     has_published = any(row.published is not None for row in rows)
 
     table = Table(title=spec.title, title_justify="left", caption_justify="left")
@@ -143,16 +162,18 @@ def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseli
     table.add_column(spec.axis if has_one_parameter else "trial", justify="right", no_wrap=has_one_parameter)
     headings = ["finished"] * has_seeds + ["stopped,\nfailed"] * has_losses
     headings += ["validation\ntop-1 %"] * (not is_paper) + ["test\ntop-1 %"]
-    headings += ["difference\n95 %"] * has_differences + ["minutes"] + ["paper\ntop-1 %"] * has_published
+    headings += ["difference\n95 %"] * has_differences + ["other\nclips"] * has_clips
+    headings += ["minutes"] + ["paper\ntop-1 %"] * has_published
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in shown:
         # As text: brackets in a value are no markup.
         cells: list[str | Text] = [Text(row_heading(spec, row) + (BEST if row.label == best else ""))]
-        cells += [f"{row.finished} of {row.trials}"] * has_seeds
+        cells += [f"{row.finished} of {row.trials}" if row.dropped is None else f"{row.finished}, dropped"] * has_seeds
         cells += [f"{row.pruned}, {row.failed}"] * has_losses
         cells += [format_mean_std(row.val)] * (not is_paper) + [format_mean_std(row.test)]
         cells += [format_difference(row.test_difference if is_paper else row.val_difference)] * has_differences
+        cells += [_format_half_width(row.clip_difference)] * has_clips
         cells.append(format_mean_std(row.minutes))
         cells += ["-" if row.published is None else f"{row.published:.1f}"] * has_published
         table.add_row(*cells, style="bold" if row.label == best else None)
@@ -163,6 +184,7 @@ def results_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseli
     if has_differences:
         split = "test" if is_paper else "validation"
         notes.append(f"difference: {split}, to {baseline}, same {spec.repetitions}; (within noise)")
+        notes += ["other clips: interval that includes the choice of clips"] * has_clips
     if len(shown) < len(candidates):
         notes.append(f"{len(candidates) - len(shown)} more in the report")
     if not is_grid:
