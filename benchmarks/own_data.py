@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -25,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.choices import T95
 from fgst.config import PRESETS
 from fgst.data.conversion import write_source
 from fgst.data.dataset import ArrowDataset, Clip
@@ -33,6 +31,7 @@ from fgst.data.formats.custom import open_custom
 from fgst.data.normalization import describe_removed
 from fgst.data.skeletons import NTU_25
 from fgst.data.synthetic import ACTIONS, demo_clips
+from fgst.sweep.noise import student
 
 CLASSES, CAMERA, WINDOW = 12, np.array([0.4, -0.3, 3.0], np.float32), 300
 
@@ -130,8 +129,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         paired = sorted(set(results[name]) & set(results.get(reference, {})))
         if len(paired) > 1:
             differences = [results[name][seed] - results[reference][seed] for seed in paired]
-            half = T95[len(paired) - 1] * statistics.stdev(differences) / math.sqrt(len(paired))
-            cells[-1] = f"{statistics.mean(differences):+.1f} ± {half:.1f}"
+            difference = student(differences)
+            cells[-1] = f"{difference.mean:+.1f} ± {difference.half_width:.1f}"
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
