@@ -156,7 +156,7 @@ def test_labels_are_required_and_missing_clips_named(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("clip_id,label\na,wave\n")
     with pytest.raises(InputError, match="which clips are for training is unknown"):
         convert(tmp_path / "raw", tmp_path / "out", labels=tmp_path / "labels.csv")
-    with pytest.raises(InputError, match="has no subject"):
+    with pytest.raises(InputError, match="has no column subject"):
         convert(tmp_path / "raw", tmp_path / "out", labels=tmp_path / "labels.csv", benchmarks=("s:subject=1",))
 
 
