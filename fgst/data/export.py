@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from fgst import durable
 from fgst.data.clip_source import Membership
 from fgst.data.dataset import ArrowDataset
-from fgst.data.formats import FORMATS, ctr_gcn, pyskl
+from fgst.data.formats import ctr_gcn, find_format, pyskl
 from fgst.data.formats.source_labels import ExportedFrom
 from fgst.data.layout import SPLIT_PREFIX
 from fgst.data.normalization import UNCHANGED
@@ -81,7 +81,7 @@ def export(
 def _origin(dataset: ArrowDataset, benchmarks: Iterable[Benchmark]) -> ExportedFrom:
     """Return what a file says about its data set."""
     preparation = dataset.preparation
-    if dataset.normalization not in (None, UNCHANGED) and not FORMATS[preparation].is_normalized:
+    if dataset.normalization not in (None, UNCHANGED) and not find_format(preparation).is_normalized:
         preparation = "array"  # raw clips would have to be normalized as the exported ones were
     return ExportedFrom(
         dataset.name, dataset.recipe, preparation, dataset.skeleton, list(dataset.classes), list(benchmarks)

@@ -13,6 +13,7 @@ import torch
 from data_prep.convert import main as convert_command
 from data_prep.custom import main as custom_command
 from fgst.data.dataset import ArrowDataset
+from fgst.data.export import export
 from fgst.data.skeletons import BODY_25, MEDIAPIPE_33, NTU_25, OPENPOSE_18, SHREC_22
 from fgst.errors import InputError
 from fgst.evaluation.inference import Predictor
@@ -109,6 +110,21 @@ def test_source_is_converted_trained_on_and_classified(
     convert_command([str(written.path), str(tmp_path / "out"), *written.options])
     assert f"{written.clips:,} clips" in capsys.readouterr().out
     check_training_and_prediction(ArrowDataset(tmp_path / "out"), written, tmp_path)
+    check_export(ArrowDataset(tmp_path / "out"), tmp_path)
+
+
+def check_export(dataset: ArrowDataset, tmp_path: Path) -> None:
+    """Check that exported files are converted back to the same clips."""
+    for suffix in (".pkl", ".npz"):
+        export(dataset, tmp_path / f"exported{suffix}")
+        convert_command([str(tmp_path / f"exported{suffix}"), str(tmp_path / f"again{suffix}")])
+        again = ArrowDataset(tmp_path / f"again{suffix}")
+        rows = {name: row for row, name in enumerate(again.clip_ids)}
+        benchmark = dataset.benchmarks[0].name
+        splits = dataset.splits(benchmark, validation=0)
+        for row in np.concatenate([splits.train, splits.test]):
+            np.testing.assert_array_equal(again.clip(rows[dataset.clip_ids[row]]), dataset.clip(int(row)))
+        assert set(again.clip_ids[again.splits(benchmark, validation=0).train]) == set(dataset.clip_ids[splits.train])
 
 
 def test_clips_without_persons_are_counted_as_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

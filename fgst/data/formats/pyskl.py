@@ -70,7 +70,7 @@ def open_annotations(path: Path, options: SourceOptions) -> Iterator[ClipSource]
             annotations, members, exported = _parse(value, location)
         _refuse_index(annotations, location)
         pairs = _pairs(list(members), notes) if exported is None else _exported_pairs(exported, members)
-        listed = _list(annotations, members, pairs, notes)
+        listed = _list(annotations, members, pairs, notes, verbatim=exported is not None)
         unlisted = sum(not clip.splits for clip in listed)  # describe() replaces lists that are official splits
         layout = _Layout.of(annotations, exported.skeleton if exported else options.skeleton, location, is_bare=is_bare)
         labels = describe(listed, list(pairs), options, where=path.absolute(), exported=exported)
@@ -267,11 +267,13 @@ def _list(
     members: Mapping[str, Sequence[Any]],
     pairs: Mapping[str, Mapping[Membership, str]],
     notes: list[str],
+    *,
+    verbatim: bool,
 ) -> list[Listed]:
-    """Return the clips and the splits that they are in, given pairs of lists."""
+    """Return the clips and the splits that they are in, given pairs of lists; see :func:`list_clips`."""
     names = [_name(annotation) for annotation in annotations]
     given = [annotation.get("label") if isinstance(annotation, dict) else None for annotation in annotations]
-    clips = list_clips(names, given)
+    clips = list_clips(names, given, verbatim=verbatim)
     by_name: dict[str, Listed] = {}
     for name, annotation, clip in zip(names, annotations, clips, strict=True):
         by_name.setdefault(name, clip)

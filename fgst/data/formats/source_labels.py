@@ -82,22 +82,28 @@ class ExportedFrom(msgspec.Struct):
             raise ValueError("it has no class, or a benchmark without a column")
 
 
-def list_clips(names: Sequence[Any], labels: Sequence[Any]) -> list[Listed]:
-    """Return clips by name; paths and suffixes such as ``.skeleton`` are left out.
+def list_clips(names: Sequence[Any], labels: Sequence[Any], *, verbatim: bool = False) -> list[Listed]:
+    """Return clips by name; paths and suffixes such as ``.skeleton`` are left out, unless clips would share a name.
 
     Names that are none, and labels that are no class, make a clip unusable.
+
+    Args:
+        names, labels: of the clips.
+        verbatim: do not change names.
     """
     clips = []
-    for number, (given, label) in enumerate(zip(names, labels, strict=True)):
-        name = text(given)
-        clip = Listed(clip_name(name) if name else f"clip {number}", label if _is_label(label) else INVALID)
+    texts = [text(given) for given in names]
+    verbatim = verbatim or len({clip_name(name) for name in texts}) < len(set(texts))
+    for number, (name, label) in enumerate(zip(texts, labels, strict=True)):
+        known = (name if verbatim else clip_name(name)) or f"clip {number}"
+        clip = Listed(known, label if _is_label(label) else INVALID)
         if not name or len(clip.name) > MAX_NAME or not clip.name.isprintable():
             clip.fault = f"its name must be at most {MAX_NAME} printable characters"
             clip.name = f"clip {number}"
         elif clip.label == INVALID:
             clip.fault = f"its label, {shorten(str(label), 40)}, is not a number from 0 to {MAX_CLASSES - 1:,}"
         try:
-            clip.ntu = parse_name(clip.name)
+            clip.ntu = parse_name(clip_name(clip.name))
         except ClipError:
             clip.ntu = None
         else:
