@@ -95,8 +95,7 @@ class Normalization:
         Raises:
             ClipError: if nothing is left, or a coordinate is not finite.
         """
-        joints, seen = to_space(raw, has_confidence=self.has_confidence)
-        seen[..., skeleton.centre] |= _at_origin(joints, seen)
+        joints, seen = to_space(raw, has_confidence=self.has_confidence, centre=skeleton.centre)
         removed: Counter[str] = Counter()
         if self.trimmed:
             joints, seen = _trim(joints, seen, removed)
@@ -158,8 +157,14 @@ def check_shape(shape: Sequence[int], skeleton: Skeleton) -> None:
         )
 
 
-def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def to_space(raw: RawClip, *, has_confidence: bool = False, centre: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Separate coordinates from confidences.
+
+    Args:
+        raw: the clip.
+        has_confidence: the third of three numbers is a confidence.
+        centre: a joint that may be at (0, 0, 0) because the clip is centred already: it was seen there, unless its
+            confidence is 0.
 
     Returns:
         Joints ``(M, T, N, 3)`` float64, with z = 0 where there is none and all zero where they were not seen; and which
@@ -173,9 +178,9 @@ def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray,
     scores = joints[..., -1] if joints.shape[-1] > coordinates else raw.scores
     joints = joints[..., :coordinates]
     missing = np.isnan(joints).all(axis=-1)
-    seen = np.asarray(~missing & joints.any(axis=-1))
     if scores is not None:
-        seen &= np.asarray(scores) > 0
+        missing = missing | (np.asarray(scores) <= 0)
+    seen = np.asarray(~missing & joints.any(axis=-1))
     joints = np.where(seen[..., None], joints, 0)
     if not np.isfinite(joints).all():
         raise ClipError("a coordinate is not a finite number")
@@ -188,6 +193,8 @@ def to_space(raw: RawClip, *, has_confidence: bool = False) -> tuple[np.ndarray,
                 "coordinates)"
             )
         joints = np.concatenate([joints, np.zeros_like(joints[..., :1])], axis=-1)
+    if centre is not None:
+        seen[..., centre] |= ~missing[..., centre] & _at_origin(joints, seen)
     return joints, seen
 
 

@@ -110,6 +110,15 @@ def test_clip_without_anybody_is_refused() -> None:
         normalized(clip)
 
 
+def test_centre_joint_without_confidence_is_not_at_the_origin() -> None:
+    clip = body()
+    scores = np.ones(clip.shape[:3])
+    clip[0, :3, NTU_25.centre] = scores[0, :3, NTU_25.centre] = 0
+    joints = Normalization().apply(RawClip(clip, scores), NTU_25)[0]
+    np.testing.assert_array_equal(joints[0, 3, NTU_25.centre], 0)
+    np.testing.assert_allclose(joints[0, 0, 0], clip[0, 0, 0] - clip[0, 3, NTU_25.centre], atol=1e-6)
+
+
 def test_confidence_zero_means_not_seen() -> None:
     clip = body()
     scores = np.ones(clip.shape[:3])
