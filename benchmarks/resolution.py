@@ -19,7 +19,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fgst.sweep.noise import ALPHA, crossed, holm, residual_variance, student
+from fgst.evaluation.analysis import holm
+from fgst.sweep.noise import ALPHA, crossed, residual_variance, student
 from fgst.sweep.planning.resolution import Noise, Resolution
 from fgst.sweep.race import eliminate
 from fgst.sweep.selection import estimate_from_table

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fgst.data.clip_source import Membership
+from fgst.data.clip_source import ClipEntry, Membership
+from fgst.data.normalization import RawClip
+from fgst.data.sources import ClipError
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 from fgst.parsing import printable, read_regular_file, read_table, shorten
@@ -23,31 +25,11 @@ _BENCHMARK_FORM = (
 
 
 @dataclass(frozen=True)
-class LabelRow:
-    """The line of one clip.
-
-    Attributes:
-        clip_id: its name.
-        label: the index of its class.
-        subject, camera, setup, replication: numbers from 1; 0 if the cell is empty.
-        splits: membership in benchmarks that are lists of clips.
-    """
-
-    clip_id: str
-    label: int
-    subject: int = 0
-    camera: int = 0
-    setup: int = 0
-    replication: int = 0
-    splits: Mapping[str, Membership] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class LabelTable:
     """A table of labels.
 
     Attributes:
-        rows: by clip name.
+        rows: the clips by name, whose joints the table does not have.
         classes: names of the classes, by label.
         benchmarks: those that select training clips by a column of numbers.
         split_lists: names of those that are lists of clips.
@@ -55,7 +37,7 @@ class LabelTable:
         notes: remarks for the user.
     """
 
-    rows: Mapping[str, LabelRow]
+    rows: Mapping[str, ClipEntry]
     classes: tuple[str, ...]
     benchmarks: tuple[Benchmark, ...] = ()
     split_lists: tuple[str, ...] = ()
@@ -86,9 +68,10 @@ def read_label_table(path: Path, benchmarks: Sequence[str] = (), classes: Path |
     numbers = {column: _numbers(column, cells, notes) for column in NUMBER_COLUMNS}
     rules, lists, memberships = _benchmarks(benchmarks, cells, numbers, notes, location)
     rows = {
-        clip_id: LabelRow(
+        clip_id: ClipEntry(
             clip_id,
             labels[row["label"]],
+            _no_joints,
             splits=memberships.get(clip_id, {}),
             **{column: numbers[column].get(row.get(column, ""), 0) for column in NUMBER_COLUMNS},
         )
@@ -96,6 +79,10 @@ def read_label_table(path: Path, benchmarks: Sequence[str] = (), classes: Path |
     }
     texts = {column: values for column, values in numbers.items() if any(str(n) != text for text, n in values.items())}
     return LabelTable(rows, names, tuple(rules), tuple(lists), texts, tuple(notes))
+
+
+def _no_joints() -> RawClip:
+    raise ClipError("is in the table of labels, but there is no such clip")
 
 
 def natural_order(names: set[str]) -> list[str]:

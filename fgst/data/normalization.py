@@ -177,7 +177,7 @@ def to_space(raw: RawClip, *, has_confidence: bool = False, centre: int | None =
     coordinates = 2 if has_confidence and joints.shape[-1] == 3 else min(joints.shape[-1], 3)
     scores = joints[..., -1] if joints.shape[-1] > coordinates else raw.scores
     joints = joints[..., :coordinates]
-    missing = np.isnan(joints).all(axis=-1)
+    missing = np.asarray(np.isnan(joints).all(axis=-1))
     if scores is not None:
         missing = missing | (np.asarray(scores) <= 0)
     seen = np.asarray(~missing & joints.any(axis=-1))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from fgst.errors import InputError
@@ -82,6 +83,25 @@ def parse_clip(parse: Callable[[S], T], content: S) -> T:
         raise
     except Exception as error:
         raise ClipError(f"cannot be parsed ({type(error).__name__}: {shorten(str(error))})") from error
+
+
+def decode_clip(content: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
+    """Decode the JSON of a clip.
+
+    Args:
+        content: the whole file.
+        decoder: for its type, which also checks it.
+        what: what the file should be, for the message, e.g. "a frame of OpenPose".
+
+    Raises:
+        ClipError: if it is not such a value.
+    """
+    try:
+        return decoder.decode(content)
+    except msgspec.ValidationError as error:
+        raise ClipError(f"is not {what} ({error})") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ClipError(f"is not valid JSON ({error})") from None
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def reliability(scores: Scores, path: str | os.PathLike[str], bins: int = BINS) 
 def class_changes(rows: Sequence[Mapping[str, Any]], first: str, second: str, path: str | os.PathLike[str]) -> None:
     """Draw the per-class accuracies of two networks and their differences (Figure 6 of the paper), with 95 % intervals.
 
-    Filled squares are differences beyond noise; with many classes, those in the middle of the order are left out.
+    Filled squares are differences beyond noise. With many classes, only the largest gains and losses are shown.
 
     Args:
         rows: rows of :func:`fgst.evaluation.analysis.compare`, from top to bottom.

@@ -154,12 +154,3 @@ def residual_variance(table: Mapping[str, Mapping[int, float]]) -> tuple[float, 
     freedom = len(cells) - int(rank)  # labels without a common seed have an offset of their own
     residuals = values - design @ solution
     return (float(residuals @ residuals) / freedom, freedom) if freedom else (0.0, 0)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm's step-down method): all of them together err with probability 5 %."""
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected

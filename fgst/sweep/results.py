@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fgst.evaluation.analysis import holm
 from fgst.sweep.correctness import ByRun, mean_correct, paired_table
 from fgst.sweep.definition import format_params
-from fgst.sweep.noise import Difference, crossed, holm, student
+from fgst.sweep.noise import Difference, crossed, student
 from fgst.sweep.race import Drop, RaceState, race_state
 from fgst.sweep.selection import WinnerEstimate, estimate_winner
 from fgst.sweep.spec import SweepSpec

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fgst.sweep.noise import Difference, crossed, holm, residual_variance, student, variances
+from fgst.evaluation.analysis import holm
+from fgst.sweep.noise import Difference, crossed, residual_variance, student, variances
 
 SEED_STD = 0.05  # in :func:`simulate`
 

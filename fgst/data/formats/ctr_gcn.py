@@ -237,7 +237,7 @@ def _entries(
         for index, clip in enumerate(clips[split]):
             known = getattr(exported, split)[index] if exported else None
             read = functools.partial(_read, rows, index, shape, known, clip.fault)
-            yield ClipEntry(clip.name, max(clip.label, 0), read, **clip.numbers, splits=clip.splits)
+            yield clip.entry(read)
         rows.check_end()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,9 @@ from typing import Annotated
 
 import msgspec
 
-from fgst.data.clip_source import ClipEntry, ClipSource
-from fgst.data.formats import FORMATS
-from fgst.data.label_table import LabelRow, read_label_table
+from fgst.data.clip_source import ClipSource
+from fgst.data.formats import FORMATS, RawFormat
+from fgst.data.label_table import read_label_table
 from fgst.data.normalization import RawClip
 from fgst.data.skeleton import MAX_JOINTS, Skeleton
 from fgst.data.skeletons import SKELETONS, find_skeleton
@@ -105,10 +106,12 @@ def open_custom(
         clip_files = raw_format.clips_of(listing.files) if raw_format.clips_of else listing.files
         files = {_without(file.path, suffix): file for file in clip_files}
         entries = [
-            _entry(row, files.get(clip_id.removesuffix(suffix)), suffix, preparation, skeleton)
-            for clip_id, row in sorted(table.rows.items())
+            dataclasses.replace(
+                row, clip_id=name, read=functools.partial(_read, name + suffix, files.get(name), raw_format, skeleton)
+            )
+            for name, row in sorted((clip_id.removesuffix(suffix), row) for clip_id, row in table.rows.items())
         ]
-        unlisted = sorted(set(files) - {clip_id.removesuffix(suffix) for clip_id in table.rows})
+        unlisted = sorted(set(files) - {entry.clip_id for entry in entries})
         notes = list(table.notes)
         if unlisted:
             names = ", ".join(unlisted[:_LISTED]) + (" …" if len(unlisted) > _LISTED else "")
@@ -131,23 +134,10 @@ def _without(path: str, suffix: str) -> str:
     return path[: -len(suffix)] if path.lower().endswith(suffix) else path
 
 
-def _entry(row: LabelRow, file: ClipFile | None, suffix: str, preparation: str, skeleton: Skeleton) -> ClipEntry:
-    return ClipEntry(
-        row.clip_id.removesuffix(suffix),
-        row.label,
-        functools.partial(_read, row.clip_id, file, suffix, preparation, skeleton),
-        subject=row.subject,
-        camera=row.camera,
-        setup=row.setup,
-        replication=row.replication,
-        splits=row.splits,
-    )
-
-
-def _read(clip_id: str, file: ClipFile | None, suffix: str, preparation: str, skeleton: Skeleton) -> RawClip:
+def _read(name: str, file: ClipFile | None, raw_format: RawFormat, skeleton: Skeleton) -> RawClip:
     if file is None:
-        raise ClipError(f"there is no file {clip_id.removesuffix(suffix)}{suffix}")
-    result = FORMATS[preparation].read(file.read(), skeleton)
+        raise ClipError(f"there is no file {name}")
+    result = raw_format.read(file.read(), skeleton)
     return result if isinstance(result, RawClip) else RawClip(result)
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ from fgst.data.sources import (
     ClipError,
     ClipFile,
     EmptyClip,
+    decode_clip,
     first_contents,
     open_source,
     parse_clip,
@@ -73,8 +74,8 @@ class _Label(msgspec.Struct):
     has_skeleton: bool | None = None
 
 
-T = TypeVar("T")
 _CLIP, _LABEL = msgspec.json.Decoder(_Clip), msgspec.json.Decoder(_Label)
+_WHAT = "a clip of Kinetics-skeleton"
 
 
 def read_joints(content: bytes, skeleton: Skeleton = OPENPOSE_18) -> RawClip:
@@ -93,7 +94,7 @@ def read_joints(content: bytes, skeleton: Skeleton = OPENPOSE_18) -> RawClip:
     """
     N = skeleton.num_joints
     frames = []
-    for frame in sorted(_decode(content, _CLIP).data, key=lambda frame: frame.frame_index):
+    for frame in sorted(decode_clip(content, _CLIP, _WHAT).data, key=lambda frame: frame.frame_index):
         poses = [one for one in frame.skeleton if one.pose or one.score]
         for one in poses:
             if len(one.pose) != 2 * N or len(one.score) != N:
@@ -107,15 +108,6 @@ def read_joints(content: bytes, skeleton: Skeleton = OPENPOSE_18) -> RawClip:
     if not len(joints):
         raise EmptyClip("no skeleton in any frame")
     return RawClip(joints, scores)
-
-
-def _decode(content: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    try:
-        return decoder.decode(content)
-    except msgspec.ValidationError as error:
-        raise ClipError(f"is not a clip of Kinetics-skeleton ({error})") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ClipError(f"is not valid JSON ({error})") from None
 
 
 def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:
@@ -245,7 +237,7 @@ def _read_labels(file: ClipFile, location: str) -> dict[str, _Label]:
 def _label_inside(file: ClipFile) -> _Label | None:
     """Return the class in a clip's file; ``None`` if it cannot be read, which is reported with the clip."""
     try:
-        return parse_clip(lambda content: _decode(content, _LABEL), file.read())
+        return parse_clip(lambda content: decode_clip(content, _LABEL, _WHAT), file.read())
     except ClipError:
         return None
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fgst.data.clip_source import ClipEntry, Membership, SourceOptions
-from fgst.data.label_table import NUMBER_COLUMNS, read_class_names, read_label_table
+from fgst.data.label_table import read_class_names, read_label_table
 from fgst.data.normalization import RawClip
-from fgst.data.sources import ClipError
 from fgst.data.splits import Benchmark
 from fgst.errors import InputError
 from fgst.parsing import printable, shorten
@@ -119,18 +118,14 @@ def _by_table(clips: Sequence[NamedClip], options: SourceOptions, suffix: str) -
         if clip is not None and clip.name in used:  # named in two ways
             clip = None
         used |= {clip.name} if clip else set()
-        fields = {column: getattr(row, column) for column in (*NUMBER_COLUMNS, "splits")}
-        entries.append(ClipEntry(clip.name if clip else name, row.label, clip.read if clip else _missing, **fields))
+        found = {"clip_id": clip.name, "read": clip.read} if clip else {"clip_id": name}
+        entries.append(dataclasses.replace(row, **found))
     unlisted = sorted(by_name.keys() - used)
     notes = list(table.notes)
     if unlisted:
         listed = shorten(", ".join(unlisted[:_LISTED])) + (" …" if len(unlisted) > _LISTED else "")
         notes.append(f"{len(unlisted):,} clips are not in the table of labels, and are left out ({listed})")
     return Labelled(entries, table.classes, table.benchmarks, table.split_lists, notes)
-
-
-def _missing() -> RawClip:
-    raise ClipError("is in the table of labels, but there is no such clip")
 
 
 def _folder_splits(names: Iterable[str]) -> dict[str, Membership]:

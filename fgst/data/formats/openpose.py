@@ -30,6 +30,7 @@ from fgst.data.sources import (
     MAX_FILE_BYTES,
     ClipError,
     ClipFile,
+    decode_clip,
     open_source,
     parse_clip,
     read_path,
@@ -110,12 +111,7 @@ def _read_frame(content: bytes, N: int) -> Frame:
 
 
 def _decode(content: bytes) -> _Content:
-    try:
-        return _DECODER.decode(content)
-    except msgspec.ValidationError as error:
-        raise ClipError(f"is not a frame of OpenPose ({error})") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ClipError(f"is not valid JSON ({error})") from None
+    return decode_clip(content, _DECODER, "a frame of OpenPose")
 
 
 def encode_joints(joints: np.ndarray, skeleton: Skeleton) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
+from fgst.data.clip_source import ClipSource, Membership, SourceFormat, SourceOptions
 from fgst.data.formats.source_labels import PEEKED, ExportedFrom, Listed, describe, list_clips, measured, peek, text
 from fgst.data.normalization import UNCHANGED, RawClip
 from fgst.data.pickles import PickleError, StoredArray, open_pickle, parse_pickle, write_pickle
@@ -88,10 +88,7 @@ def open_annotations(path: Path, options: SourceOptions) -> Iterator[ClipSource]
         preparation = "ntu" if layout.skeleton == NTU_25 and normalization.centred else "pyskl"
         yield ClipSource(
             skeleton=layout.skeleton,
-            entries=(
-                ClipEntry(clip.name, max(clip.label, 0), read, **clip.numbers, splits=clip.splits)
-                for clip, read in zip(listed, reads, strict=True)
-            ),
+            entries=(clip.entry(read) for clip, read in zip(listed, reads, strict=True)),
             num_clips=len(listed),
             classes=labels.classes,
             benchmarks=labels.benchmarks,

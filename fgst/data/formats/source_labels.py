@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from fgst.config import RecipeName
-from fgst.data.clip_source import Membership, SourceOptions
+from fgst.data.clip_source import ClipEntry, Membership, SourceOptions
 from fgst.data.formats.ntu_names import ACTIONS, EDITIONS, ClipName, Edition, belongs, parse_name
 from fgst.data.label_table import MAX_NAME, NUMBER_COLUMNS, parse_benchmark, read_class_names
 from fgst.data.layout import is_column, split_list
@@ -56,6 +56,10 @@ class Listed:
     numbers: Mapping[str, int] = field(default_factory=dict)
     ntu: ClipName | None = None
     fault: str | None = None
+
+    def entry(self, read: Callable[[], RawClip]) -> ClipEntry:
+        """Return the clip with its joints; those of a clip that is not usable raise its fault."""
+        return ClipEntry(self.name, max(self.label, 0), read, **self.numbers, splits=self.splits)
 
 
 @dataclass

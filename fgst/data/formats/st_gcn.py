@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fgst.data.clip_source import ClipEntry, ClipSource, Membership, SourceFormat, SourceOptions
+from fgst.data.clip_source import ClipSource, Membership, SourceFormat, SourceOptions
 from fgst.data.formats import kinetics
 from fgst.data.formats.npy_rows import Rows, open_npy
 from fgst.data.formats.source_labels import Listed, describe, list_clips, measured, peek
@@ -81,10 +81,7 @@ def open_arrays(path: Path, options: SourceOptions) -> Iterator[ClipSource]:
         counts = " and ".join(f"{len(listed[side]):,} clips of {files[side][0].name}" for side in listed)
         yield ClipSource(
             skeleton=skeleton,
-            entries=(
-                ClipEntry(clip.name, max(clip.label, 0), read, **clip.numbers, splits=clip.splits)
-                for clip, read in zip(clips, reads, strict=True)
-            ),
+            entries=(clip.entry(read) for clip, read in zip(clips, reads, strict=True)),
             num_clips=len(clips),
             classes=labels.classes,
             benchmarks=labels.benchmarks,

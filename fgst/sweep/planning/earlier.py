@@ -157,7 +157,7 @@ def _clip_variances(
         if len(seeds := sorted(one.keys() & other.keys())[:MOST_SEEDS]) > 1:
             pairs.append([(one[seed].run_id, other[seed].run_id) for seed in seeds])
     pairs = pairs[:MOST_PAIRS]
-    runs = dict.fromkeys(run_id for pair in pairs for runs in pair for run_id in runs)
+    runs = dict.fromkeys(run_id for pair in pairs for both in pair for run_id in both)
     correct: dict[str, CorrectClips] = read_correct(store, list(runs), spec.compared_split)
     tables = [table for pair in pairs if (table := paired_table(pair, correct)) is not None]
     if not tables:
