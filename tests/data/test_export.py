@@ -21,7 +21,7 @@ from fgst.data.skeletons import BODY_25, NTU_25
 from fgst.data.splits import Benchmark
 from fgst.data.writer import write_dataset
 from fgst.errors import InputError
-from tests.data.test_field_formats import convert
+from tests.data.converted import convert
 from tests.support import field_files as files
 from tests.support.small import write_small
 
