@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -44,6 +47,7 @@ from fgst.integrity import with_digest
 _FILE_NAME = re.compile(r"clips-\d{5,}\.arrow|report\.(json|png)|" + re.escape(DESCRIPTION))
 MAX_NUMBER = 2**31 - 1  # of a subject, camera, setup or replication
 SHARD_BYTES = 256 * 1024 * 1024
+_LOCKED_AFTER = 60.0  # seconds
 
 
 def write_dataset(
@@ -114,17 +118,43 @@ def write_dataset(
 
 @contextmanager
 def _temporary_folder(out: Path) -> Iterator[Path]:
-    """A new folder next to ``out``, for its content; removed if the context is left by an exception."""
+    """A new folder next to ``out``, for its content; removed if the context is left by an exception.
+
+    Its process holds a lock on it. A folder without one was left by a process that was killed, and is removed.
+    """
     with writing_to(out):
         out = out.absolute()
         durable.make_folder(out.parent)
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+            # A folder that was created just now may not be locked yet.
+            if time.time() - leftover.stat().st_mtime > _LOCKED_AFTER and (lock := _lock(leftover)) is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(lock)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+        lock = _lock(folder)
         folder.chmod(0o755)  # mkdtemp's 0700 would hide it from other users
     try:
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor that is returned is closed; ``None`` if another process has locked it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, or on a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def write_shard(path: Path, clips: Iterable[Clip], skeleton: Skeleton, num_classes: int) -> FileEntry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,8 +168,32 @@ def test_killed_writer_preserves_existing_data_set(tmp_path: Path, exists: bool)
         assert not (tmp_path / "set").exists()
         with pytest.raises(InputError):
             ArrowDataset(tmp_path / "set")
+    make_older(tmp_path)
     new = write_small(tmp_path / "set", motion_clips(seed=3), overwrite=True)
     assert ArrowDataset(tmp_path / "set").digest == new.digest
+    assert list(tmp_path.iterdir()) == [tmp_path / "set"]  # what the killed writer left is removed
+
+
+def make_older(folder: Path) -> list[Path]:
+    """Let temporary folders look as if they were created an hour ago; returns them."""
+    temporaries = [path for path in folder.iterdir() if path.suffix == ".tmp"]
+    assert temporaries
+    for path in temporaries:
+        os.utime(path, (time.time() - 3600,) * 2)
+    return temporaries
+
+
+def test_folder_of_running_writer_is_not_removed(tmp_path: Path) -> None:
+    process = start_python(WRITE_AND_WAIT, tmp_path / "set")
+    try:
+        assert process.stdout is not None
+        assert any("thirty" in line for line in process.stdout)
+        [temporary] = make_older(tmp_path)
+        write_small(tmp_path / "set")
+        assert temporary.is_dir()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_existing_data_set_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
