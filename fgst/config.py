@@ -36,6 +36,7 @@ FocalOrder = Literal["joint", "score"]
 Temporal = Literal["fg", "attention", "convolution"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["step", "cosine"]
+Optimizer = Literal["sgd", "adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -273,9 +274,11 @@ class TrainConfig:
         epochs: number of epochs, each of ``repeat`` passes over the training clips.
         repeat: passes per epoch; ``None`` means the recipe's (5 for nw-ucla, 1 for ntu).
         batch_size: clips per step.
-        lr: learning rate of SGD with Nesterov momentum, after the warm-up.
-        momentum: Nesterov momentum of SGD.
-        weight_decay: weight decay of SGD.
+        optimizer: "sgd" with Nesterov momentum, "adamw", or "muon" for the matrices and AdamW for all other parameters.
+        lr: learning rate after the warm-up.
+        momentum: Nesterov momentum of SGD; β1 of AdamW. Muon's is 0.95.
+        weight_decay: weight decay. Except for SGD it is decoupled from the gradient (a weight loses the fraction
+            lr × weight_decay in each step) and leaves out biases and norms.
         warmup: fraction of the epochs in which the learning rate rises linearly (the paper's 5 of 80).
         schedule: "step" multiplies the learning rate by ``decay_factor`` at each point of ``decay_at``; "cosine"
             decays it to 0.
@@ -283,6 +286,8 @@ class TrainConfig:
         decay_factor: factor of the step schedule.
         clip_norm: largest norm of the gradient of all weights together; a longer gradient is shortened to it. 0
             disables it.
+        rotation_ramp: fraction of the epochs in which the range of the random rotations grows linearly to the recipe's;
+            0 begins with the full range.
         label_smoothing: label smoothing of the cross-entropy.
         ema: decay of an exponential moving average of the weights, which is evaluated and saved instead of the weights
             themselves; 0 disables it.
@@ -297,6 +302,7 @@ class TrainConfig:
     epochs: int = 80
     repeat: int | None = None
     batch_size: int = 32
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -305,6 +311,7 @@ class TrainConfig:
     decay_at: tuple[float, ...] = (50 / 80, 70 / 80)
     decay_factor: float = 0.1
     clip_norm: float = 0.0
+    rotation_ramp: float = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.0
     precision: Precision = "float32"
@@ -322,6 +329,9 @@ class TrainConfig:
         for name in ("momentum", "warmup", "label_smoothing", "ema"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"train.{name} is {value}; it must be at least 0 and less than 1")
+        _require(
+            0 <= self.rotation_ramp <= 1, f"train.rotation_ramp is {self.rotation_ramp}; it must be between 0 and 1"
+        )
         _require(
             all(0 < at < 1 for at in self.decay_at),
             f"train.decay_at is {self.decay_at}; each entry is a fraction of the epochs, between 0 and 1",

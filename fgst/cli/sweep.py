@@ -68,11 +68,26 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
         print_plan_and_resolution(spec, factory, options)
         return 0
     with ExitStack() as ray:
-        if options.resume:
-            runner = _load(definition, options, ray)
-        else:
-            runner = _create(definition, options, ray)
+        runner = open_runner(definition, options, ray)
         return _run(runner, options)
+
+
+def open_runner(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
+    """The sweep that the options describe: a new one, or the one to be resumed.
+
+    Args:
+        ray: keeps Ray and the lock of the sweep until it is closed.
+    """
+    if options.resume != "auto":
+        return _load(definition, options, ray) if options.resume else _create(definition, options, ray)
+    # lazy: mlflow takes seconds to import; invalid input is reported before
+    from fgst.sweep.opening import find_sweep
+    from fgst.tracking.store import TrackingStore
+
+    spec, factory, options = new_spec(definition, options)
+    found = find_sweep(spec, factory.dataset, TrackingStore(options.tracking_uri))
+    options = dataclasses.replace(options, resume=found)
+    return _load(definition, options, ray) if found else _create(definition, options, ray)
 
 
 def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
@@ -275,7 +290,9 @@ def _refit(runner: SweepRunner, ensemble_id: str, options: SweepOptions) -> int:
         follower = load_sweep(definition, existing, runner.store, study_storage=options.study_storage)
     else:
         base = spec.base.with_values({"data.protocol": "paper"})
-        refit_spec = build_spec(definition, base, dataset, values=spec.parameters[0].values, seeds=spec.seeds)
+        refit_spec = build_spec(
+            definition, base, dataset, values=spec.parameters[0].values, seeds=spec.refit_seeds or spec.seeds
+        )
         follower = create_sweep(
             refit_spec, TrialFactory(definition, refit_spec.base, dataset), runner.store,
             storage_location=str(Path(runner.storage_location).parent) if "://" not in runner.storage_location

@@ -71,6 +71,7 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
         early_stop=_early_stopping(base.train.epochs, options),
         initial_points=None if enqueue is None else [parse_params(text) for text in enqueue if text != "none"],
         refit=options.refit,
+        refit_seeds=options.refit_seeds,
         race=options.race,
         resolve=options.resolve,
     )  # fmt: skip
@@ -112,6 +113,7 @@ def require_same(spec: SweepSpec, options: SweepOptions) -> None:
         "search": spec.search,
         "objectives": list(spec.objectives),
         "refit": spec.refit,
+        "refit_seeds": spec.refit_seeds,
         "race": spec.race,
         "resolve": spec.resolve,
         "early_stop": stop is not None,

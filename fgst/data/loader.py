@@ -9,7 +9,7 @@ Axes: B clips, M persons, L frames of the longest clip in the batch, T frames of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,13 +160,14 @@ class ClipLoader:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, rows: np.ndarray, generator: torch.Generator | None = None) -> Batch:
+    def batch(self, rows: np.ndarray, generator: torch.Generator | None = None, rotation_range: float = 1.0) -> Batch:
         """Create one batch.
 
         Args:
             rows: ``(B,)`` integers, numbers of clips within this loader.
             generator: on the loader's device; draws the frames and rotations of training. Without one, clips are
                 sampled as for evaluation, without augmentation.
+            rotation_range: range of the rotation angles, as a fraction of the recipe's.
         """
         host_index = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
         index = host_index.to(self.device)
@@ -181,13 +182,22 @@ class ClipLoader:
         first = starts[:, None] + torch.where(person_mask, person, 0) * self._lengths[index, None]
         clips = _RawClips(frames.flatten(1), first, self._lengths[index], int(self._host_lengths[host_index].max()))
         sample = self._sample_nw_ucla if self.recipe == "nw-ucla" else self._sample_ntu
-        joints = sample(clips, generator)
+        joints = sample(clips, generator, rotation_range)
         if int(self._host_persons[host_index].min()) < self.max_persons:
             joints = joints.mul_(person_mask[:, :, None, None, None])
         return Batch(to_modality(joints, self.modality, self.skeleton), person_mask, self.labels[index], rows)
 
-    def training_batches(self, batch_size: int, repeat: int, generator: torch.Generator) -> Iterator[Batch]:
+    def training_batches(
+        self,
+        batch_size: int,
+        repeat: int,
+        generator: torch.Generator,
+        rotation_range: Callable[[int], float] = lambda step: 1.0,
+    ) -> Iterator[Batch]:
         """Yield augmented batches of ``repeat`` passes over the clips, each pass in a new random order.
+
+        ``rotation_range`` returns the range of the rotation angles for each batch, counted from 0, as a fraction of the
+        recipe's.
 
         The last batch may be smaller. A last batch of a single clip is dropped, because batch normalization needs
         more than one clip.
@@ -196,10 +206,10 @@ class ClipLoader:
         order_seed = int(torch.randint(2**31, (1,), generator=generator, device=self.device))
         order_generator = np.random.default_rng(order_seed)
         order = np.concatenate([order_generator.permutation(len(self)) for _ in range(repeat)])
-        for start in range(0, len(order), batch_size):
+        for step, start in enumerate(range(0, len(order), batch_size)):
             rows = order[start : start + batch_size]
             if len(rows) > 1 or len(order) == 1:
-                yield self.batch(rows, generator)
+                yield self.batch(rows, generator, rotation_range(step))
 
     def evaluation_batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Batch]:
         """Yield every clip once, in order, without augmentation."""
@@ -211,7 +221,7 @@ class ClipLoader:
         full, rest = divmod(len(self) * repeat, batch_size)
         return full + (rest > 1 or len(self) * repeat == 1)
 
-    def _sample_nw_ucla(self, clips: _RawClips, generator: torch.Generator | None) -> Tensor:
+    def _sample_nw_ucla(self, clips: _RawClips, generator: torch.Generator | None, rotation_range: float) -> Tensor:
         """Sample clips with the usual recipe of public code for NW-UCLA; returns ``(B, M, T, N, 3)``.
 
         Centre on the spine of the first frame. In training, rotate about y, then x, by angles uniform in ±60°. Scale
@@ -226,7 +236,9 @@ class ClipLoader:
         origin = joints[:, 0, 0, centre : centre + 3, None].clone()  # (B, 3, 1)
         joints = _coordinates_first(joints) - origin
         if generator is not None:
-            angles = (torch.rand(B, 2, generator=generator, device=self.device) * 2 - 1) * (torch.pi / 3)
+            angles = (torch.rand(B, 2, generator=generator, device=self.device) * 2 - 1) * (
+                rotation_range * torch.pi / 3
+            )
             joints = rotation(angles[:, 0], "x") @ rotation(angles[:, 1], "y") @ joints
             draws = torch.rand(B, T, generator=generator, device=self.device, dtype=torch.float64)
             frames = torch.minimum((draws * length).long(), length - 1).sort(dim=1).values
@@ -242,7 +254,7 @@ class ClipLoader:
         joints = joints.sub_(low).mul_(scale).sub_(shift)
         return joints.transpose(1, 2).contiguous().view(B, M, T, -1, 3)
 
-    def _sample_ntu(self, clips: _RawClips, generator: torch.Generator | None) -> Tensor:
+    def _sample_ntu(self, clips: _RawClips, generator: torch.Generator | None, rotation_range: float) -> Tensor:
         """Sample clips with the usual recipe of public code for NTU RGB+D; returns ``(B, M, T, N, 3)``.
 
         In training, crop a random 50 to 100 % of the clip, at least 64 frames if it has that many, and rotate about
@@ -264,7 +276,7 @@ class ClipLoader:
         weight = (position - before).float()[:, None, :, None]
         joints = torch.lerp(clips.take(first[:, None] + before), clips.take(first[:, None] + after), weight)
         if generator is not None:
-            angles = (torch.rand(B, 3, generator=generator, device=self.device) * 2 - 1) * 0.3
+            angles = (torch.rand(B, 3, generator=generator, device=self.device) * 2 - 1) * (0.3 * rotation_range)
             matrix = rotation(angles[:, 2], "z") @ rotation(angles[:, 1], "y") @ rotation(angles[:, 0], "x")
             joints = (matrix @ _coordinates_first(joints)).transpose(1, 2).contiguous()
         return joints.view(B, -1, T, self.skeleton.num_joints, 3)

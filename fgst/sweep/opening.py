@@ -100,6 +100,28 @@ def _log_spec(run: TrackedRun, spec: SweepSpec) -> None:
         run.log_artifacts(Path(folder))
 
 
+def find_sweep(spec: SweepSpec, dataset: ArrowDataset, store: TrackingStore) -> str | None:
+    """Return the run id of the newest sweep with the same specification, finished or not; ``None`` without one.
+
+    Args:
+        dataset: the open data set. A sweep that was started when it was at another location is found, too.
+    """
+    experiment = store.experiment(spec.experiment)
+    sought = SweepSpec.from_json(spec.to_json())
+    query = f"tags.`{Tags.KIND}` = 'sweep' and tags.`{Tags.SWEEP}` = '{spec.name}'"
+    for run in store.runs([experiment], query):
+        if Tags.STORAGE not in run.data.tags:  # its start failed
+            continue
+        with store.artifacts(run.info.run_id, "sweep.json") as file:
+            try:
+                recorded = SweepSpec.from_json(file.read_bytes())
+            except InputError:  # of another version
+                continue
+        if recorded.dataset_digest == spec.dataset_digest and recorded.moved(dataset) == sought:
+            return run.info.run_id
+    return None
+
+
 def load_sweep(
     definition: SweepDefinition,
     sweep_id: str,

@@ -169,7 +169,15 @@ class SweepOptions:
         "afterwards retrain all networks on all training clips and fuse them with the fitted weights",
         default=False, flag="yes", ensemble_only=True,
     )  # fmt: skip
-    resume: str | None = option(Scope.CALL, Group.SWEEP, "resume an interrupted sweep", metavar="SWEEP_RUN_ID")
+    refit_seeds: int | None = option(
+        Scope.SWEEP, Group.SWEEP, "trainings of each network by --refit; default: --seeds",
+        parse=positive_int, metavar="N", ensemble_only=True,
+    )  # fmt: skip
+    resume: str | None = option(
+        Scope.CALL, Group.SWEEP,
+        "resume an interrupted sweep; auto: the newest sweep of this script with the same settings, or a new one if "
+        "there is none", metavar="SWEEP_RUN_ID",
+    )  # fmt: skip
     dry_run: bool = option(
         Scope.CALL, Group.SWEEP, "print trials, sizes and estimated cost, and exit", default=False, flag="yes"
     )

@@ -67,6 +67,7 @@ class SweepSpec:
         dataset_name, dataset_digest: what all trials are trained on.
         builds_ensemble: the networks of each seed are fused at the end.
         refit: the networks are then retrained on all training clips and fused with the same weights.
+        refit_seeds: trainings of each of them; ``None`` means ``seeds``.
         held_out: what is held out for validation, in words; empty for protocol "paper", and in sweeps of earlier
             versions, which hold out subjects.
         fold_clips: number of validation clips of each fold; empty without folds.
@@ -92,6 +93,7 @@ class SweepSpec:
     dataset_digest: str
     builds_ensemble: bool = False
     refit: bool = False
+    refit_seeds: int | None = None
     held_out: str = ""
     fold_clips: tuple[int, ...] = ()
     race: bool = False
@@ -225,6 +227,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     dataset_digest: Text
     builds_ensemble: bool = False
     refit: bool = False
+    refit_seeds: Annotated[int, msgspec.Meta(ge=1)] | None = None
     held_out: Text = ""
     fold_clips: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
     race: bool = False
@@ -256,6 +259,7 @@ def build_spec(
     early_stop: EarlyStopping | None = None,
     initial_points: Sequence[Mapping[str, Any]] | None = None,
     refit: bool = False,
+    refit_seeds: int | None = None,
     race: bool = False,
     resolve: float | None = None,
 ) -> SweepSpec:
@@ -267,6 +271,7 @@ def build_spec(
         limit: maximum number of trainings of a search.
         initial_points: parameters to try first; ``None`` takes the definition's.
         refit: retrain on all training clips at the end, for definitions that build an ensemble.
+        refit_seeds: trainings of each network then; ``None`` means ``seeds``.
         race, resolve: recorded, see :class:`SweepSpec`.
 
     Raises:
@@ -298,6 +303,8 @@ def build_spec(
         _require_raceable(base, search, trials, seeds, early_stop)
     if refit:
         _require_validation(base, "--refit uses fusion weights that were fitted on validation clips")
+    elif refit_seeds is not None:
+        raise InputError("--refit-seeds is the number of trainings of --refit; add --refit")
     held_out, fold_clips = _validation_clips(base, trials, dataset, seeds)
     published = definition.published
     return SweepSpec(
@@ -319,6 +326,7 @@ def build_spec(
         dataset_digest=dataset.digest,
         builds_ensemble=definition.builds_ensemble,
         refit=refit,
+        refit_seeds=refit_seeds,
         held_out=held_out,
         fold_clips=fold_clips,
         race=race,

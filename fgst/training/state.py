@@ -19,6 +19,13 @@ BYTES = object()
 """Stands for any vector of bytes in what :func:`check_like` expects."""
 
 
+@dataclass(frozen=True)
+class Exactly:
+    """Stands for a tensor with the same values in what :func:`check_like` expects."""
+
+    value: torch.Tensor
+
+
 @dataclass
 class PartialEpoch:
     """Accumulators of the epoch in progress, and the state of the random number generators at an interruption.
@@ -102,27 +109,14 @@ class PartialEpoch:
             torch.cuda.set_rng_state(self.device_rng_state, device)
 
 
-def expected_optimizer(optimizer: torch.optim.SGD) -> dict[str, Any]:
-    """Return what :func:`check_like` expects of the optimizer's state after a step: its hyper-parameters, except the
-    learning rate, which is set in each step, and a momentum for each parameter.
-    """
-    own = optimizer.state_dict()
-    momentum = {}
-    if optimizer.param_groups[0]["momentum"] > 0:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, parameter in enumerate(parameters):
-            if parameter.requires_grad:
-                momentum[number] = {"momentum_buffer": parameter.detach()}
-    return {"state": momentum, "param_groups": [group | {"lr": NUMBER} for group in own["param_groups"]]}
-
-
 def check_like(value: Any, expected: Any, name: str = "") -> None:
     """Check a value that was read from a file.
 
     Args:
         value: the value.
         expected: an example. Dictionaries must have the same keys, lists the same length, tensors the same type and
-            shape; anything else must be equal, except where the example is :data:`NUMBER` or :data:`BYTES`.
+            shape; anything else must be equal, except where the example is :data:`NUMBER`, :data:`BYTES` or
+            :class:`Exactly`.
         name: of the value, for the error message.
 
     Raises:
@@ -133,6 +127,10 @@ def check_like(value: Any, expected: Any, name: str = "") -> None:
             raise ValueError(f"{name} is {_shown(value)}, not a finite number of 0 or more")
     elif expected is BYTES:
         _check_tensor(value, torch.uint8, None, name)
+    elif isinstance(expected, Exactly):
+        _check_tensor(value, expected.value.dtype, expected.value.shape, name)
+        if not torch.equal(value, expected.value):
+            raise ValueError(f"{name} is {value} instead of {expected.value}")
     elif isinstance(expected, torch.Tensor):
         _check_tensor(value, expected.dtype, expected.shape, name)
     elif isinstance(expected, dict):

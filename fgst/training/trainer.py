@@ -31,9 +31,12 @@ from fgst.integrity import DamagedFileError
 from fgst.model import FGSTFormer, ModelCard
 from fgst.model.card import CARD, load_weights
 from fgst.training.checkpoint import STATE, find_checkpoints, load_state, progress, save_checkpoint
-from fgst.training.state import NUMBER, PartialEpoch, check_like, expected_optimizer
+from fgst.training.optimizer import make_optimizer
+from fgst.training.state import NUMBER, PartialEpoch, check_like
 
 logger = logging.getLogger(__name__)
+
+FIRST_ROTATION_RANGE = 0.15
 
 OnStep = Callable[[int, int, int], None]
 
@@ -123,6 +126,18 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.lr * config.decay_factor ** sum(share >= at for at in config.decay_at)
 
 
+def rotation_range(config: TrainConfig, progress: float) -> float:
+    """Return the range of the random rotations after ``progress`` epochs, as a fraction of the recipe's.
+
+    Within the ramp it grows linearly, from ``FIRST_ROTATION_RANGE`` to 1. A network that first learns the actions from
+    nearly unrotated clips needs fewer passes in all.
+    """
+    ramp = config.rotation_ramp * config.epochs
+    if progress >= ramp:
+        return 1.0
+    return FIRST_ROTATION_RANGE + (1 - FIRST_ROTATION_RANGE) * progress / ramp
+
+
 @torch.no_grad()
 def update_ema(average: FGSTFormer, model: FGSTFormer, decay: float, step: int) -> None:
     """Update an exponential moving average of weights and running statistics after ``step`` (from 0) in place.
@@ -161,13 +176,7 @@ class _Trainer:
         self.card = ModelCard.describe(config, dataset)
         torch.manual_seed(_derive_seed(self.config.seed, 0))
         self.model = self.card.build().to(device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            nesterov=self.config.momentum > 0,
-            weight_decay=self.config.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.model, self.config)
         # The network that is evaluated and saved: the trained one, or the moving average of its weights.
         self.evaluated = copy.deepcopy(self.model) if self.config.ema else self.model
         self.epochs_done = 0
@@ -214,7 +223,12 @@ class _Trainer:
         partial.loss_sum, partial.correct = partial.loss_sum.to(self.device), partial.correct.to(self.device)
         partial.grad_norms = [norm.to(self.device) for norm in partial.grad_norms]
         resumed_at, lr = partial.steps, 0.0
-        batches = self.loaders["train"].training_batches(config.batch_size, self.repeat, generator)
+        batches = self.loaders["train"].training_batches(
+            config.batch_size,
+            self.repeat,
+            generator,
+            lambda step: rotation_range(config, epoch - 1 + (step + 0.5) / self.steps),
+        )
         for step, batch in enumerate(batches):
             # The batches before an interruption are drawn again and skipped, which is cheap.
             if step < resumed_at:
@@ -237,9 +251,8 @@ class _Trainer:
 
     def _train_step(self, batch: Batch, lr: float) -> None:
         """Update the weights with the gradient of one batch, and add its loss and accuracy to the epoch's."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.set_lr(lr)
+        self.optimizer.zero_grad()
         for part in batch.micro_batches(self.micro_batches):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 logits = self.model(part.clips, part.person_mask).float()
@@ -352,7 +365,7 @@ class _Trainer:
             metrics |= {"val/loss", "val/top1", "val/top5"} if "val" in self.loaders else set()
         expected = {
             "epoch": epoch,
-            "optimizer": expected_optimizer(self.optimizer),
+            "optimizer": self.optimizer.expected_state(epoch * self.steps + steps),
             "metrics": dict.fromkeys(metrics, NUMBER),
         }
         if self.evaluated is not self.model:

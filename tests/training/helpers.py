@@ -55,7 +55,7 @@ def checkpoint_bits(folder: Path) -> dict[str, Any]:
     """Return weights, optimizer state and metrics of the checkpoint in a folder, bit by bit."""
     (directory,) = folder.glob("epoch-*")
     content = dict(leaves({"weights": load_file(directory / "model.safetensors"), "state": load_state(directory)}))
-    assert any(path.startswith("/state/optimizer/state/0/momentum_buffer") for path in content)
+    assert any(path.endswith(("/state/0/momentum_buffer", "/state/0/exp_avg")) for path in content)
     return content
 
 

@@ -7,16 +7,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from fgst.config import TrainConfig, resolve
 from fgst.data.dataset import ArrowDataset
-from fgst.data.loader import make_loaders
+from fgst.data.loader import ClipLoader, make_loaders
 from fgst.evaluation.scoring import score
-from fgst.model.card import load_model
+from fgst.model.card import ModelCard, load_model
 from fgst.training.checkpoint import load_state
-from fgst.training.trainer import learning_rate
+from fgst.training.optimizer import make_optimizer
+from fgst.training.trainer import learning_rate, rotation_range
 from tests.support.numerics import assert_close
 from tests.support.small import small_config
 from tests.training.helpers import CPU, run
@@ -85,6 +87,70 @@ def test_optimizer_is_sgd_with_nesterov_momentum(tmp_path: Path, dataset: ArrowD
         assert_close(end[name], expected, terms=8, scale=scale)
         changed += not torch.equal(end[name], start[name])
     assert changed == len(names)
+
+
+def test_muon_updates_matrices_and_adamw_everything_else(dataset: ArrowDataset) -> None:
+    """After one step from equal moments, an entry of AdamW moves by the learning rate, and Muon's update of a matrix
+    has orthogonal rows or columns of a length that the matrix's shape determines.
+    """
+    config = small_config(
+        dataset, train__optimizer="muon", train__lr=1e-3, train__weight_decay=0.0, train__momentum=0.9
+    )
+    model = ModelCard.describe(resolve(config, dataset), dataset).build()
+    optimizer = make_optimizer(model, config.train)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    optimizer.step()
+    seen = set()
+    for name, weight in model.named_parameters():
+        change = (weight.detach() - before[name]).double() / 1e-3
+        seen.add(weight.ndim)
+        if weight.ndim != 2:
+            assert_close(change.abs(), torch.ones_like(change), terms=2**14, dtype=torch.float32)
+            continue
+        # RMS 0.2 where the update is orthogonal; the iteration only brings singular values to about 1.
+        singular = torch.linalg.svdvals(change) / (0.2 * math.sqrt(max(weight.shape)))
+        assert ((singular > 0.1) & (singular < 1.5)).all(), name
+    assert seen >= {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_decoupled_weight_decay_leaves_out_vectors(dataset: ArrowDataset, optimizer: str) -> None:
+    config = small_config(dataset, train__optimizer=optimizer, train__lr=0.1, train__weight_decay=0.5)
+    model = ModelCard.describe(resolve(config, dataset), dataset).build()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    make_optimizer(model, config.train).step()
+    for name, weight in model.named_parameters():
+        factor = 1 - 0.1 * 0.5 if weight.ndim > 1 else 1.0
+        assert_close(weight.detach(), before[name] * factor, terms=4, scale=float(before[name].abs().max()))
+
+
+def test_rotation_range_grows_linearly_to_that_of_the_recipe() -> None:
+    config = TrainConfig(epochs=10, rotation_ramp=0.5)
+    ranges = [rotation_range(config, progress) for progress in (0, 2.5, 5, 7)]
+    assert_close(ranges, [0.15, 0.575, 1.0, 1.0], terms=4)
+    assert rotation_range(TrainConfig(), 0) == 1.0
+
+
+def test_rotation_ramp_reaches_the_clips(dataset: ArrowDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step uses the range at its middle."""
+    used: list[float] = []
+    batch = ClipLoader.batch
+
+    def recording(self: ClipLoader, rows: Any, generator: Any = None, rotation_range: float = 1.0) -> Any:
+        if generator is not None:
+            used.append(rotation_range)
+        return batch(self, rows, generator, rotation_range)
+
+    monkeypatch.setattr(ClipLoader, "batch", recording)
+    config = small_config(dataset, train__epochs=2, train__rotation_ramp=1.0)
+    run(config)
+    steps = len(used)
+    assert_close(used, [0.15 + 0.85 * (step + 0.5) / steps for step in range(steps)], terms=2**4)
 
 
 def test_gradient_is_clipped_to_norm(tmp_path: Path, dataset: ArrowDataset) -> None:

@@ -32,6 +32,8 @@ RESUMABLE: dict[str, dict[str, Any]] = {
     "moving average": {"train__ema": 0.9},
     "bfloat16": {"train__precision": "bfloat16"},
     "clipped gradients": {"train__clip_norm": 0.5},
+    "adamw": {"train__optimizer": "adamw", "train__lr": 0.002},
+    "muon, rotation ramp": {"train__optimizer": "muon", "train__lr": 0.002, "train__rotation_ramp": 0.6},
     "cosine, nw-ucla": {
         "train__schedule": "cosine",
         "train__label_smoothing": 0.1,

@@ -159,6 +159,23 @@ def test_wrong_state_within_an_epoch_is_rejected(
         run(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (put(lambda step: step + 1, "optimizer", 1, "state", 0, "step"), "step is .* instead of"),
+        (put(lambda parts: parts[::-1], "optimizer"), r"optimizer\[0\]"),
+        (put(lambda parts: parts[0], "optimizer"), "optimizer is dict, not a list of 2"),
+        (put(0.5, "optimizer", 1, "param_groups", 1, "weight_decay"), r"weight_decay is 0\.5"),
+    ],
+)
+def test_wrong_state_of_muon_is_rejected(tmp_path: Path, dataset: ArrowDataset, edit: Edit, message: str) -> None:
+    config = small_config(dataset, train__epochs=3, train__optimizer="muon")
+    run(config, tmp_path, epochs=2)
+    change_state(tmp_path / "epoch-00002", edit)
+    with pytest.raises(InputError, match=message):
+        run(config, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["epoch-00003", "epoch-00000", "epoch-99999", "epoch-00002-step-00001"])
 def test_renamed_checkpoint_is_rejected(tmp_path: Path, trained: Path, config: TrialConfig, name: str) -> None:
     shutil.copytree(trained / "epoch-00002", tmp_path / name)
@@ -231,7 +248,14 @@ def test_each_variant_accepts_its_own_state(tmp_path: Path, dataset: ArrowDatase
 
 
 @pytest.mark.parametrize(
-    "values", [{"train__momentum": 0.0}, {"data__protocol": "paper"}, {"train__precision": "bfloat16"}]
+    "values",
+    [
+        {"train__momentum": 0.0},
+        {"data__protocol": "paper"},
+        {"train__precision": "bfloat16"},
+        {"train__optimizer": "adamw"},
+        {"train__optimizer": "muon", "train__ema": 0.9},
+    ],
 )
 def test_each_kind_of_training_accepts_its_own_state(
     tmp_path: Path, dataset: ArrowDataset, values: dict[str, Any]
