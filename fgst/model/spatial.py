@@ -30,14 +30,15 @@ class BasicSFormer(nn.Module):
     Args:
         channels: C.
         groups: number of tokens of each group.
-        config: heads, norm and dropout.
+        config: heads, norm and dropout; without ``global_map`` there is no A_g.
     """
 
     def __init__(self, channels: int, groups: tuple[int, ...], config: ModelConfig) -> None:
         super().__init__()
         self.groups = groups
         self.projections = make_projections(channels, config)
-        self.global_maps = nn.ParameterList(torch.full((config.spatial_heads, n, n), 1 / n) for n in groups)
+        sizes = groups if config.global_map else ()
+        self.global_maps = nn.ParameterList(torch.full((config.spatial_heads, n, n), 1 / n) for n in sizes)
 
     def forward(self, x: Tensor, encoding: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """Apply the block.
@@ -53,9 +54,11 @@ class BasicSFormer(nn.Module):
         qkv = self.projections.project(x, encoding)
         attended = []
         groups = [qkv] if len(self.groups) == 1 else qkv.split(self.groups, dim=3)
-        for tokens, global_map in zip(groups, self.global_maps, strict=True):
+        for number, tokens in enumerate(groups):
             queries, keys, values = tokens.unbind(0)  # (B'·T, H, n, d) each
-            group_map = attention_map(queries, keys) + global_map.to(queries.dtype)
+            group_map = attention_map(queries, keys)
+            if len(self.global_maps):
+                group_map = group_map + self.global_maps[number].to(queries.dtype)
             attended.append(group_map @ values)
             if maps is not None:
                 maps.append(group_map.unflatten(0, x.shape[:2]))

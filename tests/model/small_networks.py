@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dilations 1, 3": {"dilations": (1, 3)},
     "dilations 1, 2, 3, 4": {"dilations": (1, 2, 3, 4)},
     "one dilation": {"dilations": (1,)},
+    "no global map": {"global_map": False},
     "no gate": {"focal_gate": False},
     "order by score": {"focal_order": "score"},
     "layer norm": {"norm": "layer"},

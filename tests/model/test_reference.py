@@ -139,7 +139,7 @@ class Reference:
     ) -> list[np.ndarray]:
         """Apply Fig. 3a to one frame; ``group`` selects one of the block's global maps."""
         H = self.config.spatial_heads
-        prefix, global_maps = f"{name}.projections", self.weights[f"{name}.global_maps.{group}"]
+        prefix, global_maps = f"{name}.projections", self.weights.get(f"{name}.global_maps.{group}", [None] * H)
         projected = [self.qkv(f"{prefix}.qkv", token + code, H) for token, code in zip(tokens, codes, strict=True)]
         heads = []
         for h in range(H):
