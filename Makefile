@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Additional arguments of the command, e.g. make sweep ARGS="--dataset datasets/nw-ucla --values 5,15"
 ARGS ?=
+# The downloaded clips of NW-UCLA, for make reference.
+ZIP ?= all_sqe.zip
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,11 +12,13 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 WHAT := -c constraints.txt -e '.[test,dev]'
 
-.PHONY: help setup sweep test test-all coverage check format docs ui server clean
+.PHONY: help setup sweep reference test test-all coverage check format docs ui server clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make sweep     set up, then the K sweep on generated motion, tracked in MLflow (ARGS=… adds options)"
+	@echo "make reference train the four modalities on NW-UCLA and write docs/reproduction/nw-ucla.md: hours; resumes"
+	@echo "               (ZIP=all_sqe.zip: the downloaded clips; ARGS=… adds options of sweeps/modalities.py)"
 	@echo "make test      set up, then the tests;  make test-all: also the slow ones"
 	@echo "make coverage  the quick tests with the share of executed code, which must not fall"
 	@echo "make check     lint, format and types (ruff, mypy);  make format: format the code"
@@ -46,6 +50,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 sweep: $(STAMP)
 	@$(BIN)/python sweeps/focal_k.py $(ARGS)
+
+# The same command continues after an interruption: with --resume auto, a sweep with the same settings is resumed.
+reference: $(STAMP)
+	@test -d datasets/nw-ucla || $(BIN)/python -m data_prep.nw_ucla $(ZIP) datasets/nw-ucla
+	@$(BIN)/python sweeps/modalities.py --dataset datasets/nw-ucla --preset best --refit --refit-seeds 3 --resume auto $(ARGS)
+	@$(BIN)/python -m benchmarks.reference
 
 # The quick tests run on up to four processes; the tests of a file share fixtures, so they stay on one. The slow tests
 # start clusters and servers, so they run one at a time; exit code 5 of pytest means that ARGS selected none of them.

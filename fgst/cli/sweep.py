@@ -287,7 +287,9 @@ def _refit(runner: SweepRunner, ensemble_id: str, options: SweepOptions) -> int:
 
     spec, definition, dataset = runner.spec, runner.factory.definition, runner.factory.dataset
     if existing := runner.tags().get(Tags.REFIT):
-        follower = load_sweep(definition, existing, runner.store, study_storage=options.study_storage)
+        follower = load_sweep(
+            definition, existing, runner.store, study_storage=options.study_storage, location=dataset.location
+        )
     else:
         base = spec.base.with_values({"data.protocol": "paper"})
         refit_spec = build_spec(

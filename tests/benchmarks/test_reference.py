@@ -1,0 +1,160 @@
+"""The reference results: a sweep that continues by its settings, and the page that is written from its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import reference
+from fgst.cli.sweep import sweep
+from fgst.errors import InputError
+from fgst.tracking.store import TrackingStore
+from fgst.tracking.tags import Tags
+from tests.support import small
+from tests.support.workspace import ROOT, TINY
+
+pytestmark = pytest.mark.long
+
+DEFINITION = runpy.run_path(str(ROOT / "sweeps" / "modalities.py"))["definition"]
+COMMAND = (
+    *("--dataset", "data", "--preset", "tiny", "--values", "joint,bone", "--epochs", "1"),
+    *("--set", "model.focal_joints=4", *TINY, "--refit", "--refit-seeds", "2"),
+)
+
+
+@dataclass
+class Store:
+    """A folder with a tracking store, and what the commands that filled it printed."""
+
+    folder: Path
+    store: TrackingStore
+    printed: list[str]
+
+    def sweeps(self) -> list[str]:
+        """Ids of all sweeps, the newest first."""
+        runs = self.store.runs(list(self.store.experiments()), f"tags.`{Tags.KIND}` = 'sweep'")
+        return [run.info.run_id for run in runs]
+
+
+def run_sweep(*arguments: str) -> str:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        sweep(DEFINITION, argv=["--local", "--cpus-per-trial", "1", *arguments])
+    return out.getvalue() + err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A sweep that stopped after one training and was continued by the same command."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("reference")
+    small.write_small(folder / "data", small.motion_clips(72))
+    with contextlib.chdir(folder):
+        printed = [
+            run_sweep(*COMMAND, "--resume", "auto", "--max-trials", "3"),
+            run_sweep(*COMMAND, "--resume", "auto"),
+        ]
+        yield Store(folder, TrackingStore(f"sqlite:///{folder}/mlflow.db"), printed)
+
+
+def test_same_command_continues_the_sweep(trained: Store) -> None:
+    """A training of each modality with validation clips, of which one was missing, then two of each on all clips."""
+    refit, validation = trained.sweeps()
+    assert len(trained.store.children(validation)) == 2
+    assert len(trained.store.children(refit)) == 4
+    assert "run the remaining trials with" in trained.printed[0]
+    assert "1 of them finished before" in trained.printed[1]
+
+
+def test_finished_sweep_is_printed_again(trained: Store) -> None:
+    before = len(trained.store.runs(list(trained.store.experiments())))
+    with contextlib.chdir(trained.folder):
+        assert "The ensemble, trained on all training clips" in run_sweep(*COMMAND, "--resume", "auto")
+    assert len(trained.store.runs(list(trained.store.experiments()))) == before
+
+
+@pytest.mark.parametrize("changed", [["--set", "train.lr=0.123"], ["--values", "joint,bone_motion"], ["--seeds", "2"]])
+def test_other_settings_are_another_sweep(trained: Store, changed: list[str]) -> None:
+    with contextlib.chdir(trained.folder):
+        printed = run_sweep(*COMMAND, *changed, "--resume", "auto", "--max-trials", "1")
+    assert "finished before" not in printed
+    newest = trained.sweeps()[0]
+    assert len(trained.store.children(newest)) == 1
+    trained.store.client.delete_run(newest)
+
+
+def test_moved_data_set_continues_the_sweep(trained: Store) -> None:
+    with contextlib.chdir(trained.folder):
+        Path("data").rename("moved")
+        try:
+            printed = run_sweep(*("moved" if word == "data" else word for word in COMMAND), "--resume", "auto")
+        finally:
+            Path("moved").rename("data")
+    assert "2 of them finished before" in printed
+
+
+def test_refit_seeds_without_refit_are_rejected(trained: Store) -> None:
+    words = [word for word in COMMAND if word != "--refit"]
+    with contextlib.chdir(trained.folder), pytest.raises(InputError, match=r"--refit-seeds .* add --refit"):
+        run_sweep(*words)
+
+
+def test_page_has_the_accuracies_of_the_runs(trained: Store, tmp_path: Path) -> None:
+    refit, _ = trained.sweeps()
+    ensemble = trained.store.run(refit).data.tags[Tags.ENSEMBLE]
+    with contextlib.chdir(trained.folder):
+        out = tmp_path / "reproduction" / "page.md"
+        reference.main(["--run-id", ensemble, "--out", str(out), "--tracking-uri", trained.store.uri])
+    page = out.read_text()
+    accuracies: dict[str, list[float]] = {}
+    for run in trained.store.children(refit):
+        accuracies.setdefault(run.data.tags[Tags.MODALITY], []).append(run.data.metrics["test/top1"])
+    for name, values in accuracies.items():
+        cell = f"**{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}**"
+        assert f"| **{name.replace('_', ' ')}** | {cell} |" in page
+    fused = trained.store.run(ensemble).data.metrics["test/top1"]
+    [line] = [line for line in page.splitlines() if line.startswith("| **four modalities fused**")]
+    assert f"| {fused:.2f}, " in line
+    assert "6 networks" in page  # 2 with validation clips, 4 on all
+    for picture in ("curves", "confusion", "focal-map", "focal-joints"):
+        assert (tmp_path / "pictures" / f"nw-ucla-{picture}.png").stat().st_size > 1000
+        assert f"../pictures/nw-ucla-{picture}.png" in page
+
+
+def test_errors_of_the_page_add_up(trained: Store) -> None:
+    """The parts of each table have all test clips together."""
+    refit, _ = trained.sweeps()
+    with contextlib.chdir(trained.folder):
+        results = reference.load(trained.store, trained.store.run(refit).data.tags[Tags.ENSEMBLE])
+        page = reference.page(results, "a machine")
+    for heading in ("class | clips", "subject | clips", "length | clips"):
+        rows = page.split(f"| {heading}")[1].split("\n\n")[0].splitlines()[2:]
+        assert sum(int(row.split(" | ")[1]) for row in rows) == len(results.clip_ids)
+
+
+@pytest.mark.parametrize("kind", ["unknown", "trial", "not retrained"])
+def test_wrong_run_is_one_line(trained: Store, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, validation = trained.sweeps()
+    run = {
+        "unknown": "0" * 32,
+        "trial": trained.store.children(validation)[0].info.run_id,
+        "not retrained": trained.store.run(validation).data.tags[Tags.ENSEMBLE],
+    }[kind]
+    with pytest.raises(SystemExit) as error:
+        reference.main(["--run-id", run, "--tracking-uri", trained.store.uri])
+    assert "\n" not in str(error.value)
+    assert run in str(error.value)
+
+
+def test_store_without_reference_says_what_to_run(tmp_path: Path) -> None:
+    store = TrackingStore(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(SystemExit, match="run make reference"):
+        reference.main(["--tracking-uri", store.uri])
