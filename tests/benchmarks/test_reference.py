@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     small.write_small(folder / "data", small.motion_clips(72))
     with contextlib.chdir(folder):
         printed = [
-            run_sweep(*COMMAND, "--resume", "auto", "--max-trials", "3"),
+            run_sweep(*COMMAND, "--resume", "auto", "--max-trials", "1"),
             run_sweep(*COMMAND, "--resume", "auto"),
         ]
         yield Store(folder, TrackingStore(f"sqlite:///{folder}/mlflow.db"), printed)
