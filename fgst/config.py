@@ -444,8 +444,8 @@ PRESETS: dict[str, TrialConfig] = {
             part_branch=False,
             cross_attention=False,
         ),
-        DataConfig(frames=8),
-        dataclasses.replace(_BEST_TRAINING, lr=0.1, epochs=5, repeat=3, batch_size=16),
+        DataConfig(frames=8, validation=0.4),
+        dataclasses.replace(_BEST_TRAINING, lr=0.1, weight_decay=2e-3, epochs=4, repeat=4, batch_size=16),
     ),
 }
 

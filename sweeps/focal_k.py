@@ -26,7 +26,7 @@ definition = SweepDefinition(
     settings=lambda params, base: {"model.focal_joints": params["K"]},
     published=Published(PAPER, source="Table 2", benchmark="NTU-60 X-Sub"),
     baseline=15,
-    demo_values=(1, 3, 6, 12, 25),
+    demo_values=(1, 6, 12, 25),
 )
 
 if __name__ == "__main__":

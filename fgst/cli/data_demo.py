@@ -26,7 +26,7 @@ def build_parser() -> CommandParser:
     """Return the command's parser."""
     parser = CommandParser("python -m data_prep.demo", __doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/demo")
-    parser.add_argument("--clips", type=int, default=960, help="number of clips (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=1200, help="number of clips (default: %(default)s)")
     parser.add_argument(
         "--classes", type=int, default=8, help=f"number of actions, 2 to {len(ACTIONS)} (default: %(default)s)"
     )

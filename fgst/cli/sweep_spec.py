@@ -26,7 +26,7 @@ from fgst.sweep.race import DEFAULT_ROUNDS
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
 
 DEMO = Path("datasets/demo")
-DEMO_SEEDS = 4
+DEMO_SEEDS = 8
 
 
 def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepSpec, TrialFactory, SweepOptions]:

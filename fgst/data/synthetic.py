@@ -175,7 +175,7 @@ ACTIONS = (
 def make_demo(
     out: str | os.PathLike[str],
     *,
-    clips: int = 960,
+    clips: int = 1200,
     classes: int = 8,
     seed: int = 0,
     overwrite: bool = False,
@@ -295,7 +295,7 @@ def _person(
     # A subject's build does not depend on the data set's seed.
     build = _generator(0, "subject", subject)
     bones = OFFSETS * build.uniform(0.82, 1.12) * build.normal(1.0, 0.05, (N, 1))  # (N, 3)
-    posture = build.normal(0, 0.08, (N, 3))
+    posture = build.normal(0, 0.05, (N, 3))
     vigour = build.uniform(0.85, 1.15) * rng.uniform(0.8, 1.1)
 
     sway = rng.normal(0, 0.03, (N, 3)) * np.sin(
