@@ -1,7 +1,7 @@
 """How should the layers be split between stage 1 (all joints) and stage 2 (focal joints, parts)? (Table 4 of the paper)
 
 Examples:
-  python sweeps/layers.py                                          generated motion, the preset for this machine
+  python sweeps/layers.py                                          generated motion, preset demo
   python sweeps/layers.py --dataset datasets/nw-ucla --preset small --epochs 8
   python sweeps/layers.py --dataset datasets/nw-ucla --protocol paper --seeds 3 --values 5/3,6/2,7/1
 

@@ -1,7 +1,7 @@
 """Into how many body parts P should stage 2 divide the skeleton?
 
 Examples:
-  python sweeps/parts_p.py                                         generated motion, the preset for this machine
+  python sweeps/parts_p.py                                         generated motion, preset demo
   python sweeps/parts_p.py --dataset datasets/nw-ucla --preset small --values 1,5,10 --seeds 3
 
 By default, all partitions of the skeleton are compared, up to one part per joint. The paper uses P = 10 and does not

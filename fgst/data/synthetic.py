@@ -1,11 +1,11 @@
 """The demo data set: generated motion, which needs no download and contains no recordings of people.
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
-frames per second. An action determines the joints of one or two limbs, or of the trunk. Head, arms and legs that do not
-take part change between random postures that have nothing to do with the class, and in each recording some joints, drawn
-independently, are tracked badly. So only a few joints of a clip tell its class; which ones depends on the class and on
-the recording. Two cameras record each performance. The same arguments give the same files, and a larger data set begins
-with the clips of a smaller one.
+frames per second. An action determines the joints of one or two limbs, or of the trunk. Head, arms and legs that do
+not take part jump between random postures that have nothing to do with the class, and in each recording some joints,
+drawn independently, are tracked badly. So only a few joints of a clip tell its class; which ones depends on the class
+and on the recording. Two cameras record each performance. The same arguments give the same files, and a larger data
+set begins with the clips of a smaller one.
 """
 
 from __future__ import annotations

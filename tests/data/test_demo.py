@@ -26,7 +26,7 @@ from fgst.data.synthetic import (
     rotation_matrices,
 )
 
-# For each class, a joint whose position the action determines and one of a limb that takes no part, with the joints that
+# For each class, a joint whose position the action determines, one of a limb that takes no part, and the joint that
 # their positions are relative to.
 TELLING = {
     "raise the left hand": ("left_hand", "right_hand", "spine_at_shoulders"),
