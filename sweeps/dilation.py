@@ -1,7 +1,7 @@
 """How many temporal heads, and which dilation for the convolution of each head?
 
 Examples:
-  python sweeps/dilation.py                                        generated motion, the preset for this machine
+  python sweeps/dilation.py                                        generated motion, preset demo
   python sweeps/dilation.py --dataset datasets/nw-ucla --preset small --values "1,2;1,3;1,2,3,4"
 
 A value lists one dilation per temporal head; separate values with semicolons. The paper uses 1,2 and does not compare

@@ -1,7 +1,7 @@
 """How many focal joints K should be selected for stage 2? (Table 2 of the paper)
 
 Examples:
-  python sweeps/focal_k.py                                         generated motion, the preset for this machine
+  python sweeps/focal_k.py                                         generated motion, preset demo
   python sweeps/focal_k.py --dataset datasets/nw-ucla --preset tiny --values 5,15,20 --epochs 5
   python sweeps/focal_k.py --dataset datasets/nw-ucla --protocol paper --seeds 3
   python sweeps/focal_k.py --resume SWEEP_RUN_ID
@@ -26,6 +26,7 @@ definition = SweepDefinition(
     settings=lambda params, base: {"model.focal_joints": params["K"]},
     published=Published(PAPER, source="Table 2", benchmark="NTU-60 X-Sub"),
     baseline=15,
+    demo_values=(1, 6, 12, 25),
 )
 
 if __name__ == "__main__":

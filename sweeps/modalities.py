@@ -1,7 +1,7 @@
 """How accurate is each modality (joints, bones, the motion of both) alone, and all four together? (Tables 5 and 6)
 
 Examples:
-  python sweeps/modalities.py                                      generated motion, the preset for this machine
+  python sweeps/modalities.py                                      generated motion, preset demo
   python sweeps/modalities.py --sweep SWEEP_RUN_ID                 with the settings of that sweep's best trial
   python sweeps/modalities.py --from-run RUN_ID --refit            then retrain on all training clips
   python sweeps/modalities.py --dataset datasets/nw-ucla --preset small --protocol paper --seeds 3

@@ -51,6 +51,7 @@ def settings(params: Mapping[str, Any], base: TrialConfig) -> dict[str, Any]:
     return {
         "model.focal_joints": params["K"],
         "model.parts": params["P"],
+        "model.part_branch": True,
         "model.stage1_layers": params["L1"],
         "model.stage2_layers": len(base.model.channels) - params["L1"],
         # Sorted, because the order of the heads does not affect the network.

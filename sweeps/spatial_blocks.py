@@ -1,7 +1,7 @@
 """What does each spatial block add: focal joints, body parts, attention between them? (Table 1 of the paper)
 
 Examples:
-  python sweeps/spatial_blocks.py                                  generated motion, the preset for this machine
+  python sweeps/spatial_blocks.py                                  generated motion, preset demo
   python sweeps/spatial_blocks.py --dataset datasets/nw-ucla --preset small --epochs 8 --seeds 3
   python sweeps/spatial_blocks.py --dataset datasets/nw-ucla --values "Basic-SFormer,+ JP-CA"
 

@@ -1,7 +1,7 @@
 """Attention over frames, convolution over frames, or both, as in the FG-TFormer? (Table 3 of the paper)
 
 Examples:
-  python sweeps/temporal_blocks.py                                 generated motion, the preset for this machine
+  python sweeps/temporal_blocks.py                                 generated motion, preset demo
   python sweeps/temporal_blocks.py --dataset datasets/nw-ucla --preset small --epochs 8 --seeds 3
   python sweeps/temporal_blocks.py --dataset datasets/nw-ucla --protocol paper --seeds 5
 """

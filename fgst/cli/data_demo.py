@@ -4,8 +4,9 @@ Example:
   python -m data_prep.demo datasets/demo
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
-frames per second. Each action moves a few characteristic joints; all others sway and fidget. Noise like that of a depth
-sensor is added. Two cameras record each performance. In benchmark x-sub, odd subjects are for training and even ones
+frames per second. An action determines the joints of one or two limbs, or of the trunk; head, arms and legs that do not
+take part change between random postures, and in each recording some joints are tracked badly. Two cameras record each
+performance. In benchmark x-sub, odd subjects are for training and even ones
 for testing; in x-view, camera 2 is for training and camera 1 for testing. The same arguments give the same files, and
 --clips 200 begins with the clips of --clips 100.
 """
@@ -25,7 +26,7 @@ def build_parser() -> CommandParser:
     """Return the command's parser."""
     parser = CommandParser("python -m data_prep.demo", __doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="the new directory, e.g. datasets/demo")
-    parser.add_argument("--clips", type=int, default=480, help="number of clips (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=1200, help="number of clips (default: %(default)s)")
     parser.add_argument(
         "--classes", type=int, default=8, help=f"number of actions, 2 to {len(ACTIONS)} (default: %(default)s)"
     )

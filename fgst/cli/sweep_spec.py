@@ -26,7 +26,7 @@ from fgst.sweep.race import DEFAULT_ROUNDS
 from fgst.sweep.spec import EarlyStopping, SweepSpec, build_spec, ineffective_overrides
 
 DEMO = Path("datasets/demo")
-DEMO_EPOCHS = 30
+DEMO_SEEDS = 8
 
 
 def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepSpec, TrialFactory, SweepOptions]:
@@ -39,11 +39,7 @@ def new_spec(definition: SweepDefinition, options: SweepOptions) -> tuple[SweepS
         location = settings.data.dataset
     elif location is None:
         location = str(_demo())
-        if options.preset is None:
-            # The demo must finish within minutes on any machine.
-            chosen = "preset tiny" if options.epochs else f"preset tiny and {DEMO_EPOCHS} epochs"
-            options = dataclasses.replace(options, preset="tiny", epochs=options.epochs or DEMO_EPOCHS)
-            print(f"using {chosen} for the demo (--preset, --epochs)", file=sys.stderr)
+        options = _demo_options(definition, options)
     base = _base_config(options, location, has_gpu=has_gpu(options), base=settings)
     dataset = ArrowDataset(location)
     folds = base.data.folds if base.data.protocol == "validation" else 0
@@ -208,6 +204,22 @@ def _early_stopping(epochs: int, options: SweepOptions) -> EarlyStopping | None:
     if reduction_factor < 2:
         raise InputError(f"--reduction {reduction_factor}: must be at least 2")
     return EarlyStopping(grace_period, reduction_factor)
+
+
+def _demo_options(definition: SweepDefinition, options: SweepOptions) -> SweepOptions:
+    """Fill in what makes a sweep of the demo quick and conclusive: its preset, few values, and several seeds."""
+    if options.preset is not None:
+        return options
+    options, chosen = dataclasses.replace(options, preset="demo"), ["--preset demo"]
+    if definition.search == "grid" and options.search in (None, "grid"):
+        if options.values is None and definition.demo_values:
+            options = dataclasses.replace(options, values=",".join(map(str, definition.demo_values)))
+            chosen.append(f"--values {options.values}")
+        if not (options.seeds or options.folds or options.resolve or options.race):
+            options = dataclasses.replace(options, seeds=DEMO_SEEDS)
+            chosen.append(f"--seeds {DEMO_SEEDS}")
+    print(f"no --preset: using {' '.join(chosen)}", file=sys.stderr)
+    return options
 
 
 def _demo() -> Path:

@@ -27,4 +27,17 @@ PRESETS: dict[str, TrialConfig] = {
     "tiny": TrialConfig(
         ModelConfig(channels=(16, 16, 32, 32), stage1_layers=2, stage2_layers=2), DataConfig(frames=16), _SMALL_TRAINING
     ),
+    # For the generated motion: trained in seconds. Without the part branch, stage 2 sees nothing but the focal joints.
+    "demo": TrialConfig(
+        ModelConfig(
+            channels=(16, 32),
+            stage1_layers=1,
+            stage2_layers=1,
+            focal_joints=6,
+            part_branch=False,
+            cross_attention=False,
+        ),
+        DataConfig(frames=8, validation=0.4),
+        dataclasses.replace(_COSINE, lr=0.1, weight_decay=2e-3, epochs=4, repeat=4, batch_size=16),
+    ),
 }

@@ -1,9 +1,11 @@
 """The demo data set: generated motion, which needs no download and contains no recordings of people.
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
-frames per second. Each action moves a few characteristic joints; all others sway and fidget. Noise like that of a depth
-sensor is added. Two cameras record each performance. The same arguments give the same files, and a larger data set
-begins with the clips of a smaller one.
+frames per second. An action determines the joints of one or two limbs, or of the trunk. Head, arms and legs that do
+not take part jump between random postures that have nothing to do with the class, and in each recording some joints,
+drawn independently, are tracked badly. So only a few joints of a clip tell its class; which ones depends on the class
+and on the recording. Two cameras record each performance. The same arguments give the same files, and a larger data
+set begins with the clips of a smaller one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from fgst.data.writer import check_output, write_dataset
 from fgst.errors import InputError
 
 SUBJECTS, CAMERAS = 10, 2
-FRAMES = (40, 110)  # shortest and longest clip
+FRAMES = (40, 80)  # shortest and longest clip
 RATE = 30.0  # frames per second
 # One clip per camera of two training subjects (one can be held out for validation) and one test subject.
 CLIPS_PER_CLASS = 6
@@ -70,8 +72,16 @@ FEET = [JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("an
 NOISE = np.full(len(JOINT), 0.008)
 NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("wrist", "hand", "ankle", "foot")]] = 0.015
 NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("hand_tip", "thumb")]] = 0.025
-# Movements unrelated to the action: in each clip, one of these joints fidgets about one axis.
-FIDGETS = ("left_shoulder", "left_elbow", "right_shoulder", "right_elbow", "left_knee", "right_knee", "neck")
+# Each joint but the centre is tracked badly in a recording with this probability, and then has this noise in metres.
+LOST, LOST_NOISE = 0.4, 0.25
+# Head, arms and legs by the joints that rotate them, with the standard deviation of random rotations in radians. One
+# that does not take part in the action takes a new random posture after each of POSTURE_FRAMES frames.
+LIMBS = (
+    (("neck",), 0.6),
+    *((tuple(f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist")), 1.3) for side in ("left", "right")),
+    *((tuple(f"{side}_{joint}" for joint in ("hip", "knee", "ankle")), 1.3) for side in ("left", "right")),
+)
+POSTURE_FRAMES = (2, 5)  # shortest and longest time between changes
 
 
 @dataclass(frozen=True)
@@ -99,8 +109,14 @@ class Action:
 _SHAKE = (Move("right_shoulder", "x", -0.6, 0.15), Move("right_elbow", "x", -0.8, 0.25))
 _WAVE_LEFT = (Move("left_shoulder", "z", 1.0, 0.0), Move("left_elbow", "z", 1.5, 0.5))
 _WAVE_RIGHT = (Move("right_shoulder", "z", -1.0, 0.0), Move("right_elbow", "z", -1.5, -0.5))
+
+
+def _kick(side: str) -> tuple[Move, ...]:
+    return Move(f"{side}_hip", "x", -0.9, -0.4), Move(f"{side}_knee", "x", 0.4, 0.3, lag=1.0)
+
+
 ACTIONS = (
-    Action("raise the left hand", 0.4, (Move("left_shoulder", "x", -1.3, 1.3), Move("left_elbow", "x", -0.2, 0.1))),
+    Action("raise the left hand", 0.5, (Move("left_shoulder", "x", -1.9, 0.7), Move("left_elbow", "x", -0.2, 0.1))),
     Action(
         "push the other person",
         0.5,
@@ -114,13 +130,8 @@ ACTIONS = (
         partner=(Move("mid_spine", "x", -0.12, -0.15, lag=-0.6), Move("left_shoulder", "x", -0.2, 0.2)),
     ),
     Action("wave the right hand", 1.2, _WAVE_RIGHT),
-    Action(
-        "kick with the right foot",
-        0.6,
-        (Move("right_hip", "x", -0.3, -0.5), Move("right_knee", "x", 0.3, 0.3, lag=1.0)),
-    ),
-    Action("nod", 0.9, (Move("neck", "x", 0.15, 0.35),)),
-    Action("bow", 0.35, (Move("mid_spine", "x", 0.4, 0.4), Move("neck", "x", 0.1, 0.1))),
+    Action("kick with the right foot", 0.6, _kick("right")),
+    Action("kick with the left foot", 0.6, _kick("left")),
     Action(
         "clap",
         1.1,
@@ -145,6 +156,7 @@ ACTIONS = (
         ),
     ),
     Action("wave both hands", 1.2, _WAVE_LEFT + _WAVE_RIGHT),
+    Action("bow", 0.35, (Move("mid_spine", "x", 0.4, 0.4), Move("neck", "x", 0.1, 0.1))),
     Action(
         "march on the spot",
         0.8,
@@ -163,7 +175,7 @@ ACTIONS = (
 def make_demo(
     out: str | os.PathLike[str],
     *,
-    clips: int = 480,
+    clips: int = 1200,
     classes: int = 8,
     seed: int = 0,
     overwrite: bool = False,
@@ -218,8 +230,11 @@ def demo_clips(clips: int, classes: int, seed: int) -> Iterator[Clip]:
         subject = turn % SUBJECTS + 1
         persons = _performance(ACTIONS[label], subject, _generator(seed, "performance", number))  # (M, T, N, 3)
         for camera in range(min(CAMERAS, clips - CAMERAS * number)):
-            noise = _generator(seed, "sensor", CAMERAS * number + camera)
-            joints = persons @ cameras[camera].T + NOISE[:, None] * noise.standard_normal(persons.shape)
+            sensor = _generator(seed, "sensor", CAMERAS * number + camera)
+            lost = sensor.random((len(persons), 1, NTU_25.num_joints, 1)) < LOST
+            lost[:, :, NTU_25.centre] = False
+            noise = np.where(lost, LOST_NOISE, NOISE[:, None])  # (M, 1, N, 1), the same in all frames
+            joints = persons @ cameras[camera].T + noise * sensor.standard_normal(persons.shape)
             joints -= joints[0, 0, NTU_25.centre]
             yield Clip(
                 f"demo_a{label + 1:02d}_s{subject:02d}_r{turn // SUBJECTS + 1:03d}_v{camera + 1}",
@@ -273,30 +288,42 @@ def _person(
     seconds: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Generate one person's positions, ``(T, N, 3)``: the moves on top of posture, sway and fidgeting."""
+    """Generate one person's positions, ``(T, N, 3)``: the moves on top of posture and sway, and postures of the limbs
+    that do not take part.
+    """
     N = NTU_25.num_joints
     # A subject's build does not depend on the data set's seed.
     build = _generator(0, "subject", subject)
     bones = OFFSETS * build.uniform(0.82, 1.12) * build.normal(1.0, 0.05, (N, 1))  # (N, 3)
-    posture = build.normal(0, 0.08, (N, 3))
-    vigour = build.uniform(0.75, 1.2) * rng.uniform(0.6, 1.15)
+    posture = build.normal(0, 0.05, (N, 3))
+    vigour = build.uniform(0.85, 1.15) * rng.uniform(0.8, 1.1)
 
     sway = rng.normal(0, 0.03, (N, 3)) * np.sin(
         2 * np.pi * rng.uniform(0.1, 0.5, (N, 3)) * seconds[:, None, None] + rng.uniform(0, 2 * np.pi, (N, 3))
     )
     turns = posture + rng.normal(0, 0.05, (N, 3)) + sway  # rotation vectors (T, N, 3)
-    fidget = rng.choice(FIDGETS), rng.integers(3)
-    pace = 2 * np.pi * rng.uniform(0.2, 1.2) * seconds + rng.uniform(0, 2 * np.pi)
-    turns[:, JOINT[fidget[0]], fidget[1]] += rng.uniform(0.1, 0.6) * np.sin(pace)
     for move in moves:
         angle = move.rest + move.swing * np.sin(move.rate * phase + move.lag)
         turns[:, JOINT[move.joint], "xyz".index(move.axis)] += vigour * envelope * angle
 
+    # The lower foot is on the floor, apart from the legs' random postures: these would move the whole body.
+    floor = forward_kinematics(rotation_matrices(turns), bones)[:, FEET, 1].min(axis=1, keepdims=True)
+    taking_part = {move.joint for move in moves}
+    for limb, spread in LIMBS:
+        if taking_part.isdisjoint(limb):
+            turns[:, [JOINT[joint] for joint in limb]] += spread * _random_postures(len(seconds), len(limb), rng)
+
     positions = forward_kinematics(rotation_matrices(turns), bones)
-    positions[..., 1] -= positions[:, FEET, 1].min(axis=1, keepdims=True)  # puts the lower foot on the floor
+    positions[..., 1] -= floor
     drift = rng.normal(0, 0.02, (2, 3)) * (1, 0, 1)
     path = drift[0] * np.sin(2 * np.pi * 0.2 * seconds)[:, None] + drift[1] * seconds[:, None]  # (T, 3)
     return positions + path[:, None]
+
+
+def _random_postures(frames: int, joints: int, rng: np.random.Generator) -> np.ndarray:
+    """Return standard normal rotation vectors ``(T, joints, 3)`` that change every few frames."""
+    durations = rng.integers(POSTURE_FRAMES[0], POSTURE_FRAMES[1] + 1, frames)  # more than enough
+    return np.repeat(rng.standard_normal((frames, joints, 3)), durations, axis=0)[:frames]
 
 
 def forward_kinematics(rotations: np.ndarray, bones: np.ndarray) -> np.ndarray:

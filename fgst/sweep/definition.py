@@ -122,10 +122,12 @@ class SweepDefinition:
             ``lambda params, base: {"model.focal_joints": params["K"]}``.
         published: a paper's results for these parameters; they are in the same table and figure as one's own only if
             data set, benchmark and modality are the same.
-        baseline: value of the row that other rows are compared with; the first row if it is not part of the sweep.
+        baseline: value of the row that other rows are compared with. If it is not part of the sweep, the row with the
+            settings of the base is, or else the first row.
         search: default search method, one of ``SEARCHES``.
         initial_params: (skeleton, base trial) → the parameters that a search tries first: the paper's setting.
         builds_ensemble: the only parameter is the modality, and the trained networks are fused at the end.
+        demo_values: the values for generated motion, if they are fewer than those of the parameter.
     """
 
     name: str
@@ -137,6 +139,7 @@ class SweepDefinition:
     search: str = "grid"
     initial_params: Callable[[Skeleton, TrialConfig], Mapping[str, Any]] | None = None
     builds_ensemble: bool = False
+    demo_values: tuple[Scalar, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class SweepSpec:
         published_setting: what the published values were obtained with; ``None`` in sweeps of earlier versions.
         public_benchmark: the public benchmark that all trials are evaluated on, see
             :func:`fgst.data.public_benchmarks.public_benchmark`; empty if it is none.
+        generated: the clips are generated motion.
         baseline: value of the row that other rows are compared with, or ``None``.
         dataset_name, dataset_digest: what all trials are trained on.
         builds_ensemble: the networks of each seed are fused at the end.
@@ -100,6 +101,7 @@ class SweepSpec:
     resolve: float | None = None
     published_setting: ResultSetting | None = None
     public_benchmark: str = ""
+    generated: bool = False
 
     @property
     def setting(self) -> ResultSetting:
@@ -234,6 +236,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     resolve: Annotated[float, msgspec.Meta(gt=0)] | None = None
     published_setting: ResultSetting | None = None
     public_benchmark: Text = ""
+    generated: bool = False
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -321,7 +324,7 @@ def build_spec(
         trials=trials,
         published=tuple(published.values.items()) if published else (),
         source=published.source if published else "",
-        baseline=definition.baseline,
+        baseline=_baseline(definition, parameters, trials, base),
         dataset_name=dataset.name,
         dataset_digest=dataset.digest,
         builds_ensemble=definition.builds_ensemble,
@@ -333,7 +336,20 @@ def build_spec(
         resolve=resolve,
         published_setting=published.setting if published else None,
         public_benchmark=public_benchmark(dataset, base.data.benchmark or ""),
+        generated=bool(dataset.source.get("generated")),
     )
+
+
+def _baseline(
+    definition: SweepDefinition, parameters: Sequence[Parameter], trials: Sequence[Trial], base: TrialConfig
+) -> Any:
+    """The definition's baseline or, if a grid over one parameter does not contain it, the value that the base has."""
+    if len(parameters) == 1 and definition.baseline not in parameters[0].values:
+        common = {"train.seed": base.train.seed, "data.fold": base.data.fold}
+        for trial in trials:
+            if trial.config.with_values(common) == base:
+                return trial.params[0][1]
+    return definition.baseline
 
 
 def ineffective_overrides(spec: SweepSpec, factory: TrialFactory, fields: Collection[str]) -> dict[str, str]:

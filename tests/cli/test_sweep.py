@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 import re
@@ -18,8 +19,14 @@ from mlflow.entities import Run
 
 from fgst.cli import evaluate
 from fgst.cli.sweep import sweep
+from fgst.cli.sweep_parser import build_parser
+from fgst.cli.sweep_spec import DEMO_SEEDS, new_spec
+from fgst.config import PRESETS
+from fgst.data.synthetic import make_demo
 from fgst.errors import InputError, Interrupted
 from fgst.sweep.definition import SweepDefinition
+from fgst.sweep.options import SweepOptions
+from fgst.sweep.race import DEFAULT_ROUNDS
 from fgst.tracking.tags import Tags
 from fgst.tracking.uris import sqlite_uri
 from tests.support import small
@@ -170,3 +177,28 @@ def test_ctrl_c_after_the_last_trial_prints_the_command_that_completes_the_sweep
     words = shlex.split(str(interruption.value).split(" with: ")[1])
     assert sweep(FOCAL_K, argv=words[2:]) == 0
     finished_sweep(workspace)
+
+
+def test_sweep_without_data_set_uses_the_demo_and_its_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fgst.data.synthetic.make_demo", functools.partial(make_demo, clips=48))
+    assert PRESETS["demo"].model.focal_joints in FOCAL_K.demo_values
+    for options, values, seeds in (
+        ((), FOCAL_K.demo_values, DEMO_SEEDS),
+        (("--values", "2,4", "--seeds", "2"), (2, 4), 2),
+        (("--race",), FOCAL_K.demo_values, DEFAULT_ROUNDS),
+        (("--preset", "tiny", "--values", "2,4"), (2, 4), 1),
+    ):
+        argv = [*options, "--dry-run"]
+        spec, _, _ = new_spec(FOCAL_K, SweepOptions.from_values(vars(build_parser(FOCAL_K, None).parse_args(argv))))
+        assert (spec.parameters[0].values, spec.seeds, spec.generated) == (values, seeds, True)
+        assert spec.setting.preset == ("tiny" if "tiny" in options else "demo")
+    chosen = [line for line in capsys.readouterr().err.splitlines() if "--preset" in line]
+    listed = ",".join(map(str, FOCAL_K.demo_values))
+    assert chosen == [
+        f"no --preset: using --preset demo --values {listed} --seeds {DEMO_SEEDS}",
+        "no --preset: using --preset demo",
+        f"no --preset: using --preset demo --values {listed}",
+    ]

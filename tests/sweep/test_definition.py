@@ -61,6 +61,14 @@ def test_default_values_depend_on_the_skeleton(dataset: ArrowDataset) -> None:
     assert [trial.label for trial in make_spec(dataset).trials] == ["K=2", "K=6"]
 
 
+def test_baseline_outside_the_grid_is_replaced_by_the_value_of_the_base(dataset: ArrowDataset) -> None:
+    base = small.small_config(dataset, model__focal_joints=4)
+    definition = dataclasses.replace(FOCAL_K, baseline=2)
+    assert build_spec(definition, base, dataset, values=[2, 4], seeds=2).baseline == 2
+    assert build_spec(definition, base, dataset, values=[3, 4, 5], seeds=2).baseline == 4
+    assert build_spec(definition, base, dataset, values=[3, 5], seeds=2).baseline == 2
+
+
 def test_specification_is_hashable_and_restored_from_json(dataset: ArrowDataset) -> None:
     grid = make_spec(dataset, [2, 4], seeds=2)
     stop = EarlyStopping(1, 3)

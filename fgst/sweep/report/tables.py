@@ -120,9 +120,14 @@ def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def print_table(spec: SweepSpec, rows: Sequence[Row], best: str | None, baseline: str | None = None) -> None:
-    """Print the table to stdout, and that of published results if there are any; see :func:`results_table`."""
+    """Print the table to stdout, and that of published results if there are any; see :func:`results_table`.
+
+    Published results are not printed for generated motion, which is not compared with anything; the report has them.
+    """
     console = Console(highlight=False)
     for named in named_tables(spec, rows, best, baseline, console.width):
+        if named.name == "published" and spec.generated:
+            continue
         terminal.print_table(console, named.table)
 
 

@@ -101,6 +101,14 @@ def test_values_of_another_data_set_are_in_a_table_of_their_own(
     )  # fmt: skip
 
 
+def test_published_values_are_not_printed_after_a_sweep_on_generated_motion(
+    read: Callable[[ReportData], Page], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = report(generated=True)
+    assert printed(data, capsys, monkeypatch)[1] == ""
+    assert TITLE in read(data).headings
+
+
 def test_values_of_the_same_benchmark_are_a_column(
     read: Callable[[ReportData], Page], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
