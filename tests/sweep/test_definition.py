@@ -196,7 +196,8 @@ def load_definition(path: Path) -> SweepDefinition:
 
 def test_scripts_for_all_sweeps_exist() -> None:
     assert {path.stem for path in SWEEPS} == {
-        "focal_k", "layers", "spatial_blocks", "temporal_blocks", "parts_p", "dilation", "modalities", "search",
+        "focal_k", "layers", "spatial_blocks", "temporal_blocks", "components", "parts_p", "dilation", "modalities",
+        "search",
     }  # fmt: skip
 
 
