@@ -5,9 +5,9 @@ Examples:
   python sweeps/components.py --dataset datasets/nw-ucla --preset best --seeds 3
   python sweeps/components.py --dataset datasets/nw-ucla --values "complete,no JP-CA,no A_g"
 
-Unlike spatial_blocks.py and temporal_blocks.py, which add the blocks of Tables 1 and 3 one after another, every row here
-differs from the complete network in one respect, so a component is judged in the company of all others. The part branch
-is on, also with a preset that has none.
+Unlike spatial_blocks.py and temporal_blocks.py, which add the blocks of Tables 1 and 3 one after another, every row
+differs from the complete network in one respect, so a component is judged in the company of all others. The part
+branch is on, also with a preset that has none.
 """
 
 from collections.abc import Mapping
