@@ -29,8 +29,8 @@ def add_trial_options(parser: argparse.ArgumentParser, *, dataset_required: bool
         "--preset",
         choices=PRESETS,
         help="paper (§4.2 of the paper; default on a GPU), best (the network of small, with the training that "
-        "validation found best for a CPU), small (half the width, 32 frames; default on a CPU), tiny (4 narrow layers) or demo "
-        "(seconds; default for the generated motion)",
+        "validation found best for a CPU), small (half the width, 32 frames; default on a CPU), tiny (4 narrow "
+        "layers) or demo (seconds; default for the generated motion)",
     )
     group.add_argument("--epochs", type=positive(int), metavar="E", help="number of epochs; default: the preset's")
     group.add_argument("--modality", choices=MODALITIES, help="input modality; default: joint")
