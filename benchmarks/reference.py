@@ -120,7 +120,7 @@ def load(store: TrackingStore, run_id: str | None) -> Reference:
     Raises:
         InputError: if there is none, or it is not complete.
     """
-    ensemble = store.run(run_id) if run_id else _newest_ensemble(store)
+    ensemble = store.run(store.full_run_id(run_id)) if run_id else _newest_ensemble(store)
     tags = ensemble.data.tags
     if tags.get(Tags.KIND) != "ensemble" or Tags.WEIGHTS_FROM not in tags:
         raise InputError(f"run {run_id} is not an ensemble that was retrained on all training clips (--refit)")

@@ -30,7 +30,8 @@ COMMAND_INTRODUCTION = """\
 # Command line
 
 Each command runs as `python -m …`, as below, or as a sub-command of `fgst`: `fgst train`, `fgst data nw-ucla`,
-`fgst sweep focal_k`; `fgst --help` lists them. Every command prints its options and examples with `--help`. Invalid
+`fgst sweep focal_k`; `fgst --help` lists them. Every command prints its options and examples with `--help`.
+A run id may be shortened to its first digits, four or more. Invalid
 input is reported in one line that says what is wrong, where, and which option fixes it.
 
 | exit code | meaning |

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     store = TrackingStore.existing(args.tracking_uri)
-    model, card, data = _load(store, args.run_id, args.dataset)
+    run_id = store.full_run_id(args.run_id)
+    model, card, data = _load(store, run_id, args.dataset)
     with ExitStack() as stack:
         out = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fgst-focal-"))) / "focal"
         names = explain(model.to(device), card, data, out, clips=args.clip, classes=args.classes, animate=args.animate,
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             (upload / ARTIFACT_PATH).mkdir(parents=True)
             for name in names:
                 shutil.copyfile(out / name, upload / ARTIFACT_PATH / name)
-            store.open_run(args.run_id).log_artifacts(upload)
-            print(f"{len(names)} files under {ARTIFACT_PATH} of run {args.run_id}")
+            store.open_run(run_id).log_artifacts(upload)
+            print(f"{len(names)} files under {ARTIFACT_PATH} of run {run_id}")
     if args.out is not None:
         print(f"{len(names)} files in {args.out}")
 

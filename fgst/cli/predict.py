@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     store = TrackingStore.existing(args.tracking_uri)
-    run_id = args.run_id or resolve_model(store, args.model)
+    run_id = store.full_run_id(args.run_id) if args.run_id else resolve_model(store, args.model)
     with tempfile.TemporaryDirectory(prefix="fgst-networks-") as folder:
         download_networks(store, run_id, Path(folder))
         with named_in_errors(Path(folder), f"run {run_id}"):

@@ -83,13 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_files(args.latex, args.csv)
     store = TrackingStore.existing(args.tracking_uri)
     if args.command == "curves":
-        for sweep in args.sweeps:
-            _require_sweep(store, sweep, args.tracking_uri)
-        print_curves(store, args.sweeps)
+        print_curves(store, [_sweep(store, sweep, args.tracking_uri) for sweep in args.sweeps])
         return
     if args.command == "list" and args.sweep:
-        _require_sweep(store, args.sweep, args.tracking_uri)
-        report = queries.list_trials(store, args.sweep)
+        report = queries.list_trials(store, _sweep(store, args.sweep, args.tracking_uri))
     elif args.command == "list":
         report = queries.list_runs(store, args.experiment, args.limit)
     elif args.command == "best":
@@ -154,7 +151,10 @@ def print_curves(store: TrackingStore, sweeps: Sequence[str]) -> None:
     print(f"{len(exported)} curves", file=sys.stderr)
 
 
-def _require_sweep(store: TrackingStore, run_id: str, tracking_uri: str | None) -> None:
+def _sweep(store: TrackingStore, text: str, tracking_uri: str | None) -> str:
+    """The full run id of a sweep."""
+    run_id = store.full_run_id(text)
     if store.run(run_id).data.tags.get(Tags.KIND) != "sweep":
         words = ["python", "-m", "fgst.runs", "list", *(["--tracking-uri", tracking_uri] if tracking_uri else [])]
         raise InputError(f"run {run_id} is not a sweep; list the sweeps with {format_command(words)}")
+    return run_id

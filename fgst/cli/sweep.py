@@ -119,7 +119,7 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
     assert options.resume is not None
     store = TrackingStore.existing(options.tracking_uri)
     runner = load_sweep(
-        definition, options.resume, store, study_storage=options.study_storage, limit=options.trials,
+        definition, store.full_run_id(options.resume), store, study_storage=options.study_storage, limit=options.trials,
         location=options.dataset,
     )  # fmt: skip
     require_same(runner.spec, options)

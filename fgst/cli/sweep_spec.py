@@ -160,7 +160,7 @@ def _settings_of(options: SweepOptions) -> TrialConfig:
     if options.preset or (options.from_run and options.sweep):
         raise InputError("--from-run, --sweep and --preset each choose the settings; use one of them")
     store = TrackingStore.existing(options.tracking_uri)
-    run = store.run(options.from_run or options.sweep or "")
+    run = store.run(store.full_run_id(options.from_run or options.sweep or ""))
     if options.sweep:
         if run.data.tags.get(Tags.KIND) != "sweep" or Tags.BEST_RUN not in run.data.tags:
             raise InputError(f"--sweep {options.sweep} is not a sweep with a best trial; --from-run takes a training")

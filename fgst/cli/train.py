@@ -173,7 +173,7 @@ def _run_to_resume(
                 continue  # another process is training it
             return store.reopen(store.run(run_id))
         return None
-    run = store.run(resume)
+    run = store.run(store.full_run_id(resume))
     if run.info.status == "FINISHED":
         raise InputError(f"run {resume} is finished; evaluate it with: {_evaluate_command(resume, tracking_uri)}")
     if run.data.tags.get(Tags.TRIAL_ID) != key:

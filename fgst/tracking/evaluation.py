@@ -74,7 +74,7 @@ def evaluate(
     """Evaluate a run's network, or its fused networks, on a split.
 
     Args:
-        run_id: a training or an ensemble.
+        run_id: a training or an ensemble; the first digits are enough.
         dataset: path or URI of the data set; ``None`` for the location that the run recorded.
         split: "train", "val" or "test" of the run's benchmark and protocol.
         compare: another run, which is scored on the same clips.
@@ -96,6 +96,8 @@ def evaluate(
     """
     torch_device = choose_device(device)
     store = TrackingStore.existing(tracking_uri)
+    run_id = store.full_run_id(run_id)
+    compare = None if compare is None else store.full_run_id(compare)
     run = store.run(run_id)
     scored = score_run(store, run_id, dataset, split, torch_device)
     classes = scored.card.classes

@@ -188,6 +188,7 @@ def compare_runs(store: TrackingStore, run_ids: Sequence[str]) -> dict[str, Any]
     """
     if len(run_ids) < 2:
         raise InputError("compare needs two runs or more")
+    run_ids = [store.full_run_id(run_id) for run_id in run_ids]
     if len(set(run_ids)) < len(run_ids):
         raise InputError("compare: the same run is named twice")
     runs = [store.run(run_id) for run_id in run_ids]

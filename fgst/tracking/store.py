@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and listing runs does not ne
     from fgst.model.card import ModelCard
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_BEGINNING_OF_ID = re.compile(r"[0-9a-f]{4,31}")
 _CHECKOUT = Path(__file__).parents[2]
 
 
@@ -160,6 +161,31 @@ class TrackingStore:
         if is_deleted(run) and not allow_deleted:
             raise deleted_run(self.client, self.uri, run)
         return run
+
+    def full_run_id(self, text: str) -> str:
+        """Return the id of the only run whose id begins with ``text``, which a user has typed.
+
+        Deleted runs count, so that the error of whatever uses the id says that the run was deleted.
+
+        Raises:
+            InputError: if ``text`` is not the beginning of a run id (four digits or more), or if no run or several runs
+                begin with it.
+        """
+        if _RUN_ID.fullmatch(text):
+            return text
+        if not _BEGINNING_OF_ID.fullmatch(text):
+            raise InputError(f"run id {text!r} is not 32 hexadecimal digits, or the first four or more of them")
+        experiments = list(self.experiments())
+        query = f"attributes.run_id LIKE '{text}%'"
+        found = [run.info.run_id for run in self._search(experiments, query, "start_time DESC", ViewType.ALL)]
+        if not found:
+            raise InputError(
+                f"there is no run whose id begins with {text} in {self.uri}; name another store with --tracking-uri"
+            )
+        if len(found) > 1:
+            shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+            raise InputError(f"the ids of {len(found)} runs begin with {text}: {shown}; type more digits")
+        return str(found[0])
 
     def start(
         self, experiment: str, trial_id: str, name: str, tags: Mapping[str, str], parent: str | None = None

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fgst.errors import InputError
+from fgst.errors import DeletedInMlflow, InputError
 from fgst.tracking.connection import Connection
 from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
@@ -224,3 +224,46 @@ def test_database_that_cannot_be_created_is_reported_in_one_line() -> None:
         pytest.skip("this platform has no /proc, where no file can be created")
     with pytest.raises(InputError, match=r"/proc/runs\.db cannot be created .* --tracking-uri"):
         TrackingStore("sqlite:////proc/runs.db")
+
+
+# Run ids
+
+
+def test_first_digits_of_a_run_id_are_enough(tracking_uri: str) -> None:
+    store = TrackingStore(tracking_uri)
+    experiments = [store.experiment(name) for name in ("one", "two")]
+    ids = [store.start(experiments[n % 2], str(n), f"run {n}", {}).run_id for n in range(4)]
+    for run_id in ids:
+        length = next(n for n in range(4, 33) if sum(other.startswith(run_id[:n]) for other in ids) == 1)
+        assert store.full_run_id(run_id[:length]) == run_id
+        assert store.full_run_id(run_id) == run_id
+
+
+def test_deleted_run_is_found_by_its_first_digits(tracking_uri: str) -> None:
+    """Otherwise a user would be told that it does not exist, instead of how to restore it."""
+    store = TrackingStore(tracking_uri)
+    run_id = store.start(store.experiment("one"), "0", "run", {}).run_id
+    store.client.delete_run(run_id)
+    with pytest.raises(DeletedInMlflow, match=run_id):
+        store.run(store.full_run_id(run_id[:8]))
+
+
+def test_ambiguous_first_digits_name_the_candidates(tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are random, so the search is replaced by one with two results."""
+    store = TrackingStore(tracking_uri)
+    ids = ["abcd" + "0" * 28, "abcd" + "1" * 28]
+    found = [SimpleNamespace(info=SimpleNamespace(run_id=run_id)) for run_id in ids]
+    monkeypatch.setattr(store, "_search", lambda *arguments: found)
+    with pytest.raises(InputError, match=f"ids of 2 runs begin with abcd: {ids[0]}, {ids[1]}; type more digits"):
+        store.full_run_id("abcd")
+
+
+@pytest.mark.parametrize("text", ["", "abc", "abcx", "ABCD", "a" * 33, "%%%%", "abcd' or 1=1", "../../etc/passwd"])
+def test_text_that_cannot_begin_a_run_id_is_rejected(tracking_uri: str, text: str) -> None:
+    with pytest.raises(InputError, match="is not 32 hexadecimal digits, or the first four or more of them"):
+        TrackingStore(tracking_uri).full_run_id(text)
+
+
+def test_unknown_first_digits_are_rejected(tracking_uri: str) -> None:
+    with pytest.raises(InputError, match="no run whose id begins with abcd"):
+        TrackingStore(tracking_uri).full_run_id("abcd")
