@@ -344,7 +344,7 @@ def _baseline(
     definition: SweepDefinition, parameters: Sequence[Parameter], trials: Sequence[Trial], base: TrialConfig
 ) -> Any:
     """The definition's baseline or, if a grid over one parameter does not contain it, the value that the base has."""
-    if len(parameters) == 1 and definition.baseline not in parameters[0].values:
+    if definition.baseline is not None and len(parameters) == 1 and definition.baseline not in parameters[0].values:
         common = {"train.seed": base.train.seed, "data.fold": base.data.fold}
         for trial in trials:
             if trial.config.with_values(common) == base:

@@ -27,14 +27,15 @@ def test_ten_of_sixty_classes_occur(dataset: ArrowDataset) -> None:
     assert dataset.recipe == "ntu"
 
 
-def test_divergence_is_told_from_training(dataset: ArrowDataset) -> None:
+def test_divergence_is_told_from_training(dataset: ArrowDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = stability.train(dataset, "tiny", 2, {"train.lr": 0.05, "train.batch_size": 8, "data.frames": 8})
     assert (trained["diverged"], trained["epochs"]) == ("", 2)
     assert 0 < trained["grad_norm"] <= trained["grad_norm_max"]
     assert "the training diverged" in stability.train(dataset, "tiny", 1, {"train.lr": 1e30})["diverged"]
-    # An untrained network is finite, but no better than guessing.
+    # An untrained network is finite, but about as good as guessing among 60 classes, and worse than among 50.
+    monkeypatch.setattr(stability, "CLASSES", 50)
     untrained = stability.train(dataset, "tiny", 1, {"train.lr": 1e-9, "data.frames": 8})
-    assert untrained["diverged"].startswith("the training loss is 4.1")
+    assert untrained["diverged"].startswith("the training loss is 4.")
 
 
 def test_recorded_trainings_are_skipped(
