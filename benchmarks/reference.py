@@ -239,15 +239,26 @@ def _how(reference: Reference, machine: str) -> Iterator[str]:
     yield "## How to repeat it"
     yield ""
     yield "```console"
-    yield "$ make reference ZIP=all_sqe.zip"
+    yield f"$ make reference ZIP=all_sqe.zip{_arguments(config)}"
     yield "```"
     yield ""
     yield (
         f"This prepares the data set, trains {count} networks with {passes} passes each, and writes this page. It can "
         "be interrupted at any time; the same command continues where it stopped. Here it took "
         f"{reference.core_hours:.1f} core hours, and {reference.hours:.1f} hours from the first start to the last end, "
-        f"on {machine} that also did other work. `train.precision` was {config.train.precision}."
+        f"on {machine} that also did other work."
     )
+
+
+def _arguments(config: TrialConfig) -> str:
+    """The argument ARGS of ``make reference`` for settings that differ from preset ``best``; empty if none does."""
+    preset, changes = PRESETS["best"].flat(), []
+    for name, value in config.flat().items():
+        if name == "train.epochs" and value != preset[name]:
+            changes.append(f"--epochs {value}")
+        elif name.startswith(("model.", "train.")) and name not in ("train.seed", "train.repeat", "train.epochs"):
+            changes += [f"--set {name}={_value(value).replace(' ', '')}"] if value != preset[name] else []
+    return f' ARGS="{" ".join(changes)}"' if changes else ""
 
 
 def _settings(reference: Reference, machine: str) -> Iterator[str]:
@@ -261,7 +272,7 @@ def _settings(reference: Reference, machine: str) -> Iterator[str]:
         [f"`{name}`", _value(frames.get(name, paper[name])), _value(value)]
         for name, value in ours.items()
         if name.startswith(("model.", "train.", "data.frames"))
-        and name not in ("train.seed", "train.repeat", "train.precision")
+        and name not in ("train.seed", "train.repeat")
         and value != frames.get(name, paper[name])
     ]
     yield from _table(["setting", "paper", "here"], rows)
