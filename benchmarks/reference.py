@@ -447,6 +447,7 @@ def _draw_curves(reference: Reference, path: Path) -> None:
             epochs = sorted(set.intersection(*(set(training.curves[metric]) for training in trainings)))
             means = [statistics.fmean(training.curves[metric][epoch] for training in trainings) for epoch in epochs]
             axes.plot(epochs, means, marker=".", label=name.replace("_", " "))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel(f"epoch of {reference.config.train.repeat} passes")
         axes.set_ylabel(f"{'training' if metric.startswith('train') else 'validation'} top-1 [%]")
         axes.grid(alpha=0.3)

@@ -350,7 +350,8 @@ def test_invalid_value_is_rejected_with_field_name(values: dict[str, Any], messa
 
 
 def test_all_limits_and_choices_are_tested() -> None:
-    unlimited = {"model.focal_gate", "model.focal_selection", "model.final_norm", "data.dataset", "data.benchmark"}
+    flags = {"model.focal_gate", "model.focal_selection", "model.final_norm", "model.global_map"}
+    unlimited = flags | {"data.dataset", "data.benchmark"}
     assert {name for values, _ in INVALID for name in values} == set(NON_DEFAULT) - unlimited
 
 

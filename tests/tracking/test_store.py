@@ -240,7 +240,7 @@ def test_first_digits_of_a_run_id_are_enough(tracking_uri: str) -> None:
 
 
 def test_deleted_run_is_found_by_its_first_digits(tracking_uri: str) -> None:
-    """Otherwise a user would be told that it does not exist, instead of how to restore it."""
+    """Otherwise the message would be that it does not exist, instead of how to restore it."""
     store = TrackingStore(tracking_uri)
     run_id = store.start(store.experiment("one"), "0", "run", {}).run_id
     store.client.delete_run(run_id)
