@@ -216,7 +216,7 @@ def test_traps_execute_code_when_unpickled(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("run_id", ["../../etc", "a/b", "..", "%2e%2e", "A" * 32, "0" * 31, ""])
 def test_run_id_must_be_hexadecimal(artifacts: Artifacts, run_id: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="32 hexadecimal|no run whose id begins with"):
+    with pytest.raises(InputError, match=r"32 hexadecimal|no run whose id begins with"):
         evaluate(run_id, tracking_uri=artifacts.store.uri)
     content = {"members": [{"modality": "joint", "run_id": run_id, "weight": 1.0}], "sharpness": 1, "fitted_by": ""}
     (tmp_path / "ensemble.json").write_text(json.dumps(content))
