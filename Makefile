@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+REFERENCE = --dataset datasets/nw-ucla --preset best --refit --refit-seeds 3 $(ARGS)
 WHAT := -c constraints.txt -e '.[test,dev]'
 
 .PHONY: help setup sweep reference test test-all coverage check format docs ui server clean
@@ -54,8 +55,8 @@ sweep: $(STAMP)
 # The same command continues after an interruption: with --resume auto, a sweep with the same settings is resumed.
 reference: $(STAMP)
 	@test -d datasets/nw-ucla || $(BIN)/python -m data_prep.nw_ucla $(ZIP) datasets/nw-ucla
-	@$(BIN)/python sweeps/modalities.py --dataset datasets/nw-ucla --preset best --refit --refit-seeds 3 --resume auto $(ARGS)
-	@$(BIN)/python -m benchmarks.reference
+	@$(BIN)/python sweeps/modalities.py $(REFERENCE) --resume auto
+	@$(BIN)/python -m benchmarks.reference $(REFERENCE)
 
 # The quick tests run on up to four processes; the tests of a file share fixtures, so they stay on one. The slow tests
 # start clusters and servers, so they run one at a time; exit code 5 of pytest means that ARGS selected none of them.

@@ -68,30 +68,25 @@ def sweep(definition: SweepDefinition, doc: str | None = None, argv: Sequence[st
         print_plan_and_resolution(spec, factory, options)
         return 0
     with ExitStack() as ray:
-        runner = open_runner(definition, options, ray)
-        return _run(runner, options)
+        return _run(_open(definition, options, ray), options)
 
 
-def open_runner(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
-    """The sweep that the options describe: a new one, or the one to be resumed.
+def _open(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
+    """The sweep that the options describe: a new one, or the one to be resumed. ``ray`` keeps Ray and its lock."""
+    if options.resume not in (None, "auto"):
+        return _load(definition, options, ray)
+    spec, factory, new = new_spec(definition, options)
+    if options.resume == "auto":
+        # lazy: mlflow takes seconds to import; invalid input is reported before
+        from fgst.sweep.opening import find_sweep
+        from fgst.tracking.store import TrackingStore
 
-    Args:
-        ray: keeps Ray and the lock of the sweep until it is closed.
-    """
-    if options.resume != "auto":
-        return _load(definition, options, ray) if options.resume else _create(definition, options, ray)
-    # lazy: mlflow takes seconds to import; invalid input is reported before
-    from fgst.sweep.opening import find_sweep
-    from fgst.tracking.store import TrackingStore
-
-    spec, factory, options = new_spec(definition, options)
-    found = find_sweep(spec, factory.dataset, TrackingStore(options.tracking_uri))
-    options = dataclasses.replace(options, resume=found)
-    return _load(definition, options, ray) if found else _create(definition, options, ray)
+        if found := find_sweep(spec, factory.dataset, TrackingStore(options.tracking_uri)):
+            return _load(definition, dataclasses.replace(new, resume=found), ray, has_same_settings=True)
+    return _create(spec, factory, new, ray)
 
 
-def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
-    spec, factory, options = new_spec(definition, options)
+def _create(spec: SweepSpec, factory: TrialFactory, options: SweepOptions, ray: ExitStack) -> SweepRunner:
     reuse = bool(options.from_run or options.sweep)
     if not options.local and (options.address or not reuse):
         # Ray's processes start while a thread imports the modules that this process needs. Ray is started in the main
@@ -111,7 +106,9 @@ def _create(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) 
     )  # fmt: skip
 
 
-def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) -> SweepRunner:
+def _load(
+    definition: SweepDefinition, options: SweepOptions, ray: ExitStack, *, has_same_settings: bool = False
+) -> SweepRunner:
     # lazy: mlflow takes seconds to import; invalid input is reported before
     from fgst.sweep.opening import load_sweep
     from fgst.tracking.store import TrackingStore
@@ -122,7 +119,8 @@ def _load(definition: SweepDefinition, options: SweepOptions, ray: ExitStack) ->
         definition, store.full_run_id(options.resume), store, study_storage=options.study_storage, limit=options.trials,
         location=options.dataset,
     )  # fmt: skip
-    require_same(runner.spec, options)
+    if not has_same_settings:
+        require_same(runner.spec, options)
     ray.enter_context(runner.exclusive())  # before anything is written or Ray starts
     if options.address:
         _join_ray(ray, options)

@@ -17,7 +17,7 @@ _SMALL_TRAINING = dataclasses.replace(_COSINE, epochs=16)
 _SMALL_NETWORK = ModelConfig(channels=(32, 32, 64, 64, 128, 128, 128, 128))
 PRESETS: dict[str, TrialConfig] = {
     "paper": TrialConfig(),
-    # The cheapest settings found for NW-UCLA on a CPU, by validation (benchmarks/results/settings.md).
+    # Found for NW-UCLA on a CPU by validation, with a single seed (benchmarks/results/settings.md).
     "best": TrialConfig(
         _SMALL_NETWORK,
         DataConfig(frames=32),

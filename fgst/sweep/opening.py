@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tempfile
 import time
@@ -22,6 +23,8 @@ from fgst.tracking.run import TrackedRun
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
 from fgst.tracking.uris import database_path, sqlite_uri
+
+logger = logging.getLogger(__name__)
 
 
 def create_sweep(
@@ -112,11 +115,12 @@ def find_sweep(spec: SweepSpec, dataset: ArrowDataset, store: TrackingStore) -> 
     for run in store.runs([experiment], query):
         if Tags.STORAGE not in run.data.tags:  # its start failed
             continue
-        with store.artifacts(run.info.run_id, "sweep.json") as file:
-            try:
+        try:
+            with store.artifacts(run.info.run_id, "sweep.json") as file:
                 recorded = SweepSpec.from_json(file.read_bytes())
-            except InputError:  # of another version
-                continue
+        except InputError as error:  # it was killed at its start, or is of another version
+            logger.info("sweep %s is not resumed: %s", run.info.run_id, error)
+            continue
         if recorded.dataset_digest == spec.dataset_digest and recorded.moved(dataset) == sought:
             return run.info.run_id
     return None

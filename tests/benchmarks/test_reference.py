@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from benchmarks import reference
+from benchmarks.reference_page import page
+from benchmarks.reference_runs import load
 from fgst.cli.sweep import sweep
 from fgst.errors import InputError
 from fgst.tracking.store import TrackingStore
@@ -133,10 +135,10 @@ def test_errors_of_the_page_add_up(trained: Store) -> None:
     """The parts of each table have all test clips together."""
     refit, _ = trained.sweeps()
     with contextlib.chdir(trained.folder):
-        results = reference.load(trained.store, trained.store.run(refit).data.tags[Tags.ENSEMBLE])
-        page = reference.page(results, "a machine")
+        results = load(trained.store, trained.store.run(refit).data.tags[Tags.ENSEMBLE])
+        text = page(results, "a machine")
     for heading in ("class | clips", "subject | clips", "length | clips"):
-        rows = page.split(f"| {heading}")[1].split("\n\n")[0].splitlines()[2:]
+        rows = text.split(f"| {heading}")[1].split("\n\n")[0].splitlines()[2:]
         assert sum(int(row.split(" | ")[1]) for row in rows) == len(results.clip_ids)
 
 
@@ -154,7 +156,51 @@ def test_wrong_run_is_one_line(trained: Store, kind: str, capsys: pytest.Capture
     assert run in str(error.value)
 
 
-def test_store_without_reference_says_what_to_run(tmp_path: Path) -> None:
-    store = TrackingStore(f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(SystemExit, match="run make reference"):
-        reference.main(["--tracking-uri", store.uri])
+def test_page_is_found_by_the_options_of_the_sweep(trained: Store, tmp_path: Path) -> None:
+    with contextlib.chdir(trained.folder):
+        reference.main([*COMMAND, "--out", str(tmp_path / "reproduction" / "page.md")])
+    ensemble = trained.store.run(trained.sweeps()[0]).data.tags[Tags.ENSEMBLE]
+    assert f"--run-id {ensemble}" in (tmp_path / "reproduction" / "page.md").read_text()
+
+
+def test_unknown_sweep_is_one_line_that_says_what_to_run(trained: Store) -> None:
+    with contextlib.chdir(trained.folder), pytest.raises(SystemExit, match=r"with these options: .*make reference"):
+        reference.main([*COMMAND, "--set", "train.lr=0.77"])
+
+
+def test_incomplete_sweep_is_one_line_that_says_what_to_run(trained: Store) -> None:
+    changed = [*COMMAND, "--set", "train.lr=0.88"]
+    with contextlib.chdir(trained.folder):
+        run_sweep(*changed, "--max-trials", "1")
+        with pytest.raises(SystemExit, match=r"is not complete: .*make reference"):
+            reference.main(changed)
+    trained.store.client.delete_run(trained.sweeps()[0])
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_sweep_without_readable_specification_is_passed_over(trained: Store, tmp_path: Path, how: str) -> None:
+    """A process that is killed while it creates its sweep leaves a run without a specification, or a part of one."""
+    changed = [*COMMAND, "--set", "train.lr=0.99", "--max-trials", "1", "--resume", "auto"]
+    with contextlib.chdir(trained.folder):
+        run_sweep(*changed)
+        killed = trained.sweeps()[0]
+        folder = trained.store.local_artifacts(trained.store.run(killed))
+        assert folder is not None
+        (folder / "sweep.json").unlink() if how == "missing" else (folder / "sweep.json").write_text('{"name": ')
+        run_sweep(*changed)
+    newest = trained.sweeps()[0]
+    assert newest != killed
+    for run in (killed, newest):
+        trained.store.client.delete_run(run)
+
+
+def test_options_that_only_apply_to_a_new_sweep_do_not_prevent_resuming(trained: Store) -> None:
+    """Settings from another run are part of what the sweep is found by."""
+    run = trained.store.children(trained.sweeps()[1])[0].info.run_id
+    words = ["--from-run", run, "--values", "joint,bone", "--max-trials", "1", "--resume", "auto"]
+    with contextlib.chdir(trained.folder):
+        run_sweep(*words)
+        first = trained.sweeps()[0]
+        run_sweep(*words)
+    assert trained.sweeps()[0] == first
+    trained.store.client.delete_run(first)
