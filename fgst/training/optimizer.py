@@ -13,7 +13,7 @@ from fgst.training.state import NUMBER, Exactly
 
 # PyTorch's default of 0.999 averages over more steps than a short training has.
 SECOND_MOMENT_DECAY = 0.99
-MUON_MOMENTUM = 0.95  # as in its reference implementation; PyTorch's default
+MUON_MOMENTUM = 0.95  # PyTorch's default
 
 
 class Optimizer:
@@ -76,10 +76,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
                 weight_decay=config.weight_decay,
             )
         )
-    parameters = list(model.parameters())
-    matrices = [parameter for parameter in parameters if parameter.ndim == 2] if config.optimizer == "muon" else []
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in parameters if id(parameter) not in chosen]
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        (matrices if config.optimizer == "muon" and parameter.ndim == 2 else others).append(parameter)
     adamw = torch.optim.AdamW(
         [
             {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},

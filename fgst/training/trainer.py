@@ -129,8 +129,8 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
 def rotation_range(config: TrainConfig, progress: float) -> float:
     """Return the range of the random rotations after ``progress`` epochs, as a fraction of the recipe's.
 
-    Within the ramp it grows linearly, from ``FIRST_ROTATION_RANGE`` to 1. A network that first learns the actions from
-    nearly unrotated clips needs fewer passes in all.
+    Within the ramp it grows linearly, from ``FIRST_ROTATION_RANGE`` to 1, so that the network first learns the actions
+    from nearly unrotated clips.
     """
     ramp = config.rotation_ramp * config.epochs
     if progress >= ramp:

@@ -146,7 +146,7 @@ def test_first_line_of_docstring(text: str, line: str, tmp_path: Path) -> None:
     assert first_line_of_docstring(tmp_path / "script.py") == line
 
 
-@pytest.mark.parametrize("module", ["fgst.training.trainer", "fgst.cli.main", "fgst.config"])
+@pytest.mark.parametrize("module", ["fgst.training.trainer", "fgst.cli.main", "fgst.errors"])
 def test_module_that_is_no_command_says_so(module: str) -> None:
     result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")

@@ -182,9 +182,10 @@ def estimate_trial(
     work = cost.work_per_clip(config, dataset)
     seconds = steps * calibration.step_seconds(train.batch_size, work)
     seconds += FORWARD_SHARE * scored_batches * calibration.step_seconds(EVALUATION_BATCH, work)
-    weights = 4 * size.parameters  # gradients, momentum and a moving average are of the same size
+    weights = 4 * size.parameters  # gradients, each moment of the optimizer and a moving average are of the same size
+    copies = (2 if train.optimizer == "sgd" else 3) + bool(train.ema)  # in a checkpoint; at most, with Muon
     memory = PEAK_FACTOR * train.batch_size * cost.activation_bytes(config, dataset)
-    memory += PROCESS_BYTES + weights * (4 if train.ema else 3) + on_gpu * cost.data_bytes(config.data, dataset)
+    memory += PROCESS_BYTES + weights * (1 + copies) + on_gpu * cost.data_bytes(config.data, dataset)
     scores = len(splits.test) * 4 * (dataset.num_classes + 3) + sum(map(len, dataset.clip_ids[splits.test]))
     return TrialEstimate(
         name=name,
@@ -192,7 +193,7 @@ def estimate_trial(
         size=size,
         minutes=seconds / 60,
         memory_bytes=memory,
-        checkpoint_bytes=weights * (3 if train.ema else 2),
+        checkpoint_bytes=weights * copies,
         artifact_bytes=weights + scores + PICTURE_BYTES,
     )
 

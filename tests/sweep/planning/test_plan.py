@@ -129,13 +129,13 @@ def test_batch_size_affects_memory_but_not_time(dataset: ArrowDataset, calibrati
     assert on_gpu.memory_bytes - small_batch.memory_bytes == pytest.approx(frames)
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("ema", "optimizer"), [(0.0, "sgd"), (0.9, "sgd"), (0.0, "adamw"), (0.9, "adamw")])
 def test_disk_estimate_matches_the_files_of_a_training(
-    dataset: ArrowDataset, calibration: Calibration, tmp_path: Path, ema: float
+    dataset: ArrowDataset, calibration: Calibration, tmp_path: Path, ema: float, optimizer: str
 ) -> None:
     # With these channels the weights are 0.5 MB or more, and the rest of the files is less than a tenth of that.
     wide = {"model__channels": (64, 64, 128, 128)}
-    config = small.small_config(dataset, train__epochs=1, train__ema=ema, **wide)
+    config = small.small_config(dataset, train__epochs=1, train__ema=ema, train__optimizer=optimizer, **wide)
     estimate = estimate_trial("", config, dataset, calibration, on_gpu=False)
     [result] = fit(config, dataset=dataset, device="cpu", checkpoints=tmp_path)
     folder = latest_checkpoint(tmp_path)
