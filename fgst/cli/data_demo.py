@@ -4,11 +4,11 @@ Example:
   python -m data_prep.demo datasets/demo
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
-frames per second. An action determines the joints of one or two limbs, or of the trunk; head, arms and legs that do not
-take part change between random postures, and in each recording some joints are tracked badly. Two cameras record each
-performance. In benchmark x-sub, odd subjects are for training and even ones for testing; in x-view, camera 2 is for
-training and camera 1 for testing. The same arguments give the same files, and --clips 200 begins with the clips of
---clips 100.
+frames per second. An action determines the joints of one or two limbs, or of the trunk. Head, arms and legs that do not
+take part change between postures that only this subject has in this action, and in each recording some joints are
+tracked badly. Two cameras record each performance. In benchmark x-sub, odd subjects are for training and even ones for
+testing; in x-view, camera 2 is for training and camera 1 for testing. The same arguments give the same files, and
+--clips 200 begins with the clips of --clips 100.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ PRESETS: dict[str, TrialConfig] = {
         ModelConfig(channels=(16, 16, 32, 32), stage1_layers=2, stage2_layers=2), DataConfig(frames=16), _SMALL_TRAINING
     ),
     # For the generated motion: trained in seconds. Without the part branch, stage 2 sees nothing but the focal joints.
+    # Muon and the ramp, because with SGD single trainings failed.
     "demo": TrialConfig(
         ModelConfig(
             channels=(16, 32),
@@ -38,6 +39,15 @@ PRESETS: dict[str, TrialConfig] = {
             cross_attention=False,
         ),
         DataConfig(frames=8, validation=0.4),
-        dataclasses.replace(_COSINE, lr=0.1, weight_decay=2e-3, epochs=4, repeat=4, batch_size=16),
+        dataclasses.replace(
+            _COSINE,
+            optimizer="muon",
+            lr=0.02,
+            weight_decay=0.05,
+            rotation_ramp=0.7,
+            epochs=3,
+            repeat=4,
+            batch_size=16,
+        ),
     ),
 }

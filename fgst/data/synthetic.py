@@ -2,10 +2,10 @@
 
 Ten generated subjects of different build perform up to twelve actions in the NTU-25 skeleton, in metres, y up, at 30
 frames per second. An action determines the joints of one or two limbs, or of the trunk. Head, arms and legs that do
-not take part jump between random postures that have nothing to do with the class, and in each recording some joints,
-drawn independently, are tracked badly. So only a few joints of a clip tell its class; which ones depends on the class
-and on the recording. Two cameras record each performance. The same arguments give the same files, and a larger data
-set begins with the clips of a smaller one.
+not take part move between twelve postures of this subject in this action: they tell the class of the subjects that
+a network was trained with, and mislead about all others. In each recording some joints, drawn independently, are
+tracked badly. Two cameras record each performance. The same arguments give the same files, and a larger data set begins
+with the clips of a smaller one.
 """
 
 from __future__ import annotations
@@ -73,15 +73,16 @@ NOISE = np.full(len(JOINT), 0.008)
 NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("wrist", "hand", "ankle", "foot")]] = 0.015
 NOISE[[JOINT[f"{side}_{joint}"] for side in ("left", "right") for joint in ("hand_tip", "thumb")]] = 0.025
 # Each joint but the centre is tracked badly in a recording with this probability, and then has this noise in metres.
-LOST, LOST_NOISE = 0.4, 0.25
+LOST, LOST_NOISE = 0.2, 0.1
 # Head, arms and legs by the joints that rotate them, with the standard deviation of random rotations in radians. One
-# that does not take part in the action takes a new random posture after each of POSTURE_FRAMES frames.
+# that does not take part in the action takes one of POSTURES, varied a little, for a number of POSTURE_FRAMES.
 LIMBS = (
     (("neck",), 0.6),
     *((tuple(f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist")), 1.3) for side in ("left", "right")),
     *((tuple(f"{side}_{joint}" for joint in ("hip", "knee", "ankle")), 1.3) for side in ("left", "right")),
 )
-POSTURE_FRAMES = (2, 5)  # shortest and longest time between changes
+POSTURES, POSTURE_VARIATION = 12, 0.1  # number, and standard deviation in units of that between postures
+POSTURE_FRAMES = (6, 15)  # shortest and longest
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ def demo_clips(clips: int, classes: int, seed: int) -> Iterator[Clip]:
     for number in range(-(-clips // CAMERAS)):
         turn, label = divmod(number, classes)
         subject = turn % SUBJECTS + 1
-        persons = _performance(ACTIONS[label], subject, _generator(seed, "performance", number))  # (M, T, N, 3)
+        rng = _generator(seed, "performance", number)
+        persons = _performance(ACTIONS[label], subject, _postures(seed, label, subject), rng)  # (M, T, N, 3)
         for camera in range(min(CAMERAS, clips - CAMERAS * number)):
             sensor = _generator(seed, "sensor", CAMERAS * number + camera)
             lost = sensor.random((len(persons), 1, NTU_25.num_joints, 1)) < LOST
@@ -248,7 +250,16 @@ def demo_clips(clips: int, classes: int, seed: int) -> Iterator[Clip]:
 
 def _generator(seed: int, purpose: str, number: int) -> np.random.Generator:
     """Return an independent generator for each item, so that adding clips does not change earlier ones."""
-    return np.random.default_rng([seed, ("subject", "performance", "sensor", "camera").index(purpose), number])
+    purposes = ("subject", "performance", "sensor", "camera", "postures")
+    return np.random.default_rng([seed, purposes.index(purpose), number])
+
+
+def _postures(seed: int, label: int, subject: int) -> np.ndarray:
+    """Return standard normal rotation vectors ``(2, POSTURES, N, 3)``: the postures of the limbs of the subject, and of
+    its partner, that do not take part in the action.
+    """
+    rng = _generator(seed, "postures", label * (SUBJECTS + 1) + subject)
+    return rng.standard_normal((2, POSTURES, NTU_25.num_joints, 3))
 
 
 def _cameras(seed: int) -> np.ndarray:
@@ -260,7 +271,7 @@ def _cameras(seed: int) -> np.ndarray:
     return rotation_matrices(np.stack([pitch, zero, zero], -1)) @ rotation_matrices(np.stack([zero, yaw, zero], -1))
 
 
-def _performance(action: Action, subject: int, rng: np.random.Generator) -> np.ndarray:
+def _performance(action: Action, subject: int, postures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Generate the true positions in the scene, ``(M, T, N, 3)``; the first person faces roughly along z."""
     T = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
     seconds = np.arange(T) / RATE
@@ -270,10 +281,10 @@ def _performance(action: Action, subject: int, rng: np.random.Generator) -> np.n
     begin, end = rng.uniform(0.0, 0.25) * seconds[-1], rng.uniform(0.75, 1.0) * seconds[-1]
     envelope = _smooth_step((seconds - begin) / 0.4) * _smooth_step((end - seconds) / 0.4)
 
-    persons = [_person(action.moves, subject, phase, envelope, seconds, rng)]
+    persons = [_person(action.moves, subject, postures[0], phase, envelope, seconds, rng)]
     if action.partner is not None:
         other = subject % SUBJECTS + 1
-        body = _person(action.partner, other, phase, envelope, seconds, rng)
+        body = _person(action.partner, other, postures[1], phase, envelope, seconds, rng)
         facing = rotation_matrices(np.array([0.0, np.pi + rng.normal(0, 0.15), 0.0]))
         persons.append(body @ facing.T + (rng.normal(0, 0.05), 0.0, rng.uniform(0.7, 1.0)))
     heading = rotation_matrices(np.array([0.0, rng.normal(0, 0.2), 0.0]))
@@ -283,13 +294,14 @@ def _performance(action: Action, subject: int, rng: np.random.Generator) -> np.n
 def _person(
     moves: Sequence[Move],
     subject: int,
+    postures: np.ndarray,
     phase: np.ndarray,
     envelope: np.ndarray,
     seconds: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Generate one person's positions, ``(T, N, 3)``: the moves on top of posture and sway, and postures of the limbs
-    that do not take part.
+    """Generate one person's positions, ``(T, N, 3)``: the moves on top of the person's posture and sway, and the
+    ``postures`` ``(POSTURES, N, 3)`` of the limbs that do not take part.
     """
     N = NTU_25.num_joints
     # A subject's build does not depend on the data set's seed.
@@ -311,7 +323,8 @@ def _person(
     taking_part = {move.joint for move in moves}
     for limb, spread in LIMBS:
         if taking_part.isdisjoint(limb):
-            turns[:, [JOINT[joint] for joint in limb]] += spread * _random_postures(len(seconds), len(limb), rng)
+            joints = [JOINT[joint] for joint in limb]
+            turns[:, joints] += spread * _alternate(postures[:, joints], len(seconds), rng)
 
     positions = forward_kinematics(rotation_matrices(turns), bones)
     positions[..., 1] -= floor
@@ -320,10 +333,12 @@ def _person(
     return positions + path[:, None]
 
 
-def _random_postures(frames: int, joints: int, rng: np.random.Generator) -> np.ndarray:
-    """Return standard normal rotation vectors ``(T, joints, 3)`` that change every few frames."""
+def _alternate(postures: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Return one of the postures ``(POSTURES, joints, 3)`` at a time, each varied a little, ``(frames, joints, 3)``."""
     durations = rng.integers(POSTURE_FRAMES[0], POSTURE_FRAMES[1] + 1, frames)  # more than enough
-    return np.repeat(rng.standard_normal((frames, joints, 3)), durations, axis=0)[:frames]
+    chosen = postures[rng.integers(0, len(postures), frames)]
+    chosen = chosen + POSTURE_VARIATION * rng.standard_normal(chosen.shape)
+    return np.repeat(chosen, durations, axis=0)[:frames]
 
 
 def forward_kinematics(rotations: np.ndarray, bones: np.ndarray) -> np.ndarray:

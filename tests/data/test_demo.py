@@ -123,7 +123,7 @@ def test_properties_of_clips(all_classes: ArrowDataset) -> None:
         assert np.abs(joints).max() < 3.0  # metres
         assert not joints[0, 0, NTU_25.centre].any()
         upright = joints[:, :, JOINT["spine_at_shoulders"], 1] - joints[:, :, JOINT["left_ankle"], 1]
-        assert upright.max() > 0.8
+        assert upright.max() > 0.5  # also with both legs in random postures
 
 
 def test_only_classes_with_two_persons_have_two_persons(all_classes: ArrowDataset) -> None:
@@ -166,15 +166,39 @@ def test_telling_joints_are_listed_for_all_classes() -> None:
 
 @pytest.mark.parametrize("action", TELLING)
 def test_action_determines_its_joints_only(well_tracked: ArrowDataset, action: str) -> None:
-    """The other limbs jump from posture to posture: the second differences of their positions are larger."""
+    """The other limbs jump from posture to posture: the largest second differences of their positions are larger."""
     telling, other, reference = (JOINT[joint] for joint in TELLING[action])
     steps = []
     for row in np.flatnonzero(well_tracked.columns["label"] == well_tracked.classes.index(action)):
         person = well_tracked.clip(int(row))[0].astype(float)
         relative = person[:, [telling, other]] - person[:, [reference]]
-        steps.append(np.median(np.linalg.norm(np.diff(relative, axis=0, n=2), axis=-1), axis=0))
+        steps.append(np.quantile(np.linalg.norm(np.diff(relative, axis=0, n=2), axis=-1), 0.95, axis=0))
     determined, random = np.median(steps, axis=0)
     assert determined < random / 2
+
+
+def test_postures_of_other_limbs_belong_to_subject_and_action(tmp_path: Path) -> None:
+    """While kicking, a subject's hands are where they were in its other performances, and not where another's are."""
+    dataset = make_demo(tmp_path / "demo", clips=320, classes=4)
+    kicks = dataset.columns["label"] == dataset.classes.index("kick with the right foot")
+    joints = [JOINT["left_hand"], JOINT["right_hand"]]
+
+    def hands(subject: int, replication: int) -> np.ndarray:
+        (row,) = np.flatnonzero(
+            kicks
+            & (dataset.columns["subject"] == subject)
+            & (dataset.columns["replication"] == replication)
+            & (dataset.columns["camera"] == 1)
+        )
+        person = dataset.clip(int(row))[0].astype(float)
+        return (person[:, joints] - person[:, [JOINT["spine_at_shoulders"]]]).reshape(len(person), -1)
+
+    def distance(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.median(np.linalg.norm(one[:, None] - other, axis=-1).min(axis=1)))
+
+    same = [distance(hands(subject, 1), hands(subject, 2)) for subject in range(1, 11)]
+    others = [distance(hands(subject, 1), hands(subject % 10 + 1, 2)) for subject in range(1, 11)]
+    assert np.median(same) < 0.6 * np.median(others)
 
 
 def test_number_of_badly_tracked_joints(all_classes: ArrowDataset) -> None:
