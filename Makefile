@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 REFERENCE = --dataset datasets/nw-ucla --preset best --refit --refit-seeds 3 $(ARGS)
 WHAT := -c constraints.txt -e '.[test,dev]'
 
-.PHONY: help setup sweep reference test test-all coverage check format docs ui server clean
+.PHONY: help setup sweep reference test test-all coverage check format docs docs-samples ui server clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,7 +23,8 @@ help:
 	@echo "make test      set up, then the tests;  make test-all: also the slow ones"
 	@echo "make coverage  the quick tests with the share of executed code, which must not fall"
 	@echo "make check     lint, format and types (ruff, mypy);  make format: format the code"
-	@echo "make docs      build the documentation into site/"
+	@echo "make docs      build the documentation into site/;  make docs-samples: run the examples of README and docs/"
+	@echo "               on generated motion, and put their output and pictures into the documents"
 	@echo "make ui        MLflow UI on http://127.0.0.1:5000, or on the next free port (PORT=… chooses another)"
 	@echo "make server    tracking server for a team, on PostgreSQL with a password (mlflow/README.md)"
 	@echo "make setup     only the virtual environment in $(VENV)"
@@ -86,6 +87,10 @@ docs: $(STAMP)
 	@$(BIN)/python tools/generate_docs.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
+
+# Runs stay in samples/; remove it to begin again.
+docs-samples: $(STAMP)
+	@$(BIN)/python tools/generate_samples.py $(ARGS)
 
 # Shows the tracking store of the working directory, or the one named by the environment, on this machine only.
 ui: $(STAMP)
