@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,6 +155,9 @@ def _run(runner: SweepRunner, options: SweepOptions) -> int:
     _write_tables(result, options)
     if runner.deletion is not None:
         raise Interrupted(f"{runner.deletion}\nThen complete the sweep with: {format_command(command)}")
+    with suppress(StoreUnavailable):
+        if report := runner.store.artifact_page(runner.sweep_id, "report.html"):
+            print(f"report: {report}", file=sys.stderr)
     _print_outcome(result, command)
     if result.status is SweepStatus.FAILED:
         return 1

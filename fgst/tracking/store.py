@@ -128,14 +128,32 @@ class TrackingStore:
         # MLflow's default page of an experiment shows chat traces.
         page = f"#/experiments/{experiment}/runs?workflowType=machine_learning"
         if self.remote:
-            scheme, _, address = self.connection.uri.rstrip("/").partition("://")
-            return f"{scheme}://{address.rpartition('@')[2]}/{page}"
+            return f"{self._server()}/{page}"
         # `make ui` opens $MLFLOW_TRACKING_URI unless it is empty; it does not resolve paths that are not URIs.
         environment = os.environ.get("MLFLOW_TRACKING_URI", "")
         is_default = self.connection.uri == resolve_uri() and (not environment or "://" in environment)
         if is_default and Path.cwd() == _CHECKOUT:  # elsewhere there is no Makefile, or another one
             return f"make ui, then http://127.0.0.1:5000/{page} (or the port that it prints)"
         return f"{shlex.join(['mlflow', 'ui', '--backend-store-uri', self.uri])}, then http://127.0.0.1:5000/{page}"
+
+    def artifact_page(self, run_id: str, path: str) -> str | None:
+        """Where a browser finds an artifact of a run: an absolute path, or the page of the tracking server.
+
+        Returns:
+            ``None`` if the artifacts are neither in this machine's file system nor on a tracking server.
+        """
+        run = self.run(run_id)
+        folder = self.local_artifacts(run)
+        if folder is not None and (folder / path).is_file():
+            return str((folder / path).resolve())
+        if self.remote:
+            return f"{self._server()}/#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts/{path}"
+        return None
+
+    def _server(self) -> str:
+        """The tracking server's URL without a password."""
+        scheme, _, address = self.connection.uri.rstrip("/").partition("://")
+        return f"{scheme}://{address.rpartition('@')[2]}"
 
     # Runs
 

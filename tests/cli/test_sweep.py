@@ -121,6 +121,11 @@ def test_sweep_stopped_before_any_trial_ends_is_resumable(
     assert (run.info.status, run.data.tags[Tags.STOP_REASON]) == ("FINISHED", " ".join(limit))
     assert sweep(FOCAL_K, argv=["--resume", run.info.run_id, "--local"]) == 0
     finished_sweep(workspace)
+    [report] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("report: ")]
+    page = Path(report.removeprefix("report: "))
+    assert page.is_absolute()
+    assert run.info.run_id in page.parts
+    assert "How many focal joints K?" in page.read_text()
 
 
 def finished_sweep(workspace: Workspace) -> Run:

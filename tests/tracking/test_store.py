@@ -124,6 +124,15 @@ def store_with_uri(uri: str, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
     return TrackingStore(uri)
 
 
+@pytest.mark.parametrize("user", ["", "user:secret@"])
+def test_artifact_page_on_a_server_is_a_url_without_password(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_with_uri(f"https://{user}host/mlflow/", monkeypatch)
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="3", artifact_uri="mlflow-artifacts:/3/5/artifacts"))
+    monkeypatch.setattr(store, "run", lambda run_id: run)
+    page = store.artifact_page("5", "report.html")
+    assert page == "https://host/mlflow/#/experiments/3/runs/5/artifacts/report.html"
+
+
 @pytest.mark.parametrize("uri", ["http://host:5000", "https://host/mlflow/"])
 def test_ui_url_of_a_server_is_a_page_of_that_server(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store_with_uri(uri, monkeypatch).ui_url("1") == f"{uri.rstrip('/')}/{PAGE}"
