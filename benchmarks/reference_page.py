@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reference_runs import FUSED, Reference
-from fgst.config import PRESETS, TrialConfig
+from fgst.config import PRESETS, resolve_data_defaults
 from fgst.evaluation import plots
 from fgst.evaluation.explain import explain
 from fgst.evaluation.plots import new_figure, save_figure
@@ -56,7 +56,7 @@ def _summary(reference: Reference, machine: str) -> Iterator[str]:
         interval = crossed(reference.correct(name).astype(float))
         val = [training.metrics["val/top1"] for training in reference.validation.get(name, ())]
         label = f"**{'four modalities fused' if name == FUSED else name.replace('_', ' ')}**"
-        low, high = interval.mean - interval.half_width, min(100.0, interval.mean + interval.half_width)
+        low, high = max(0.0, interval.mean - interval.half_width), min(100.0, interval.mean + interval.half_width)
         rows.append(
             [
                 label,
@@ -85,7 +85,7 @@ def _how(reference: Reference, machine: str) -> Iterator[str]:
     yield "## How to repeat it"
     yield ""
     yield "```console"
-    yield f"$ make reference ZIP=all_sqe.zip{_arguments(config)}"
+    yield f"$ make reference ZIP=all_sqe.zip{_arguments(reference)}"
     yield "```"
     yield ""
     yield (
@@ -96,15 +96,22 @@ def _how(reference: Reference, machine: str) -> Iterator[str]:
     )
 
 
-def _arguments(config: TrialConfig) -> str:
+# What the command determines itself, and what differs between the networks.
+_NOT_ARGUMENTS = ("train.seed", "data.dataset", "data.modality", "data.protocol")
+
+
+def _arguments(reference: Reference) -> str:
     """The argument ARGS of ``make reference`` for settings that differ from preset ``best``; empty if none does."""
-    preset, changes = PRESETS["best"].flat(), []
-    for name, value in config.flat().items():
-        if name == "train.epochs" and value != preset[name]:
-            changes.append(f"--epochs {value}")
-        elif name.startswith(("model.", "train.")) and name not in ("train.seed", "train.repeat", "train.epochs"):
-            changes += [f"--set {name}={_value(value).replace(' ', '')}"] if value != preset[name] else []
+    preset, changes = resolve_data_defaults(PRESETS["best"], reference.data).flat(), []
+    for name, value in reference.config.flat().items():
+        if name in _NOT_ARGUMENTS or value == preset[name]:
+            continue
+        changes.append(f"--epochs {value}" if name == "train.epochs" else f"--set {name}={_argument(value)}")
     return f' ARGS="{" ".join(changes)}"' if changes else ""
+
+
+def _argument(value: object) -> str:
+    return _value(value).replace(" ", "")
 
 
 def _settings(reference: Reference, machine: str) -> Iterator[str]:
@@ -112,14 +119,11 @@ def _settings(reference: Reference, machine: str) -> Iterator[str]:
     yield ""
     yield "Preset `best`; where it differs from the paper's recipe (preset `paper`):"
     yield ""
-    paper, ours = PRESETS["paper"].flat(), reference.config.flat()
-    frames = {"data.frames": 52}  # of the recipe, which preset `paper` leaves to the data set
+    paper = resolve_data_defaults(PRESETS["paper"], reference.data).flat()
     rows = [
-        [f"`{name}`", _value(frames.get(name, paper[name])), _value(value)]
-        for name, value in ours.items()
-        if name.startswith(("model.", "train.", "data.frames"))
-        and name not in ("train.seed", "train.repeat")
-        and value != frames.get(name, paper[name])
+        [f"`{name}`", _value(paper[name]), _value(value)]
+        for name, value in reference.config.flat().items()
+        if name not in _NOT_ARGUMENTS and value != paper[name]
     ]
     yield from _table(["setting", "paper", "here"], rows)
     weights = ", ".join(f"{name.replace('_', ' ')} {weight:.2f}" for name, weight in reference.card.weights.items())

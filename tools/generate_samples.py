@@ -96,10 +96,13 @@ def run_steps(workdir: Path) -> Outputs:
             arguments = words(done)
             if arguments[0].startswith("sweeps/"):
                 arguments[0] = str(ROOT / arguments[0])
-            print(f"python {' '.join(arguments)}", flush=True)
-            with (workdir / f"{name}.part").open("w") as output:
-                subprocess.run([sys.executable, *arguments], cwd=workdir, env=environment, stdout=output, check=True)
-            (workdir / f"{name}.part").rename(kept)
+            part = workdir / f"{name}.part"
+            print(f"python {' '.join(arguments)} > {part}", flush=True)
+            with part.open("w") as output:
+                errors = None if "--json" in arguments else subprocess.STDOUT
+                subprocess.run([sys.executable, "-u", *arguments], cwd=workdir, env=environment, stdout=output,
+                               stderr=errors, check=True)  # fmt: skip
+            part.rename(kept)
         # Titles and captions of tables are padded with spaces.
         done[name] = re.sub(r" +$", "", kept.read_text(), flags=re.MULTILINE)
     return done

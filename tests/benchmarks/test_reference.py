@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import runpy
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from benchmarks import reference
 from benchmarks.reference_page import page
 from benchmarks.reference_runs import load
 from fgst.cli.sweep import sweep
+from fgst.config import PRESETS, resolve
+from fgst.data.dataset import ArrowDataset
 from fgst.errors import InputError
 from fgst.tracking.store import TrackingStore
 from fgst.tracking.tags import Tags
@@ -129,6 +133,26 @@ def test_page_has_the_accuracies_of_the_runs(trained: Store, tmp_path: Path) -> 
     for picture in ("curves", "confusion", "focal-map", "focal-joints"):
         assert (tmp_path / "pictures" / f"nw-ucla-{picture}.png").stat().st_size > 1000
         assert f"../pictures/nw-ucla-{picture}.png" in page
+
+
+def test_command_on_the_page_has_all_settings_of_the_networks(trained: Store, tmp_path: Path) -> None:
+    """The command's options, on top of its preset, are the settings of the networks."""
+    ensemble = trained.store.run(trained.sweeps()[0]).data.tags[Tags.ENSEMBLE]
+    with contextlib.chdir(trained.folder):
+        reference.main(["--run-id", ensemble, "--out", str(tmp_path / "page.md"), "--tracking-uri", trained.store.uri])
+        [line] = [
+            line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("$ make reference")
+        ]
+        arguments = re.search('ARGS="(.*)"', line)
+        assert arguments is not None
+        words = shlex.split(arguments[1])
+        values = {"train.epochs": words.pop(words.index("--epochs") + 1)}
+        values |= dict(word.split("=", 1) for word in words if "=" in word)
+        given = resolve(PRESETS["best"].with_values({"data.dataset": "data", **values}), ArrowDataset("data")).flat()
+    for run in trained.store.children(trained.sweeps()[0]):
+        used = trained.store.model_card(run.info.run_id).config.flat()
+        differ = {name for name, value in used.items() if value != given[name]}
+        assert differ <= {"train.seed", "data.modality", "data.protocol"}
 
 
 def test_errors_of_the_page_add_up(trained: Store) -> None:
