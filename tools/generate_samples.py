@@ -104,7 +104,8 @@ def run_steps(workdir: Path) -> Outputs:
                                stderr=errors, check=True)  # fmt: skip
             part.rename(kept)
         # Titles and captions of tables are padded with spaces.
-        done[name] = re.sub(r" +$", "", kept.read_text(), flags=re.MULTILINE)
+        output = re.sub(r" +$", "", kept.read_text(), flags=re.MULTILINE)
+        done[name] = output.replace(f"{workdir}/", "…/fgst/")
     return done
 
 
@@ -122,9 +123,15 @@ def write_pictures(workdir: Path, done: Outputs) -> None:
     """Copy figures of the runs, and draw the sweep's report."""
     pictures = ROOT / "docs" / "pictures"
     shutil.copy(workdir / "explained" / "joints.png", pictures / "focal-map-demo.png")
-    shutil.copy(workdir / "explained" / "kick-with-the-left-foot.png", pictures / "focal-joints.png")
+    (kick,) = (workdir / "explained").glob("*-kick-with-the-left-foot.png")
+    shutil.copy(kick, pictures / "focal-joints.png")
     (report,) = workdir.glob(f"mlruns/*/{sweep_of(done['sweep'])}/artifacts/report.html")
-    (ensemble,) = workdir.glob(f"mlruns/*/{best_of(done['ensemble'])}/artifacts/ensemble.png")
+    # The ensemble of the refit sweep has no validation clips, so the picture is that of the sweep before.
+    (ensemble,) = (
+        picture
+        for picture in workdir.glob("mlruns/*/*/artifacts/figures/subsets.png")
+        if best_of(done["ensemble"]) not in picture.parts
+    )
     shutil.copy(ensemble, pictures / "ensemble.png")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
@@ -132,7 +139,7 @@ def write_pictures(workdir: Path, done: Outputs) -> None:
         return
     subprocess.run(
         [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--force-device-scale-factor=1.25",
-         "--window-size=1000,760", f"--screenshot={pictures / 'report.png'}", report.resolve().as_uri()],
+         "--window-size=1000,715", f"--screenshot={pictures / 'report.png'}", report.resolve().as_uri()],
         check=True, capture_output=True,
     )  # fmt: skip
 
