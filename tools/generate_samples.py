@@ -104,8 +104,8 @@ def run_steps(workdir: Path) -> Outputs:
                                stderr=errors, check=True)  # fmt: skip
             part.rename(kept)
         # Titles and captions of tables are padded with spaces.
-        output = re.sub(r" +$", "", kept.read_text(), flags=re.MULTILINE)
-        done[name] = output.replace(f"{workdir}/", "…/fgst/")
+        text = re.sub(r" +$", "", kept.read_text(), flags=re.MULTILINE)
+        done[name] = text.replace(f"{workdir}/", "…/fgst/")
     return done
 
 
