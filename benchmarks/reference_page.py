@@ -106,12 +106,9 @@ def _arguments(reference: Reference) -> str:
     for name, value in reference.config.flat().items():
         if name in _NOT_ARGUMENTS or value == preset[name]:
             continue
-        changes.append(f"--epochs {value}" if name == "train.epochs" else f"--set {name}={_argument(value)}")
+        text = _value(value).replace(" ", "")
+        changes.append(f"--epochs {text}" if name == "train.epochs" else f"--set {name}={text}")
     return f' ARGS="{" ".join(changes)}"' if changes else ""
-
-
-def _argument(value: object) -> str:
-    return _value(value).replace(" ", "")
 
 
 def _settings(reference: Reference, machine: str) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Run the commands of the documents on generated motion, and put their output and pictures into the documents.
 
 A code block is replaced if the line before it is "<!-- sample: NAME -->". The runs stay in the working directory: a new
-call resumes after the last step that finished, and with all of them finished only rewrites the documents. The picture
-of the report needs Chromium; without it, the picture is kept.
+call resumes the step that was interrupted, and only rewrites the documents if all of them have finished. The picture of
+the report needs Chromium; without it, the picture is kept.
 
 Example:
   python tools/generate_samples.py            # make docs-samples: 10 to 20 minutes on two cores
@@ -21,10 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/quickstart.md", "docs/champion.md", "docs/data.md", "docs/sweeps.md")
+DOCUMENTS = ("README.md", "docs/quickstart.md", "docs/champion.md")
 MARKER = re.compile(r"(<!-- sample: (\S+) -->\n```\w*\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 RUN_ID = "[0-9a-f]{32}"
 FOCAL_JOINTS = 6  # of the network that is explained: with all joints there is nothing to select
+
+RESUME = ("--resume", "auto")  # the sweep that an earlier call began
 
 Outputs = dict[str, str]
 
@@ -50,10 +52,17 @@ def explained(done: Outputs) -> str:
 
 # Each step's words after "python"; a step may use the outputs of the steps before it.
 STEPS: dict[str, Callable[[Outputs], list[str]]] = {
-    "sweep": lambda done: ["sweeps/focal_k.py"],
+    "sweep": lambda done: ["sweeps/focal_k.py", *RESUME],
     "trials": lambda done: ["-m", "fgst.runs", "list", "--sweep", sweep_of(done["sweep"]), "--json"],
     "evaluate": lambda done: ["-m", "fgst.evaluate", "--run-id", best_of(done["sweep"])],
-    "ensemble": lambda done: ["sweeps/modalities.py", "--sweep", sweep_of(done["sweep"]), "--refit"],
+    "ensemble": lambda done: [
+        "sweeps/modalities.py",
+        "--sweep",
+        sweep_of(done["sweep"]),
+        "--refit",
+        "--resume",
+        "auto",
+    ],
     "explain": lambda done: ["-m", "fgst.explain", "--run-id", explained(done), "--out", "explained"],
 }
 
@@ -70,11 +79,11 @@ def sweep_end(done: Outputs) -> str:
 
 
 def ensemble_table(done: Outputs) -> str:
-    """Return the rows of the single modalities and of all four, of the table on validation, and the lines below it."""
+    """Return the rows of the single modalities and of all four, of the table on validation clips."""
     lines = done["ensemble"].splitlines()
-    header = next(i for i, line in enumerate(lines) if "fitted" in line)
-    begin = max(i for i, line in enumerate(lines[:header]) if re.match(r"│ J +│ alone", line))
-    rows = lines[begin : header + 1]
+    last = next(i for i, line in enumerate(lines) if "│ fitted " in line)
+    first = max(i for i, line in enumerate(lines[:last]) if re.match(r"│ J +│ alone", line))
+    rows = lines[first : last + 1]
     singles = [row for row in rows if "│ alone" in row]
     return "\n".join([*singles, "…", *(row for row in rows if "J + B + JM + BM" in row)]) + "\n"
 
@@ -100,8 +109,11 @@ def run_steps(workdir: Path) -> Outputs:
             print(f"python {' '.join(arguments)} > {part}", flush=True)
             with part.open("w") as output:
                 errors = None if "--json" in arguments else subprocess.STDOUT
-                subprocess.run([sys.executable, "-u", *arguments], cwd=workdir, env=environment, stdout=output,
-                               stderr=errors, check=True)  # fmt: skip
+                process = subprocess.run([sys.executable, "-u", *arguments], cwd=workdir, env=environment,
+                                         stdout=output, stderr=errors)  # fmt: skip
+            if process.returncode:
+                lines = part.read_text().splitlines() or ["no output"]
+                sys.exit(f"error: the command failed: {lines[-1]} (all of its output: {part})")
             part.rename(kept)
         # Titles and captions of tables are padded with spaces.
         text = re.sub(r" +$", "", kept.read_text(), flags=re.MULTILINE)

@@ -28,7 +28,7 @@ PRESETS: dict[str, TrialConfig] = {
         ModelConfig(channels=(16, 16, 32, 32), stage1_layers=2, stage2_layers=2), DataConfig(frames=16), _SMALL_TRAINING
     ),
     # For the generated motion: trained in seconds. Without the part branch, stage 2 sees nothing but the focal joints.
-    # Muon and the ramp, because with SGD single trainings failed.
+    # Muon and the ramp: with SGD, some trainings ended several points below the others.
     "demo": TrialConfig(
         ModelConfig(
             channels=(16, 32),

@@ -140,10 +140,7 @@ def test_command_on_the_page_has_all_settings_of_the_networks(trained: Store, tm
     ensemble = trained.store.run(trained.sweeps()[0]).data.tags[Tags.ENSEMBLE]
     with contextlib.chdir(trained.folder):
         reference.main(["--run-id", ensemble, "--out", str(tmp_path / "page.md"), "--tracking-uri", trained.store.uri])
-        [line] = [
-            line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("$ make reference")
-        ]
-        arguments = re.search('ARGS="(.*)"', line)
+        arguments = re.search(r'^\$ make reference .*ARGS="(.*)"$', (tmp_path / "page.md").read_text(), re.MULTILINE)
         assert arguments is not None
         words = shlex.split(arguments[1])
         values = {"train.epochs": words.pop(words.index("--epochs") + 1)}
