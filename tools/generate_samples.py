@@ -109,9 +109,14 @@ def run_steps(workdir: Path) -> Outputs:
             print(f"python {' '.join(arguments)} > {part}", flush=True)
             with part.open("w") as output:
                 errors = None if "--json" in arguments else subprocess.STDOUT
-                process = subprocess.run([sys.executable, "-u", *arguments], cwd=workdir, env=environment,
-                                         stdout=output, stderr=errors)  # fmt: skip
-            if process.returncode:
+                process = subprocess.Popen([sys.executable, "-u", *arguments], cwd=workdir, env=environment,
+                                           stdout=output, stderr=errors)  # fmt: skip
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # the command received the signal as well, and saves what it has
+                process.wait()
+                sys.exit("interrupted; the same command resumes")
+            if code:
                 lines = part.read_text().splitlines() or ["no output"]
                 sys.exit(f"error: the command failed: {lines[-1]} (all of its output: {part})")
             part.rename(kept)
